@@ -1,0 +1,16 @@
+"""scikit-learn's bundled digits: 1,797 grey images of 8x8 pixels in ten classes, with nothing to download."""
+
+from torch import Tensor
+
+from onestep.data.dataset import ImageDataset
+
+
+class Digits(ImageDataset):
+    """UCI's optical digits as scikit-learn ships them, scaled from 0..16 to [-1, 1]; labels as one-hot [N, 10]."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images = Tensor(bunch.images).unsqueeze(1) / 8 - 1
+        super().__init__(images, labels=Tensor(bunch.target).long(), num_classes=10)

@@ -1,0 +1,122 @@
+"""A Gaussian mixture and its noised laws in closed form: a world where score, denoiser and ratio are exact.
+
+Noised by ``x_sigma = x0 + sigma * noise``, a mixture stays a mixture, with sigma^2 I added to every covariance. All is
+written in each component's eigenbasis, where adding sigma^2 I adds sigma^2 to the eigenvalues.
+"""
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from onestep.noise import expand_like
+
+
+class GaussianMixture:
+    """``sum_k weights_k N(means_k, covariances_k)`` over flattened events of D dimensions.
+
+    ``weights`` [K] are positive and sum to one; ``means`` [K, D]; ``covariances`` [K, D, D] are symmetric and positive
+    semi-definite (where singular, there is no density at sigma = 0). All of one floating dtype, which is that of the
+    computation. The law is fixed: no gradient reaches its parameters. Raises ValueError for anything else.
+
+    Every method takes ``x_sigma`` [B, ...] with D numbers a sample and ``sigma`` [B] >= 0 in the units of x, both of
+    the mixture's dtype, and is differentiable by ``x_sigma``.
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+        _check_parameters(weights, means, covariances)
+        self.log_weights = weights.detach().log()
+        self.means = means.detach()
+        variances, self.axes = torch.linalg.eigh(covariances.detach())  # [K, D]; [K, D, D], axes in columns
+        tolerance = 10 * means.shape[1] * torch.finfo(means.dtype).eps * variances.abs().amax()
+        if (variances < -tolerance).any():
+            raise ValueError(
+                f"covariances must be positive semi-definite, but have the eigenvalue {float(variances.min())}"
+            )
+        self.variances = variances.clamp_min(0)
+
+    @classmethod
+    def isotropic(cls, weights: Tensor, means: Tensor, stds: Tensor) -> "GaussianMixture":
+        """Components with covariance ``stds_k^2 I``, ``stds`` [K] >= 0."""
+        if stds.shape != weights.shape or not (stds >= 0).all():
+            raise ValueError(f"stds must be {tuple(weights.shape)} non-negative numbers, got {stds}")
+        identity = torch.eye(means.shape[-1], dtype=means.dtype, device=means.device)
+        return cls(weights, means, stds.square()[:, None, None] * identity)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GaussianMixture":
+        """The same mixture on another device or in another floating dtype."""
+        moved = copy.copy(self)
+        for name, tensor in vars(self).items():
+            setattr(moved, name, tensor.to(device=device, dtype=dtype))
+        return moved
+
+    def log_prob(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
+        """The log density [B] of the noised law at ``x_sigma``."""
+        return self._components(x_sigma, sigma)[0].logsumexp(1)
+
+    def score(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
+        """The gradient of ``log_prob`` by ``x_sigma``, of the shape of ``x_sigma``."""
+        log_joint, offsets, variances = self._components(x_sigma, sigma)
+        per_component = torch.einsum("kde,bke->bkd", self.axes, -offsets / variances)
+        return _average(log_joint, per_component).reshape(x_sigma.shape)
+
+    def denoise(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
+        """The posterior mean of x0 given ``x_sigma``, of its shape: the exact :class:`Denoiser`."""
+        log_joint, offsets, variances = self._components(x_sigma, sigma)
+        # As a shrunk offset from the mean, and not as x_sigma + sigma^2 score, which cancels at large sigma.
+        shrunk = offsets * (self.variances / variances)
+        per_component = self.means + torch.einsum("kde,bke->bkd", self.axes, shrunk)
+        return _average(log_joint, per_component).reshape(x_sigma.shape)
+
+    def log_ratio(self, other: "GaussianMixture", x_sigma: Tensor, sigma: Tensor) -> Tensor:
+        """``log p - log q`` [B] at ``x_sigma``, p this mixture and q the ``other``."""
+        return self.log_prob(x_sigma, sigma) - other.log_prob(x_sigma, sigma)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """``count`` independent samples of the law at sigma = 0, [count, D]."""
+        component = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
+        noise = torch.randn(
+            count, self.means.shape[1], generator=generator, dtype=self.means.dtype, device=self.means.device
+        )
+        offsets = self.variances[component].sqrt() * noise
+        return self.means[component] + torch.einsum("bde,be->bd", self.axes[component], offsets)
+
+    def _components(self, x_sigma: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log(weight * density) [B, K], and offset from the mean and variance along each axis [B, K, D]."""
+        x = x_sigma.flatten(1)
+        dimensions = self.means.shape[1]
+        if x.shape[1] != dimensions or sigma.shape != x.shape[:1]:
+            raise ValueError(
+                f"expected x_sigma [B, ...] of {dimensions} numbers a sample and sigma [B], "
+                f"got {tuple(x_sigma.shape)} and {tuple(sigma.shape)}"
+            )
+        if x.dtype != self.means.dtype:
+            raise ValueError(
+                f"expected x_sigma in {self.means.dtype}, got {x.dtype}; convert either with .to(dtype=...)"
+            )
+        offsets = torch.einsum("kde,bkd->bke", self.axes, x[:, None] - self.means)
+        variances = self.variances + expand_like(sigma, offsets).square()
+        log_density = -0.5 * (offsets.square() / variances + variances.log() + math.log(2 * math.pi)).sum(2)
+        return self.log_weights + log_density, offsets, variances
+
+
+def _average(log_joint: Tensor, per_component: Tensor) -> Tensor:
+    """The mean of ``per_component`` [B, K, D] under the posterior of the component: [B, D]."""
+    return torch.einsum("bk,bkd->bd", log_joint.softmax(1), per_component)
+
+
+def _check_parameters(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
+    if weights.ndim != 1 or means.ndim != 2 or covariances.shape != (*means.shape, means.shape[1]):
+        shapes = f"{tuple(weights.shape)}, {tuple(means.shape)} and {tuple(covariances.shape)}"
+        raise ValueError(f"expected weights [K], means [K, D] and covariances [K, D, D], got {shapes}")
+    if len(weights) != len(means):
+        raise ValueError(f"expected as many weights as means, got {len(weights)} and {len(means)}")
+    if not weights.is_floating_point() or not weights.dtype == means.dtype == covariances.dtype:
+        raise ValueError(f"expected one floating dtype, got {weights.dtype}, {means.dtype} and {covariances.dtype}")
+    if not (weights > 0).all() or not torch.isclose(weights.sum(), weights.new_ones(()), atol=1e-5):
+        raise ValueError(f"weights must be positive and sum to one, got {weights.tolist()}")
+    if not (means.isfinite().all() and covariances.isfinite().all()):
+        raise ValueError("means and covariances must be finite")
+    if not torch.allclose(covariances, covariances.mT, rtol=1e-5, atol=1e-6 * float(covariances.abs().max())):
+        raise ValueError("covariances must be symmetric; symmetrise with (c + c.mT) / 2")

@@ -1,0 +1,48 @@
+"""Scores samples by several metrics from one pass through the feature network."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from onestep.metrics.features import to_uint8
+
+
+class Metric(Protocol):
+    """A figure of merit of generated features [N, D] against real ones [M, D]."""
+
+    def __call__(self, real: Tensor, generated: Tensor) -> float: ...
+
+
+class Evaluator:
+    """Computes every metric on images, quantised to uint8 as a published figure's are.
+
+    Args:
+        features: a network from uint8 images [B, C, H, W] to features [B, D], with its ``image_shape``.
+        metrics: the metrics by name.
+        reference: the real images [M, C, H, W] in [-1, 1].
+        device: where the feature network runs.
+
+    Raises:
+        ValueError: if the feature network takes images of another shape than the reference's.
+    """
+
+    def __init__(
+        self, features: nn.Module, metrics: dict[str, Metric], reference: Tensor, device: torch.device | str = "cpu"
+    ) -> None:
+        expected, given = tuple(features.image_shape), tuple(reference.shape[1:])  # type: ignore[arg-type]
+        if expected != given:
+            raise ValueError(f"the feature network takes images {expected}, the data has {given}: choose another")
+        self.features, self.metrics, self.device = features.to(device), metrics, device
+        self.real = self.extract(reference.split(1000))
+
+    @torch.no_grad()
+    def extract(self, batches: Iterable[Tensor]) -> Tensor:
+        """Features [N, D] on the CPU of batches of images [B, C, H, W] in [-1, 1]."""
+        return torch.cat([self.features(to_uint8(batch).to(self.device)).cpu() for batch in batches])
+
+    def __call__(self, batches: Iterable[Tensor]) -> dict[str, float]:
+        """Every metric by name, on all images of ``batches`` together."""
+        generated = self.extract(batches)
+        return {name: metric(self.real, generated) for name, metric in self.metrics.items()}

@@ -1,0 +1,103 @@
+"""The noise convention of the package: ``x_sigma = x0 + sigma * noise``, and where sigma is drawn from.
+
+A distribution of sigma is its quantile function: ``sample`` draws ``u`` uniformly and returns ``quantile(u)``, and
+``cdf`` undoes it. Whoever bins by sigma (see :mod:`onestep.density_ratio`) bins ``cdf(sigma)``, so that every bin gets
+the same share of the samples whatever the distribution.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+def expand_like(sigma: Tensor, x: Tensor) -> Tensor:
+    """``sigma`` [B] as [B, 1, ...] with as many dimensions as ``x``."""
+    return sigma.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """``x0 + sigma * noise`` for ``x0`` and ``noise`` [B, ...] and ``sigma`` [B], in data units."""
+    return x0 + expand_like(sigma, x0) * noise
+
+
+def per_sample_sum(x: Tensor) -> Tensor:
+    """The sum over all but the first dimension: [B, ...] to [B]."""
+    return x.flatten(1).sum(1)
+
+
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """The decreasing noise levels [steps] of Karras et al. 2022 (arXiv 2206.00364), eq. 5, in float64."""
+    u = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return (sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+class SigmaDistribution(ABC):
+    """A law of the noise level, given by its quantile function and its inverse."""
+
+    @abstractmethod
+    def quantile(self, u: Tensor) -> Tensor:
+        """The sigma [B] below which a share ``u`` [B] in [0, 1] of the law lies."""
+
+    @abstractmethod
+    def cdf(self, sigma: Tensor) -> Tensor:
+        """The share [B] of the law below ``sigma`` [B]."""
+
+    def sample(self, count: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
+        """``count`` independent draws [count], float32."""
+        device = generator.device if generator is not None else device
+        return self.quantile(torch.rand(count, generator=generator, device=device))
+
+
+def _check_range(sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
+
+
+class LogNormalSigma(SigmaDistribution):
+    """``log sigma ~ N(log_mean, log_std^2)``: EDM's training law (arXiv 2206.00364, table 1)."""
+
+    def __init__(self, log_mean: float, log_std: float) -> None:
+        if log_std <= 0:
+            raise ValueError(f"log_std must be positive, got {log_std}")
+        self.normal = torch.distributions.Normal(log_mean, log_std)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        # torch.rand can return 0 exactly, whose quantile is 0: a noise level that no denoiser is defined at.
+        return self.normal.icdf(u.clamp(1e-7, 1 - 1e-7)).exp()
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return self.normal.cdf(sigma.log())
+
+
+class LogUniformSigma(SigmaDistribution):
+    """``log sigma`` uniform between the logarithms of ``sigma_min`` and ``sigma_max``."""
+
+    def __init__(self, sigma_min: float, sigma_max: float) -> None:
+        _check_range(sigma_min, sigma_max)
+        self.log_min, self.log_max = math.log(sigma_min), math.log(sigma_max)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return torch.exp(self.log_min + u * (self.log_max - self.log_min))
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return ((sigma.log() - self.log_min) / (self.log_max - self.log_min)).clamp(0, 1)
+
+
+class KarrasSigma(SigmaDistribution):
+    """Uniform on the Karras grid: ``sigma^(1/rho)`` uniform (arXiv 2206.00364, eq. 5, in the limit of many steps).
+
+    This is how DMD2, SiD and f-distill draw the level at which teacher and fake score are compared.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float, rho: float = 7.0) -> None:
+        _check_range(sigma_min, sigma_max)
+        self.rho = rho
+        self.root_min, self.root_max = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return (self.root_min + u * (self.root_max - self.root_min)) ** self.rho
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return ((sigma ** (1 / self.rho) - self.root_min) / (self.root_max - self.root_min)).clamp(0, 1)

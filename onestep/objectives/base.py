@@ -1,0 +1,88 @@
+"""What every objective is given and what it gives back."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from onestep.divergences import Divergence
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the teacher, the fake score and the discriminator say of a batch of noised generated samples.
+
+    ``x_generated`` and ``x_sigma`` carry the graph back to the generator. The other tensors carry a graph back to
+    ``x_sigma`` only where the objective asks for it (``differentiates_scores``); no network's parameters are ever
+    differentiated through them.
+    """
+
+    x_generated: Tensor  # [B, ...], the generator's output, in data units
+    x_sigma: Tensor  # [B, ...], x_generated + sigma * noise
+    sigma: Tensor  # [B], in data units
+    x0_teacher: Tensor  # [B, ...], the teacher's x0-prediction at (x_sigma, sigma)
+    x0_fake: Tensor | None = None  # [B, ...], the fake score's
+    log_ratio: Tensor | None = None  # [B], log p/q at (x_sigma, sigma): p the teacher's (or the data's) law, q ours
+
+
+class Objective(Protocol):
+    """A distillation objective: per-sample losses whose mean's gradient by the generator is the method's.
+
+    Objectives are plain callables without state: they need no loop, no accelerator and no configuration.
+    """
+
+    @property
+    def needs_fake_score(self) -> bool:
+        """Whether ``x0_fake`` must be given."""
+
+    @property
+    def needs_ratio(self) -> bool:
+        """Whether ``log_ratio`` must be given."""
+
+    @property
+    def differentiates_scores(self) -> bool:
+        """Whether ``x0_teacher``, ``x0_fake`` and ``log_ratio`` must carry a graph back to ``x_sigma``."""
+
+    def __call__(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses [B] and named diagnostics, detached, [B] or scalars."""
+
+
+def require_x0_fake(evaluation: Evaluation) -> Tensor:
+    """``x0_fake`` of the ``evaluation``; raises ValueError where it is missing."""
+    if evaluation.x0_fake is None:
+        raise ValueError("x0_fake is missing: this objective compares the teacher with a fake score, so it needs one")
+    return evaluation.x0_fake
+
+
+def require_log_ratio(evaluation: Evaluation, divergence: Divergence) -> Tensor:
+    """The ``log_ratio`` [B] to give to the ``divergence``: zeros where its weight depends on none.
+
+    Raises ValueError where it depends on one and none was given.
+    """
+    if not divergence.needs_ratio:
+        return torch.zeros_like(evaluation.sigma)
+    if evaluation.log_ratio is None:
+        raise ValueError(
+            f"log_ratio is missing: {type(divergence).__name__} weighs samples by the density ratio, so it needs a "
+            "discriminator; add one, or use ReverseKL, which needs none"
+        )
+    return evaluation.log_ratio
+
+
+def weight_statistics(weight: Tensor, x0_fake: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
+    """Detached scalars for the log: of the divergence's ``weight`` [B], of the ratio, and of teacher minus fake score.
+
+    ``score_gap`` is the mean |x0_teacher - x0_fake| per dimension, in data units.
+    """
+    weight = weight.detach()
+    statistics = {
+        "weight_mean": weight.mean(),
+        "weight_std": weight.std(correction=0),
+        "weight_max": weight.max(),
+        "score_gap": (evaluation.x0_teacher - x0_fake).detach().abs().mean(),
+    }
+    if evaluation.log_ratio is not None:
+        log_ratio = evaluation.log_ratio.detach()
+        statistics |= {"log_ratio_mean": log_ratio.mean(), "log_ratio_std": log_ratio.std(correction=0)}
+    return statistics

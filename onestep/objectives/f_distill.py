@@ -1,0 +1,42 @@
+"""f-distill: descend ``D_f(p||q)`` at each noise level (Xu, Nie, Vahdat 2025, arXiv 2502.15681)."""
+
+from torch import Tensor
+
+from onestep.divergences import Divergence
+from onestep.noise import expand_like, per_sample_sum
+from onestep.objectives.base import Evaluation, require_log_ratio, require_x0_fake, weight_statistics
+from onestep.objectives.weighting import Weighting, weight_scale
+
+
+class FDistill:
+    """The gradient ``E[-h(r) delta dx/dtheta]``, ``delta = score_p - score_q = (x0_teacher - x0_fake) / sigma^2``.
+
+    Theorem 1 of the paper. With :class:`ReverseKL` (h = 1) it is the distribution matching of Diff-Instruct, VSD, DMD
+    and DMD2. ``normalize_weight`` divides h by its mean over the global batch. Raises ValueError where the evaluation
+    lacks ``x0_fake``, or ``log_ratio`` while the divergence needs it.
+    """
+
+    needs_fake_score = True
+    differentiates_scores = False
+
+    def __init__(self, divergence: Divergence, weighting: Weighting, normalize_weight: bool) -> None:
+        self.divergence = divergence
+        self.weighting = weighting
+        self.normalize_weight = normalize_weight
+        self.needs_ratio = divergence.needs_ratio
+
+    def __call__(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses [B], whose gradient by ``x_generated`` is exactly ``-weighting * h * delta``, and diagnostics."""
+        x0_fake = require_x0_fake(evaluation)
+        log_ratio = require_log_ratio(evaluation, self.divergence)
+        x = evaluation.x_generated
+
+        h = self.divergence.weight(log_ratio.detach())
+        factor = self.weighting(evaluation, power=2) * h / weight_scale(h, self.normalize_weight)
+        delta = (evaluation.x0_teacher - x0_fake).detach() / expand_like(evaluation.sigma, x).square()
+        gradient = -expand_like(factor, x) * delta
+
+        # Value and gradient of |x - stop(x - gradient)|^2 / 2: in a log, the value says how large the gradient still
+        # is. Written so, the gradient is not rounded to the precision of x, as it is by subtracting it from x.
+        losses = per_sample_sum(gradient * (x - x.detach()) + gradient.square() / 2)
+        return losses, weight_statistics(h, x0_fake, evaluation)

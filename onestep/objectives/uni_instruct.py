@@ -1,0 +1,69 @@
+"""Uni-Instruct: descend the diffusion expansion of ``D_f(p||q)`` (Wang et al. 2025, arXiv 2505.20755)."""
+
+import torch
+from torch import Tensor
+
+from onestep.divergences import Divergence
+from onestep.noise import per_sample_sum
+from onestep.objectives.base import Evaluation, require_log_ratio, require_x0_fake, weight_statistics
+from onestep.objectives.weighting import Weighting, weight_scale
+
+
+class UniInstruct:
+    """The exact gradient of ``E_q[h(r) |score_p - score_q|^2]`` at each noise level, by a surrogate.
+
+    ``D_f(p||q)`` at sigma = 0 is, up to its value at the largest sigma, the integral of sigma times this expectation.
+    With all networks frozen and the path gradient through ``x_sigma`` and ``x_generated``, the surrogate is
+
+        [(h - r h'(r)) |d|^2 + 2 h d . (x0_fake - x_generated)] / sigma^4,   d = x0_teacher - x0_fake.
+
+    With :class:`ReverseKL` (h = 1) it is Score Implicit Matching, and SiD with alpha = 1/2. ``exact_ratio_gradient =
+    False`` detaches r, as the published code does, which biases the gradient of every divergence but reverse KL.
+    ``normalize_weight`` divides h by its mean over the global batch.
+
+    Raises ValueError where the evaluation lacks ``x0_fake``, or ``log_ratio`` while the divergence needs it, or where
+    one of them does not depend on an ``x_sigma`` that requires a gradient.
+    """
+
+    needs_fake_score = True
+    differentiates_scores = True
+
+    def __init__(
+        self, divergence: Divergence, weighting: Weighting, normalize_weight: bool, exact_ratio_gradient: bool = True
+    ) -> None:
+        self.divergence = divergence
+        self.weighting = weighting
+        self.normalize_weight = normalize_weight
+        self.exact_ratio_gradient = exact_ratio_gradient
+        self.needs_ratio = divergence.needs_ratio
+
+    def __call__(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses [B], the surrogate times the weighting (their values are not a distance), and diagnostics."""
+        x0_fake = require_x0_fake(evaluation)
+        log_ratio = require_log_ratio(evaluation, self.divergence)
+        self._check_graph(evaluation)
+        if not self.exact_ratio_gradient:
+            log_ratio = log_ratio.detach()
+
+        h = self.divergence.weight(log_ratio)
+        slope = self.divergence.weight_slope(log_ratio)  # r h'(r)
+        d = evaluation.x0_teacher - x0_fake
+        squared = per_sample_sum(d.square())
+        projected = per_sample_sum(d * (x0_fake - evaluation.x_generated))
+        surrogate = ((h - slope) * squared + 2 * h * projected) / evaluation.sigma**4
+
+        factor = self.weighting(evaluation, power=4) / weight_scale(h, self.normalize_weight)
+        return factor * surrogate, weight_statistics(h, x0_fake, evaluation)
+
+    def _check_graph(self, evaluation: Evaluation) -> None:
+        """A score computed under no_grad would bias the gradient without a sign of it."""
+        if not (evaluation.x_sigma.requires_grad and torch.is_grad_enabled()):
+            return
+        needed = {"x0_teacher": evaluation.x0_teacher, "x0_fake": evaluation.x0_fake}
+        if self.needs_ratio and self.exact_ratio_gradient:
+            needed["log_ratio"] = evaluation.log_ratio
+        for name, tensor in needed.items():
+            if tensor is not None and not tensor.requires_grad:
+                raise ValueError(
+                    f"{name} must carry a graph back to x_sigma; do not compute it under no_grad or detached"
+                )

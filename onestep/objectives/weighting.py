@@ -1,0 +1,52 @@
+"""How much each sample counts, by its noise level and by how far the teacher is from it."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from onestep.density_ratio import global_mean
+from onestep.noise import per_sample_sum
+from onestep.objectives.base import Evaluation
+
+
+class Weighting(Protocol):
+    """A detached factor [B] of each sample's loss.
+
+    ``power`` is the power of 1/sigma in the objective's loss: 2 for distribution matching, 4 for Uni-Instruct.
+    """
+
+    def __call__(self, evaluation: Evaluation, power: int) -> Tensor: ...
+
+
+class UnitWeighting:
+    """1: the exact gradient of the divergence at each noise level."""
+
+    def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
+        return torch.ones_like(evaluation.sigma)
+
+
+class DMDWeighting:
+    """``sigma^power / sum|x_generated - x0_teacher|``: DMD's factor (Yin et al. 2023, arXiv 2311.18828, eq. 8).
+
+    sigma^power cancels the units of the scores, the sum over a sample's dimensions evens out the noise levels. It is a
+    sum, and not DMD's mean, because losses here are sums over dimensions where DMD's are means.
+    """
+
+    smallest_distance = 1e-5  # per dimension, in data units: far below one grey level, and no division by zero
+
+    def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
+        difference = (evaluation.x_generated - evaluation.x0_teacher).detach()
+        distance = per_sample_sum(difference.abs().clamp_min(self.smallest_distance))
+        return evaluation.sigma**power / distance
+
+
+def weight_scale(weight: Tensor, normalize: bool) -> Tensor:
+    """What to divide a divergence's ``weight`` [B] by: its mean over the global batch, or 1. A detached scalar.
+
+    The second stage of f-distill's normalisation (arXiv 2502.15681).
+    """
+    if not normalize:
+        return weight.new_ones(())
+    # A discriminator that is sure of every sample can make all weights underflow to 0: keep 0/0 out.
+    return global_mean(weight).clamp_min(torch.finfo(weight.dtype).tiny)

@@ -1,0 +1,84 @@
+"""EDM's samplers: how a many-step teacher draws (Karras et al. 2022, arXiv 2206.00364)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from onestep.denoiser import Denoiser, score
+from onestep.noise import expand_like, karras_sigmas
+
+
+class HeunSampler:
+    """Heun's second-order sampler, deterministic (algorithm 1) or, with ``churn``, stochastic (algorithm 2).
+
+    Args:
+        steps: number of noise levels before 0; the network is evaluated ``2 * steps - 1`` times.
+        sigma_min, sigma_max, rho: the noise levels, see :func:`onestep.noise.karras_sigmas`.
+        churn: noise added back over the whole trajectory (S_churn); 0 is deterministic.
+        churn_min, churn_max: the noise levels between which noise is added (S_tmin, S_tmax).
+        churn_noise: standard deviation of the added noise (S_noise).
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        sigma_min: float,
+        sigma_max: float,
+        rho: float = 7.0,
+        churn: float = 0.0,
+        churn_min: float = 0.0,
+        churn_max: float = math.inf,
+        churn_noise: float = 1.0,
+    ) -> None:
+        if steps < 2 or not 0 < sigma_min < sigma_max or churn < 0:
+            raise ValueError(
+                "a sampler needs steps >= 2, 0 < sigma_min < sigma_max and churn >= 0, got "
+                f"steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}, churn={churn}"
+            )
+        self.sigmas = [*karras_sigmas(steps, sigma_min, sigma_max, rho).tolist(), 0.0]
+        self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
+
+    @property
+    def network_evaluations(self) -> int:
+        """Network evaluations a sample costs."""
+        return 2 * (len(self.sigmas) - 1) - 1
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        condition: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).
+
+        The state is kept in float64 around the float32 network, as EDM does: small steps at small sigma matter.
+        ``generator`` draws the churn's noise.
+        """
+        batch = len(latents)
+        x = latents.double() * self.sigmas[0]
+        for sigma, sigma_next in zip(self.sigmas[:-1], self.sigmas[1:], strict=True):
+            sigma_hat, x = self._add_churn(x, sigma, generator)
+            slope = self._slope(denoiser, x, sigma_hat, condition, batch)
+            proposal = x + (sigma_next - sigma_hat) * slope
+            if sigma_next > 0:
+                slope = (slope + self._slope(denoiser, proposal, sigma_next, condition, batch)) / 2
+                proposal = x + (sigma_next - sigma_hat) * slope
+            x = proposal
+        return x.to(latents.dtype)
+
+    def _add_churn(self, x: Tensor, sigma: float, generator: torch.Generator | None) -> tuple[float, Tensor]:
+        if self.churn == 0 or not self.churn_min <= sigma <= self.churn_max:
+            return sigma, x
+        sigma_hat = sigma * (1 + min(self.churn / (len(self.sigmas) - 1), math.sqrt(2) - 1))
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return sigma_hat, x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * noise
+
+    @staticmethod
+    def _slope(denoiser: Denoiser, x: Tensor, sigma: float, condition: Tensor | None, batch: int) -> Tensor:
+        """dx/dsigma = -sigma * score of the probability flow ODE (eq. 1 with s(t) = 1, sigma(t) = t)."""
+        level = torch.full((batch,), sigma, dtype=torch.float64, device=x.device)
+        x0 = denoiser(x.float(), level.float(), condition).double()
+        return -expand_like(level, x) * score(x0, x, level)

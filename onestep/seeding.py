@@ -1,0 +1,35 @@
+"""Randomness that depends on what it is for, never on when it is drawn."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def seeded_generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose stream is a function of ``key``, such as (seed, rank, cycle): a resumed run draws the same."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(seed)
+
+
+def seeded_inputs(
+    seeds: list[int], image_shape: tuple[int, int, int], label_dim: int, classes: list[int] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Latents [N, C, H, W] ~ N(0, I) and one-hot labels [N, label_dim] or None, sample ``i`` from ``seeds[i]`` alone.
+
+    The class is drawn from the seed too, or cycles through ``classes``, by the seed.
+
+    Raises:
+        ValueError: for classes that the network does not have.
+    """
+    if classes is not None and not all(0 <= label < label_dim for label in classes):
+        raise ValueError(f"classes={classes}: this network has {label_dim} classes, numbered from 0")
+    latents, labels = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        latents.append(torch.randn(image_shape, generator=generator))
+        if label_dim:
+            drawn = int(torch.randint(label_dim, (), generator=generator))
+            labels.append(drawn if classes is None else classes[seed % len(classes)])
+    condition = F.one_hot(torch.tensor(labels), label_dim).float() if label_dim else None
+    return torch.stack(latents), condition

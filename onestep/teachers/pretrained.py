@@ -1,0 +1,25 @@
+"""Teachers from checkpoints: frozen denoisers."""
+
+from pathlib import Path
+
+from onestep.assets import ASSETS
+from onestep.networks.edm import EDMDenoiser
+from onestep.networks.generator import load_denoiser
+
+
+def load_teacher(path: str) -> EDMDenoiser:
+    """A frozen teacher in eval mode, from a folder with ``config.json`` and safetensors weights.
+
+    Args:
+        path: the folder, such as ``<run>/teacher`` of a pretraining; or the name of a bundled teacher: "digits".
+
+    Raises:
+        ValueError: if there is no such checkpoint or its weights do not fit its config.
+    """
+    bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("*/config.json")}
+    if path not in bundled and not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"no teacher at {path!r}: expected a folder with config.json and safetensors weights, or the name of a "
+            f"bundled teacher: {', '.join(sorted(bundled)) or 'none is bundled'}"
+        )
+    return load_denoiser(bundled.get(path, Path(path))).requires_grad_(False)

@@ -1,0 +1,142 @@
+"""From the configuration to the parts of a distillation, with every check that can be made before training."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig
+from torch import nn
+
+from onestep.config import instantiate
+from onestep.data.dataset import ImageDataset
+from onestep.metrics.evaluator import Evaluator
+from onestep.networks.edm import EDMDenoiser
+from onestep.networks.generator import Generator
+from onestep.noise import SigmaDistribution
+from onestep.objectives.base import Objective
+from onestep.samplers import HeunSampler
+from onestep.seeding import seeded_generator
+from onestep.training.judges import Judges
+from onestep.training.settings import DistillationSettings, EvaluationSettings
+
+
+@dataclass
+class Distillation:
+    """Everything that the distillation loop works with."""
+
+    accelerator: Accelerator
+    settings: DistillationSettings
+    evaluation: EvaluationSettings
+    data: ImageDataset
+    objective: Objective
+    sigma: SigmaDistribution  # where the generator is judged
+    fake_sigma: SigmaDistribution  # where the fake score and the discriminator are trained
+    generator: Generator
+    judges: Judges
+    optimizers: dict[str, torch.optim.Optimizer]
+    sampler: HeunSampler
+    evaluator: Evaluator
+
+    @property
+    def trained_networks(self) -> dict[str, nn.Module]:
+        """The modules that change during training, by name."""
+        judges = self.judges
+        modules = {
+            "generator": self.generator,
+            "fake_score": judges.fake_score,
+            "discriminator": judges.discriminator,
+            "normalizer": judges.normalizer,
+        }
+        return {name: module for name, module in modules.items() if module is not None}
+
+
+def check_fit(teacher: EDMDenoiser, data: ImageDataset) -> None:
+    """Refuse a teacher that was made for other images or classes.
+
+    Raises:
+        ValueError: naming both sides.
+    """
+    for what, teacher_has, data_has in (
+        ("channels", teacher.image_shape[0], data.image_shape[0]),
+        ("resolution", teacher.image_shape[1:], data.image_shape[1:]),
+        ("classes", teacher.label_dim, data.label_dim),
+    ):
+        if teacher_has != data_has:
+            raise ValueError(
+                f"the teacher does not fit the data: {what} {teacher_has} against {data_has}; choose another teacher "
+                "(teacher=...) or other data (data=...)"
+            )
+
+
+def build_evaluator(config: DictConfig, data: ImageDataset, device: torch.device) -> Evaluator:
+    """The metrics of ``config.metrics`` in the features of ``config.features`` against ``data``."""
+    return Evaluator(instantiate(config.features), dict(instantiate(config.metrics)), data.images, device)
+
+
+def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distillation:
+    """Build all parts, the networks under the run's seed, each on the accelerator's device.
+
+    Raises:
+        ValueError: for parts that do not fit each other, saying which and how to mend it.
+    """
+    settings: DistillationSettings = instantiate(config.training)
+    settings.share_of(accelerator.num_processes)
+    objective: Objective = instantiate(config.objective)
+    needs_discriminator = objective.needs_ratio or settings.gan_weight > 0
+    if needs_discriminator and config.discriminator is None:
+        reason = "this divergence needs the density ratio" if objective.needs_ratio else "training.gan_weight > 0"
+        raise ValueError(
+            f"{reason}, and discriminator is null: choose discriminator=teacher_features or "
+            "discriminator=shared_encoder, or divergence=reverse_kl with training.gan_weight=0"
+        )
+    data: ImageDataset = instantiate(config.data)
+    teacher: EDMDenoiser = instantiate(config.teacher).to(accelerator.device)
+    check_fit(teacher, data)
+
+    sigma: SigmaDistribution = instantiate(config.sigma)
+    # Seeded before any network is made; the same weights in every process.
+    torch.manual_seed(seeded_generator(config.seed).initial_seed())
+    generator = Generator(_trainable_copy(teacher), settings.sigma_init)
+    fake_score = _trainable_copy(teacher) if objective.needs_fake_score else None
+    discriminator = normalizer = None
+    if needs_discriminator:
+        discriminator = instantiate(config.discriminator)(teacher.feature_channels).to(accelerator.device)
+        if discriminator.features_from == "fake_score" and fake_score is None:
+            raise ValueError("this objective trains no fake score to share an encoder: use discriminator=teacher_features")
+        normalizer = instantiate(config.normalizer)
+        normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
+
+    return Distillation(
+        accelerator=accelerator,
+        settings=settings,
+        evaluation=instantiate(config.evaluation),
+        data=data,
+        objective=objective,
+        sigma=sigma,
+        fake_sigma=instantiate(config.fake_sigma),
+        generator=generator,
+        judges=Judges(teacher, fake_score, discriminator, normalizer),
+        optimizers=_build_optimizers(config, generator, fake_score, discriminator),
+        sampler=instantiate(config.sampler),
+        evaluator=build_evaluator(config, data, accelerator.device),
+    )
+
+
+def _trainable_copy(teacher: EDMDenoiser) -> EDMDenoiser:
+    """A copy of the teacher to be trained; in eval mode, as dropout would make its two uses disagree."""
+    return copy.deepcopy(teacher).requires_grad_(True).eval()
+
+
+def _build_optimizers(config: DictConfig, generator: nn.Module, *critics: nn.Module | None) -> dict[str, Any]:
+    """One optimiser for the generator, one for the fake score and the discriminator with a group for each."""
+    optimizers = {"generator": instantiate(config.optimizer.generator)(list(generator.parameters()))}
+    groups = []
+    for name, critic in zip(("fake_score", "discriminator"), critics, strict=True):
+        if critic is not None:
+            options = {key: value for key, value in config.optimizer[name].items() if not key.startswith("_")}
+            groups.append({**instantiate(options), "params": list(critic.parameters())})
+    if groups:
+        optimizers["fake_score"] = instantiate(config.optimizer.fake_score)(groups)
+    return optimizers

@@ -1,0 +1,140 @@
+"""The distillation loop: ``fake_score_steps`` updates of the fake score and the discriminator, then one of the generator.
+
+One forward pass of the generator, with its graph, serves the whole cycle: the fake score is trained on its detached
+output under fresh noise each time. Every network is in eval mode throughout, so that all see the same function of their
+weights. All randomness of a cycle comes from (seed, rank, cycle), so that a resumed run is the same run.
+"""
+
+import time
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from onestep.noise import add_noise, per_sample_sum
+from onestep.objectives.adversarial import discriminator_loss, generator_loss
+from onestep.seeding import seeded_generator
+from onestep.training.build import Distillation, build_distillation
+from onestep.training.ema import EMA
+from onestep.training.report import DistillationReport
+from onestep.training.run import Run
+from onestep.training.state import TrainingState
+from onestep.training.steps import optimizer_step
+
+
+def distill(config: DictConfig) -> dict[str, Any]:
+    """Run the configured distillation to its end and return its summary, see :class:`DistillationReport`.
+
+    Raises:
+        ValueError: before training, for parts that do not fit each other; during it, for a non-finite loss or gradient.
+    """
+    run = Run(config)
+    parts = build_distillation(config, run.accelerator)
+    settings = parts.settings
+    ema = EMA(parts.generator, settings.ema_halflife, settings.ema_rampup)
+    state = TrainingState({**parts.trained_networks, "generator_ema": ema.average}, parts.optimizers)
+    report = DistillationReport(run, parts, ema.average)
+    run.start(state, settings)
+
+    for x_real, condition in run.batches(parts.data, settings, start=state.cycle):
+        if state.cycle == settings.cycles:
+            break
+        started = time.monotonic()
+        random = seeded_generator(config.seed, run.accelerator.process_index, state.cycle, device=x_real.device)
+
+        latents = torch.randn(x_real.shape, generator=random, device=x_real.device)
+        with run.accelerator.autocast():
+            x_generated = parts.generator(latents, condition)
+        for _ in range(settings.fake_score_steps if "fake_score" in parts.optimizers else 0):
+            run.log.add(update_fake_score(parts, state.cycle, x_generated.detach(), x_real, condition, random))
+        run.log.add(update_generator(parts, state.cycle, x_generated, condition, random))
+        ema.update(parts.generator, state.cycle * settings.batch_size, settings.batch_size)
+
+        state.cycle += 1
+        state.seconds += time.monotonic() - started
+        run.log.end_cycle(state.cycle)
+        if state.cycle % settings.evaluate_every == 0:
+            report.interim(state)
+        if state.cycle % settings.checkpoint_every == 0 or state.cycle == settings.cycles:
+            run.save(state, settings)
+    return report.final(state)
+
+
+def update_fake_score(
+    parts: Distillation,
+    cycle: int,
+    x_generated: Tensor,
+    x_real: Tensor,
+    condition: Tensor | None,
+    random: torch.Generator,
+) -> dict[str, Tensor]:
+    """One step of the fake score (denoising score matching on generated images) and of the discriminator (logistic).
+
+    Both see the same noised images. Returns diagnostics: the two losses [B], the logits and the gradient's norm.
+    """
+    judges, settings = parts.judges, parts.settings
+    sigma = parts.fake_sigma.sample(len(x_generated), random)
+    x_sigma = add_noise(x_generated, _noise_like(x_generated, random), sigma)
+    x_real_sigma = add_noise(x_real, _noise_like(x_real, random), sigma)
+    terms: dict[str, Tensor] = {}
+    diagnostics: dict[str, Tensor] = {}
+
+    with parts.accelerator.autocast():
+        features: Tensor | None = None
+        if judges.fake_score is not None:
+            if judges.discriminator_host is judges.fake_score:
+                x0_fake, features = judges.fake_score(x_sigma, sigma, condition, outputs="both")
+            else:
+                x0_fake = judges.fake_score(x_sigma, sigma, condition)
+            error = per_sample_sum((x0_fake - x_generated) ** 2) / x_generated[0].numel()
+            # The teacher's own weighting: an unweighted x0-error learns little at small sigma.
+            losses = judges.teacher.denoising_weight(sigma) * error
+            terms["fake score"] = losses.mean()
+            diagnostics["fake_score_loss"] = losses
+        if judges.discriminator is not None and judges.discriminator_host is not None:
+            host = judges.discriminator_host
+            if features is None:
+                with torch.no_grad():
+                    features = host(x_sigma, sigma, condition, outputs="features")
+                    features_real = host(x_real_sigma, sigma, condition, outputs="features")
+            else:
+                features_real = host(x_real_sigma, sigma, condition, outputs="features")
+            logit_real, logit_generated = judges.discriminator(features_real), judges.discriminator(features)
+            losses = discriminator_loss(logit_real, logit_generated)
+            terms["discriminator"] = settings.discriminator_weight * losses.mean()
+            diagnostics |= {"discriminator_loss": losses, "logit_real": logit_real, "logit_generated": logit_generated}
+
+    optimizer = parts.optimizers["fake_score"]
+    diagnostics["fake_score_gradient"] = optimizer_step(optimizer, terms, settings, cycle)
+    return diagnostics
+
+
+def update_generator(
+    parts: Distillation, cycle: int, x_generated: Tensor, condition: Tensor | None, random: torch.Generator
+) -> dict[str, Tensor]:
+    """One step of the generator on the objective and the adversarial term, from one pass of each judge."""
+    settings = parts.settings
+    sigma = parts.sigma.sample(len(x_generated), random)
+    with parts.accelerator.autocast():
+        evaluation, logit = parts.judges.evaluate(
+            parts.objective,
+            x_generated,
+            _noise_like(x_generated, random),
+            sigma,
+            condition,
+            adversarial=settings.gan_weight > 0,
+        )
+        losses, diagnostics = parts.objective(evaluation)
+        terms = {"objective": losses.mean()}
+        if settings.gan_weight > 0 and logit is not None:
+            gan_losses = generator_loss(logit)
+            terms["adversarial"] = settings.gan_weight * gan_losses.mean()
+            diagnostics["adversarial_loss"] = gan_losses
+    diagnostics["loss"] = losses
+    diagnostics["generator_gradient"] = optimizer_step(parts.optimizers["generator"], terms, settings, cycle)
+    return diagnostics
+
+
+def _noise_like(x: Tensor, random: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=random, device=x.device)

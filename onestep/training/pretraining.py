@@ -1,0 +1,144 @@
+"""Pretraining of what a distillation starts from: a teacher, and the feature network of the digits' FID."""
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from onestep.config import instantiate
+from onestep.data.dataset import ImageDataset
+from onestep.metrics.features import DigitsFeatures, to_uint8
+from onestep.networks.edm import EDMDenoiser
+from onestep.noise import SigmaDistribution, add_noise, per_sample_sum
+from onestep.seeding import seeded_generator
+from onestep.training.build import build_evaluator, check_fit
+from onestep.training.ema import EMA
+from onestep.training.log import read_log
+from onestep.training.pictures import save_curves, save_grid
+from onestep.training.report import draw_batches
+from onestep.training.run import Run
+from onestep.training.settings import EvaluationSettings, TrainingSettings
+from onestep.training.state import TrainingState
+from onestep.training.steps import optimizer_step
+
+
+def pretrain(config: DictConfig) -> dict[str, Any]:
+    """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the average that had the least FID.
+
+    The folder ``teacher`` of the run then loads with ``teacher=local teacher.path=...``.
+
+    Returns:
+        The metrics of the kept teacher, with ``network_evaluations``, ``samples`` and ``images_seen``.
+
+    Raises:
+        ValueError: before training, for parts that do not fit each other; during it, for a non-finite loss or gradient.
+    """
+    run = Run(config)
+    settings: TrainingSettings = instantiate(config.training)
+    evaluation: EvaluationSettings = instantiate(config.evaluation)
+    data: ImageDataset = instantiate(config.data)
+    sigma_distribution: SigmaDistribution = instantiate(config.sigma)
+    torch.manual_seed(seeded_generator(config.seed).initial_seed())
+    network: EDMDenoiser = instantiate(config.network).to(run.device).train()
+    check_fit(network, data)
+    sampler, evaluator = instantiate(config.sampler), build_evaluator(config, data, run.device)
+    optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
+    ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
+    state = TrainingState({"network": network, "network_ema": ema.average}, {"network": optimizer})
+    run.start(state, settings)
+
+    for x0, condition in run.batches(data, settings, start=state.cycle):
+        if state.cycle == settings.cycles:
+            break
+        started = time.monotonic()
+        random = seeded_generator(config.seed, run.accelerator.process_index, state.cycle, device=x0.device)
+        torch.manual_seed(random.initial_seed())  # dropout draws from the global generator
+        sigma = sigma_distribution.sample(len(x0), random)
+        x_sigma = add_noise(x0, torch.randn(x0.shape, generator=random, device=x0.device), sigma)
+        with run.accelerator.autocast():
+            prediction = network(x_sigma, sigma, condition)
+        losses = network.denoising_weight(sigma) * per_sample_sum((prediction - x0) ** 2) / x0[0].numel()
+        norm = optimizer_step(optimizer, {"denoising": losses.mean()}, settings, state.cycle)
+        ema.update(network, state.cycle * settings.batch_size, settings.batch_size)
+        state.cycle += 1
+        state.seconds += time.monotonic() - started
+        run.log.add({"loss": losses, "gradient": norm})
+        run.log.end_cycle(state.cycle)
+
+        last = state.cycle == settings.cycles
+        if (state.cycle % settings.evaluate_every == 0 or last) and run.accelerator.is_main_process:
+            draw = lambda latents, labels: sampler(ema.average, latents, labels)  # noqa: E731
+            images = torch.cat(list(draw_batches(draw, evaluation.samples, evaluation.batch_size, data, run)))
+            figures: dict[str, float] = evaluator([images])
+            best = min((line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line), default=None)
+            run.log.write(state.cycle, figures)
+            save_grid(images[: evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+            if best is None or figures["fid"] < best:
+                ema.average.save_pretrained(run.folder / "teacher")
+        if state.cycle % settings.checkpoint_every == 0 or last:
+            run.save(state, settings)
+    run.log.close()
+    return _finish_pretraining(run, sampler.network_evaluations, evaluation.samples)
+
+
+def _finish_pretraining(run: Run, network_evaluations: int, samples: int) -> dict[str, Any]:
+    lines = read_log(run.folder / "log.jsonl")
+    best = min((line for line in lines if "fid" in line), key=lambda line: line["fid"])
+    summary = best | {"network_evaluations": network_evaluations, "samples": samples}
+    if run.accelerator.is_main_process:
+        run.write_json("summary.json", summary)
+        save_curves(lines, ("fid", "recall", "loss", "gradient"), run.folder / "curves.png")
+        Console().print(f"kept the teacher of cycle {best['cycle']}: FID {best['fid']:.3f}; {run.folder / 'teacher'}")
+    run.finish()
+    return summary
+
+
+def pretrain_digits_features(config: DictConfig) -> dict[str, Any]:
+    """Train the digits' feature network; its accuracy is that of a twin trained without a fifth of the images.
+
+    Returns:
+        ``held_out_accuracy`` of the twin, and ``images``, how many the kept network was trained on.
+    """
+    run = Run(config)
+    data: ImageDataset = instantiate(config.data)
+    assert data.conditions is not None
+    order = torch.randperm(len(data), generator=seeded_generator(config.seed))
+    labels = data.conditions.argmax(1)
+    held_out = order[: len(data) // 5]
+    twin = _train_classifier(config, data.images[order[len(held_out) :]], labels[order[len(held_out) :]])
+    correct = twin.classify(to_uint8(data.images[held_out])).argmax(1) == labels[held_out]
+    network = _train_classifier(config, data.images, labels)
+    save_file(network.state_dict(), run.folder / "digits_features.safetensors")
+    summary = {"held_out_accuracy": correct.double().mean().item(), "images": len(data)}
+    run.write_json("summary.json", summary)
+    Console().print(f"held-out accuracy {summary['held_out_accuracy']:.4f}; {run.folder}")
+    return summary
+
+
+def _train_classifier(config: DictConfig, images: Tensor, labels: Tensor) -> DigitsFeatures:
+    """Train on images shifted by up to one pixel under a little noise, so that the features are smooth."""
+    options = config.features_training
+    torch.manual_seed(config.seed)
+    network = DigitsFeatures()
+    steps = options.epochs * len(images) // options.batch_size
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
+    for _ in tqdm(range(steps), desc="classifier", leave=False):
+        chosen = torch.randint(len(images), (options.batch_size,))
+        row, column = torch.randint(3, (2,)).tolist()
+        height, width = images.shape[2:]
+        shifted = F.pad(images[chosen], (1, 1, 1, 1), value=-1.0)[:, :, row : row + height, column : column + width]
+        noised = (shifted + options.noise * torch.randn_like(shifted)).clamp(-1, 1)
+        logits = network.classify(to_uint8(noised))
+        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=options.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()

@@ -1,0 +1,143 @@
+"""What a distillation shows for itself: grids and figures on the way, the summary of teacher and student at the end."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from onestep.data.dataset import ImageDataset
+from onestep.networks.generator import Generator
+from onestep.seeding import seeded_inputs
+from onestep.training.build import Distillation
+from onestep.training.log import read_log
+from onestep.training.pictures import save_curves, save_grid, save_side_by_side
+from onestep.training.run import Run
+from onestep.training.state import TrainingState
+
+Draw = Callable[[Tensor, Tensor | None], Tensor]
+
+_CURVES = (
+    "fid", "recall", "loss", "score_gap", "fake_score_loss", "discriminator_loss", "adversarial_loss",
+    "logit_real", "logit_generated", "log_ratio_mean", "log_ratio_std", "weight_max",
+    "generator_gradient", "fake_score_gradient",
+)  # fmt: skip
+
+
+class DistillationReport:
+    """Draws from the teacher and from the averaged generator, and scores both in the same way."""
+
+    def __init__(self, run: Run, parts: Distillation, average: Generator) -> None:
+        self.run, self.parts, self.average = run, parts, average
+
+    def interim(self, state: TrainingState) -> None:
+        """Score the averaged generator, write the figures to the log and a grid into ``samples/``."""
+        if self.run.accelerator.is_main_process:
+            settings = self.parts.evaluation
+            images = torch.cat(list(self._draw(self.average, settings.interim_samples)))
+            self.run.log.write(state.cycle, self.parts.evaluator([images]))
+            save_grid(images[: settings.grid], self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+        self.run.accelerator.wait_for_everyone()
+
+    def final(self, state: TrainingState) -> dict[str, Any]:
+        """Save the generator, score it and the teacher on the same seeds, and write the summary and the pictures.
+
+        Returns:
+            ``teacher`` and ``student``, each with every metric, ``network_evaluations``, ``samples`` and
+            ``samples_per_second``; ``images_seen`` and ``seconds`` of the training; empty outside the main process.
+        """
+        self.run.log.close()
+        if not self.run.accelerator.is_main_process:
+            return {}
+        folder, parts = self.run.folder, self.parts
+        self.average.save_pretrained(folder / "generator")
+        parts.generator.save_pretrained(folder / "generator_raw")
+
+        def draw_teacher(latents: Tensor, condition: Tensor | None) -> Tensor:
+            return parts.sampler(parts.judges.teacher, latents, condition)
+
+        evaluations = parts.sampler.network_evaluations
+        teacher, teacher_images = self._score("teacher", draw_teacher, evaluations)
+        student, student_images = self._score("student", self.average, network_evaluations=1)
+        summary = {
+            "teacher": teacher,
+            "student": student,
+            "images_seen": state.cycle * parts.settings.batch_size,
+            "seconds": round(state.seconds, 1),
+        }
+        self.run.write_json("summary.json", summary)
+        save_side_by_side(
+            teacher_images, student_images, (f"teacher, {evaluations} evaluations", "student, 1 evaluation"),
+            folder / "side_by_side.png",
+        )  # fmt: skip
+        save_curves(read_log(folder / "log.jsonl"), _CURVES, folder / "curves.png")
+        print_summary(summary, folder)
+        self.run.finish()
+        return summary
+
+    def _score(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, float], Tensor]:
+        """The figures of one side, and its first images, one class a column where there are classes."""
+        settings = self.parts.evaluation
+        started = time.monotonic()
+        images = torch.cat(list(self._draw(draw, settings.samples, progress=f"drawing from the {name}")))
+        seconds = time.monotonic() - started
+        shown = torch.cat(list(self._draw(draw, settings.grid, one_class_a_column=True)))
+        figures: dict[str, float] = self.parts.evaluator([images])
+        figures |= {
+            "network_evaluations": network_evaluations,
+            "samples": settings.samples,
+            "samples_per_second": round(settings.samples / seconds, 1),
+        }
+        return figures, shown
+
+    def _draw(self, draw: Draw, count: int, **options: Any) -> Iterator[Tensor]:
+        return draw_batches(draw, count, self.parts.evaluation.batch_size, self.parts.data, self.run, **options)
+
+
+@torch.no_grad()
+def draw_batches(
+    draw: Draw,
+    count: int,
+    batch_size: int,
+    data: ImageDataset,
+    run: Run,
+    one_class_a_column: bool = False,
+    progress: str | None = None,
+) -> Iterator[Tensor]:
+    """Images of the seeds 0 to ``count - 1`` in batches on the CPU, in the run's precision.
+
+    Args:
+        draw: from latents and condition to images.
+        count, batch_size: images in all, and in a batch.
+        data: says which images and classes there are.
+        run: says where and in which precision.
+        one_class_a_column: seed ``i`` has class ``i % classes``, instead of one drawn from the seed.
+        progress: the progress bar's title; None for no bar.
+    """
+    classes = list(range(data.label_dim)) if one_class_a_column and data.label_dim else None
+    for start in tqdm(range(0, count, batch_size), desc=progress, disable=progress is None, leave=False):
+        seeds = list(range(start, min(start + batch_size, count)))
+        latents, condition = seeded_inputs(seeds, data.image_shape, data.label_dim, classes)
+        condition = None if condition is None else condition.to(run.device)
+        with run.accelerator.autocast():
+            images = draw(latents.to(run.device), condition)
+        yield images.float().cpu()
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Show the summary as a table."""
+    table = Table(title=f"{summary['images_seen']:,} images in {summary['seconds']:.0f} s of training")
+    rows = {name: summary[name] for name in ("teacher", "student")}
+    table.add_column("")
+    for key in rows["teacher"]:
+        table.add_column(key.replace("_", " "), justify="right")
+    for name, figures in rows.items():
+        table.add_row(name, *(f"{value:,.3f}" if value < 100 and value != int(value) else f"{value:,.0f}" for value in figures.values()))
+    console = Console()
+    console.print(table)
+    console.print(f"everything of this run: {folder}")

@@ -1,0 +1,110 @@
+"""The numbers of a training run; their values live in conf/training/."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What every training run is told.
+
+    Args:
+        images: images the trained network sees in all.
+        batch_size: images a step over all processes.
+        warmup_images: images over which the learning rates rise linearly from 0.
+        final_lr: share of the learning rate that is left at the end of a cosine decay; 1 keeps it constant.
+        grad_clip: gradients are scaled down to this norm.
+        ema_halflife, ema_rampup: see :class:`onestep.training.ema.EMA`.
+        log_every, checkpoint_every, evaluate_every: cycles between log lines, checkpoints, grids with figures.
+        keep_last: newest checkpoints kept.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    images: int
+    batch_size: int
+    warmup_images: int
+    final_lr: float
+    grad_clip: float
+    ema_halflife: float
+    ema_rampup: float
+    log_every: int
+    checkpoint_every: int
+    evaluate_every: int
+    keep_last: int
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "grad_clip", "log_every", "checkpoint_every", "evaluate_every", "keep_last"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.final_lr <= 1:
+            raise ValueError(f"training.final_lr is a share in (0, 1], got {self.final_lr}")
+        if self.images < self.batch_size:
+            raise ValueError(f"training.images={self.images} is less than one batch of {self.batch_size}")
+
+    @property
+    def cycles(self) -> int:
+        """Steps of the trained network."""
+        return self.images // self.batch_size
+
+    def share_of(self, processes: int) -> int:
+        """Images a step in each process.
+
+        Raises:
+            ValueError: if the processes do not divide the batch.
+        """
+        if self.batch_size % processes:
+            raise ValueError(
+                f"training.batch_size={self.batch_size} cannot be divided among {processes} processes: choose a "
+                f"multiple, such as {-(-self.batch_size // processes) * processes}"
+            )
+        return self.batch_size // processes
+
+
+@dataclass(frozen=True)
+class DistillationSettings(TrainingSettings):
+    """What a distillation is told besides.
+
+    Args:
+        sigma_init: the noise level at which the generator evaluates its network, in data units.
+        fake_score_steps: updates of the fake score and the discriminator per update of the generator.
+        gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
+        discriminator_weight: weight of the discriminator's loss beside the fake score's.
+    """
+
+    sigma_init: float
+    fake_score_steps: int
+    gan_weight: float
+    discriminator_weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fake_score_steps < 1:
+            raise ValueError(f"training.fake_score_steps must be at least 1, got {self.fake_score_steps}")
+        if self.gan_weight < 0 or self.discriminator_weight <= 0:
+            raise ValueError(
+                "training.gan_weight must not be negative and training.discriminator_weight must be positive, got "
+                f"{self.gan_weight} and {self.discriminator_weight}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How a run draws the samples that it scores and shows; the latents and classes are those of seeds 0, 1, ...
+
+    Args:
+        samples: samples of the final figures, teacher's and student's alike.
+        interim_samples: samples of the figures during the run.
+        batch_size: samples drawn at a time.
+        grid: samples in a picture.
+    """
+
+    samples: int
+    interim_samples: int
+    batch_size: int
+    grid: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"evaluation.{name} must be positive, got {value}")
