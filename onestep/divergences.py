@@ -208,4 +208,4 @@ def _import_function(path: str) -> Callable[[Tensor], Tensor]:
         ) from error
     if not callable(function):
         raise ValueError(f"expected {path!r} to be a function, got {type(function).__name__}")
-    return function  # type: ignore[no-any-return]
+    return function

@@ -44,10 +44,9 @@ class SigmaDistribution(ABC):
     def cdf(self, sigma: Tensor) -> Tensor:
         """The share [B] of the law below ``sigma`` [B]."""
 
-    def sample(self, count: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
-        """``count`` independent draws [count], float32."""
-        device = generator.device if generator is not None else device
-        return self.quantile(torch.rand(count, generator=generator, device=device))
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` independent draws [count], float32, on the generator's device."""
+        return self.quantile(torch.rand(count, generator=generator, device=generator.device))
 
 
 def _check_range(sigma_min: float, sigma_max: float) -> None:

@@ -135,7 +135,7 @@ def on_process(rank: int, folder: str) -> None:
 
 
 def test_means_are_over_all_processes(tmp_path: Path) -> None:
-    spawn(on_process, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(on_process, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
         mean, sums, counts = torch.load(tmp_path / f"{rank}.pt")
         assert mean.item() == 4

@@ -134,7 +134,14 @@ class SongUNet(nn.Module):
         levels = [(img_resolution >> level, model_channels * mult) for level, mult in enumerate(channel_mult)]
         attends = set(attn_resolutions)
         skip_channels = self._build_encoder(
-            levels, img_channels, model_channels, num_blocks, attends, encoder_type == "residual", resample_filter, block
+            levels,
+            img_channels,
+            model_channels,
+            num_blocks,
+            attends,
+            encoder_type,
+            resample_filter,
+            block,
         )
         #: Channels of the encoder's last output, which discriminators read.
         self.feature_channels = skip_channels[-1]
@@ -147,7 +154,7 @@ class SongUNet(nn.Module):
         channels: int,
         num_blocks: int,
         attends: set[int],
-        residual: bool,
+        encoder_type: Literal["standard", "residual"],
         resample_filter: Sequence[int],
         block: dict[str, Any],
     ) -> list[int]:
@@ -162,7 +169,7 @@ class SongUNet(nn.Module):
                 self.enc[f"{res}x{res}_down"] = UNetBlock(
                     channels, channels, resample="down", resample_filter=resample_filter, **block
                 )
-                if residual:
+                if encoder_type == "residual":
                     self.enc[f"{res}x{res}_aux_residual"] = ResampleConv2d(
                         aux_channels, channels, 3, "down", resample_filter, fused=True
                     )

@@ -104,7 +104,9 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     if needs_discriminator:
         discriminator = instantiate(config.discriminator)(teacher.feature_channels).to(accelerator.device)
         if discriminator.features_from == "fake_score" and fake_score is None:
-            raise ValueError("this objective trains no fake score to share an encoder: use discriminator=teacher_features")
+            raise ValueError(
+                "this objective trains no fake score to share an encoder: use discriminator=teacher_features"
+            )
         normalizer = instantiate(config.normalizer)
         normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
 

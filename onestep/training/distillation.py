@@ -1,4 +1,4 @@
-"""The distillation loop: ``fake_score_steps`` updates of the fake score and the discriminator, then one of the generator.
+"""The distillation loop: ``fake_score_steps`` updates of fake score and discriminator, then one of the generator.
 
 One forward pass of the generator, with its graph, serves the whole cycle: the fake score is trained on its detached
 output under fresh noise each time. Every network is in eval mode throughout, so that all see the same function of their
@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from onestep.noise import add_noise, per_sample_sum
+from onestep.noise import add_noise
 from onestep.objectives.adversarial import discriminator_loss, generator_loss
 from onestep.seeding import seeded_generator
 from onestep.training.build import Distillation, build_distillation
@@ -20,7 +20,7 @@ from onestep.training.ema import EMA
 from onestep.training.report import DistillationReport
 from onestep.training.run import Run
 from onestep.training.state import TrainingState
-from onestep.training.steps import optimizer_step
+from onestep.training.steps import denoising_loss, optimizer_step
 
 
 def distill(config: DictConfig) -> dict[str, Any]:
@@ -87,9 +87,7 @@ def update_fake_score(
                 x0_fake, features = judges.fake_score(x_sigma, sigma, condition, outputs="both")
             else:
                 x0_fake = judges.fake_score(x_sigma, sigma, condition)
-            error = per_sample_sum((x0_fake - x_generated) ** 2) / x_generated[0].numel()
-            # The teacher's own weighting: an unweighted x0-error learns little at small sigma.
-            losses = judges.teacher.denoising_weight(sigma) * error
+            losses = denoising_loss(judges.fake_score, x0_fake, x_generated, sigma)
             terms["fake score"] = losses.mean()
             diagnostics["fake_score_loss"] = losses
         if judges.discriminator is not None and judges.discriminator_host is not None:

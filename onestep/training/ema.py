@@ -1,12 +1,15 @@
 """The exponential moving average of a network's weights, whose half-life is counted in images."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
-class EMA:
+class EMA(Generic[Network]):
     """A copy of ``network`` that follows it; ``average`` is the copy.
 
     Args:
@@ -16,7 +19,7 @@ class EMA:
             average forgets the initial weights early in a run.
     """
 
-    def __init__(self, network: nn.Module, halflife: float, rampup: float) -> None:
+    def __init__(self, network: Network, halflife: float, rampup: float) -> None:
         if halflife <= 0 or rampup <= 0:
             raise ValueError(f"EMA needs halflife > 0 and rampup > 0, got halflife={halflife}, rampup={rampup}")
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
@@ -28,9 +31,10 @@ class EMA:
         return 0.5 ** (batch_size / halflife) if halflife > 0 else 0.0
 
     @torch.no_grad()
-    def update(self, network: nn.Module, images_seen: int, batch_size: int) -> None:
+    def update(self, network: Network, images_seen: int, batch_size: int) -> None:
         """Move the average towards ``network``; call it only when the network itself has moved."""
-        averages, values = list(self.average.parameters()), list(network.parameters())
+        averages: list[Tensor] = list(self.average.parameters())
+        values: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, values, 1 - self.decay(images_seen, batch_size))
         for average, value in zip(self.average.buffers(), network.buffers(), strict=True):
             average.copy_(value)

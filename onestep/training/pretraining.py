@@ -1,6 +1,7 @@
 """Pretraining of what a distillation starts from: a teacher, and the feature network of the digits' FID."""
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +16,17 @@ from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.features import DigitsFeatures, to_uint8
 from onestep.networks.edm import EDMDenoiser
-from onestep.noise import SigmaDistribution, add_noise, per_sample_sum
+from onestep.noise import SigmaDistribution, add_noise
 from onestep.seeding import seeded_generator
 from onestep.training.build import build_evaluator, check_fit
+from onestep.training.draw import draw_batches
 from onestep.training.ema import EMA
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_grid
-from onestep.training.report import draw_batches
 from onestep.training.run import Run
 from onestep.training.settings import EvaluationSettings, TrainingSettings
 from onestep.training.state import TrainingState
-from onestep.training.steps import optimizer_step
+from onestep.training.steps import denoising_loss, optimizer_step
 
 
 def pretrain(config: DictConfig) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
         x_sigma = add_noise(x0, torch.randn(x0.shape, generator=random, device=x0.device), sigma)
         with run.accelerator.autocast():
             prediction = network(x_sigma, sigma, condition)
-        losses = network.denoising_weight(sigma) * per_sample_sum((prediction - x0) ** 2) / x0[0].numel()
+        losses = denoising_loss(network, prediction, x0, sigma)
         norm = optimizer_step(optimizer, {"denoising": losses.mean()}, settings, state.cycle)
         ema.update(network, state.cycle * settings.batch_size, settings.batch_size)
         state.cycle += 1
@@ -73,8 +74,15 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
 
         last = state.cycle == settings.cycles
         if (state.cycle % settings.evaluate_every == 0 or last) and run.accelerator.is_main_process:
-            draw = lambda latents, labels: sampler(ema.average, latents, labels)  # noqa: E731
-            images = torch.cat(list(draw_batches(draw, evaluation.samples, evaluation.batch_size, data, run)))
+            batches = draw_batches(
+                partial(sampler, ema.average),
+                range(evaluation.samples),
+                evaluation.batch_size,
+                data.image_shape,
+                data.label_dim,
+                run.accelerator,
+            )
+            images = torch.cat(list(batches))
             figures: dict[str, float] = evaluator([images])
             best = min((line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line), default=None)
             run.log.write(state.cycle, figures)

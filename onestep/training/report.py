@@ -1,7 +1,7 @@
 """What a distillation shows for itself: grids and figures on the way, the summary of teacher and student at the end."""
 
 import time
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from onestep.data.dataset import ImageDataset
 from onestep.networks.generator import Generator
-from onestep.seeding import seeded_inputs
 from onestep.training.build import Distillation
+from onestep.training.draw import Draw, draw_batches
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_grid, save_side_by_side
 from onestep.training.run import Run
 from onestep.training.state import TrainingState
-
-Draw = Callable[[Tensor, Tensor | None], Tensor]
 
 _CURVES = (
     "fid", "recall", "loss", "score_gap", "fake_score_loss", "discriminator_loss", "adversarial_loss",
@@ -39,7 +35,7 @@ class DistillationReport:
         """Score the averaged generator, write the figures to the log and a grid into ``samples/``."""
         if self.run.accelerator.is_main_process:
             settings = self.parts.evaluation
-            images = torch.cat(list(self._draw(self.average, settings.interim_samples)))
+            images = self._draw(self.average, settings.interim_samples)
             self.run.log.write(state.cycle, self.parts.evaluator([images]))
             save_grid(images[: settings.grid], self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
         self.run.accelerator.wait_for_everyone()
@@ -58,11 +54,8 @@ class DistillationReport:
         self.average.save_pretrained(folder / "generator")
         parts.generator.save_pretrained(folder / "generator_raw")
 
-        def draw_teacher(latents: Tensor, condition: Tensor | None) -> Tensor:
-            return parts.sampler(parts.judges.teacher, latents, condition)
-
         evaluations = parts.sampler.network_evaluations
-        teacher, teacher_images = self._score("teacher", draw_teacher, evaluations)
+        teacher, teacher_images = self._score("teacher", partial(parts.sampler, parts.judges.teacher), evaluations)
         student, student_images = self._score("student", self.average, network_evaluations=1)
         summary = {
             "teacher": teacher,
@@ -84,9 +77,10 @@ class DistillationReport:
         """The figures of one side, and its first images, one class a column where there are classes."""
         settings = self.parts.evaluation
         started = time.monotonic()
-        images = torch.cat(list(self._draw(draw, settings.samples, progress=f"drawing from the {name}")))
+        images = self._draw(draw, settings.samples, progress=f"drawing from the {name}")
         seconds = time.monotonic() - started
-        shown = torch.cat(list(self._draw(draw, settings.grid, one_class_a_column=True)))
+        label_dim = self.parts.data.label_dim
+        shown = self._draw(draw, settings.grid, classes=list(range(label_dim)) if label_dim else None)
         figures: dict[str, float] = self.parts.evaluator([images])
         figures |= {
             "network_evaluations": network_evaluations,
@@ -95,38 +89,13 @@ class DistillationReport:
         }
         return figures, shown
 
-    def _draw(self, draw: Draw, count: int, **options: Any) -> Iterator[Tensor]:
-        return draw_batches(draw, count, self.parts.evaluation.batch_size, self.parts.data, self.run, **options)
-
-
-@torch.no_grad()
-def draw_batches(
-    draw: Draw,
-    count: int,
-    batch_size: int,
-    data: ImageDataset,
-    run: Run,
-    one_class_a_column: bool = False,
-    progress: str | None = None,
-) -> Iterator[Tensor]:
-    """Images of the seeds 0 to ``count - 1`` in batches on the CPU, in the run's precision.
-
-    Args:
-        draw: from latents and condition to images.
-        count, batch_size: images in all, and in a batch.
-        data: says which images and classes there are.
-        run: says where and in which precision.
-        one_class_a_column: seed ``i`` has class ``i % classes``, instead of one drawn from the seed.
-        progress: the progress bar's title; None for no bar.
-    """
-    classes = list(range(data.label_dim)) if one_class_a_column and data.label_dim else None
-    for start in tqdm(range(0, count, batch_size), desc=progress, disable=progress is None, leave=False):
-        seeds = list(range(start, min(start + batch_size, count)))
-        latents, condition = seeded_inputs(seeds, data.image_shape, data.label_dim, classes)
-        condition = None if condition is None else condition.to(run.device)
-        with run.accelerator.autocast():
-            images = draw(latents.to(run.device), condition)
-        yield images.float().cpu()
+    def _draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
+        """Images of the seeds 0 to ``count - 1``."""
+        data, batch_size = self.parts.data, self.parts.evaluation.batch_size
+        batches = draw_batches(
+            draw, range(count), batch_size, data.image_shape, data.label_dim, self.run.accelerator, **options
+        )
+        return torch.cat(list(batches))
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
@@ -137,7 +106,9 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     for key in rows["teacher"]:
         table.add_column(key.replace("_", " "), justify="right")
     for name, figures in rows.items():
-        table.add_row(name, *(f"{value:,.3f}" if value < 100 and value != int(value) else f"{value:,.0f}" for value in figures.values()))
+        table.add_row(
+            name, *(f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" for value in figures.values())
+        )
     console = Console()
     console.print(table)
     console.print(f"everything of this run: {folder}")

@@ -72,7 +72,12 @@ class Run:
         accelerator = self.accelerator
         settings.share_of(accelerator.num_processes)
         order = PositionSampler(
-            len(data), settings.batch_size, self.config.seed, start, accelerator.process_index, accelerator.num_processes
+            len(data),
+            settings.batch_size,
+            self.config.seed,
+            start,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         for images, condition in DataLoader(data, batch_sampler=order, collate_fn=lambda batch: batch):
             yield images.to(accelerator.device), None if condition is None else condition.to(accelerator.device)

@@ -34,7 +34,8 @@ class TrainingSettings:
     keep_last: int
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch_size", "grad_clip", "log_every", "checkpoint_every", "evaluate_every", "keep_last"):
+        positive = ("images", "batch_size", "grad_clip", "log_every", "checkpoint_every", "evaluate_every", "keep_last")
+        for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.final_lr <= 1:

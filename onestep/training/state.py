@@ -37,7 +37,9 @@ class TrainingState:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         for name, network in self.networks.items():
-            save_file({key: value.contiguous() for key, value in network.state_dict().items()}, beside / f"{name}.safetensors")
+            save_file(
+                {key: value.contiguous() for key, value in network.state_dict().items()}, beside / f"{name}.safetensors"
+            )
         for name, optimizer in self.optimizers.items():
             tensors, groups = _split_optimizer_state(optimizer.state_dict())
             save_file(tensors, beside / f"{name}.optimizer.safetensors")

@@ -7,6 +7,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from onestep.networks.edm import EDMDenoiser
+from onestep.noise import per_sample_sum
 from onestep.training.settings import TrainingSettings
 
 
@@ -15,6 +17,14 @@ def lr_factor(settings: TrainingSettings, images_seen: int) -> float:
     warmup = min(1.0, images_seen / settings.warmup_images) if settings.warmup_images else 1.0
     cosine = (1 + math.cos(math.pi * min(1.0, images_seen / settings.images))) / 2
     return warmup * (settings.final_lr + (1 - settings.final_lr) * cosine)
+
+
+def denoising_loss(network: EDMDenoiser, prediction: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+    """Denoising score matching [B]: the mean squared x0-error in the network's own weighting (arXiv 2206.00364, eq. 8).
+
+    Unweighted, it would learn little at small sigma.
+    """
+    return network.denoising_weight(sigma) * per_sample_sum((prediction - x0) ** 2) / x0[0].numel()
 
 
 def optimizer_step(

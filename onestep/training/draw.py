@@ -1,0 +1,44 @@
+"""Drawing many images, each from its own seed."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from onestep.seeding import seeded_inputs
+
+#: From latents [B, C, H, W] and condition [B, label_dim] or None to images [B, C, H, W] in data units.
+Draw = Callable[[Tensor, Tensor | None], Tensor]
+
+
+@torch.no_grad()
+def draw_batches(
+    draw: Draw,
+    seeds: Sequence[int],
+    batch_size: int,
+    image_shape: tuple[int, int, int],
+    label_dim: int,
+    accelerator: Accelerator,
+    classes: list[int] | None = None,
+    progress: str | None = None,
+) -> Iterator[Tensor]:
+    """Images [<= batch_size, C, H, W] of ``seeds``, float32 on the CPU, drawn in the accelerator's precision.
+
+    Args:
+        draw: what draws.
+        seeds, classes, image_shape, label_dim: see :func:`onestep.seeding.seeded_inputs`.
+        batch_size: images drawn at a time.
+        accelerator: says where, and in which precision.
+        progress: the progress bar's title; None for no bar.
+    """
+    with tqdm(total=len(seeds), desc=progress, disable=progress is None, unit="img", leave=False) as bar:
+        for start in range(0, len(seeds), batch_size):
+            batch = list(seeds[start : start + batch_size])
+            latents, condition = seeded_inputs(batch, image_shape, label_dim, classes)
+            condition = None if condition is None else condition.to(accelerator.device)
+            with accelerator.autocast():
+                images = draw(latents.to(accelerator.device), condition)
+            yield images.float().cpu()
+            bar.update(len(batch))

@@ -1,0 +1,147 @@
+"""What ``sample.py`` does: draw, write, and score images of a trained generator or of its teacher."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from onestep.config import instantiate
+from onestep.data.dataset import ImageDataset
+from onestep.metrics.evaluator import Evaluator
+from onestep.metrics.features import to_uint8
+from onestep.networks.edm import EDMDenoiser
+from onestep.networks.generator import Generator
+from onestep.samplers import HeunSampler
+from onestep.training.draw import Draw, draw_batches
+from onestep.training.pictures import save_grid, save_image
+from onestep.training.run import PRECISIONS
+
+FORMATS = ("png", "grid", "npz")
+MODELS = ("student", "teacher")
+WEIGHTS = {"ema": "generator", "raw": "generator_raw"}
+
+
+def sample(config: DictConfig) -> dict[str, Any]:
+    """Draw ``config.count`` images as ``config`` says, write them, and score them where it names metrics.
+
+    Returns:
+        What is also printed: where the images lie, how many, images a second, and the metrics.
+
+    Raises:
+        ValueError: for an unknown choice, a missing run or checkpoint, or parts that do not fit each other.
+    """
+    for name, choices in (
+        ("model", MODELS),
+        ("weights", tuple(WEIGHTS)),
+        ("format", FORMATS),
+        ("precision", PRECISIONS),
+    ):
+        if config[name] not in choices:
+            raise ValueError(f"{name}={config[name]}: choose one of {', '.join(choices)}")
+    for name in ("count", "batch_size"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]}: expected at least 1")
+    parts = _parts(config)
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+    draw, network = _model(config, parts, accelerator.device)
+    evaluator = _evaluator(config, parts, network)
+
+    seeds = range(config.seed, config.seed + config.count)
+    classes = None if config.classes is None else list(config.classes)
+    started = time.monotonic()
+    batches = draw_batches(
+        draw, seeds, config.batch_size, network.image_shape, network.label_dim, accelerator, classes, progress="drawing"
+    )
+    images = torch.cat(list(batches))
+    seconds = time.monotonic() - started
+    target = _write(images, config, seeds)
+    result: dict[str, Any] = {
+        "images": str(target),
+        "count": len(images),
+        "samples_per_second": round(len(images) / seconds, 1),
+    }
+    if evaluator is not None:
+        result |= evaluator([images])
+    Console().print(result)
+    return result
+
+
+def _parts(config: DictConfig) -> DictConfig:
+    """The teacher, sampler, data and features: those given here, else those of the run."""
+    names = ("teacher", "sampler", "data", "features")
+    parts = OmegaConf.create({name: config[name] for name in names})
+    if config.run is None:
+        return parts
+    saved = Path(config.run) / "config.yaml"
+    if not saved.is_file():
+        raise ValueError(
+            f"run={config.run}: no config.yaml there; give the folder of a run, which train.py names at its end"
+        )
+    of_run = OmegaConf.load(saved)
+    for name in names:
+        if parts[name] is None:
+            parts[name] = OmegaConf.select(of_run, name)
+            _refuse_foreign_code(parts[name], saved)
+    return parts
+
+
+def _refuse_foreign_code(node: Any, saved: Path) -> None:
+    """A run's folder may come from anyone: what its config names is built only if it is of this package."""
+    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+    if isinstance(plain, dict):
+        target = plain.get("_target_", "onestep.")
+        if not str(target).startswith("onestep."):
+            raise ValueError(f"{saved} asks to run {target!r}, which is not of this package: give that part yourself")
+        for value in plain.values():
+            _refuse_foreign_code(value, saved)
+    elif isinstance(plain, list):
+        for value in plain:
+            _refuse_foreign_code(value, saved)
+
+
+def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[Draw, EDMDenoiser]:
+    """What draws, and the network it draws with."""
+    if config.model == "teacher":
+        if parts.teacher is None or parts.sampler is None:
+            raise ValueError("model=teacher needs run=..., or teacher=... and sampler=...")
+        teacher: EDMDenoiser = instantiate(parts.teacher).to(device)
+        sampler: HeunSampler = instantiate(parts.sampler)
+        return partial(sampler, teacher), teacher
+    if (config.run is None) == (config.checkpoint is None):
+        raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder)")
+    folder = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
+    generator = Generator.from_pretrained(folder).to(device).eval()
+    return generator, generator.denoiser
+
+
+def _evaluator(config: DictConfig, parts: DictConfig, network: EDMDenoiser) -> Evaluator | None:
+    if not config.metrics:
+        return None
+    if parts.data is None or parts.features is None:
+        raise ValueError("metrics need run=..., or data=... and features=...")
+    data: ImageDataset = instantiate(parts.data)
+    return Evaluator(instantiate(parts.features), dict(instantiate(config.metrics)), data.images, network.device)
+
+
+def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:
+    """Write images [N, C, H, W] in [-1, 1] in the asked format; PNG files are named by their seeds."""
+    folder = Path(config.save_to)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.format == "grid":
+        save_grid(images, folder / "grid.png")
+        return folder / "grid.png"
+    pixels = to_uint8(images).permute(0, 2, 3, 1)
+    if config.format == "npz":
+        np.savez(folder / "samples.npz", images=pixels.numpy(), seeds=np.array(seeds))
+        return folder / "samples.npz"
+    for seed, image in zip(tqdm(seeds, desc="writing", leave=False), pixels, strict=True):
+        save_image(image, folder / f"{seed:06d}.png")
+    return folder
