@@ -4,11 +4,12 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_method, get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -29,21 +30,36 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_path: str, config_
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions reach us, with their causes
 
-    def checked(config: DictConfig) -> None:
-        check_config(config)
-        main(config)
+    @contextmanager
+    def explained() -> Iterator[None]:
+        try:
+            yield
+        except (HydraException, ValueError) as error:
+            if wants_traceback:
+                raise
+            sys.exit(f"error: {explain(error)}")
 
-    try:
+    def checked(config: DictConfig) -> None:
+        with explained():  # here already, as Hydra would put a line of its own before the error
+            check_config(config)
+            main(config)
+
+    with explained():
         hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)(checked)()
-    except (HydraException, ValueError) as error:
-        if wants_traceback:
-            raise
-        sys.exit(f"error: {explain(error)}")
 
 
 def instantiate(node: Any) -> Any:
-    """Build what ``node`` describes, giving it plain lists and dicts rather than OmegaConf's."""
-    return hydra.utils.instantiate(node, _convert_="all")
+    """Build what ``node`` describes, giving it plain lists and dicts rather than OmegaConf's.
+
+    Raises:
+        ValueError: the target's own, for a value that it refuses.
+    """
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
 
 
 def explain(error: Exception) -> str:
@@ -54,6 +70,8 @@ def explain(error: Exception) -> str:
         if OmegaConf.is_dict(parent):
             full_key = str(cause.full_key)
             return unknown_key(full_key, (str(key) for key in parent))
+    if "Config group override must be" in str(error):
+        return "a group cannot be set to null: choose one of its options, such as discriminator=none, or write ~GROUP"
     return str(error)
 
 
@@ -62,8 +80,8 @@ def unknown_key(full_key: str, valid: Iterable[str]) -> str:
     parent, _, key = full_key.rpartition(".")
     choices = sorted(set(valid) - _INSTANTIATE_KEYS)
     guess = difflib.get_close_matches(key, choices, n=1)
-    hint = f"; did you mean {guess[0]!r}?" if guess else ""
-    return f"unknown key {full_key!r}{hint}. The keys of {parent or 'the configuration'} are: {', '.join(choices)}"
+    hint = f"; did you mean {guess[0]!r}?" if guess else "."
+    return f"unknown key {full_key!r}{hint} The keys of {parent or 'the configuration'} are: {', '.join(choices)}"
 
 
 def check_config(config: DictConfig) -> None:

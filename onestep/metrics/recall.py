@@ -24,6 +24,8 @@ class Recall:
         """
         if len(generated) <= self.k:
             raise ValueError(f"recall with k={self.k} needs more than {self.k} generated samples, got {len(generated)}")
+        # torch.cdist goes by squared norms, which in float32 loses the digits of features far from the origin.
+        real, generated = real.double(), generated.double()
         covered = torch.zeros(len(real), dtype=torch.bool)
         for chunk in generated.split(1000):  # bounds the memory of the distances
             # The nearest is the sample itself, so the k-th neighbour is the (k + 1)-th smallest.

@@ -50,7 +50,7 @@ class Generator(nn.Module):
         settings = Path(folder) / _SETTINGS
         if not settings.is_file():
             raise ValueError(f"{folder} holds no one-step generator: expected {_SETTINGS} beside its weights")
-        return cls(load_denoiser(folder), **json.loads(settings.read_text()))
+        return cls(load_denoiser(folder), **json.loads(settings.read_text())).eval()
 
 
 def load_denoiser(folder: str | Path) -> EDMDenoiser:
@@ -69,9 +69,13 @@ def load_denoiser(folder: str | Path) -> EDMDenoiser:
         denoiser, report = EDMDenoiser.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the checkpoint at {str(folder)!r} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {error}") from error
     # diffusers fills missing weights with random ones and goes on.
     if problems := {kind: keys for kind, keys in report.items() if keys}:
         raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {problems}")
+    # Where it lay here is nobody's business in the config of what is distilled from it.
+    denoiser.register_to_config(_name_or_path="")
     return denoiser

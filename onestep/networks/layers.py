@@ -38,7 +38,7 @@ class Conv2d(nn.Conv2d):
 
 
 class ResampleConv2d(nn.Conv2d):
-    """A convolution next to a fixed low-pass filter with stride 2: before it, or after it if ``fused``.
+    """A convolution next to a fixed low-pass filter with stride 2: before it or, if ``fused`` (down only), after it.
 
     ``resample_filter`` lists the taps of the separable filter; [1, 1] is average pooling down and nearest up.
     """
@@ -54,6 +54,7 @@ class ResampleConv2d(nn.Conv2d):
         resample_filter: Sequence[int],
         fused: bool = False,
     ) -> None:
+        assert not (fused and resample == "up")
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
         _initialise(self)
         taps = torch.as_tensor(resample_filter, dtype=torch.float32)

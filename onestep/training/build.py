@@ -85,10 +85,14 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     settings.share_of(accelerator.num_processes)
     objective: Objective = instantiate(config.objective)
     needs_discriminator = objective.needs_ratio or settings.gan_weight > 0
-    if needs_discriminator and config.discriminator is None:
-        reason = "this divergence needs the density ratio" if objective.needs_ratio else "training.gan_weight > 0"
+    if needs_discriminator and config.get("discriminator") is None:
+        reason = (
+            "this divergence needs the density ratio"
+            if objective.needs_ratio
+            else f"training.gan_weight={settings.gan_weight} needs a discriminator"
+        )
         raise ValueError(
-            f"{reason}, and discriminator is null: choose discriminator=teacher_features or "
+            f"{reason}, and there is none: choose discriminator=teacher_features or "
             "discriminator=shared_encoder, or divergence=reverse_kl with training.gan_weight=0"
         )
     data: ImageDataset = instantiate(config.data)
@@ -107,7 +111,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
             raise ValueError(
                 "this objective trains no fake score to share an encoder: use discriminator=teacher_features"
             )
-        normalizer = instantiate(config.normalizer)
+        normalizer = instantiate(config.get("normalizer"))
         normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
 
     return Distillation(

@@ -56,6 +56,8 @@ def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str],
 def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
     """Plot every value of ``names`` that the log's ``lines`` hold against images seen, one panel each."""
     present = [name for name in names if any(name in line for line in lines)]
+    if not present:  # a run shorter than its first log line
+        return
     columns = min(3, len(present))
     rows = -(-len(present) // columns)
     figure = Figure(figsize=(5 * columns, 3 * rows), layout="constrained")

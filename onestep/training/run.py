@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from onestep.data.dataset import ImageDataset, PositionSampler
 from onestep.training.log import RunLog
 from onestep.training.settings import TrainingSettings
-from onestep.training.state import TrainingState, find_checkpoint
+from onestep.training.state import TrainingState, find_checkpoint, list_checkpoints
 
 PRECISIONS = ("no", "bf16")
 
@@ -53,6 +53,11 @@ class Run:
             ValueError: if there is no such checkpoint, or it does not fit.
         """
         checkpoint = find_checkpoint(self.config.resume, self.folder)
+        if checkpoint is None and list_checkpoints(self.folder):
+            raise ValueError(
+                f"{self.folder} holds the checkpoints of another run: go on with it by resume=auto, or choose another "
+                "folder by hydra.run.dir=..."
+            )
         if checkpoint is not None:
             state.load(checkpoint)
             self.accelerator.print(f"resumed {checkpoint} at cycle {state.cycle} of {settings.cycles}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
@@ -27,6 +28,8 @@ from onestep.training.run import PRECISIONS
 FORMATS = ("png", "grid", "npz")
 MODELS = ("student", "teacher")
 WEIGHTS = {"ema": "generator", "raw": "generator_raw"}
+
+_PARTS_LIVE_IN = ("onestep.teachers.", "onestep.samplers", "onestep.data.", "onestep.metrics.")
 
 
 def sample(config: DictConfig) -> dict[str, Any]:
@@ -49,6 +52,8 @@ def sample(config: DictConfig) -> dict[str, Any]:
     for name in ("count", "batch_size"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]}: expected at least 1")
+    if config.classes is not None and not (OmegaConf.is_list(config.classes) and len(config.classes)):
+        raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
     parts = _parts(config)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
     draw, network = _model(config, parts, accelerator.device)
@@ -77,7 +82,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
 def _parts(config: DictConfig) -> DictConfig:
     """The teacher, sampler, data and features: those given here, else those of the run."""
     names = ("teacher", "sampler", "data", "features")
-    parts = OmegaConf.create({name: config[name] for name in names})
+    parts = OmegaConf.create({name: config.get(name) for name in names})
     if config.run is None:
         return parts
     saved = Path(config.run) / "config.yaml"
@@ -88,8 +93,9 @@ def _parts(config: DictConfig) -> DictConfig:
     of_run = OmegaConf.load(saved)
     for name in names:
         if parts[name] is None:
-            parts[name] = OmegaConf.select(of_run, name)
-            _refuse_foreign_code(parts[name], saved)
+            part = OmegaConf.select(of_run, name)
+            _refuse_foreign_code(part, saved)
+            parts[name] = part
     return parts
 
 
@@ -97,14 +103,28 @@ def _refuse_foreign_code(node: Any, saved: Path) -> None:
     """A run's folder may come from anyone: what its config names is built only if it is of this package."""
     plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
     if isinstance(plain, dict):
-        target = plain.get("_target_", "onestep.")
-        if not str(target).startswith("onestep."):
-            raise ValueError(f"{saved} asks to run {target!r}, which is not of this package: give that part yourself")
+        if "_target_" in plain and not _is_part(plain["_target_"]):
+            raise ValueError(
+                f"{saved} asks to run {plain['_target_']!r}, which is no part of this package: give that part yourself"
+            )
         for value in plain.values():
             _refuse_foreign_code(value, saved)
     elif isinstance(plain, list):
         for value in plain:
             _refuse_foreign_code(value, saved)
+    elif isinstance(plain, str) and "${" in plain:  # train.py writes none, and one can become any of the above
+        raise ValueError(f"{saved} has an interpolation, {plain!r}, where a run's config has values: give that yourself")
+
+
+def _is_part(target: Any) -> bool:
+    """Whether ``target`` is defined where such parts live; 'onestep.config.os.system' only goes by way of it."""
+    if not str(target).startswith("onestep."):
+        return False
+    try:
+        defined_in = get_object(target).__module__
+    except Exception:
+        return False
+    return str(defined_in).startswith(_PARTS_LIVE_IN)
 
 
 def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[Draw, EDMDenoiser]:
@@ -123,7 +143,7 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
 
 
 def _evaluator(config: DictConfig, parts: DictConfig, network: EDMDenoiser) -> Evaluator | None:
-    if not config.metrics:
+    if not config.get("metrics"):
         return None
     if parts.data is None or parts.features is None:
         raise ValueError("metrics need run=..., or data=... and features=...")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ class TrainingState:
         self.seconds = 0.0
 
     def save(self, run: Path, keep_last: int) -> Path:
-        """Write ``run/checkpoints/cycle_NNNNNNNN`` and delete all but the newest ``keep_last`` of them."""
+        """Write ``run/checkpoints/cycle_NNNNNNNN`` and delete all but the newest ``keep_last`` up to it."""
         folder = run / _FOLDER / f"cycle_{self.cycle:08d}"
         beside = folder.with_name(f".writing_{folder.name}")
         shutil.rmtree(beside, ignore_errors=True)
@@ -47,7 +48,8 @@ class TrainingState:
         (beside / "state.json").write_text(json.dumps({"cycle": self.cycle, "seconds": self.seconds}))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(beside, folder)
-        for old in list_checkpoints(run)[:-keep_last]:
+        # Later ones are of a run that went on from here before: they must not push out the one just written.
+        for old in [path for path in list_checkpoints(run) if path <= folder][:-keep_last]:
             shutil.rmtree(old)
         return folder
 
@@ -65,9 +67,9 @@ class TrainingState:
                 groups = json.loads((folder / f"{name}.optimizer.json").read_text())
                 optimizer.load_state_dict(_join_optimizer_state(tensors, groups))
             counters = json.loads((folder / "state.json").read_text())
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            self.cycle, self.seconds = counters["cycle"], counters["seconds"]
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(f"cannot resume from {folder}: {error}") from error
-        self.cycle, self.seconds = counters["cycle"], counters["seconds"]
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -1,0 +1,84 @@
+"""Imports point down only, and files stay short."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import onestep
+
+PACKAGE = Path(onestep.__file__).parent
+# From the bottom to the top. The parts of "kinds" never import each other; other ranks may within themselves.
+RANKS = {
+    "ground": {"noise", "denoiser", "seeding", "config", "assets"},
+    "parts": {"networks", "divergences", "density_ratio", "gaussian_mixture", "samplers", "discriminators"},
+    "kinds": {"objectives", "teachers", "data", "metrics"},
+    "training": {"training"},
+    "top": {"pipeline"},
+}
+RANK_OF = {part: rank for rank, parts in enumerate(RANKS.values()) for part in parts}
+KINDS = list(RANKS).index("kinds")
+
+
+def module_name(file: Path) -> str:
+    names = ["onestep", *file.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_modules(source: str) -> set[str]:
+    """The package's modules that ``source`` imports anywhere, inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "onestep"}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            base = node.module or ""
+            if base.split(".")[0] == "onestep":
+                found |= {name if (name := f"{base}.{alias.name}") in FILES else base for alias in node.names}
+    return found
+
+
+def part_of(module: str) -> str | None:
+    """``"networks"`` for ``onestep.networks.edm``; None for the package itself."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else None
+
+
+GRAPH = {name: imported_modules(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
+
+
+def test_the_walk_finds_the_imports() -> None:
+    source = "import onestep.noise\ndef f():\n    from onestep.networks import edm\n    from onestep.seeding import a"
+    assert imported_modules(source) == {"onestep.noise", "onestep.networks.edm", "onestep.seeding"}
+    assert len(FILES) > 30 and "onestep.noise" in GRAPH["onestep.denoiser"]
+
+
+def test_every_part_has_a_rank() -> None:
+    unknown = {part for name in FILES if (part := part_of(name)) is not None} - set(RANK_OF)
+    assert not unknown, f"give {unknown} a place in RANKS"
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for name, imports in GRAPH.items():
+        part = part_of(name)
+        for target in imports:
+            target_part = part_of(target)
+            if part is None or target_part is None or part == target_part:
+                continue
+            mine, theirs = RANK_OF[part], RANK_OF[target_part]
+            if theirs > mine or (theirs == mine == KINDS):
+                wrong.append(f"{name} imports {target}")
+    assert not wrong
+
+
+def test_no_cycles() -> None:
+    TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the modules
+
+
+def test_no_file_is_over_300_lines() -> None:
+    lengths = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in FILES.items()}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}

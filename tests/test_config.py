@@ -1,0 +1,115 @@
+"""Every file under conf/ composes, passes the checks and builds what it names."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from onestep.config import check_config, instantiate
+from onestep.divergences import Divergence
+
+CONF = Path(__file__).parents[1] / "conf"
+FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/*.yaml"))
+GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
+REQUIRED = {
+    "teacher/local": ["teacher.path=digits"],
+    "divergence/custom": ["divergence.f=torch.square"],
+}
+# h(r) = r^2 f''(r) of the table of divergences at r = e; alpha at its default of 1/2, custom with f(r) = r^2.
+WEIGHT_AT_E = {
+    "reverse_kl": 1.0,
+    "forward_kl": math.e,
+    "jeffreys": math.e + 1,
+    "jensen_shannon": math.e / (math.e + 1),
+    "softened_reverse_kl": 1 / (math.e + 1),
+    "squared_hellinger": math.exp(0.5) / 4,
+    "pearson_chi2": 2 * math.e**2,
+    "neyman_chi2": 2 / math.e,
+    "le_cam": 8 * math.e**2 / (math.e + 1) ** 3,
+    "alpha": math.exp(0.5),
+    "custom": 2 * math.e**2,
+}
+
+
+def overrides_for(file: str) -> list[str]:
+    group, choice = file.split("/")
+    return [f"{group}=[{choice}]" if group == "metrics" else f"{group}={choice}", *REQUIRED.get(file, [])]
+
+
+def targets(node: Any) -> Iterator[DictConfig]:
+    """The outermost nodes that name something to build."""
+    if OmegaConf.is_list(node):
+        for item in node:
+            yield from targets(item)
+    if OmegaConf.is_dict(node):
+        if "_target_" in node:
+            yield node
+        else:
+            for value in node.values():
+                yield from targets(value)
+
+
+def assert_builds(config: DictConfig) -> list[str]:
+    check_config(config)
+    built = []
+    for node in targets(config):
+        target, thing = get_object(node["_target_"]), instantiate(node)
+        if node.get("_partial_"):
+            assert callable(thing)
+        elif isinstance(target, type):
+            assert type(thing) is target
+        else:
+            assert thing is not None
+        built.append(node["_target_"])
+    return built
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_each_file_builds_what_it_names(file: str, compose_config: Callable[..., DictConfig]) -> None:
+    config = compose_config("train", *overrides_for(file), "output=nowhere")
+    built = assert_builds(config)
+    group, _ = file.split("/")
+    named = OmegaConf.load(CONF / f"{file}.yaml")
+    own = [str(node["_target_"]) for node in targets(OmegaConf.masked_copy(named, [k for k in named if k != "hydra"]))]
+    assert own or group == "experiment" or file == "discriminator/none"
+    assert set(own) <= set(built)
+    assert callable(get_object(config.task))
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.split("/")[0] in GROUPS_OF_SAMPLE])
+def test_sample_takes_each_of_its_groups(file: str, compose_config: Callable[..., DictConfig]) -> None:
+    assert len(assert_builds(compose_config("sample", *overrides_for(file), "save_to=nowhere"))) == 1
+
+
+def test_every_default_of_train_is_built(compose_config: Callable[..., DictConfig]) -> None:
+    built = assert_builds(compose_config("train", "output=nowhere"))
+    # objective, divergence, weighting, sigma, fake_sigma, normalizer, discriminator, data, teacher, sampler, features,
+    # training, evaluation, three optimisers, two metrics
+    assert len(built) == 18
+    assert built.count("torch.optim.Adam") == 3
+
+
+def test_no_discriminator_can_be_chosen(compose_config: Callable[..., DictConfig]) -> None:
+    assert compose_config("train", "discriminator=none").discriminator is None
+    assert "discriminator" not in compose_config("train", "~discriminator")
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("divergence/")])
+def test_divergences_weigh_as_their_row_of_the_table(file: str, compose_config: Callable[..., DictConfig]) -> None:
+    divergence: Divergence = instantiate(compose_config("train", *overrides_for(file)).divergence)
+    weight = divergence.weight(torch.tensor([1.0], dtype=torch.float64))
+    assert weight.item() == pytest.approx(WEIGHT_AT_E[file.split("/")[1]], rel=1e-12)
+
+
+def test_the_objective_gets_the_chosen_divergence_and_weighting(compose_config: Callable[..., DictConfig]) -> None:
+    for objective in ("f_distill", "uni_instruct"):
+        config = compose_config("train", f"objective={objective}", "divergence=alpha", "divergence.alpha=0.25",
+                                "weighting=unit")  # fmt: skip
+        built = instantiate(config.objective)
+        assert built.divergence.alpha == 0.25
+        assert type(built.weighting).__name__ == "UnitWeighting"

@@ -1,0 +1,71 @@
+"""The digits, batches of images, and the order in which a training reads them."""
+
+from itertools import chain, islice
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from onestep.data.dataset import ImageDataset, PositionSampler
+from onestep.data.digits import Digits
+
+
+def test_digits() -> None:
+    data, bunch = Digits(), load_digits()
+    assert len(data) == 1797 and data.image_shape == (1, 8, 8) and data.label_dim == 10
+    assert data.images.min() == -1 and data.images.max() == 1
+    assert torch.equal((data.images[:, 0] + 1) * 8, torch.tensor(bunch.images, dtype=torch.float32))
+    assert data.conditions is not None
+    assert torch.equal(data.conditions.argmax(1), torch.tensor(bunch.target))
+    assert data.conditions.sum(0).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert (data.conditions.sum(1) == 1).all() and data.conditions.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 2, 1, 1, 0]), None], ids=["labels", "no labels"])
+def test_a_batch_is_its_samples_stacked(labels: torch.Tensor | None) -> None:
+    images = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    data = ImageDataset(images, labels, num_classes=0 if labels is None else 3)
+    batch, conditions = data.__getitems__([3, 0, 3])
+    singles = [data[index] for index in (3, 0, 3)]
+    assert torch.equal(batch, torch.stack([image for image, _ in singles]))
+    assert torch.equal(batch, images[[3, 0, 3]])
+    if labels is None:
+        assert conditions is None and singles[0][1] is None
+    else:
+        assert conditions is not None and conditions.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+        assert torch.equal(conditions, torch.stack([condition for _, condition in singles if condition is not None]))
+
+
+def take(count: int, length: int = 10, global_batch: int = 4, seed: int = 0, **options: int) -> list[list[int]]:
+    """The first ``count`` batches."""
+    return list(islice(PositionSampler(length, global_batch, seed, **options), count))
+
+
+def test_every_epoch_sees_each_sample_once() -> None:
+    """Batches of 4 run over the epochs' ends of a dataset of 10."""
+    batches = take(10)
+    assert all(len(batch) == 4 for batch in batches)
+    read = list(chain(*batches))
+    epochs = [read[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_batch_larger_than_the_dataset() -> None:
+    assert all(sorted(take(1, length=3, global_batch=9)[0][start : start + 3]) == [0, 1, 2] for start in (0, 3, 6))
+
+
+@pytest.mark.parametrize("start", [1, 2, 5, 8])
+def test_a_resumed_run_reads_on(start: int) -> None:
+    assert take(10 - start, start=start) == take(10)[start:]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shares_of_the_processes_make_up_the_batch(processes: int) -> None:
+    shares = [take(6, rank=rank, processes=processes) for rank in range(processes)]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == take(6)
+
+
+def test_order_depends_on_the_seed() -> None:
+    assert take(5, length=100) == take(5, length=100)
+    assert take(5, length=100) != take(5, length=100, seed=1)

@@ -1,0 +1,361 @@
+"""What a user gets wrong is refused with the offending value and the way to mend it, and nothing is lost or run."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+
+from onestep.config import check_config, explain
+from onestep.networks.edm import EDMDenoiser
+from onestep.networks.generator import load_denoiser
+from onestep.training import distillation
+from onestep.training.build import Distillation, build_distillation
+from onestep.training.distillation import distill
+from onestep.training.log import read_log
+from onestep.training.sampling import sample
+
+REPOSITORY = Path(__file__).parents[1]
+Compose = Callable[..., DictConfig]
+
+
+def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *arguments],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+
+
+def refused(config: DictConfig, task: Callable[[DictConfig], Any] = distill) -> str:
+    """The message with which ``task`` refuses the configuration."""
+    with pytest.raises(ValueError) as caught:
+        check_config(config)
+        task(config)
+    return str(caught.value)
+
+
+# What Hydra reads, through the scripts: one line, no traceback.
+
+
+@pytest.mark.parametrize(
+    "script, arguments, expected",
+    [
+        ("train.py", ["training.imagez=3"], "unknown key 'training.imagez'; did you mean 'images'? The keys of train"),
+        ("train.py", ["training.gan_weight=-1"], "training.gan_weight must not be negative and "),
+        ("train.py", ["discriminator=null"], "a group cannot be set to null: choose one of its options, such as disc"),
+        ("sample.py", ["run=nowhere/at/all"], "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(script: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
+    finished = run_script(script, *arguments, f"hydra.run.dir={tmp_path}", "device=cpu", "precision=no")
+    assert finished.returncode == 1
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith(f"error: {expected}")
+    assert "Traceback" not in finished.stdout
+
+
+def composition_error(compose_config: Compose, *overrides: str) -> str:
+    with pytest.raises(HydraException) as caught:
+        compose_config("train", *overrides)
+    return explain(caught.value)
+
+
+def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
+    message = composition_error(compose_config, "training.imagez=3")
+    assert message == (
+        "unknown key 'training.imagez'; did you mean 'images'? The keys of training are: batch_size, checkpoint_every, "
+        "discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_steps, final_lr, gan_weight, "
+        "grad_clip, images, keep_last, log_every, sigma_init, warmup_images"
+    )
+
+
+def test_an_unknown_key_of_the_top_lists_the_valid_ones(compose_config: Compose) -> None:
+    message = composition_error(compose_config, "sead=3")
+    assert "unknown key 'sead'; did you mean 'seed'?" in message
+    assert "precision" in message and "normalizer" in message
+
+
+def test_an_added_key_that_nothing_takes_is_refused(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "+training.foo=1"))
+    assert message.startswith("unknown key 'training.foo'. The keys of training are: batch_size, ")
+    message = refused(train_config(tmp_path, "+discriminator.hiden=3"))
+    assert "unknown key 'discriminator.hiden'; did you mean 'hidden'?" in message
+
+
+def test_an_unknown_choice_lists_the_options(compose_config: Compose) -> None:
+    message = composition_error(compose_config, "objective=foo")
+    assert "objective/foo" in message
+    assert all(option in message for option in ("f_distill", "uni_instruct"))
+
+
+def test_a_setting_without_a_value_is_named(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "teacher=local"))
+    assert message == "settings without a value: teacher.path; give each as KEY=VALUE"
+
+
+def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "weighting._target_=onestep.nothing.Here"))
+    assert "weighting._target_=onestep.nothing.Here cannot be imported" in message
+
+
+# Parts that do not fit each other.
+
+
+@pytest.mark.parametrize("absent", ["discriminator=none", "~discriminator"])
+def test_a_ratio_without_a_discriminator(absent: str, train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, absent, "divergence=forward_kl", "training.gan_weight=0"))
+    assert message.startswith("this divergence needs the density ratio, and there is none: choose discriminator=teach")
+    assert "divergence=reverse_kl with training.gan_weight=0" in message
+
+
+def test_an_adversarial_term_without_a_discriminator(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "discriminator=none", "divergence=reverse_kl", "training.gan_weight=0.5"))
+    assert message.startswith("training.gan_weight=0.5 needs a discriminator, and there is none: choose discriminator=")
+
+
+def test_a_missing_teacher(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "teacher.path=no/such/teacher"))
+    assert message.startswith("no teacher at 'no/such/teacher': expected a folder with config.json and safetensors")
+    assert "bundled teacher: digits" in message
+
+
+@pytest.mark.parametrize(
+    "image_shape, label_dim, expected",
+    [
+        ((3, 8, 8), 10, "channels 3 against 1"),
+        ((1, 16, 16), 10, "resolution (16, 16) against (8, 8)"),
+        ((1, 8, 8), 7, "classes 7 against 10"),
+        ((1, 8, 8), 0, "classes 0 against 10"),
+    ],
+)
+def test_a_teacher_of_other_images(
+    image_shape: tuple[int, int, int], label_dim: int, expected: str, train_config: Compose, tmp_path: Path
+) -> None:
+    options = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": []}
+    EDMDenoiser(image_shape, label_dim, options=options).save_pretrained(tmp_path / "teacher")
+    message = refused(train_config(tmp_path, "teacher=local", f"teacher.path={tmp_path / 'teacher'}"))
+    assert message.startswith(f"the teacher does not fit the data: {expected}; choose another teacher (teacher=...)")
+
+
+def test_a_noise_level_that_the_teacher_does_not_know(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "training.sigma_init=100"))
+    assert message == "sigma_init=100 is outside the noise levels that the network knows, [0.002, 80.0]"
+
+
+def test_a_batch_that_the_processes_do_not_divide(train_config: Compose, tmp_path: Path) -> None:
+    three_processes: Any = SimpleNamespace(num_processes=3, device=torch.device("cpu"))
+    message = refused(train_config(tmp_path), lambda config: build_distillation(config, three_processes))
+    assert message == (
+        "training.batch_size=16 cannot be divided among 3 processes: choose a multiple, such as 18"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("training.gan_weight=-0.5", "training.gan_weight must not be negative and .* got -0.5 and "),
+        ("training.discriminator_weight=0", "training.discriminator_weight must be positive, got .* and 0"),
+        ("training.fake_score_steps=0", "training.fake_score_steps must be at least 1, got 0"),
+        ("training.log_every=0", "training.log_every must be positive, got 0"),
+        ("training.final_lr=1.5", r"training.final_lr is a share in \(0, 1\], got 1.5"),
+        ("training.images=8", "training.images=8 is less than one batch of 16"),
+        ("training.ema_halflife=0", "halflife > 0 .* got halflife=0"),
+        ("evaluation.samples=0", "evaluation.samples must be positive, got 0"),
+        ("sampler.steps=1", "steps >= 2.* got steps=1"),
+        ("sigma.sigma_min=30", "expected 0 < sigma_min < sigma_max, got sigma_min=30"),
+        ("normalizer.bins=0", "bins must be at least 1, got 0"),
+        ("metrics.recall.k=0", "needs k >= 1 neighbours, got k=0"),
+        ("discriminator.features_from=students", "features_from is 'teacher' or 'fake_score', got 'students'"),
+        ("features.path=no/such/features", "no feature network at no/such/features: .*experiment=pretrain_digits_fea"),
+        ("precision=fp8", "precision=fp8: choose one of no, bf16"),
+        ("resume=no/such/run", "resume=no/such/run: no checkpoint there; give a run's folder, a checkpoint's folder"),
+    ],
+)
+def test_a_value_out_of_range(override: str, expected: str, train_config: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=expected):
+        distill(train_config(tmp_path, override))
+
+
+def test_resuming_a_run_without_checkpoints(train_config: Compose, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = refused(train_config(tmp_path / "run", f"resume={tmp_path / 'empty'}"))
+    assert message.startswith(f"resume={tmp_path / 'empty'}: no checkpoint there; give a run's folder, a checkpoint's ")
+
+
+def test_resuming_a_run_with_other_networks(train_config: Compose, finished_run: Path, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, f"resume={finished_run}", "discriminator.hidden=32"))
+    assert message.startswith(f"cannot resume from {finished_run / 'checkpoints' / 'cycle_00000006'}: ")
+    assert "size mismatch" in message
+
+
+def test_a_fresh_start_over_another_run(train_config: Compose, finished_run: Path) -> None:
+    log = (finished_run / "log.jsonl").read_bytes()
+    message = refused(train_config(finished_run))
+    assert message.startswith(f"{finished_run} holds the checkpoints of another run: go on with it by resume=auto")
+    assert (finished_run / "log.jsonl").read_bytes() == log
+
+
+# Numbers that stop being numbers.
+
+
+def poison_teacher(parts: Distillation) -> None:
+    with torch.no_grad():
+        next(parts.judges.teacher.parameters()).fill_(torch.nan)
+
+
+def poison_fake_score(parts: Distillation) -> None:
+    assert parts.judges.fake_score is not None
+    with torch.no_grad():
+        next(parts.judges.fake_score.parameters()).fill_(torch.nan)
+
+
+def poison_gradient(parts: Distillation) -> None:
+    next(parts.generator.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+
+
+@pytest.mark.parametrize(
+    "step, poison, terms",
+    [
+        ("update_fake_score", poison_teacher, "'discriminator': nan"),
+        ("update_fake_score", poison_fake_score, "'fake score': nan"),
+        ("update_generator", poison_teacher, "'objective': nan"),
+        ("update_generator", poison_gradient, "'gradient norm': (nan|inf)"),
+    ],
+)
+def test_a_value_that_is_not_finite_stops_the_run(
+    step: str,
+    poison: Callable[[Distillation], None],
+    terms: str,
+    train_config: Compose,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[Distillation] = []
+    take_step = getattr(distillation, step)
+
+    def poisoned(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, torch.Tensor]:
+        if cycle == 2:
+            built.append(parts)
+            poison(parts)
+        return take_step(parts, cycle, *inputs)
+
+    overrides = ("training.gan_weight=0.1", "training.images=64", "evaluation.samples=16")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"non-finite value in cycle 2: .*{terms}"):
+        patch.setattr(distillation, step, poisoned)
+        distill(train_config(tmp_path, *overrides))
+
+    checkpoints = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert checkpoints == ["cycle_00000001", "cycle_00000002"]
+    files = sorted((tmp_path / "checkpoints" / checkpoints[-1]).glob("*.safetensors"))
+    assert len(files) == 7  # four networks, the average, two optimisers
+    saved = {file.stem: load_file(file) for file in files}
+    assert all(value.isfinite().all() for tensors in saved.values() for value in tensors.values())
+    # Nothing of the step was applied.
+    generator = built[0].generator.state_dict()
+    assert all(torch.equal(value, generator[key]) for key, value in saved["generator"].items())
+
+    summary = distill(train_config(tmp_path, "resume=auto", *overrides))
+    assert summary["images_seen"] == 64
+    assert [line["cycle"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line] == [1, 2, 3, 4]
+
+
+# Sampling.
+
+
+@pytest.fixture
+def sample_config(compose_config: Compose, tmp_path: Path) -> Compose:
+    """The configuration of a small sampling into ``tmp_path``."""
+
+    def build(*overrides: str) -> DictConfig:
+        return compose_config("sample", "device=cpu", "count=4", f"save_to={tmp_path / 'samples'}", *overrides)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("precision=fp8", "precision=fp8: choose one of no, bf16"),
+        ("model=pupil", "model=pupil: choose one of student, teacher"),
+        ("weights=latest", "weights=latest: choose one of ema, raw"),
+        ("format=jpeg", "format=jpeg: choose one of png, grid, npz"),
+        ("count=0", "count=0: expected at least 1"),
+        ("batch_size=0", "batch_size=0: expected at least 1"),
+        ("classes=[3,10]", r"classes=\[3, 10\]: this network has 10 classes, numbered from 0"),
+        ("classes=[-1]", r"classes=\[-1\]: this network has 10 classes, numbered from 0"),
+        ("classes=[]", r"classes=\[\]: expected a list such as \[3,7\]"),
+        ("classes=3", r"classes=3: expected a list such as \[3,7\]"),
+        ("checkpoint=elsewhere", "give either run=.* or checkpoint="),
+    ],
+)
+def test_sample_refuses(override: str, expected: str, sample_config: Compose, finished_run: Path) -> None:
+    config = sample_config(f"run={finished_run}", override)
+    with pytest.raises(ValueError, match=expected):
+        sample(config)
+    assert not Path(config.save_to).exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ([], "give either run=.* or checkpoint="),
+        (["run=no/such/run"], "run=no/such/run: no config.yaml there; give the folder of a run"),
+        (["checkpoint=no/such/generator"], "no/such/generator holds no one-step generator: expected generator.json"),
+        (["model=teacher", "teacher=digits"], "model=teacher needs run=..., or teacher=... and sampler=..."),
+    ],
+)
+def test_sample_without_what_it_draws_from(overrides: list[str], expected: str, sample_config: Compose) -> None:
+    with pytest.raises(ValueError, match=expected):
+        sample(sample_config(*overrides))
+
+
+def test_sample_scores_nothing_without_a_reference(sample_config: Compose, finished_run: Path) -> None:
+    config = sample_config(f"checkpoint={finished_run / 'generator'}", "metrics=[fid]")
+    with pytest.raises(ValueError, match=r"metrics need run=\.\.\., or data=\.\.\. and features="):
+        sample(config)
+
+
+def test_a_run_that_has_not_finished_has_no_generator(sample_config: Compose, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("teacher: null\n")
+    with pytest.raises(ValueError, match=r"generator holds no one-step generator: expected generator\.json"):
+        sample(sample_config(f"run={tmp_path}"))
+
+
+def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path) -> None:
+    load_denoiser(finished_run / "generator").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"num_blocks": 1', '"num_blocks": 2'))
+    with pytest.raises(ValueError, match=f"the checkpoint at '{tmp_path}' cannot be read: .* expected shape"):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["teacher", "data", "sampler"])
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "os.system", "_args_": ["touch MARKER"]},
+        {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": ["MARKER"]}]},
+        {"_target_": "onestep.config.os.system", "_args_": ["touch MARKER"]},  # os, by way of this package
+        {"_target_": "onestep.config.run_task", "config": {"task": "os.system"}},
+        {"_target_": "onestep.data.digits.Digits", "options": [{"_target_": "os.system", "_args_": ["touch MARKER"]}]},
+        {"_target_": "onestep.data.digits.Digits", "options": "${oc.create:{_target_: os.system}}"},
+    ],
+    ids=["os", "nested", "by_way_of_onestep", "run_task", "inside_a_part", "interpolation"],
+)
+def test_a_run_from_anyone_runs_nothing(
+    node: dict[str, Any], part: str, sample_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({part: node}))
+    with pytest.raises(ValueError, match=r"config\.yaml (asks to run|has an interpolation).*give that"):
+        sample(sample_config(f"run={tmp_path}", "model=teacher", "metrics=[fid]"))
+    assert not (tmp_path / "MARKER").exists()

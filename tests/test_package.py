@@ -1,0 +1,57 @@
+"""What the package needs and what it ships."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+
+from onestep.assets import ASSETS
+
+REPOSITORY = Path(__file__).parents[1]
+
+# None in sys.modules makes an import fail, as it does where the package is not installed.
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, sys
+absent = ("torchvision", "wandb", "tensorboard", "xformers")
+sys.modules.update(dict.fromkeys(absent))
+import onestep
+names = [module.name for module in pkgutil.walk_packages(onestep.__path__, "onestep.")]
+for name in names:
+    importlib.import_module(name)
+assert all(sys.modules[name] is None for name in absent)
+print(len(names))
+"""
+
+
+def test_every_module_imports_without_the_optional_packages() -> None:
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    finished = subprocess.run(
+        [sys.executable, "-c", IMPORT_EVERYTHING],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    files = [file for file in (REPOSITORY / "onestep").rglob("*.py") if file.parent != REPOSITORY / "onestep"]
+    assert int(finished.stdout) >= len(files)
+
+
+def test_the_assets_are_small_and_hold_no_pickle() -> None:
+    files = [file for file in ASSETS.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert {str(file.relative_to(ASSETS)) for file in files} >= {
+        "digits/config.json",
+        "digits/diffusion_pytorch_model.safetensors",
+        "digits_features.safetensors",
+    }
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".py"}
+    assert sum(file.stat().st_size for file in files) < 5e6
+    assert (ASSETS / "digits" / "diffusion_pytorch_model.safetensors").stat().st_size < 4e6
+
+
+def test_the_bundled_teacher_is_float32_and_of_the_digits() -> None:
+    config = json.loads((ASSETS / "digits" / "config.json").read_text())
+    assert (config["image_shape"], config["label_dim"]) == ([1, 8, 8], 10)
+    with safe_open(ASSETS / "digits" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
+    assert all(str(tensor.dtype) == "torch.float32" and bool(tensor.isfinite().all()) for tensor in tensors)

@@ -1,0 +1,56 @@
+"""Randomness that depends on its key alone."""
+
+import pytest
+import torch
+
+from onestep.seeding import seeded_generator, seeded_inputs
+
+SHAPE = (3, 4, 4)
+
+
+def test_a_seed_gives_the_same_sample_in_any_company() -> None:
+    together, labels = seeded_inputs(list(range(64)), SHAPE, label_dim=10)
+    assert labels is not None
+    for seed in (0, 17, 63):
+        alone, label = seeded_inputs([seed], SHAPE, label_dim=10)
+        assert label is not None
+        assert torch.equal(alone[0], together[seed]) and torch.equal(label[0], labels[seed])
+    assert len({latent.sum().item() for latent in together}) == 64
+
+
+def test_latents_do_not_depend_on_the_classes() -> None:
+    latents = [seeded_inputs([3, 8], SHAPE, *rest)[0] for rest in ((0,), (10,), (10, [4]))]
+    assert torch.equal(latents[0], latents[1]) and torch.equal(latents[0], latents[2])
+
+
+def test_latents_are_standard_normal() -> None:
+    """48,000 values: standard errors of mean and variance are 0.0046 and 0.0065; four of them are allowed."""
+    latents, labels = seeded_inputs(list(range(1000)), SHAPE, label_dim=0)
+    assert labels is None
+    assert latents.mean().item() == pytest.approx(0, abs=0.0183)
+    assert latents.var().item() == pytest.approx(1, abs=0.0258)
+
+
+def test_drawn_classes_are_uniform() -> None:
+    """Each of the 4 classes is expected 250 times of 1000, with a standard deviation of 13.7; four are allowed."""
+    _, labels = seeded_inputs(list(range(1000)), (1, 1, 1), label_dim=4)
+    assert labels is not None and labels.shape == (1000, 4) and (labels.sum(1) == 1).all()
+    assert (labels.sum(0) - 250).abs().max() <= 55
+
+
+def test_given_classes_cycle_by_the_seed() -> None:
+    _, labels = seeded_inputs([0, 1, 2, 3, 10, 4], SHAPE, label_dim=5, classes=[4, 0, 2])
+    assert labels is not None and labels.argmax(1).tolist() == [4, 0, 2, 4, 0, 0]
+
+
+@pytest.mark.parametrize("classes, label_dim", [([0, 10], 10), ([-1], 10), ([0], 0)])
+def test_class_that_the_network_does_not_have(classes: list[int], label_dim: int) -> None:
+    with pytest.raises(ValueError, match=rf"classes=\[.*{classes[-1]}\]: this network has {label_dim} classes"):
+        seeded_inputs([0], SHAPE, label_dim, classes)
+
+
+def test_generators_differ_by_their_whole_key() -> None:
+    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 2, 3), (3, 2, 1)]
+    first = {key: torch.rand(4, generator=seeded_generator(*key)) for key in keys}
+    assert len({tuple(values.tolist()) for values in first.values()}) == len(keys)
+    assert all(torch.equal(torch.rand(4, generator=seeded_generator(*key)), first[key]) for key in keys)

@@ -1,0 +1,52 @@
+"""Numbers that a run refuses, each named in the message."""
+
+from collections.abc import Callable
+
+import pytest
+
+from onestep.training.settings import DistillationSettings, EvaluationSettings
+
+Settings = Callable[..., DistillationSettings]
+
+
+def test_cycles_and_shares(make_settings: Settings) -> None:
+    settings = make_settings(images=1007, batch_size=24)
+    assert settings.cycles == 41
+    assert [settings.share_of(processes) for processes in (1, 2, 8)] == [24, 12, 3]
+
+
+def test_batch_that_the_processes_do_not_divide(make_settings: Settings) -> None:
+    message = r"training\.batch_size=10 cannot be divided among 4 processes: choose a multiple, such as 12$"
+    with pytest.raises(ValueError, match=message):
+        make_settings(batch_size=10).share_of(4)
+
+
+@pytest.mark.parametrize(
+    "name", ["images", "batch_size", "grad_clip", "log_every", "checkpoint_every", "evaluate_every", "keep_last"]
+)
+def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"training\.{name} must be positive, got 0"):
+        make_settings(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"final_lr": 0.0}, r"training\.final_lr is a share in \(0, 1\], got 0\.0"),
+        ({"final_lr": 1.5}, r"training\.final_lr is a share in \(0, 1\], got 1\.5"),
+        ({"images": 5}, r"training\.images=5 is less than one batch of 10"),
+        ({"fake_score_steps": 0}, r"training\.fake_score_steps must be at least 1, got 0"),
+        ({"gan_weight": -0.5}, r"gan_weight must not be negative .* got -0\.5 and 1\.0"),
+        ({"discriminator_weight": 0.0}, r"discriminator_weight must be positive, got 0\.0 and 0\.0"),
+    ],
+)
+def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_settings(**changes)
+
+
+@pytest.mark.parametrize("name", ["samples", "interim_samples", "batch_size", "grid"])
+def test_evaluation_of_nothing(name: str) -> None:
+    values = {"samples": 10, "interim_samples": 10, "batch_size": 5, "grid": 10}
+    with pytest.raises(ValueError, match=rf"evaluation\.{name} must be positive, got 0"):
+        EvaluationSettings(**(values | {name: 0}))

@@ -1,0 +1,180 @@
+"""Checkpoints: what comes back, which are kept, and what a crash or damage leaves."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from onestep.density_ratio import RatioNormalizer
+from onestep.noise import LogUniformSigma
+from onestep.training.state import TrainingState, find_checkpoint, list_checkpoints
+
+
+def make_state(seed: int) -> TrainingState:
+    """A network, a normaliser with float64 buffers, and Adam over two groups; no steps taken."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    normalizer = RatioNormalizer(LogUniformSigma(0.1, 10.0), bins=3, decay=0.9)
+    groups: list[dict[str, Any]] = [
+        {"params": list(network[0].parameters())},
+        {"params": list(network[1].parameters()), "lr": 3e-3},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=1e-3, betas=(0.5, 0.99))
+    return TrainingState({"network": network, "normalizer": normalizer}, {"network": optimizer})
+
+
+def take_steps(state: TrainingState, count: int) -> None:
+    """Steps on data that the cycle gives."""
+    network, normalizer = state.networks["network"], state.networks["normalizer"]
+    assert isinstance(normalizer, RatioNormalizer)
+    for _ in range(count):
+        random = torch.Generator().manual_seed(state.cycle)
+        output = network(torch.randn(5, 3, generator=random))
+        state.optimizers["network"].zero_grad()
+        output.square().sum().backward()
+        state.optimizers["network"].step()
+        normalizer.update(output[:, 0], torch.rand(5, generator=random) + 0.2)
+        state.cycle += 1
+        state.seconds += 0.1
+
+
+def contents(state: TrainingState) -> dict[str, torch.Tensor]:
+    """Every tensor that training changes."""
+    tensors = {f"{name}.{key}": t for name, net in state.networks.items() for key, t in net.state_dict().items()}
+    for index, values in state.optimizers["network"].state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{key}": value for key, value in values.items()}
+    return tensors
+
+
+def assert_equal(one: TrainingState, other: TrainingState) -> None:
+    ours, theirs = contents(one), contents(other)
+    assert ours.keys() == theirs.keys() and len(ours) == 4 + 2 + 4 * 3
+    assert all(torch.equal(value, theirs[key]) and value.dtype == theirs[key].dtype for key, value in ours.items())
+    assert (one.cycle, one.seconds) == (other.cycle, other.seconds)
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    """Bit for bit, at the checkpoint and three steps later."""
+    state, resumed = make_state(seed=0), make_state(seed=1)
+    take_steps(state, 4)
+    resumed.load(state.save(tmp_path, keep_last=1))
+    assert_equal(resumed, state)
+    groups = resumed.optimizers["network"].param_groups
+    assert [(group["lr"], tuple(group["betas"])) for group in groups] == [(1e-3, (0.5, 0.99)), (3e-3, (0.5, 0.99))]
+    for one in (state, resumed):
+        take_steps(one, 3)
+    assert_equal(resumed, state)
+
+
+def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    state = make_state(0)
+    for cycle in (5, 90, 100, 1000):  # in the order of numbers, not of letters
+        state.cycle = cycle
+        assert state.save(tmp_path, keep_last=2).is_dir()
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["cycle_00000100", "cycle_00001000"]
+
+
+def test_a_saved_checkpoint_outlives_leftovers_of_later_cycles(tmp_path: Path) -> None:
+    """As when a run goes on from one of its older checkpoints."""
+    state = make_state(0)
+    for cycle in (8, 9, 3):
+        state.cycle = cycle
+        written = state.save(tmp_path, keep_last=2)
+    assert written.name == "cycle_00000003" and written.is_dir()
+
+
+def test_saving_the_same_cycle_again_replaces_it(tmp_path: Path) -> None:
+    state = make_state(0)
+    state.save(tmp_path, keep_last=2)
+    take_steps(state, 2)
+    state.cycle = 0
+    restored = make_state(1)
+    restored.load(state.save(tmp_path, keep_last=2))
+    assert len(list_checkpoints(tmp_path)) == 1
+    assert_equal(restored, state)
+
+
+def test_interrupted_save_leaves_the_previous_checkpoint_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state(0)
+    take_steps(state, 2)
+    previous = state.save(tmp_path, keep_last=1)
+    saved = make_state(1)
+    saved.load(previous)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    take_steps(state, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            state.save(tmp_path, keep_last=1)
+    assert find_checkpoint("auto", tmp_path) == previous
+    restored = make_state(2)
+    restored.load(previous)
+    assert_equal(restored, saved)
+    # The next attempt sweeps up what the dead one left.
+    newest = state.save(tmp_path, keep_last=1)
+    assert [path.name for path in newest.parent.iterdir()] == ["cycle_00000003"]
+
+
+def test_find_checkpoint(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert find_checkpoint("auto", run) is None
+    state = make_state(0)
+    first = state.save(run, keep_last=2)
+    state.cycle = 7
+    second = state.save(run, keep_last=2)
+    assert find_checkpoint(None, run) is None
+    assert find_checkpoint("auto", run) == second
+    assert find_checkpoint(str(run), other) == second
+    assert find_checkpoint(str(first), other) == first
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_path_without_a_checkpoint(tmp_path: Path, exists: bool) -> None:
+    path = tmp_path / "typo"
+    if exists:
+        path.mkdir()
+    with pytest.raises(ValueError, match=f"resume={path}: no checkpoint there; give a run's folder"):
+        find_checkpoint(str(path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", ["network.safetensors", "network.optimizer.safetensors", "network.optimizer.json", "state.json"]
+)
+@pytest.mark.parametrize("damage", ["cut", "emptied", "absent"])
+def test_damaged_checkpoint(tmp_path: Path, file: str, damage: str) -> None:
+    state = make_state(0)
+    take_steps(state, 1)
+    folder = state.save(tmp_path, keep_last=1)
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    if damage == "absent":
+        (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"cannot resume from {folder}"):
+        make_state(1).load(folder)
+
+
+def test_counters_that_lack_one(tmp_path: Path) -> None:
+    folder = make_state(0).save(tmp_path, keep_last=1)
+    (folder / "state.json").write_text('{"cycle": 3}')
+    with pytest.raises(ValueError, match=f"cannot resume from {folder}.*seconds"):
+        make_state(1).load(folder)
+
+
+def test_checkpoint_of_another_network(tmp_path: Path) -> None:
+    folder = make_state(0).save(tmp_path, keep_last=1)
+    other = TrainingState({"network": nn.Linear(3, 5)}, {})
+    with pytest.raises(ValueError, match=f"(?s)cannot resume from {folder}.*weight"):
+        other.load(folder)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    folder = make_state(0).save(tmp_path, keep_last=1)
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
