@@ -1,0 +1,1 @@
+"""Distill a diffusion model into a one-step generator: see the README for what it does and CONTRIBUTING for how."""

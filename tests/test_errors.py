@@ -334,7 +334,7 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
     load_denoiser(finished_run / "generator").save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"num_blocks": 1', '"num_blocks": 2'))
-    with pytest.raises(ValueError, match=f"the checkpoint at '{tmp_path}' cannot be read: .* expected shape"):
+    with pytest.raises(ValueError, match=r"do not fit their config\.json.* expected shape"):
         load_denoiser(tmp_path)
 
 
@@ -356,6 +356,6 @@ def test_a_run_from_anyone_runs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({part: node}))
-    with pytest.raises(ValueError, match=r"config\.yaml (asks to run|has an interpolation).*give that"):
+    with pytest.raises(ValueError, match=r"config\.yaml (asks to run .*: give that part|has an interpolation)"):
         sample(sample_config(f"run={tmp_path}", "model=teacher", "metrics=[fid]"))
     assert not (tmp_path / "MARKER").exists()

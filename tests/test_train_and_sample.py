@@ -26,7 +26,7 @@ from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 from onestep.teachers.pretrained import load_teacher
 from onestep.training import distillation, sampling
-from onestep.training.build import Distillation
+from onestep.training.build import Distillation, build_distillation
 from onestep.training.distillation import distill
 from onestep.training.log import read_log
 from onestep.training.sampling import sample
@@ -39,10 +39,9 @@ TrainConfig = Callable[..., DictConfig]
 def built(monkeypatch: pytest.MonkeyPatch) -> list[Distillation]:
     """The parts of every distillation that the test starts."""
     kept: list[Distillation] = []
-    build = distillation.build_distillation
 
     def build_and_keep(*arguments: Any) -> Distillation:
-        kept.append(build(*arguments))
+        kept.append(build_distillation(*arguments))
         return kept[-1]
 
     monkeypatch.setattr(distillation, "build_distillation", build_and_keep)
@@ -73,9 +72,10 @@ def test_the_log(finished_run: Path) -> None:
     assert all(line["images_seen"] == 16 * line["cycle"] for line in lines)
     assert [line["cycle"] for line in lines if "fid" in line] == [3, 6]
     assert all(np.isfinite(list(line.values())).all() for line in lines)
-    # A fresh discriminator says 0: its loss is 2 log 2, and Jensen-Shannon's weight is 1/2.
+    # A fresh discriminator says 0: its loss is 2 log 2. After its first step Jensen-Shannon's weight is still near 1/2.
     assert training[0]["discriminator_loss"] == pytest.approx(2 * np.log(2), rel=1e-6)
-    assert training[0]["weight_mean"] == 0.5
+    assert training[0]["logit_real"] == training[0]["logit_generated"] == 0
+    assert training[0]["weight_mean"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_config_is_written_resolved(finished_run: Path, train_config: TrainConfig) -> None:
@@ -122,7 +122,7 @@ def test_a_run_shorter_than_its_first_log_line(train_config: TrainConfig, tmp_pa
 # Resuming.
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a process that dies."""
 
 
@@ -147,11 +147,11 @@ def test_a_resumed_run_is_the_same_run(
 
     def killed_in_cycle_5(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, Tensor]:
         if cycle == 5:
-            raise Killed
+            raise KilledError
         return update_generator(parts, cycle, *inputs)
 
     # The checkpoint is that of cycle 3; the log goes on to 5 and must be cut.
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(distillation, "update_generator", killed_in_cycle_5)
         distill(train_config(tmp_path, "training.checkpoint_every=3"))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["cycle_00000003"]
@@ -241,25 +241,29 @@ def test_fake_score_steps_are_steps_of_the_fake_score(
     assert taken == {"generator": {2}, "fake_score": {6}}
 
 
-@pytest.mark.parametrize("objective", ["f_distill", "uni_instruct"])
-@pytest.mark.parametrize("lr, vanishes", [(0.0, True), (1e-3, False)])
+@pytest.mark.parametrize("objective, largest", [("f_distill", 0.0), ("uni_instruct", 1e-6)])
 def test_a_fake_score_that_is_the_teacher_gives_no_gradient(
-    lr: float, vanishes: bool, objective: str, train_config: TrainConfig, built: list[Distillation], tmp_path: Path
+    objective: str, largest: float, train_config: TrainConfig, built: list[Distillation], tmp_path: Path
 ) -> None:
-    overrides = (
-        f"objective={objective}", "divergence=reverse_kl", "weighting=unit", "discriminator=none",
-        "training.gan_weight=0", "training.images=16", f"optimizer.fake_score.lr={lr}",
-    )  # fmt: skip
-    distill(train_config(tmp_path, *overrides))
-    (line,) = read_log(tmp_path / "log.jsonl")
-    pairs = zip(built[0].generator.denoiser.parameters(), built[0].judges.teacher.parameters(), strict=True)
-    assert (line["generator_gradient"] == 0) is vanishes
-    assert (line["score_gap"] == 0) is vanishes
-    assert all(torch.equal(ours, theirs) for ours, theirs in pairs) is vanishes
+    """Exactly none for f-distill; Uni-Instruct's is a sum of terms that cancel up to rounding."""
+    lines = []
+    for lr in (0.0, 1e-3):
+        overrides = (
+            f"objective={objective}", "divergence=reverse_kl", "weighting=unit", "discriminator=none",
+            "training.gan_weight=0", "training.images=16", f"optimizer.fake_score.lr={lr}", "evaluation.samples=16",
+        )  # fmt: skip
+        distill(train_config(tmp_path / str(lr), *overrides))
+        lines += read_log(tmp_path / str(lr) / "log.jsonl")
+    equal, learnt = lines
+    assert equal["score_gap"] == equal["loss"] == 0
+    assert learnt["score_gap"] > 0.01
+    assert equal["generator_gradient"] <= largest * learnt["generator_gradient"]
+    if largest == 0:
+        pairs = zip(built[0].generator.denoiser.parameters(), built[0].judges.teacher.parameters(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
-def test_the_averaged_generator_is_ahead_of_nothing(finished_run: Path) -> None:
-    """After one cycle the average is the generator itself; later it lags behind."""
+def test_the_average_starts_as_the_generator_and_then_lags(finished_run: Path) -> None:
     for cycle, equal in (("cycle_00000001", True), ("cycle_00000006", False)):
         folder = finished_run / "checkpoints" / cycle
         average, network = (load_file(folder / f"{name}.safetensors") for name in ("generator_ema", "generator"))
@@ -300,11 +304,13 @@ def draw(finished_run: Path, compose_config: TrainConfig, drawn: list[Tensor], t
 
 @pytest.mark.parametrize("model", ["student", "teacher"])
 def test_a_seed_is_an_image(model: str, draw: Draw) -> None:
-    many, result = draw(f"model={model}", "count=64", "format=npz")
+    # The run's two steps of the sampler are so long that they magnify rounding.
+    model_overrides = (f"model={model}", "sampler=heun", "format=npz")
+    many, result = draw(*model_overrides, "count=64")
     assert result["count"] == len(many) == 64
-    alone, _ = draw(f"model={model}", "count=1", "seed=7", "format=npz")
+    alone, _ = draw(*model_overrides, "count=1", "seed=7")
     torch.testing.assert_close(alone[0], many[7], rtol=0, atol=1e-5)
-    in_threes, _ = draw(f"model={model}", "count=64", "batch_size=3", "format=npz")
+    in_threes, _ = draw(*model_overrides, "count=64", "batch_size=3")
     torch.testing.assert_close(in_threes, many, rtol=0, atol=1e-5)
     assert (many[7] - many[8]).abs().max() > 0.1
 
@@ -403,11 +409,10 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def test_help_lists_the_groups(script: str) -> None:
     finished = run_python(str(REPOSITORY / script), "--help")
     assert finished.returncode == 0
-    lines = finished.stdout.splitlines()
-    assert "divergence: alpha, custom, forward_kl, jeffreys, jensen_shannon, le_cam, neyman_chi2, pearson_chi2" in "".join(
-        lines
-    )
-    assert "metrics: fid, recall" in lines
+    lines = finished.stdout.split("The configuration that", 1)[0].splitlines()
+    groups = dict(line.split(": ", 1) for line in lines if ": " in line)
+    for group in ("objective", "divergence", "discriminator", "teacher", "sampler", "metrics"):
+        assert groups[group].split(", ") == sorted(file.stem for file in (REPOSITORY / "conf" / group).glob("*.yaml"))
     assert f"  python {script}" in finished.stdout
 
 

@@ -12,7 +12,8 @@ class FrechetDistance:
         """The distance between ``real`` [M, D] and ``generated`` [N, D] features."""
         identity = nn.Identity()
         identity.num_features = real.shape[1]  # type: ignore[assignment]
-        distance = FrechetInceptionDistance(feature=identity, input_img_size=(real.shape[1],))
+        # The main process scores alone: a synchronisation would wait for the others for ever.
+        distance = FrechetInceptionDistance(feature=identity, input_img_size=(real.shape[1],), sync_on_compute=False)
         distance.set_dtype(torch.float64)
         distance.update(real.double(), real=True)
         distance.update(generated.double(), real=False)

@@ -69,7 +69,7 @@ def load_denoiser(folder: str | Path) -> EDMDenoiser:
         denoiser, report = EDMDenoiser.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"the checkpoint at {str(folder)!r} cannot be read: {error}") from error
     except ValueError as error:
         raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {error}") from error

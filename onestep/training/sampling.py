@@ -113,7 +113,7 @@ def _refuse_foreign_code(node: Any, saved: Path) -> None:
         for value in plain:
             _refuse_foreign_code(value, saved)
     elif isinstance(plain, str) and "${" in plain:  # train.py writes none, and one can become any of the above
-        raise ValueError(f"{saved} has an interpolation, {plain!r}, where a run's config has values: give that yourself")
+        raise ValueError(f"{saved} has an interpolation, {plain!r}, where a run's config has values: give that part")
 
 
 def _is_part(target: Any) -> bool:
