@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_method, get_object
 from omegaconf import DictConfig, OmegaConf
@@ -41,6 +42,7 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_path: str, config_
 
     def checked(config: DictConfig) -> None:
         with explained():  # here already, as Hydra would put a line of its own before the error
+            check_additions(HydraConfig.get().overrides.task, config)
             check_config(config)
             main(config)
 
@@ -82,6 +84,18 @@ def unknown_key(full_key: str, valid: Iterable[str]) -> str:
     guess = difflib.get_close_matches(key, choices, n=1)
     hint = f"; did you mean {guess[0]!r}?" if guess else "."
     return f"unknown key {full_key!r}{hint} The keys of {parent or 'the configuration'} are: {', '.join(choices)}"
+
+
+def check_additions(overrides: Iterable[str], config: DictConfig) -> None:
+    """Refuse a new top-level key, such as ``+imagez=3``: nothing would ever read it.
+
+    Raises:
+        ValueError: naming the key and the valid ones.
+    """
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if override.startswith("+") and "." not in key:
+            raise ValueError(unknown_key(key, (str(name) for name in config if name != key)))
 
 
 def check_config(config: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """EDM's samplers: how a many-step teacher draws (Karras et al. 2022, arXiv 2206.00364)."""
 
 import math
+import zlib
 
 import torch
 from torch import Tensor
@@ -45,22 +46,21 @@ class HeunSampler:
         return 2 * (len(self.sigmas) - 1) - 1
 
     @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        latents: Tensor,
-        condition: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).
 
         The state is kept in float64 around the float32 network, as EDM does: small steps at small sigma matter.
-        ``generator`` draws the churn's noise.
+        A sample's churn is a function of its latent: an image depends on its own seed and on nothing else in the batch.
         """
         batch = len(latents)
         x = latents.double() * self.sigmas[0]
+        streams = (
+            [torch.Generator().manual_seed(zlib.crc32(z.numpy().tobytes())) for z in latents.cpu()]
+            if self.churn
+            else []
+        )
         for sigma, sigma_next in zip(self.sigmas[:-1], self.sigmas[1:], strict=True):
-            sigma_hat, x = self._add_churn(x, sigma, generator)
+            sigma_hat, x = self._add_churn(x, sigma, streams)
             slope = self._slope(denoiser, x, sigma_hat, condition, batch)
             proposal = x + (sigma_next - sigma_hat) * slope
             if sigma_next > 0:
@@ -69,11 +69,13 @@ class HeunSampler:
             x = proposal
         return x.to(latents.dtype)
 
-    def _add_churn(self, x: Tensor, sigma: float, generator: torch.Generator | None) -> tuple[float, Tensor]:
+    def _add_churn(self, x: Tensor, sigma: float, streams: list[torch.Generator]) -> tuple[float, Tensor]:
         if self.churn == 0 or not self.churn_min <= sigma <= self.churn_max:
             return sigma, x
         sigma_hat = sigma * (1 + min(self.churn / (len(self.sigmas) - 1), math.sqrt(2) - 1))
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        noise = torch.stack([torch.randn(x.shape[1:], generator=stream, dtype=x.dtype) for stream in streams]).to(
+            x.device
+        )
         return sigma_hat, x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * noise
 
     @staticmethod
