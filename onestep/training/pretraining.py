@@ -137,7 +137,7 @@ def _train_classifier(config: DictConfig, images: Tensor, labels: Tensor) -> Dig
     steps = options.epochs * len(images) // options.batch_size
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
-    for _ in tqdm(range(steps), desc="classifier", leave=False):
+    for _ in tqdm(range(steps), desc="classifier", mininterval=1, leave=False):
         chosen = torch.randint(len(images), (options.batch_size,))
         row, column = torch.randint(3, (2,)).tolist()
         height, width = images.shape[2:]
