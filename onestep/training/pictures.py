@@ -61,7 +61,10 @@ def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Pat
     columns = min(3, len(present))
     rows = -(-len(present) // columns)
     figure = Figure(figsize=(5 * columns, 3 * rows), layout="constrained")
-    for axis, name in zip(figure.subplots(rows, columns, squeeze=False).flat, present, strict=False):
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(present) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes, present, strict=False):
         points = [(line["images_seen"], line[name]) for line in lines if name in line]
         axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
         axis.set_title(name.replace("_", " "))
