@@ -92,13 +92,19 @@ def update_fake_score(
             diagnostics["fake_score_loss"] = losses
         if judges.discriminator is not None and judges.discriminator_host is not None:
             host = judges.discriminator_host
-            if features is None:
-                with torch.no_grad():
-                    features = host(x_sigma, sigma, condition, outputs="features")
-                    features_real = host(x_real_sigma, sigma, condition, outputs="features")
-            else:
+            if features is not None:  # the fake score's, from the pass above
                 features_real = host(x_real_sigma, sigma, condition, outputs="features")
-            logit_real, logit_generated = judges.discriminator(features_real), judges.discriminator(features)
+                features = torch.cat([features_real, features])
+            else:
+                both_conditions = None if condition is None else torch.cat([condition, condition])
+                with torch.no_grad():
+                    features = host(
+                        torch.cat([x_real_sigma, x_sigma]),
+                        torch.cat([sigma, sigma]),
+                        both_conditions,
+                        outputs="features",
+                    )
+            logit_real, logit_generated = judges.discriminator(features).chunk(2)
             losses = discriminator_loss(logit_real, logit_generated)
             terms["discriminator"] = settings.discriminator_weight * losses.mean()
             diagnostics |= {"discriminator_loss": losses, "logit_real": logit_real, "logit_generated": logit_generated}
