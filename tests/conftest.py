@@ -26,6 +26,7 @@ SMALL = (
     "evaluation.grid=10",
     "training.images=96",
     "training.batch_size=16",
+    "training.fake_score_steps=1",
     "training.warmup_images=0",
     "training.log_every=1",
     "training.checkpoint_every=1",

@@ -1,5 +1,6 @@
 """Pretraining of what a distillation starts from: a teacher, and the feature network of the digits' FID."""
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -19,7 +20,6 @@ from onestep.networks.edm import EDMDenoiser
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.seeding import seeded_generator
 from onestep.training.build import build_evaluator, check_fit
-from onestep.training.draw import draw_batches
 from onestep.training.ema import EMA
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_grid
@@ -74,25 +74,21 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
 
         last = state.cycle == settings.cycles
         if (state.cycle % settings.evaluate_every == 0 or last) and run.accelerator.is_main_process:
-            batches = draw_batches(
-                partial(sampler, ema.average),
-                range(evaluation.samples),
-                evaluation.batch_size,
-                data.image_shape,
-                data.label_dim,
-                run.accelerator,
-            )
-            images = torch.cat(list(batches))
-            figures: dict[str, float] = evaluator([images])
-            best = min((line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line), default=None)
-            run.log.write(state.cycle, figures)
+            images = run.draw(partial(sampler, ema.average), evaluation.samples, evaluation.batch_size, data)
+            _keep_the_best(run, state.cycle, evaluator([images]), ema.average)
             save_grid(images[: evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
-            if best is None or figures["fid"] < best:
-                ema.average.save_pretrained(run.folder / "teacher")
         if state.cycle % settings.checkpoint_every == 0 or last:
             run.save(state, settings)
     run.log.close()
     return _finish_pretraining(run, sampler.network_evaluations, evaluation.samples)
+
+
+def _keep_the_best(run: Run, cycle: int, figures: dict[str, float], average: EDMDenoiser) -> None:
+    """Log the figures of ``average``, and save it as the run's teacher if none before had a smaller FID."""
+    earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
+    run.log.write(cycle, figures)
+    if figures["fid"] < min(earlier, default=math.inf):
+        average.save_pretrained(run.folder / "teacher")
 
 
 def _finish_pretraining(run: Run, network_evaluations: int, samples: int) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from onestep.networks.generator import Generator
 from onestep.training.build import Distillation
-from onestep.training.draw import Draw, draw_batches
+from onestep.training.draw import Draw
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_grid, save_side_by_side
 from onestep.training.run import Run
@@ -90,12 +89,7 @@ class DistillationReport:
         return figures, shown
 
     def _draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
-        """Images of the seeds 0 to ``count - 1``."""
-        data, batch_size = self.parts.data, self.parts.evaluation.batch_size
-        batches = draw_batches(
-            draw, range(count), batch_size, data.image_shape, data.label_dim, self.run.accelerator, **options
-        )
-        return torch.cat(list(batches))
+        return self.run.draw(draw, count, self.parts.evaluation.batch_size, self.parts.data, **options)
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

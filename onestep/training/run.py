@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from onestep.data.dataset import ImageDataset, PositionSampler
+from onestep.training.draw import Draw, draw_batches
 from onestep.training.log import RunLog
 from onestep.training.settings import TrainingSettings
 from onestep.training.state import TrainingState, find_checkpoint, list_checkpoints
@@ -86,6 +87,13 @@ class Run:
         )
         for images, condition in DataLoader(data, batch_sampler=order, collate_fn=lambda batch: batch):
             yield images.to(accelerator.device), None if condition is None else condition.to(accelerator.device)
+
+    def draw(self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any) -> Tensor:
+        """Images [count, C, H, W] of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_batches`."""
+        batches = draw_batches(
+            draw, range(count), batch_size, data.image_shape, data.label_dim, self.accelerator, **options
+        )
+        return torch.cat(list(batches))
 
     def save(self, state: TrainingState, settings: TrainingSettings) -> None:
         """Write a checkpoint, from the main process."""
