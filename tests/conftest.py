@@ -1,5 +1,6 @@
 """What tests of several folders build on."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from omegaconf import DictConfig
 
 from onestep.networks.edm import EDMDenoiser
 from onestep.training.distillation import distill
+
+# The networks of the tests are too small to share among threads, which wait for each other; nor do subprocesses.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ComposeConfig = Callable[..., DictConfig]
 TrainConfig = Callable[..., DictConfig]
