@@ -138,7 +138,7 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
     if (config.run is None) == (config.checkpoint is None):
         raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder)")
     folder = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
-    generator = Generator.from_pretrained(folder).to(device).eval()
+    generator = Generator.from_pretrained(folder).to(device)
     return generator, generator.denoiser
 
 
