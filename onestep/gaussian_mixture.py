@@ -6,6 +6,7 @@ written in each component's eigenbasis, where adding sigma^2 I adds sigma^2 to t
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +44,28 @@ class GaussianMixture:
             raise ValueError(f"stds must be {tuple(weights.shape)} non-negative numbers, got {stds}")
         identity = torch.eye(means.shape[-1], dtype=means.dtype, device=means.device)
         return cls(weights, means, stds.square()[:, None, None] * identity)
+
+    @classmethod
+    def grid(cls, side: int, spacing: float, std: float) -> "GaussianMixture":
+        """``side^2`` equal modes in the plane, on a square grid around the origin, float32."""
+        places = (torch.arange(side) - (side - 1) / 2) * spacing
+        return cls._equal_modes(torch.cartesian_prod(places, places).reshape(-1, 2), std)
+
+    @classmethod
+    def ring(cls, modes: int, radius: float, std: float) -> "GaussianMixture":
+        """``modes`` equal modes in the plane, evenly on a circle around the origin, float32."""
+        angle = torch.arange(modes) * (2 * math.pi / modes)
+        return cls._equal_modes(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
+
+    @classmethod
+    def line(cls, weights: Sequence[float], means: Sequence[float], stds: Sequence[float]) -> "GaussianMixture":
+        """A mixture on the line, float32."""
+        return cls.isotropic(torch.tensor(weights), torch.tensor(means)[:, None], torch.tensor(stds))
+
+    @classmethod
+    def _equal_modes(cls, means: Tensor, std: float) -> "GaussianMixture":
+        count = len(means)
+        return cls.isotropic(torch.full((count,), 1 / count), means, torch.full((count,), std))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "GaussianMixture":
         """The same mixture on another device or in another floating dtype."""

@@ -19,6 +19,10 @@ GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "divergence/custom": ["divergence.f=torch.square"],
+    **{
+        f: ["mixture=grid"]
+        for f in ("data/mixture", "teacher/mixture", "metrics/modes", "metrics/mode_precision", "metrics/kl")
+    },
 }
 # h(r) = r^2 f''(r) of the table of divergences at r = e; alpha at its default of 1/2, custom with f(r) = r^2.
 WEIGHT_AT_E = {
@@ -82,7 +86,9 @@ def test_each_file_builds_what_it_names(file: str, compose_config: Callable[...,
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.split("/")[0] in GROUPS_OF_SAMPLE])
 def test_sample_takes_each_of_its_groups(file: str, compose_config: Callable[..., DictConfig]) -> None:
-    assert len(assert_builds(compose_config("sample", *overrides_for(file), "save_to=nowhere"))) == 1
+    overrides = overrides_for(file)
+    built = assert_builds(compose_config("sample", *overrides, "save_to=nowhere"))
+    assert len(built) == 1 + ("mixture=grid" in overrides)
 
 
 def test_every_default_of_train_is_built(compose_config: Callable[..., DictConfig]) -> None:

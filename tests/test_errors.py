@@ -74,8 +74,8 @@ def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
     message = composition_error(compose_config, "training.imagez=3")
     assert message == (
         "unknown key 'training.imagez'; did you mean 'images'? The keys of training are: batch_size, checkpoint_every, "
-        "discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_steps, final_lr, gan_weight, "
-        "grad_clip, images, keep_last, log_every, sigma_init, warmup_images"
+        "discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_guidance, fake_score_steps, "
+        "final_lr, gan_weight, grad_clip, images, keep_last, log_every, sigma_init, warmup_images"
     )
 
 

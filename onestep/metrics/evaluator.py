@@ -19,7 +19,8 @@ class Evaluator:
     """Computes every metric on images, quantised to uint8 as a published figure's are.
 
     Args:
-        features: a network from uint8 images [B, C, H, W] to features [B, D], with its ``image_shape``.
+        features: a network from uint8 images [B, C, H, W] to features [B, D], with its ``image_shape``; None where the
+            samples are points, [B, D, 1, 1], which are their own features, as they are.
         metrics: the metrics by name.
         reference: the real images [M, C, H, W] in [-1, 1].
         device: where the feature network runs.
@@ -29,17 +30,25 @@ class Evaluator:
     """
 
     def __init__(
-        self, features: nn.Module, metrics: dict[str, Metric], reference: Tensor, device: torch.device | str = "cpu"
+        self,
+        features: nn.Module | None,
+        metrics: dict[str, Metric],
+        reference: Tensor,
+        device: torch.device | str = "cpu",
     ) -> None:
-        expected, given = tuple(features.image_shape), tuple(reference.shape[1:])  # type: ignore[arg-type]
-        if expected != given:
-            raise ValueError(f"the feature network takes images {expected}, the data has {given}: choose another")
-        self.features, self.metrics, self.device = features.to(device), metrics, device
+        if features is not None:
+            expected, given = tuple(features.image_shape), tuple(reference.shape[1:])  # type: ignore[arg-type]
+            if expected != given:
+                raise ValueError(f"the feature network takes images {expected}, the data has {given}: choose another")
+            features = features.to(device)
+        self.features, self.metrics, self.device = features, metrics, device
         self.real = self.extract(reference.split(1000))
 
     @torch.no_grad()
     def extract(self, batches: Iterable[Tensor]) -> Tensor:
-        """Features [N, D] on the CPU of batches of images [B, C, H, W] in [-1, 1]."""
+        """Features [N, D] on the CPU of batches of images [B, C, H, W] in [-1, 1], or of points."""
+        if self.features is None:
+            return torch.cat([batch.flatten(1).cpu() for batch in batches])
         return torch.cat([self.features(to_uint8(batch).to(self.device)).cpu() for batch in batches])
 
     def __call__(self, batches: Iterable[Tensor]) -> dict[str, float]:

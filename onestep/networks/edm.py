@@ -7,10 +7,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from onestep.networks.planar import MLP, Affine
 from onestep.networks.song_unet import SongUNet
 from onestep.noise import expand_like
 
-ARCHITECTURES = {"SongUNet": SongUNet}
+ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "MLP": MLP, "Affine": Affine}
 
 
 class EDMDenoiser(ModelMixin, ConfigMixin):
@@ -53,6 +54,15 @@ class EDMDenoiser(ModelMixin, ConfigMixin):
         self.label_dim = label_dim
         self.sigma_data = sigma_data
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        #: Classifier-free guidance (arXiv 2207.12598): every conditional prediction becomes
+        #: ``unconditional + guidance * (conditional - unconditional)``; 1 for none. A way of using the network, and so
+        #: no part of its config.
+        self.guidance = 1.0
+
+    @property
+    def network_evaluations(self) -> int:
+        """Evaluations of the raw network that a prediction costs: two under guidance, in one batch."""
+        return 1 if self.guidance == 1 else 2
 
     @property
     def feature_channels(self) -> int:
@@ -104,7 +114,33 @@ class EDMDenoiser(ModelMixin, ConfigMixin):
             augment_labels: EDM's augmentation labels [B, augment_dim]; None for none.
             outputs: "prediction", "features" (the decoder is not run) or "both".
             prediction_grad: False runs the decoder without a graph: the features alone carry gradients.
+
+        Under guidance the features are those of the conditional half.
         """
+        if self.guidance == 1 or condition is None or outputs == "features":
+            return self._evaluate(x_sigma, sigma, condition, augment_labels, outputs, prediction_grad)
+        # Both predictions in one batch; no class is the zero vector, as in label dropout.
+        both, features = self._evaluate(
+            torch.cat([x_sigma, x_sigma]),
+            torch.cat([sigma, sigma]),
+            torch.cat([condition, torch.zeros_like(condition)]),
+            None if augment_labels is None else torch.cat([augment_labels, augment_labels]),
+            "both",
+            prediction_grad,
+        )
+        conditional, unconditional = both.chunk(2)
+        prediction = torch.lerp(unconditional, conditional, self.guidance)
+        return prediction if outputs == "prediction" else (prediction, features[: len(x_sigma)])
+
+    def _evaluate(
+        self,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        condition: Tensor | None,
+        augment_labels: Tensor | None,
+        outputs: Literal["prediction", "features", "both"],
+        prediction_grad: bool,
+    ) -> Any:
         sigma_wide = expand_like(sigma, x_sigma)
         scale = (sigma_wide**2 + self.sigma_data**2).sqrt()
         embedding = self.model.embed(sigma.log() / 4, condition, augment_labels)

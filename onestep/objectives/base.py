@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from onestep.divergences import Divergence
+from onestep.noise import expand_like, per_sample_sum
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,45 @@ def require_log_ratio(evaluation: Evaluation, divergence: Divergence) -> Tensor:
             "discriminator; add one, or use ReverseKL, which needs none"
         )
     return evaluation.log_ratio
+
+
+def require_path_gradient(evaluation: Evaluation, **predictions: Tensor | None) -> None:
+    """Raises ValueError for a prediction that lost its graph: a score under no_grad would bias the gradient unseen."""
+    if not (evaluation.x_sigma.requires_grad and torch.is_grad_enabled()):
+        return
+    for name, tensor in predictions.items():
+        if tensor is not None and not tensor.requires_grad:
+            raise ValueError(f"{name} must carry a graph back to x_sigma; do not compute it under no_grad or detached")
+
+
+def descend(x: Tensor, gradient: Tensor) -> Tensor:
+    """Losses [B] whose gradient by ``x`` is exactly ``gradient``, both [B, ...], and whose value is |gradient|^2 / 2.
+
+    They are the value and the gradient of ``|x - stop(x - gradient)|^2 / 2``, the surrogate of DMD: in a log, the value
+    says how large the gradient still is. Written so, the gradient is not rounded to the precision of x, as it is by
+    subtracting it from x.
+    """
+    gradient = gradient.detach()
+    return per_sample_sum(gradient * (x - x.detach()) + gradient.square() / 2)
+
+
+def score_difference(x0_a: Tensor, x0_b: Tensor, sigma: Tensor) -> Tensor:
+    """``score_a - score_b`` [B, ...] at the same x_sigma: ``(x0_a - x0_b) / sigma^2``."""
+    return (x0_a - x0_b) / expand_like(sigma, x0_a).square()
+
+
+def score_distance(
+    evaluation: Evaluation, x0_fake: Tensor, squared_weight: Tensor | float, projected_weight: Tensor | float
+) -> Tensor:
+    """``(squared_weight |d|^2 + projected_weight d . (x0_fake - x_generated)) / sigma^4`` [B].
+
+    Here ``d = x0_teacher - x0_fake``.
+    The score identity (SiD, arXiv 2404.04057, eq. 14 and 23) turns the gradient of a weighted squared distance of the
+    scores into that of these two terms; the weights are [B] or numbers.
+    """
+    d = evaluation.x0_teacher - x0_fake
+    projected = per_sample_sum(d * (x0_fake - evaluation.x_generated))
+    return (squared_weight * per_sample_sum(d.square()) + projected_weight * projected) / evaluation.sigma**4
 
 
 def weight_statistics(weight: Tensor, x0_fake: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:

@@ -3,8 +3,15 @@
 from torch import Tensor
 
 from onestep.divergences import Divergence
-from onestep.noise import expand_like, per_sample_sum
-from onestep.objectives.base import Evaluation, require_log_ratio, require_x0_fake, weight_statistics
+from onestep.noise import expand_like
+from onestep.objectives.base import (
+    Evaluation,
+    descend,
+    require_log_ratio,
+    require_x0_fake,
+    score_difference,
+    weight_statistics,
+)
 from onestep.objectives.weighting import Weighting, weight_scale
 
 
@@ -29,14 +36,9 @@ class FDistill:
         """Losses [B], whose gradient by ``x_generated`` is exactly ``-weighting * h * delta``, and diagnostics."""
         x0_fake = require_x0_fake(evaluation)
         log_ratio = require_log_ratio(evaluation, self.divergence)
-        x = evaluation.x_generated
 
         h = self.divergence.weight(log_ratio.detach())
         factor = self.weighting(evaluation, power=2) * h / weight_scale(h, self.normalize_weight)
-        delta = (evaluation.x0_teacher - x0_fake).detach() / expand_like(evaluation.sigma, x).square()
-        gradient = -expand_like(factor, x) * delta
-
-        # Value and gradient of |x - stop(x - gradient)|^2 / 2: in a log, the value says how large the gradient still
-        # is. Written so, the gradient is not rounded to the precision of x, as it is by subtracting it from x.
-        losses = per_sample_sum(gradient * (x - x.detach()) + gradient.square() / 2)
+        delta = score_difference(evaluation.x0_teacher, x0_fake, evaluation.sigma)
+        losses = descend(evaluation.x_generated, -expand_like(factor, delta) * delta)
         return losses, weight_statistics(h, x0_fake, evaluation)

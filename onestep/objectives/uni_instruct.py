@@ -1,11 +1,16 @@
 """Uni-Instruct: descend the diffusion expansion of ``D_f(p||q)`` (Wang et al. 2025, arXiv 2505.20755)."""
 
-import torch
 from torch import Tensor
 
 from onestep.divergences import Divergence
-from onestep.noise import per_sample_sum
-from onestep.objectives.base import Evaluation, require_log_ratio, require_x0_fake, weight_statistics
+from onestep.objectives.base import (
+    Evaluation,
+    require_log_ratio,
+    require_path_gradient,
+    require_x0_fake,
+    score_distance,
+    weight_statistics,
+)
 from onestep.objectives.weighting import Weighting, weight_scale
 
 
@@ -41,29 +46,15 @@ class UniInstruct:
         """Losses [B], the surrogate times the weighting (their values are not a distance), and diagnostics."""
         x0_fake = require_x0_fake(evaluation)
         log_ratio = require_log_ratio(evaluation, self.divergence)
-        self._check_graph(evaluation)
+        require_path_gradient(evaluation, x0_teacher=evaluation.x0_teacher, x0_fake=x0_fake)
         if not self.exact_ratio_gradient:
             log_ratio = log_ratio.detach()
+        elif self.needs_ratio:
+            require_path_gradient(evaluation, log_ratio=log_ratio)
 
         h = self.divergence.weight(log_ratio)
         slope = self.divergence.weight_slope(log_ratio)  # r h'(r)
-        d = evaluation.x0_teacher - x0_fake
-        squared = per_sample_sum(d.square())
-        projected = per_sample_sum(d * (x0_fake - evaluation.x_generated))
-        surrogate = ((h - slope) * squared + 2 * h * projected) / evaluation.sigma**4
+        surrogate = score_distance(evaluation, x0_fake, squared_weight=h - slope, projected_weight=2 * h)
 
         factor = self.weighting(evaluation, power=4) / weight_scale(h, self.normalize_weight)
         return factor * surrogate, weight_statistics(h, x0_fake, evaluation)
-
-    def _check_graph(self, evaluation: Evaluation) -> None:
-        """A score computed under no_grad would bias the gradient without a sign of it."""
-        if not (evaluation.x_sigma.requires_grad and torch.is_grad_enabled()):
-            return
-        needed = {"x0_teacher": evaluation.x0_teacher, "x0_fake": evaluation.x0_fake}
-        if self.needs_ratio and self.exact_ratio_gradient:
-            needed["log_ratio"] = evaluation.log_ratio
-        for name, tensor in needed.items():
-            if tensor is not None and not tensor.requires_grad:
-                raise ValueError(
-                    f"{name} must carry a graph back to x_sigma; do not compute it under no_grad or detached"
-                )

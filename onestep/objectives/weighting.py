@@ -26,6 +26,30 @@ class UnitWeighting:
         return torch.ones_like(evaluation.sigma)
 
 
+class PowerWeighting:
+    """``sigma^exponent``: depends on the noise level alone, so that the objective keeps a minimum that can be computed.
+
+    2 measures distribution matching in x0-predictions instead of scores, which evens out the noise levels.
+    """
+
+    def __init__(self, exponent: float) -> None:
+        self.exponent = exponent
+
+    def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
+        return evaluation.sigma**self.exponent
+
+
+class DreamFusionWeighting:
+    """DreamFusion's ``w(t) = sigma_t^2`` on the difference of eps-predictions (arXiv 2209.14988, eq. 3), as VSD has it.
+
+    There noise is variance preserving, ``sigma_t^2 = sigma^2 / (1 + sigma^2)``, and eps differs by sigma times the
+    score's difference: ``sigma^3 / (1 + sigma^2)`` in all. For distribution matching, whose ``power`` is 2.
+    """
+
+    def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
+        return evaluation.sigma**3 / (1 + evaluation.sigma**2)
+
+
 class DMDWeighting:
     """``sigma^power / sum|x_generated - x0_teacher|``: DMD's factor (Yin et al. 2023, arXiv 2311.18828, eq. 8).
 

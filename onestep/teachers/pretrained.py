@@ -7,14 +7,16 @@ from onestep.networks.edm import EDMDenoiser
 from onestep.networks.generator import load_denoiser
 
 
-def load_teacher(path: str) -> EDMDenoiser:
+def load_teacher(path: str, guidance: float) -> EDMDenoiser:
     """A frozen teacher in eval mode, from a folder with ``config.json`` and safetensors weights.
 
     Args:
         path: the folder, such as ``<run>/teacher`` of a pretraining; or the name of a bundled teacher: "digits".
+        guidance: its classifier-free guidance; 1 for none.
 
     Raises:
-        ValueError: if there is no such checkpoint or its weights do not fit its config.
+        ValueError: if there is no such checkpoint, its weights do not fit its config, or it was not trained for the
+            guidance.
     """
     bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("*/config.json")}
     if path not in bundled and not (Path(path) / "config.json").is_file():
@@ -22,4 +24,11 @@ def load_teacher(path: str) -> EDMDenoiser:
             f"no teacher at {path!r}: expected a folder with config.json and safetensors weights, or the name of a "
             f"bundled teacher: {', '.join(sorted(bundled)) or 'none is bundled'}"
         )
-    return load_denoiser(bundled.get(path, Path(path))).requires_grad_(False)
+    teacher = load_denoiser(bundled.get(path, Path(path))).requires_grad_(False)
+    if guidance != 1 and not (teacher.config["options"] or {}).get("label_dropout"):
+        raise ValueError(
+            f"teacher.guidance={guidance}: the teacher at {path!r} was trained without label dropout and so knows no "
+            "unconditional prediction to guide by; use guidance=1"
+        )
+    teacher.guidance = guidance
+    return teacher

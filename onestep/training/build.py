@@ -11,6 +11,7 @@ from torch import nn
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
+from onestep.discriminators import Discriminator
 from onestep.metrics.evaluator import Evaluator
 from onestep.networks.edm import EDMDenoiser
 from onestep.networks.generator import Generator
@@ -18,7 +19,7 @@ from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_generator
-from onestep.training.judges import Judges
+from onestep.training.judges import Judges, Teacher
 from onestep.training.settings import DistillationSettings, EvaluationSettings
 
 
@@ -52,27 +53,27 @@ class Distillation:
         return {name: module for name, module in modules.items() if module is not None}
 
 
-def check_fit(teacher: EDMDenoiser, data: ImageDataset) -> None:
-    """Refuse a teacher that was made for other images or classes.
+def check_fit(network: Teacher, data: ImageDataset, name: str = "teacher") -> None:
+    """Refuse a network that was made for other images or classes.
 
     Raises:
         ValueError: naming both sides.
     """
-    for what, teacher_has, data_has in (
-        ("channels", teacher.image_shape[0], data.image_shape[0]),
-        ("resolution", teacher.image_shape[1:], data.image_shape[1:]),
-        ("classes", teacher.label_dim, data.label_dim),
+    for what, network_has, data_has in (
+        ("channels", network.image_shape[0], data.image_shape[0]),
+        ("resolution", network.image_shape[1:], data.image_shape[1:]),
+        ("classes", network.label_dim, data.label_dim),
     ):
-        if teacher_has != data_has:
+        if network_has != data_has:
             raise ValueError(
-                f"the teacher does not fit the data: {what} {teacher_has} against {data_has}; choose another teacher "
-                "(teacher=...) or other data (data=...)"
+                f"the {name} does not fit the data: {what} {network_has} against {data_has}; choose another {name} "
+                f"({name}=...) or other data (data=...)"
             )
 
 
 def build_evaluator(config: DictConfig, data: ImageDataset, device: torch.device) -> Evaluator:
     """The metrics of ``config.metrics`` in the features of ``config.features`` against ``data``."""
-    return Evaluator(instantiate(config.features), dict(instantiate(config.metrics)), data.images, device)
+    return Evaluator(instantiate(config.get("features")), dict(instantiate(config.metrics)), data.images, device)
 
 
 def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distillation:
@@ -96,21 +97,19 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
             "discriminator=shared_encoder, or divergence=reverse_kl with training.gan_weight=0"
         )
     data: ImageDataset = instantiate(config.data)
-    teacher: EDMDenoiser = instantiate(config.teacher).to(accelerator.device)
+    teacher: Teacher = instantiate(config.teacher).to(accelerator.device)
     check_fit(teacher, data)
 
     sigma: SigmaDistribution = instantiate(config.sigma)
     # Seeded before any network is made; the same weights in every process.
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
-    generator = Generator(_trainable_copy(teacher), settings.sigma_init)
-    fake_score = _trainable_copy(teacher) if objective.needs_fake_score else None
-    discriminator = normalizer = None
+    generator = Generator(_trainable(config, "generator", teacher, data), settings.sigma_init).to(accelerator.device)
+    fake_score = discriminator = normalizer = None
+    if objective.needs_fake_score:
+        fake_score = _trainable(config, "fake_score", teacher, data).to(accelerator.device)
+        fake_score.guidance = settings.fake_score_guidance
     if needs_discriminator:
-        discriminator = instantiate(config.discriminator)(teacher.feature_channels).to(accelerator.device)
-        if discriminator.features_from == "fake_score" and fake_score is None:
-            raise ValueError(
-                "this objective trains no fake score to share an encoder: use discriminator=teacher_features"
-            )
+        discriminator = _build_discriminator(config, teacher, fake_score).to(accelerator.device)
         normalizer = instantiate(config.get("normalizer"))
         normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
 
@@ -130,9 +129,32 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     )
 
 
-def _trainable_copy(teacher: EDMDenoiser) -> EDMDenoiser:
-    """A copy of the teacher to be trained; in eval mode, as dropout would make its two uses disagree."""
-    return copy.deepcopy(teacher).requires_grad_(True).eval()
+def _trainable(config: DictConfig, name: str, teacher: Teacher, data: ImageDataset) -> EDMDenoiser:
+    """The network that ``config[name]`` describes or, where it is null, a copy of the teacher, to be trained.
+
+    In eval mode, as dropout would make its two uses disagree.
+    """
+    network: EDMDenoiser
+    if config[name] is not None:
+        network = instantiate(config[name])
+        check_fit(network, data, name)
+    elif isinstance(teacher, EDMDenoiser):
+        network = copy.deepcopy(teacher)
+        network.guidance = 1.0
+    else:
+        raise ValueError(f"this teacher is no network that could be copied: describe one as {name}=...")
+    return network.requires_grad_(True).eval()
+
+
+def _build_discriminator(config: DictConfig, teacher: Teacher, fake_score: EDMDenoiser | None) -> Discriminator:
+    """The head on the features of its host, which must have some."""
+    make = instantiate(config.discriminator)
+    host = fake_score if make.keywords.get("features_from") == "fake_score" else teacher
+    if host is None:
+        raise ValueError("this objective trains no fake score to share an encoder: use discriminator=teacher_features")
+    if not host.feature_channels:
+        raise ValueError("this network has no features for a discriminator: use discriminator=shared_encoder")
+    return make(host.feature_channels)
 
 
 def _build_optimizers(config: DictConfig, generator: nn.Module, *critics: nn.Module | None) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from onestep.discriminators import Discriminator
 from onestep.networks.edm import EDMDenoiser
 from onestep.noise import add_noise
 from onestep.objectives.base import Evaluation, Objective
+from onestep.teachers.mixture import MixtureTeacher
+
+Teacher = EDMDenoiser | MixtureTeacher
 
 
 @contextmanager
@@ -31,7 +34,7 @@ def frozen(*networks: nn.Module | None) -> Iterator[None]:
 class Judges:
     """The networks that an objective's inputs come from; None for those that the method does without."""
 
-    teacher: EDMDenoiser
+    teacher: Teacher
     fake_score: EDMDenoiser | None
     discriminator: Discriminator | None
     normalizer: RatioNormalizer | None
@@ -41,7 +44,9 @@ class Judges:
         """The network whose features the discriminator reads."""
         if self.discriminator is None:
             return None
-        return self.fake_score if self.discriminator.features_from == "fake_score" else self.teacher
+        host = self.fake_score if self.discriminator.features_from == "fake_score" else self.teacher
+        assert isinstance(host, EDMDenoiser)  # others have no features, and are refused when a run is built
+        return host
 
     def evaluate(
         self,
@@ -61,15 +66,14 @@ class Judges:
         through_scores = objective.differentiates_scores
         features: Tensor | None = None
 
-        def predict(network: EDMDenoiser) -> Tensor:
+        def predict(network: Teacher) -> Tensor:
             nonlocal features
-            if network is not self.discriminator_host:
+            host = self.discriminator_host
+            if network is not host or host is None:
                 with torch.set_grad_enabled(through_scores):
                     return network(x_sigma, sigma, condition)
             with torch.set_grad_enabled(through_scores or adversarial):
-                prediction, features = network(
-                    x_sigma, sigma, condition, outputs="both", prediction_grad=through_scores
-                )
+                prediction, features = host(x_sigma, sigma, condition, outputs="both", prediction_grad=through_scores)
             return prediction
 
         with frozen(self.teacher, self.fake_score, self.discriminator):

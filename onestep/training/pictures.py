@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -37,18 +38,43 @@ def save_image(pixels: Tensor, path: Path) -> None:
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
 
 
-def save_grid(images: Tensor, path: Path, columns: int = 10) -> None:
-    """Write images [N, C, H, W] in [-1, 1] as one picture, row by row."""
-    save_image(to_grid(images, columns, enlargement(images)), path)
+def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
+    """Write images [N, C, H, W] in [-1, 1] as one picture, row by row; or points [N, D, 1, 1] as dots."""
+    if not _are_points(samples):
+        save_image(to_grid(samples, columns, enlargement(samples)), path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    plot_points(figure.subplots(), samples)
+    figure.savefig(path, dpi=100)
+
+
+def _are_points(samples: Tensor) -> bool:
+    return samples.shape[2:] == (1, 1)
+
+
+def plot_points(axis: Axes, points: Tensor) -> None:
+    """Dots in the plane, or a histogram on the line, of ``points`` [N, 1 or 2, 1, 1] within [-1.5, 1.5]."""
+    flat = points.flatten(1)
+    axis.set_xlim(-1.5, 1.5)
+    if flat.shape[1] == 1:
+        axis.hist(flat[:, 0].numpy(), bins=100, range=(-1.5, 1.5), density=True)
+        return
+    axis.scatter(flat[:, 0].numpy(), flat[:, 1].numpy(), s=1, linewidths=0, alpha=0.5)
+    axis.set_ylim(-1.5, 1.5)
+    axis.set_aspect("equal")
 
 
 def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str], path: Path) -> None:
-    """Write the teacher's and the student's images [N, C, H, W], each a grid under its title."""
+    """Write the teacher's and the student's samples [N, C, H, W], each a grid or dots under its title."""
     figure = Figure(figsize=(12, 6.6), layout="constrained")
     for axis, images, title in zip(figure.subplots(1, 2), (teacher, student), titles, strict=True):
+        axis.set_title(title)
+        if _are_points(images):
+            plot_points(axis, images)
+            continue
         grid = to_grid(images, columns=10, scale=enlargement(images)).numpy()
         axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title)
         axis.set_axis_off()
     figure.savefig(path, dpi=100)
 

@@ -22,7 +22,7 @@ from onestep.seeding import seeded_generator
 from onestep.training.build import build_evaluator, check_fit
 from onestep.training.ema import EMA
 from onestep.training.log import read_log
-from onestep.training.pictures import save_curves, save_grid
+from onestep.training.pictures import save_curves, save_samples
 from onestep.training.run import Run
 from onestep.training.settings import EvaluationSettings, TrainingSettings
 from onestep.training.state import TrainingState
@@ -76,7 +76,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
         if (state.cycle % settings.evaluate_every == 0 or last) and run.accelerator.is_main_process:
             images = run.draw(partial(sampler, ema.average), evaluation.samples, evaluation.batch_size, data)
             _keep_the_best(run, state.cycle, evaluator([images]), ema.average)
-            save_grid(images[: evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+            save_samples(images[: evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
         if state.cycle % settings.checkpoint_every == 0 or last:
             run.save(state, settings)
     run.log.close()

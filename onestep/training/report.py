@@ -13,12 +13,13 @@ from onestep.networks.generator import Generator
 from onestep.training.build import Distillation
 from onestep.training.draw import Draw
 from onestep.training.log import read_log
-from onestep.training.pictures import save_curves, save_grid, save_side_by_side
+from onestep.training.pictures import save_curves, save_samples, save_side_by_side
 from onestep.training.run import Run
 from onestep.training.state import TrainingState
 
 _CURVES = (
-    "fid", "recall", "loss", "score_gap", "fake_score_loss", "discriminator_loss", "adversarial_loss",
+    "fid", "recall", "modes", "mode_precision", "kl", "energy",
+    "loss", "score_gap", "fake_score_loss", "discriminator_loss", "adversarial_loss",
     "logit_real", "logit_generated", "log_ratio_mean", "log_ratio_std", "weight_max",
     "generator_gradient", "fake_score_gradient",
 )  # fmt: skip
@@ -36,7 +37,7 @@ class DistillationReport:
             settings = self.parts.evaluation
             images = self._draw(self.average, settings.interim_samples)
             self.run.log.write(state.cycle, self.parts.evaluator([images]))
-            save_grid(images[: settings.grid], self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+            save_samples(images[: settings.grid], self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
         self.run.accelerator.wait_for_everyone()
 
     def final(self, state: TrainingState) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class DistillationReport:
         self.average.save_pretrained(folder / "generator")
         parts.generator.save_pretrained(folder / "generator_raw")
 
-        evaluations = parts.sampler.network_evaluations
+        evaluations = parts.sampler.network_evaluations * parts.judges.teacher.network_evaluations
         teacher, teacher_images = self._score("teacher", partial(parts.sampler, parts.judges.teacher), evaluations)
         student, student_images = self._score("student", self.average, network_evaluations=1)
         summary = {

@@ -22,14 +22,20 @@ from onestep.networks.edm import EDMDenoiser
 from onestep.networks.generator import Generator
 from onestep.samplers import HeunSampler
 from onestep.training.draw import Draw, draw_batches
-from onestep.training.pictures import save_grid, save_image
+from onestep.training.pictures import save_image, save_samples
 from onestep.training.run import PRECISIONS
 
 FORMATS = ("png", "grid", "npz")
 MODELS = ("student", "teacher")
 WEIGHTS = {"ema": "generator", "raw": "generator_raw"}
 
-_PARTS_LIVE_IN = ("onestep.teachers.", "onestep.samplers", "onestep.data.", "onestep.metrics.")
+_PARTS_LIVE_IN = (
+    "onestep.teachers.",
+    "onestep.samplers",
+    "onestep.data.",
+    "onestep.metrics.",
+    "onestep.gaussian_mixture",
+)
 
 
 def sample(config: DictConfig) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:
     folder = Path(config.save_to)
     folder.mkdir(parents=True, exist_ok=True)
     if config.format == "grid":
-        save_grid(images, folder / "grid.png")
+        save_samples(images, folder / "grid.png")
         return folder / "grid.png"
     pixels = to_uint8(images).permute(0, 2, 3, 1)
     if config.format == "npz":

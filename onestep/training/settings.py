@@ -71,12 +71,15 @@ class DistillationSettings(TrainingSettings):
         fake_score_steps: updates of the fake score and the discriminator per update of the generator.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
         discriminator_weight: weight of the discriminator's loss beside the fake score's.
+        fake_score_guidance: the classifier-free guidance under which the fake score is trained and evaluated; 1 for
+            none. (The teacher's is ``teacher.guidance``.)
     """
 
     sigma_init: float
     fake_score_steps: int
     gan_weight: float
     discriminator_weight: float
+    fake_score_guidance: float
 
     def __post_init__(self) -> None:
         super().__post_init__()

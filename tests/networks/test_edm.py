@@ -133,11 +133,11 @@ def test_preconditioning_numbers(tiny_denoiser: Denoisers) -> None:
     denoiser = tiny_denoiser()
     x, sigma = torch.full((1, 1, 8, 8), 2.6), torch.tensor([1.2])
     silent = ConstantModel(0.0)
-    denoiser.model = silent  # type: ignore[assignment]
+    denoiser.model = silent
     torch.testing.assert_close(denoiser(x, sigma), torch.full_like(x, (0.5 / 1.3) ** 2 * 2.6))
     torch.testing.assert_close(silent.seen["x"], torch.full_like(x, 2.0))
     torch.testing.assert_close(silent.seen["c_noise"], sigma.log() / 4)
-    denoiser.model = ConstantModel(1.0)  # type: ignore[assignment]
+    denoiser.model = ConstantModel(1.0)
     torch.testing.assert_close(denoiser(x, sigma), torch.full_like(x, (0.5 / 1.3) ** 2 * 2.6 + 1.2 * 0.5 / 1.3))
 
 
@@ -184,7 +184,7 @@ def test_prediction_without_graph_beside_features_with(
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"architecture": "DiT"}, r"unknown architecture 'DiT': choose one of \['SongUNet'\]"),
+        ({"architecture": "DiT"}, r"unknown architecture 'DiT': choose one of \['Affine', 'MLP', 'SongUNet'\]"),
         ({"image_shape": (3, 8, 16)}, "square images, got 8x16"),
         ({"image_shape": (3, 7, 7)}, "img_resolution=7 cannot be halved 2 times"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,9 @@ def truth(request: pytest.FixtureRequest) -> Truth:
 def gaussian_pair() -> Truth:
     """Forward KL between two Gaussians at sigma = 0.5."""
     return Truth(*next(p for p in ROWS if p[1]["divergence"] == "forward_kl" and p[1]["sigma"] == 0.5))
+
+
+@pytest.fixture
+def make_world() -> Callable[[dict[str, Any], dict[str, Any]], Truth]:
+    """Worlds that are not in the file."""
+    return Truth

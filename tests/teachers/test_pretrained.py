@@ -14,7 +14,7 @@ from onestep.teachers.pretrained import load_teacher
 def test_saved_teacher_comes_back_frozen(tiny_denoiser: Callable[..., EDMDenoiser], tmp_path: Path) -> None:
     network = tiny_denoiser(dropout=0.3).train()
     network.save_pretrained(tmp_path)
-    teacher = load_teacher(str(tmp_path))
+    teacher = load_teacher(str(tmp_path), guidance=1.0)
     weights = network.state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in teacher.state_dict().items())
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
@@ -22,13 +22,13 @@ def test_saved_teacher_comes_back_frozen(tiny_denoiser: Callable[..., EDMDenoise
 
 def test_absent_teacher() -> None:
     with pytest.raises(ValueError, match=r"no teacher at 'runs/none': expected a folder with config.json.*digits"):
-        load_teacher("runs/none")
+        load_teacher("runs/none", guidance=1.0)
 
 
 @torch.no_grad()
 def test_bundled_teacher_denoises_the_digits() -> None:
     """At sigma = 0.3 it removes most of the noise, and more with the right class than with a wrong one at sigma = 2."""
-    teacher, data = load_teacher("digits"), Digits()
+    teacher, data = load_teacher("digits", guidance=1.0), Digits()
     x0, labels = data.__getitems__(range(0, len(data), 9))
     assert labels is not None
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))

@@ -29,6 +29,7 @@ def make_settings() -> Callable[..., DistillationSettings]:
             "fake_score_steps": 1,
             "gan_weight": 0.0,
             "discriminator_weight": 1.0,
+            "fake_score_guidance": 1.0,
         }
         assert changes.keys() <= values.keys()
         return DistillationSettings(**(values | changes))  # type: ignore[arg-type]

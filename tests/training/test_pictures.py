@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from onestep.training.pictures import enlargement, save_grid, save_image, to_grid
+from onestep.training.pictures import enlargement, save_image, save_samples, to_grid
 
 
 def test_grid_places_known_pixels() -> None:
@@ -38,7 +38,7 @@ def test_samples_are_enlarged_to_48_pixels() -> None:
 
 def test_files_hold_the_pixels(tmp_path: Path) -> None:
     images = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
-    save_grid(images, tmp_path / "new" / "grey.png", columns=3)
+    save_samples(images, tmp_path / "new" / "grey.png", columns=3)
     with Image.open(tmp_path / "new" / "grey.png") as grey:
         np.testing.assert_array_equal(np.asarray(grey), to_grid(images, columns=3, scale=6)[:, :, 0].numpy())
     pixels = torch.arange(24, dtype=torch.uint8).reshape(2, 4, 3)

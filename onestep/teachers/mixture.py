@@ -1,0 +1,33 @@
+"""A teacher that is exact: the denoiser of a Gaussian mixture."""
+
+import torch
+from torch import Tensor, nn
+
+from onestep.gaussian_mixture import GaussianMixture
+
+
+class MixtureTeacher(nn.Module):
+    """The posterior mean of a ``mixture`` over points [B, D, 1, 1]: no weights, no error, no features.
+
+    A generator and a fake score have no copy of it to start from, and a discriminator nothing to read: the run's
+    configuration gives them networks of their own.
+    """
+
+    label_dim = 0
+    network_evaluations = 1
+    feature_channels = 0
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+        self.image_shape = (mixture.means.shape[1], 1, 1)
+        self.register_buffer("place", torch.empty(0), persistent=False)  # says where the module was moved to
+
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The x0-prediction [B, D, 1, 1] at ``x_sigma`` [B, D, 1, 1] and ``sigma`` [B], computed in float32."""
+        if self.mixture.means.device != x_sigma.device:
+            self.mixture = self.mixture.to(device=x_sigma.device)
+        with torch.autocast(x_sigma.device.type, enabled=False):
+            return self.mixture.denoise(x_sigma.to(self.mixture.means.dtype), sigma.to(self.mixture.means.dtype)).to(
+                x_sigma.dtype
+            )

@@ -1,0 +1,134 @@
+"""What the papers call by different names and is the same: sample by sample, not only in expectation."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from onestep.divergences import (
+    Alpha,
+    Divergence,
+    ForwardKL,
+    NeymanChi2,
+    PearsonChi2,
+    ReverseKL,
+    SquaredHellinger,
+)
+from onestep.noise import expand_like
+from onestep.objectives.base import Evaluation, Objective
+from onestep.objectives.f_distill import FDistill
+from onestep.objectives.sds import SDS
+from onestep.objectives.sid import SiD
+from onestep.objectives.uni_instruct import UniInstruct
+from onestep.objectives.weighting import DMDWeighting, DreamFusionWeighting, PowerWeighting, UnitWeighting
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    """Images and predictions that nothing relates, so that no identity holds by accident; float64."""
+    random = torch.Generator().manual_seed(0)
+    x, noise, a, b = torch.randn(4, 6, 2, 4, 4, generator=random, dtype=torch.float64)
+    x.requires_grad_()
+    sigma = 0.1 + 3 * torch.rand(6, generator=random, dtype=torch.float64)
+    x_sigma = x + expand_like(sigma, x) * noise
+    return Evaluation(
+        x_generated=x,
+        x_sigma=x_sigma,
+        sigma=sigma,
+        x0_teacher=0.7 * x_sigma.tanh() + a,
+        x0_fake=0.4 * x_sigma.sin() + b,
+        log_ratio=x_sigma.flatten(1).sum(1) / 20,
+    )
+
+
+def gradient(objective: Objective, evaluation: Evaluation) -> Tensor:
+    (result,) = torch.autograd.grad(objective(evaluation)[0].sum(), evaluation.x_generated, retain_graph=True)
+    return result
+
+
+def test_f_distill_with_reverse_kl_is_the_distribution_matching_of_dmd2(evaluation: Evaluation) -> None:
+    """DMD's loss as its paper writes it (arXiv 2311.18828, eq. 7 and 8, algorithm 2): a mean over dimensions."""
+    x, x0_teacher, x0_fake = evaluation.x_generated, evaluation.x0_teacher.detach(), evaluation.x0_fake
+    assert x0_fake is not None
+    normaliser = (x.detach() - x0_teacher).abs().mean((1, 2, 3), keepdim=True)
+    step = (x0_fake.detach() - x0_teacher) / normaliser
+    dmd = 0.5 * (x - (x - step).detach()).square().mean((1, 2, 3)).sum()
+    (expected,) = torch.autograd.grad(dmd, x, retain_graph=True)
+    ours = gradient(FDistill(ReverseKL(), DMDWeighting(), normalize_weight=True), evaluation)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_vsd_is_the_difference_of_eps_predictions(evaluation: Evaluation) -> None:
+    """ProlificDreamer's eq. 9: w(t) (eps_teacher - eps_fake), w = sigma_t^2 of the variance preserving process."""
+    assert evaluation.x0_fake is not None
+    sigma = expand_like(evaluation.sigma, evaluation.x_sigma)
+    eps_teacher, eps_fake = ((evaluation.x_sigma - x0) / sigma for x0 in (evaluation.x0_teacher, evaluation.x0_fake))
+    alpha = 1 / (1 + sigma**2).sqrt()
+    expected = (1 - alpha**2) * (eps_teacher - eps_fake)
+    ours = gradient(FDistill(ReverseKL(), DreamFusionWeighting(), normalize_weight=True), evaluation)
+    torch.testing.assert_close(ours, expected.detach(), rtol=1e-10, atol=1e-14)
+
+
+def test_diff_instruct_is_the_difference_of_x0_predictions(evaluation: Evaluation) -> None:
+    assert evaluation.x0_fake is not None
+    ours = gradient(FDistill(ReverseKL(), PowerWeighting(2.0), normalize_weight=True), evaluation)
+    expected = (evaluation.x0_fake - evaluation.x0_teacher).detach()
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_uni_instruct_with_reverse_kl_is_sim(evaluation: Evaluation) -> None:
+    """Theorem 3.1 of arXiv 2410.16794 for the squared distance: with the score of q frozen in the weights alone,
+    ``E_q|d|^2`` has the gradient of ``|d|^2 + 2 d . (score_q - score of the noise)``."""
+    assert evaluation.x0_fake is not None
+    sigma = expand_like(evaluation.sigma, evaluation.x_sigma)
+    score_p, score_q = ((x0 - evaluation.x_sigma) / sigma**2 for x0 in (evaluation.x0_teacher, evaluation.x0_fake))
+    score_noise = (evaluation.x_generated - evaluation.x_sigma) / sigma**2
+    d = score_p - score_q
+    sim = (d * d + 2 * d * (score_q - score_noise)).sum()
+    (expected,) = torch.autograd.grad(sim, evaluation.x_generated, retain_graph=True)
+    ours = gradient(UniInstruct(ReverseKL(), UnitWeighting(), normalize_weight=True), evaluation)
+    torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_sim_is_sid_with_alpha_one_half(evaluation: Evaluation) -> None:
+    uni = UniInstruct(ReverseKL(), DMDWeighting(), normalize_weight=True)
+    torch.testing.assert_close(SiD(0.5, DMDWeighting())(evaluation)[0], uni(evaluation)[0], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 1.2])
+def test_sid_is_its_papers_loss_twice(evaluation: Evaluation, alpha: float) -> None:
+    """Eq. 23 of arXiv 2404.04057 without its weight: ``(1 - alpha) |d|^2 + d . (x0_fake - x)``."""
+    assert evaluation.x0_fake is not None
+    d = evaluation.x0_teacher - evaluation.x0_fake
+    loss = (1 - alpha) * d.square() + d * (evaluation.x0_fake - evaluation.x_generated)
+    expected = 2 * loss.flatten(1).sum(1) / evaluation.sigma**4
+    torch.testing.assert_close(SiD(alpha, UnitWeighting())(evaluation)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "cousin", "times"),
+    [
+        (0.0, ReverseKL(), 1.0),
+        (0.5, SquaredHellinger(), 4.0),
+        (1.0, ForwardKL(), 1.0),
+        (2.0, PearsonChi2(), 0.5),
+        (-1.0, NeymanChi2(), 0.5),
+    ],
+)
+@pytest.mark.parametrize("method", [FDistill, UniInstruct])
+def test_alpha_divergences_are_their_named_cousins(
+    evaluation: Evaluation, method: Any, alpha: float, cousin: Divergence, times: float
+) -> None:
+    """Up to the constant by which r^alpha exceeds the cousin's weight."""
+    ours = gradient(method(Alpha(alpha), UnitWeighting(), normalize_weight=False), evaluation)
+    theirs = gradient(method(cousin, UnitWeighting(), normalize_weight=False), evaluation)
+    torch.testing.assert_close(ours, times * theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_sds_is_reverse_kl_with_the_sample_as_the_fake_prediction(evaluation: Evaluation) -> None:
+    swapped = replace(evaluation, x0_fake=evaluation.x_generated)
+    for weighting in (UnitWeighting(), DreamFusionWeighting(), DMDWeighting()):
+        expected = gradient(FDistill(ReverseKL(), weighting, normalize_weight=True), swapped)
+        torch.testing.assert_close(gradient(SDS(weighting), evaluation), expected, rtol=1e-12, atol=1e-14)
