@@ -58,9 +58,11 @@ class GaussianMixture:
         return cls._equal_modes(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
     @classmethod
-    def line(cls, weights: Sequence[float], means: Sequence[float], stds: Sequence[float]) -> "GaussianMixture":
-        """A mixture on the line, float32."""
-        return cls.isotropic(torch.tensor(weights), torch.tensor(means)[:, None], torch.tensor(stds))
+    def modes(
+        cls, weights: Sequence[float], means: Sequence[Sequence[float]], stds: Sequence[float]
+    ) -> "GaussianMixture":
+        """Isotropic modes given as plain numbers, float32; ``means`` are K lists of D."""
+        return cls.isotropic(torch.tensor(weights), torch.tensor(means), torch.tensor(stds))
 
     @classmethod
     def _equal_modes(cls, means: Tensor, std: float) -> "GaussianMixture":

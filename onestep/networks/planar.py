@@ -60,6 +60,8 @@ class MLP(nn.Module):
 class Affine(nn.Module):
     """``matrix x + offset``, whatever the noise level: as a generator's network, ``m + A z`` with a known law.
 
+    It starts as zero: of the preconditioning, the skip connection alone.
+
     Args:
         img_resolution: 1.
         img_channels: the points' dimension.
@@ -74,6 +76,8 @@ class Affine(nn.Module):
         if label_dim:
             raise ValueError(f"an affine network knows no classes, got label_dim={label_dim}")
         self.map = nn.Linear(img_channels, img_channels)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """Nothing depends on the noise level."""

@@ -59,6 +59,6 @@ def test_share_out_of_range(share: float) -> None:
 
 def test_cells_are_planar_and_distances_need_pairs() -> None:
     with pytest.raises(ValueError, match="planar, but the mixture has 1 dimensions"):
-        BinnedKL(GaussianMixture.line([1.0], [0.0], [1.0]), 1.0, 10)
+        BinnedKL(GaussianMixture.modes([1.0], [[0.0]], [1.0]), 1.0, 10)
     with pytest.raises(ValueError, match="at least 2 samples of each side, got 1"):
         EnergyDistance(count=1)

@@ -12,6 +12,9 @@ def test_an_affine_generator_is_affine() -> None:
     """EDM's preconditioning around ``M x + b`` at one noise level: ``(c_skip + c_out c_in M) x + c_out b``."""
     denoiser = EDMDenoiser((2, 1, 1), sigma_data=0.5, architecture="Affine")
     matrix, offset = denoiser.model.map.weight, denoiser.model.map.bias
+    with torch.no_grad():
+        matrix.copy_(torch.tensor([[1.0, 2.0], [-3.0, 0.5]]))
+        offset.copy_(torch.tensor([0.3, -0.7]))
     z = torch.randn(5, 2, 1, 1, generator=torch.Generator().manual_seed(0))
     scale = (1.2**2 + 0.5**2) ** 0.5  # 1.3
     expected = (0.5 / scale) ** 2 * 1.2 * z.flatten(1)
