@@ -112,9 +112,40 @@ def test_divergences_weigh_as_their_row_of_the_table(file: str, compose_config: 
 
 
 def test_the_objective_gets_the_chosen_divergence_and_weighting(compose_config: Callable[..., DictConfig]) -> None:
-    for objective in ("f_distill", "uni_instruct"):
+    for objective in ("f_distill", "uni_instruct", "dmd"):
         config = compose_config("train", f"objective={objective}", "divergence=alpha", "divergence.alpha=0.25",
                                 "weighting=unit")  # fmt: skip
         built = instantiate(config.objective)
         assert built.divergence.alpha == 0.25
         assert type(built.weighting).__name__ == "UnitWeighting"
+
+
+def test_dmd_is_distribution_matching_with_a_regression(
+    compose_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    config = compose_config("train", "objective=dmd")
+    objective = instantiate(config.objective)
+    assert (type(objective).__name__, type(objective.divergence).__name__) == ("FDistill", "ReverseKL")
+    assert type(objective.weighting).__name__ == "DMDWeighting"
+    assert config.discriminator is None
+    assert config.training.gan_weight == 0 and config.training.regression_weight > 0
+    assert instantiate(config.pairs).cache == "~/.cache/onestep/pairs"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert instantiate(config.pairs).cache == "/elsewhere/onestep/pairs"
+
+
+def test_the_command_line_goes_before_a_preset(compose_config: Callable[..., DictConfig]) -> None:
+    config = compose_config(
+        "train", "objective=dmd", "discriminator=teacher_features", "divergence=forward_kl", "training.gan_weight=0.1",
+        "pairs.count=10", "output=nowhere",
+    )  # fmt: skip
+    assert "onestep.discriminators.Discriminator" in assert_builds(config)
+    assert type(instantiate(config.objective).divergence).__name__ == "ForwardKL"
+    assert (config.training.gan_weight, config.pairs.count) == (0.1, 10)
+
+
+def test_no_pairs_unless_they_are_asked_for(compose_config: Callable[..., DictConfig]) -> None:
+    for objective in ("f_distill", "uni_instruct"):
+        config = compose_config("train", f"objective={objective}")
+        assert config.pairs is None and config.training.regression_weight == 0

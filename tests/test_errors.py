@@ -75,7 +75,7 @@ def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
     assert message == (
         "unknown key 'training.imagez'; did you mean 'images'? The keys of training are: batch_size, checkpoint_every, "
         "discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_guidance, fake_score_steps, "
-        "final_lr, gan_weight, grad_clip, images, keep_last, log_every, sigma_init, warmup_images"
+        "final_lr, gan_weight, grad_clip, images, keep_last, log_every, regression_weight, sigma_init, warmup_images"
     )
 
 
@@ -123,6 +123,44 @@ def test_an_adversarial_term_without_a_discriminator(train_config: Compose, tmp_
     assert message.startswith("training.gan_weight=0.5 needs a discriminator, and there is none: choose discriminator=")
 
 
+def test_a_regression_without_pairs(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "training.regression_weight=0.25"))
+    assert message.startswith(
+        "training.regression_weight=0.25 needs pairs of noise and teacher image, and there are none: choose "
+        "objective=dmd, describe them under pairs as conf/objective/dmd.yaml does, or set training.regression_weight=0"
+    )
+
+
+def test_pairs_without_a_regression(train_config: Compose, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs"
+    overrides = ("objective=dmd", f"pairs.cache={pairs}")
+    message = refused(train_config(tmp_path / "run", *overrides, "training.regression_weight=0"))
+    assert message == (
+        "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it a "
+        "weight, or set pairs=null"
+    )
+    assert not pairs.exists()
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("divergence=forward_kl", "this divergence needs the density ratio, and there is none"),
+        ("sampler.steps=1", "steps >= 2"),
+        ("evaluation.samples=0", "evaluation.samples must be positive"),
+        ("features.path=no/such/features", "no feature network at"),
+        ("pairs.count=0", "pairs.count must be positive, got 0"),
+    ],
+)
+def test_nothing_is_drawn_for_parts_that_are_refused(
+    override: str, expected: str, train_config: Compose, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs"
+    with pytest.raises(ValueError, match=expected):
+        distill(train_config(tmp_path / "run", "objective=dmd", f"pairs.cache={pairs}", override))
+    assert not pairs.exists()
+
+
 def test_a_missing_teacher(train_config: Compose, tmp_path: Path) -> None:
     message = refused(train_config(tmp_path, "teacher.path=no/such/teacher"))
     assert message.startswith("no teacher at 'no/such/teacher': expected a folder with config.json and safetensors")
@@ -164,6 +202,7 @@ def test_a_batch_that_the_processes_do_not_divide(train_config: Compose, tmp_pat
     "override, expected",
     [
         ("training.gan_weight=-0.5", "training.gan_weight must not be negative and .* got -0.5 and "),
+        ("training.regression_weight=-0.5", "training.regression_weight must not be negative, got -0.5"),
         ("training.discriminator_weight=0", "training.discriminator_weight must be positive, got .* and 0"),
         ("training.fake_score_steps=0", "training.fake_score_steps must be at least 1, got 0"),
         ("training.log_every=0", "training.log_every must be positive, got 0"),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from onestep.assets import ASSETS
+from onestep.data.dataset import PositionSampler
 from onestep.data.digits import Digits
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import load_digits_features, to_uint8
@@ -46,6 +47,12 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Distillation]:
 
     monkeypatch.setattr(distillation, "build_distillation", build_and_keep)
     return kept
+
+
+@pytest.fixture
+def dmd(tmp_path: Path) -> tuple[str, ...]:
+    """The overrides of DMD with 24 pairs in a cache of the test's own."""
+    return ("objective=dmd", "pairs.count=24", "pairs.batch_size=8", f"pairs.cache={tmp_path / 'pairs'}")
 
 
 # What a run writes.
@@ -167,6 +174,29 @@ def test_a_resumed_run_is_the_same_run(
             assert summary[side][key] == straight[side][key]
 
 
+def test_a_resumed_run_reads_on_in_the_pairs(
+    dmd: tuple[str, ...], train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    distill(train_config(straight, *dmd))
+    update_generator = distillation.update_generator
+
+    def killed_in_cycle_5(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, Tensor]:
+        if cycle == 5:
+            raise KilledError
+        return update_generator(parts, cycle, *inputs)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(distillation, "update_generator", killed_in_cycle_5)
+        distill(train_config(resumed, "training.checkpoint_every=3", *dmd))
+    distill(train_config(resumed, "training.checkpoint_every=3", "resume=auto", *dmd))
+    assert_same_checkpoint(*(folder / "checkpoints" / "cycle_00000006" for folder in (straight, resumed)))
+    losses = [
+        [line.get("regression_loss") for line in read_log(folder / "log.jsonl")] for folder in (straight, resumed)
+    ]
+    assert losses[0] == losses[1] and len({loss for loss in losses[0] if loss is not None}) == 6
+
+
 @pytest.mark.parametrize("of", [".", "checkpoints/cycle_00000006"])
 def test_resuming_in_another_folder(of: str, finished_run: Path, train_config: TrainConfig, tmp_path: Path) -> None:
     overrides = ("training.images=112", "evaluation.samples=16", f"resume={finished_run / of}")
@@ -239,6 +269,45 @@ def test_fake_score_steps_are_steps_of_the_fake_score(
         for name, optimizer in built[0].optimizers.items()
     }
     assert taken == {"generator": {2}, "fake_score": {6}}
+
+
+def test_the_regression_is_added_to_the_objective(
+    dmd: tuple[str, ...], train_config: TrainConfig, built: list[Distillation], tmp_path: Path
+) -> None:
+    """The gradient with it, less that without, is the weighted mean squared error's, computed here from the seeds."""
+    one_step = ("training.images=16", "evaluation.samples=16", "training.grad_clip=1e9")
+    distill(train_config(tmp_path / "with", *dmd, *one_step, "training.regression_weight=0.5"))
+    distill(train_config(tmp_path / "without", *dmd, *one_step, "training.regression_weight=0", "pairs=null"))
+    with_it, without_it = built
+    assert without_it.pairs is None
+
+    # The generator starts as the teacher; of 24 pairs, cycle 0 reads 16.
+    generator = Generator(load_teacher("digits").requires_grad_(True), with_it.settings.sigma_init)
+    indices = next(iter(PositionSampler(24, 16, seed=0)))
+    latents, condition = seeded_inputs(indices, (1, 8, 8), 10)
+    x_teacher = HeunSampler(2, 0.002, 80.0)(load_teacher("digits"), latents, condition)
+    loss = (generator(latents, condition) - x_teacher).square().mean()
+    expected = torch.autograd.grad(0.5 * loss, list(generator.parameters()))
+
+    (line,) = (line for line in read_log(tmp_path / "with" / "log.jsonl") if "loss" in line)
+    assert line["regression_loss"] == pytest.approx(loss.item(), rel=1e-4) and loss > 0.01
+    differences = [
+        torch.zeros_like(gradient) if ours.grad is None or theirs.grad is None else ours.grad - theirs.grad
+        for ours, theirs, gradient in zip(
+            with_it.generator.parameters(), without_it.generator.parameters(), expected, strict=True
+        )
+    ]
+    difference, whole = (torch.cat([part.flatten() for part in parts]) for parts in (differences, expected))
+    assert (difference - whole).norm() < 1e-4 * whole.norm()
+    assert whole.norm() > 0.01
+
+
+def test_the_pairs_are_drawn_once(
+    dmd: tuple[str, ...], train_config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, drawn in (("first", True), ("second", False)):
+        distill(train_config(tmp_path / run, *dmd, "training.images=16", "evaluation.samples=16"))
+        assert ("0 of 3 chunks are in" in capsys.readouterr().out) is drawn
 
 
 @pytest.mark.parametrize("objective, largest", [("f_distill", 0.0), ("uni_instruct", 1e-6)])
@@ -460,14 +529,16 @@ print(distillation.distill(config))
 
 
 @pytest.mark.slow
-def test_two_processes_stay_one_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["f_distill", "dmd"])
+def test_two_processes_stay_one_run(method: str, dmd: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     overrides = ("device=cpu", "precision=no", "training.images=48", "training.batch_size=16", "sampler.steps=2",
                  "training.warmup_images=0", "training.log_every=1", "training.evaluate_every=2",
                  "evaluation.samples=32", "evaluation.interim_samples=16", f"output={tmp_path / 'run'}")  # fmt: skip
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "two.py"))
     finished = run_python(
-        *launch, str(REPOSITORY / "conf"), str(tmp_path), *overrides, PYTHONPATH=str(REPOSITORY)
+        *launch, str(REPOSITORY / "conf"), str(tmp_path), *overrides, *(dmd if method == "dmd" else ()),
+        PYTHONPATH=str(REPOSITORY),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     for cycle in range(3):
@@ -477,4 +548,5 @@ def test_two_processes_stay_one_run(tmp_path: Path) -> None:
         assert [key for key, value in first.items() if not torch.equal(value, second[key])] == []
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert [line["cycle"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert len(list((tmp_path / "pairs").glob("*/images_*"))) == (3 if method == "dmd" else 0)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["images_seen"] == 48

@@ -20,6 +20,7 @@ from onestep.objectives.base import Objective
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_generator
 from onestep.training.judges import Judges, Teacher
+from onestep.training.pairs import PairSettings, TeacherPairs, prepare_pairs
 from onestep.training.settings import DistillationSettings, EvaluationSettings
 
 
@@ -39,6 +40,7 @@ class Distillation:
     optimizers: dict[str, torch.optim.Optimizer]
     sampler: HeunSampler
     evaluator: Evaluator
+    pairs: TeacherPairs | None  # for the regression, if there is one
 
     @property
     def trained_networks(self) -> dict[str, nn.Module]:
@@ -71,22 +73,13 @@ def check_fit(network: Teacher, data: ImageDataset, name: str = "teacher") -> No
             )
 
 
-def build_evaluator(config: DictConfig, data: ImageDataset, device: torch.device) -> Evaluator:
-    """The metrics of ``config.metrics`` in the features of ``config.features`` against ``data``."""
-    return Evaluator(instantiate(config.get("features")), dict(instantiate(config.metrics)), data.images, device)
-
-
-def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distillation:
-    """Build all parts, the networks under the run's seed, each on the accelerator's device.
+def check_terms(config: DictConfig, settings: DistillationSettings, objective: Objective) -> None:
+    """Refuse terms of the loss that lack what they need, and pairs that no term needs.
 
     Raises:
-        ValueError: for parts that do not fit each other, saying which and how to mend it.
+        ValueError: saying how to have both or neither.
     """
-    settings: DistillationSettings = instantiate(config.training)
-    settings.share_of(accelerator.num_processes)
-    objective: Objective = instantiate(config.objective)
-    needs_discriminator = objective.needs_ratio or settings.gan_weight > 0
-    if needs_discriminator and config.get("discriminator") is None:
+    if (objective.needs_ratio or settings.gan_weight > 0) and config.get("discriminator") is None:
         reason = (
             "this divergence needs the density ratio"
             if objective.needs_ratio
@@ -96,6 +89,36 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
             f"{reason}, and there is none: choose discriminator=teacher_features or "
             "discriminator=shared_encoder, or divergence=reverse_kl with training.gan_weight=0"
         )
+    if settings.regression_weight > 0 and config.get("pairs") is None:
+        raise ValueError(
+            f"training.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
+            "there are none: choose objective=dmd, describe them under pairs as conf/objective/dmd.yaml does, or set "
+            "training.regression_weight=0"
+        )
+    if settings.regression_weight == 0 and config.get("pairs") is not None:
+        raise ValueError(
+            "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it "
+            "a weight, or set pairs=null"
+        )
+
+
+def build_evaluator(config: DictConfig, data: ImageDataset, device: torch.device) -> Evaluator:
+    """The metrics of ``config.metrics`` in the features of ``config.features`` against ``data``."""
+    return Evaluator(instantiate(config.get("features")), dict(instantiate(config.metrics)), data.images, device)
+
+
+def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distillation:
+    """Build all parts, the networks under the run's seed, each on the accelerator's device.
+
+    Pairs that the cache lacks are drawn here, which can take longer than all the rest.
+
+    Raises:
+        ValueError: for parts that do not fit each other, saying which and how to mend it.
+    """
+    settings: DistillationSettings = instantiate(config.training)
+    settings.share_of(accelerator.num_processes)
+    objective: Objective = instantiate(config.objective)
+    check_terms(config, settings, objective)
     data: ImageDataset = instantiate(config.data)
     teacher: Teacher = instantiate(config.teacher).to(accelerator.device)
     check_fit(teacher, data)
@@ -108,11 +131,12 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     if objective.needs_fake_score:
         fake_score = _trainable(config, "fake_score", teacher, data).to(accelerator.device)
         fake_score.guidance = settings.fake_score_guidance
-    if needs_discriminator:
+    if objective.needs_ratio or settings.gan_weight > 0:
         discriminator = _build_discriminator(config, teacher, fake_score).to(accelerator.device)
         normalizer = instantiate(config.get("normalizer"))
         normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
 
+    sampler: HeunSampler = instantiate(config.sampler)
     return Distillation(
         accelerator=accelerator,
         settings=settings,
@@ -124,8 +148,10 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         generator=generator,
         judges=Judges(teacher, fake_score, discriminator, normalizer),
         optimizers=_build_optimizers(config, generator, fake_score, discriminator),
-        sampler=instantiate(config.sampler),
+        sampler=sampler,
         evaluator=build_evaluator(config, data, accelerator.device),
+        # The last: nothing is drawn for parts that are refused.
+        pairs=_build_pairs(config, settings, teacher, sampler, accelerator),
     )
 
 
@@ -155,6 +181,19 @@ def _build_discriminator(config: DictConfig, teacher: Teacher, fake_score: EDMDe
     if not host.feature_channels:
         raise ValueError("this network has no features for a discriminator: use discriminator=shared_encoder")
     return make(host.feature_channels)
+
+
+def _build_pairs(
+    config: DictConfig,
+    settings: DistillationSettings,
+    teacher: Teacher,
+    sampler: HeunSampler,
+    accelerator: Accelerator,
+) -> TeacherPairs | None:
+    pairs: PairSettings | None = instantiate(config.get("pairs"))
+    if pairs is None:
+        return None
+    return prepare_pairs(pairs, teacher, sampler, accelerator, settings.batch_size, config.seed)
 
 
 def _build_optimizers(config: DictConfig, generator: nn.Module, *critics: nn.Module | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from onestep.noise import add_noise
 from onestep.objectives.adversarial import discriminator_loss, generator_loss
+from onestep.objectives.regression import regression_loss
 from onestep.seeding import seeded_generator
 from onestep.training.build import Distillation, build_distillation
 from onestep.training.ema import EMA
@@ -117,7 +118,10 @@ def update_fake_score(
 def update_generator(
     parts: Distillation, cycle: int, x_generated: Tensor, condition: Tensor | None, random: torch.Generator
 ) -> dict[str, Tensor]:
-    """One step of the generator on the objective and the adversarial term, from one pass of each judge."""
+    """One step of the generator: the objective and the adversarial term, from one pass of each judge; the regression.
+
+    Returns diagnostics: the losses [B] of each term, the objective's own and the gradient's norm.
+    """
     settings = parts.settings
     sigma = parts.sigma.sample(len(x_generated), random)
     with parts.accelerator.autocast():
@@ -135,6 +139,11 @@ def update_generator(
             gan_losses = generator_loss(logit)
             terms["adversarial"] = settings.gan_weight * gan_losses.mean()
             diagnostics["adversarial_loss"] = gan_losses
+        if parts.pairs is not None:
+            pair_latents, pair_condition, x_teacher = parts.pairs.batch(cycle)
+            regression_losses = regression_loss(parts.generator(pair_latents, pair_condition), x_teacher)
+            terms["regression"] = settings.regression_weight * regression_losses.mean()
+            diagnostics["regression_loss"] = regression_losses
     diagnostics["loss"] = losses
     diagnostics["generator_gradient"] = optimizer_step(parts.optimizers["generator"], terms, settings, cycle)
     return diagnostics

@@ -19,7 +19,7 @@ from onestep.training.state import TrainingState
 
 _CURVES = (
     "fid", "recall", "modes", "mode_precision", "kl", "energy",
-    "loss", "score_gap", "fake_score_loss", "discriminator_loss", "adversarial_loss",
+    "loss", "score_gap", "fake_score_loss", "discriminator_loss", "adversarial_loss", "regression_loss",
     "logit_real", "logit_generated", "log_ratio_mean", "log_ratio_std", "weight_max",
     "generator_gradient", "fake_score_gradient",
 )  # fmt: skip

@@ -70,6 +70,7 @@ class DistillationSettings(TrainingSettings):
         sigma_init: the noise level at which the generator evaluates its network, in data units.
         fake_score_steps: updates of the fake score and the discriminator per update of the generator.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
+        regression_weight: weight of the regression on pairs of noise and teacher image beside it; 0 for none.
         discriminator_weight: weight of the discriminator's loss beside the fake score's.
         fake_score_guidance: the classifier-free guidance under which the fake score is trained and evaluated; 1 for
             none. (The teacher's is ``teacher.guidance``.)
@@ -78,6 +79,7 @@ class DistillationSettings(TrainingSettings):
     sigma_init: float
     fake_score_steps: int
     gan_weight: float
+    regression_weight: float
     discriminator_weight: float
     fake_score_guidance: float
 
@@ -90,6 +92,8 @@ class DistillationSettings(TrainingSettings):
                 "training.gan_weight must not be negative and training.discriminator_weight must be positive, got "
                 f"{self.gan_weight} and {self.discriminator_weight}"
             )
+        if self.regression_weight < 0:
+            raise ValueError(f"training.regression_weight must not be negative, got {self.regression_weight}")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def make_settings() -> Callable[..., DistillationSettings]:
             "sigma_init": 2.5,
             "fake_score_steps": 1,
             "gan_weight": 0.0,
+            "regression_weight": 0.0,
             "discriminator_weight": 1.0,
             "fake_score_guidance": 1.0,
         }

@@ -37,6 +37,7 @@ def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> No
         ({"images": 5}, r"training\.images=5 is less than one batch of 10"),
         ({"fake_score_steps": 0}, r"training\.fake_score_steps must be at least 1, got 0"),
         ({"gan_weight": -0.5}, r"gan_weight must not be negative .* got -0\.5 and 1\.0"),
+        ({"regression_weight": -0.5}, r"training\.regression_weight must not be negative, got -0\.5"),
         ({"discriminator_weight": 0.0}, r"discriminator_weight must be positive, got 0\.0 and 0\.0"),
     ],
 )
