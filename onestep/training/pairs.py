@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +117,7 @@ class PairCache:
     """The folder of one teacher's and sampler's images, in chunks; chunk ``k`` holds the ``k``-th ``batch_size`` seeds.
 
     Raises:
-        ValueError: if the folder cannot be made.
+        ValueError: if the folder cannot be made, or later written to.
     """
 
     def __init__(
@@ -126,12 +127,8 @@ class PairCache:
         self.teacher, self.sampler, self.accelerator = teacher, sampler, accelerator
         key = _fingerprint(teacher, sampler, settings.batch_size, accelerator.mixed_precision)
         self.folder = Path(settings.cache).expanduser() / key
-        try:
+        with _writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"pairs.cache={settings.cache} cannot be written to ({error}): give another folder"
-            ) from error
 
     def path(self, chunk: int) -> Path:
         """Where a chunk lies."""
@@ -143,8 +140,9 @@ class PairCache:
         missing = [chunk for chunk in chunks if chunk not in held]
         if not missing:
             return held
-        print_ = self.accelerator.print  # from the main process alone
-        print_(f"pairs of noise and teacher image: {len(held)} of {len(chunks)} chunks are in {self.folder}")
+        self.accelerator.print(
+            f"pairs of noise and teacher image: {len(held)} of {len(chunks)} chunks are in {self.folder}"
+        )
         batches = draw_batches(
             partial(self.sampler, self.teacher),
             [seed for chunk in missing for seed in self._seeds(chunk)],
@@ -164,8 +162,9 @@ class PairCache:
 
     def _write(self, chunk: int, images: Tensor) -> None:
         beside = self.folder / f".writing_{os.getpid()}_{self.path(chunk).name}"  # another run may write the same chunk
-        save_file({"images": images.contiguous()}, beside, metadata={"sha256": _checksum(images)})
-        os.replace(beside, self.path(chunk))
+        with _writing_to(self.folder):
+            save_file({"images": images.contiguous()}, beside, metadata={"sha256": _checksum(images)})
+            os.replace(beside, self.path(chunk))
 
     def _read(self, chunk: int) -> Tensor | None:
         """A chunk's images, None where there are none or, with a notice, where the file is damaged."""
@@ -184,6 +183,17 @@ class PairCache:
         return images
 
 
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"the pairs cannot be written to {folder} ({error}): make room there, or choose another folder by "
+            "pairs.cache=..."
+        ) from error
+
+
 def _fingerprint(teacher: EDMDenoiser, sampler: HeunSampler, batch_size: int, precision: str) -> str:
     """A hash of all that the images depend on; of the batch size too, as it decides rounding and the files' extent."""
     description = {
@@ -200,4 +210,4 @@ def _fingerprint(teacher: EDMDenoiser, sampler: HeunSampler, batch_size: int, pr
 
 
 def _checksum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()

@@ -280,8 +280,18 @@ def test_numbers_that_must_be_positive(name: str) -> None:
 
 def test_a_cache_that_cannot_be_written(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=rf"pairs\.cache={tmp_path}/file cannot be written to .*: give another folder"):
+    message = rf"the pairs cannot be written to {tmp_path}/file/.*: make room there, or choose .* by pairs\.cache="
+    with pytest.raises(ValueError, match=message):
         PairCache(PairSettings(1, 1, f"{tmp_path}/file"), teacher, SAMPLER, accelerator)
+
+
+def test_a_full_disk(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ValueError, match=r"cannot be written to .*No space left on device.*: make room there"):
+        prepare()
 
 
 def test_the_home_folder_is_found(
