@@ -1,13 +1,14 @@
 """EDM's samplers: how a many-step teacher draws (Karras et al. 2022, arXiv 2206.00364)."""
 
 import math
-import zlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from onestep.denoiser import Denoiser, score
 from onestep.noise import expand_like, karras_sigmas
+from onestep.seeding import own_noise
 
 
 class HeunSampler:
@@ -54,13 +55,9 @@ class HeunSampler:
         """
         batch = len(latents)
         x = latents.double() * self.sigmas[0]
-        streams = (
-            [torch.Generator().manual_seed(zlib.crc32(z.numpy().tobytes())) for z in latents.cpu()]
-            if self.churn
-            else []
-        )
+        noises = own_noise(latents, x.dtype)
         for sigma, sigma_next in zip(self.sigmas[:-1], self.sigmas[1:], strict=True):
-            sigma_hat, x = self._add_churn(x, sigma, streams)
+            sigma_hat, x = self._add_churn(x, sigma, noises)
             slope = self._slope(denoiser, x, sigma_hat, condition, batch)
             proposal = x + (sigma_next - sigma_hat) * slope
             if sigma_next > 0:
@@ -69,14 +66,11 @@ class HeunSampler:
             x = proposal
         return x.to(latents.dtype)
 
-    def _add_churn(self, x: Tensor, sigma: float, streams: list[torch.Generator]) -> tuple[float, Tensor]:
+    def _add_churn(self, x: Tensor, sigma: float, noises: Iterator[Tensor]) -> tuple[float, Tensor]:
         if self.churn == 0 or not self.churn_min <= sigma <= self.churn_max:
             return sigma, x
         sigma_hat = sigma * (1 + min(self.churn / (len(self.sigmas) - 1), math.sqrt(2) - 1))
-        noise = torch.stack([torch.randn(x.shape[1:], generator=stream, dtype=x.dtype) for stream in streams]).to(
-            x.device
-        )
-        return sigma_hat, x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * noise
+        return sigma_hat, x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * next(noises)
 
     @staticmethod
     def _slope(denoiser: Denoiser, x: Tensor, sigma: float, condition: Tensor | None, batch: int) -> Tensor:

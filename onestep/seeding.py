@@ -1,5 +1,8 @@
 """Randomness that depends on what it is for, never on when it is drawn."""
 
+import zlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,18 @@ def seeded_generator(*key: int, device: torch.device | str = "cpu") -> torch.Gen
     """A generator whose stream is a function of ``key``, such as (seed, rank, cycle): a resumed run draws the same."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(seed)
+
+
+def own_noise(latents: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+    """Fresh noise ~ N(0, I) of the latents' shape [B, ...] and device, without end; sample ``i``'s from ``latents[i]``.
+
+    An image that is drawn with it depends on its own seed and on nothing else in its batch. Each sample has a generator
+    of its own, on the CPU, so that every device draws the same.
+    """
+    streams = [torch.Generator().manual_seed(zlib.crc32(z.numpy().tobytes())) for z in latents.detach().cpu()]
+    while True:
+        noise = [torch.randn(latents.shape[1:], generator=stream, dtype=dtype) for stream in streams]
+        yield torch.stack(noise).to(latents.device)
 
 
 def seeded_inputs(
