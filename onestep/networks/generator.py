@@ -1,6 +1,8 @@
-"""The one-step generator: a denoiser evaluated once, at a fixed high noise level."""
+"""The generator: a denoiser evaluated once, at a fixed high noise level, or a few times at falling ones."""
 
 import json
+from collections.abc import Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Self
 
@@ -8,37 +10,91 @@ import torch
 from torch import Tensor, nn
 
 from onestep.networks.edm import EDMDenoiser
+from onestep.seeding import own_noise
 
 _SETTINGS = "generator.json"
+_MOST_STEPS = 8  # more are a mistake: a student of this kind takes few
 
 
 class Generator(nn.Module):
     """``x_generated = D(sigma_init * z, sigma_init, condition)`` with ``z ~ N(0, I)`` (SiD, arXiv 2404.04057, sec. 3).
 
+    Each later step noises the image anew and predicts again, ``x = D(x + sigma * z, sigma, condition)`` with a fresh
+    ``z`` (DMD2, arXiv 2405.14867, sec. 4.4).
+
     Args:
         denoiser: the network; usually it starts as a copy of the teacher.
-        sigma_init: the noise level at which it is evaluated, in data units.
+        sigma_init: the noise level at which it is evaluated first, in data units.
+        later_sigmas: those of the further steps, strictly descending; none for a one-step generator.
+
+    Raises:
+        ValueError: for noise levels that the network does not know or that do not descend, or too many of them.
     """
 
-    def __init__(self, denoiser: EDMDenoiser, sigma_init: float) -> None:
+    def __init__(self, denoiser: EDMDenoiser, sigma_init: float, later_sigmas: Sequence[float] = ()) -> None:
         super().__init__()
         if not denoiser.sigma_min <= sigma_init <= denoiser.sigma_max:
             raise ValueError(
                 f"sigma_init={sigma_init} is outside the noise levels that the network knows, "
                 f"[{denoiser.sigma_min}, {denoiser.sigma_max}]"
             )
+        if len(later_sigmas) >= _MOST_STEPS:
+            raise ValueError(
+                f"later_sigmas={list(later_sigmas)} makes {1 + len(later_sigmas)} steps: at most {_MOST_STEPS} in all"
+            )
+        for above, sigma in pairwise((sigma_init, *later_sigmas)):
+            if not denoiser.sigma_min <= sigma < above:
+                raise ValueError(
+                    f"later_sigmas={list(later_sigmas)}: {sigma} must be below {above}, the level before it (the first "
+                    f"is sigma_init), and no less than the network's lowest, {denoiser.sigma_min}"
+                )
         self.denoiser = denoiser
         self.sigma_init = sigma_init
+        self.later_sigmas = list(later_sigmas)
+
+    @property
+    def network_evaluations(self) -> int:
+        """Network evaluations a sample costs: the number of steps."""
+        return 1 + len(self.later_sigmas)
 
     def forward(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I)."""
-        sigma = torch.full((len(latents),), self.sigma_init, device=latents.device)
-        return self.denoiser(self.sigma_init * latents, sigma, condition)
+        """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I), after all steps.
+
+        A sample's noise of the later steps is a function of its latent: an image depends on its own seed and on nothing
+        else in the batch.
+        """
+        return self.simulate([latents, *islice(own_noise(latents), len(self.later_sigmas))], condition)
+
+    def simulate(self, noises: Sequence[Tensor], condition: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W] after the first ``len(noises)`` steps; the gradient is that of the last of these alone.
+
+        DMD2's backward simulation (arXiv 2405.14867, sec. 4.5): what a step is trained on is what the steps before it
+        make, as in drawing, and they run without a graph.
+
+        Args:
+            noises: the noise [B, C, H, W] ~ N(0, I) of each step, the latents first; as many as steps, or fewer.
+            condition: one-hot labels [B, label_dim]; None for none.
+        """
+        sigmas = (self.sigma_init, *self.later_sigmas)[: len(noises)]
+        *earlier, (last_sigma, last_noise) = zip(sigmas, noises, strict=True)
+        x = torch.zeros_like(last_noise)
+        with torch.no_grad():
+            for sigma, noise in earlier:
+                x = self._step(x, noise, sigma, condition)
+        # In older versions of torch autocast goes on with the copies of the weights that it made without a graph
+        # (pytorch issue 112583): the last step would have no gradient.
+        torch.clear_autocast_cache()
+        return self._step(x, last_noise, last_sigma, condition)
+
+    def _step(self, x: Tensor, noise: Tensor, sigma: float, condition: Tensor | None) -> Tensor:
+        level = torch.full((len(noise),), sigma, device=noise.device)
+        return self.denoiser(x + sigma * noise, level, condition)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network as safetensors with its config, and this class's settings beside them."""
         self.denoiser.save_pretrained(folder)
-        (Path(folder) / _SETTINGS).write_text(json.dumps({"sigma_init": self.sigma_init}) + "\n")
+        settings = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
+        (Path(folder) / _SETTINGS).write_text(json.dumps(settings) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
