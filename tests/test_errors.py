@@ -75,7 +75,8 @@ def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
     assert message == (
         "unknown key 'training.imagez'; did you mean 'images'? The keys of training are: batch_size, checkpoint_every, "
         "discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_guidance, fake_score_steps, "
-        "final_lr, gan_weight, grad_clip, images, keep_last, log_every, regression_weight, sigma_init, warmup_images"
+        "final_lr, gan_weight, grad_clip, images, keep_last, later_sigmas, log_every, regression_weight, sigma_init, "
+        "warmup_images"
     )
 
 
@@ -188,6 +189,21 @@ def test_a_teacher_of_other_images(
 def test_a_noise_level_that_the_teacher_does_not_know(train_config: Compose, tmp_path: Path) -> None:
     message = refused(train_config(tmp_path, "training.sigma_init=100"))
     assert message == "sigma_init=100 is outside the noise levels that the network knows, [0.002, 80.0]"
+
+
+@pytest.mark.parametrize(
+    "later_sigmas, expected",
+    [
+        ("[0.5,1.5]", "later_sigmas=[0.5, 1.5]: 1.5 must be below 0.5, the level before it"),
+        ("[0.5,0.001]", "later_sigmas=[0.5, 0.001]: 0.001 must be below 0.5"),
+        ("0.5", "training.later_sigmas=0.5: expected a list of noise levels such as [0.5,0.2], or []"),
+        ("[.9,.8,.7,.6,.5,.4,.3,.2]", "later_sigmas=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2] makes 9 steps: at most 8"),
+    ],
+)
+def test_steps_that_a_generator_cannot_take(
+    later_sigmas: str, expected: str, train_config: Compose, tmp_path: Path
+) -> None:
+    assert refused(train_config(tmp_path, f"training.later_sigmas={later_sigmas}")).startswith(expected)
 
 
 def test_a_batch_that_the_processes_do_not_divide(train_config: Compose, tmp_path: Path) -> None:

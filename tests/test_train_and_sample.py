@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from onestep.metrics.features import load_digits_features, to_uint8
 from onestep.metrics.frechet import FrechetDistance
 from onestep.networks.generator import Generator
 from onestep.samplers import HeunSampler
-from onestep.seeding import seeded_inputs
+from onestep.seeding import seeded_generator, seeded_inputs
 from onestep.teachers.pretrained import load_teacher
-from onestep.training import distillation, sampling
+from onestep.training import distillation, report, sampling
 from onestep.training.build import Distillation, build_distillation
-from onestep.training.distillation import distill
+from onestep.training.distillation import distill, draw_exit_step
 from onestep.training.log import read_log
 from onestep.training.sampling import sample
 
@@ -53,6 +54,17 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Distillation]:
 def dmd(tmp_path: Path) -> tuple[str, ...]:
     """The overrides of DMD with 24 pairs in a cache of the test's own."""
     return ("objective=dmd", "pairs.count=24", "pairs.batch_size=8", f"pairs.cache={tmp_path / 'pairs'}")
+
+
+FEW_STEPS = ("training.later_sigmas=[0.5,0.2]",)
+
+
+@pytest.fixture(scope="module")
+def few_step_run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished distillation into a generator of three steps; not to be written to."""
+    folder = tmp_path_factory.mktemp("few_steps") / "run"
+    distill(train_config(folder, *FEW_STEPS))
+    return folder
 
 
 # What a run writes.
@@ -147,9 +159,17 @@ def assert_same_checkpoint(left: Path, right: Path) -> None:
     assert cycles[0] == cycles[1]
 
 
+@pytest.mark.parametrize("straight_run, overrides", [("finished_run", ()), ("few_step_run", FEW_STEPS)])
 def test_a_resumed_run_is_the_same_run(
-    finished_run: Path, train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    straight_run: str,
+    overrides: tuple[str, ...],
+    request: pytest.FixtureRequest,
+    train_config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    finished: Path = request.getfixturevalue(straight_run)
+    overrides = (*overrides, "training.checkpoint_every=3")
     update_generator = distillation.update_generator
 
     def killed_in_cycle_5(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, Tensor]:
@@ -160,15 +180,15 @@ def test_a_resumed_run_is_the_same_run(
     # The checkpoint is that of cycle 3; the log goes on to 5 and must be cut.
     with monkeypatch.context() as patch, pytest.raises(KilledError):
         patch.setattr(distillation, "update_generator", killed_in_cycle_5)
-        distill(train_config(tmp_path, "training.checkpoint_every=3"))
+        distill(train_config(tmp_path, *overrides))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["cycle_00000003"]
     assert read_log(tmp_path / "log.jsonl")[-1]["cycle"] == 5
 
-    summary = distill(train_config(tmp_path, "training.checkpoint_every=3", "resume=auto"))
+    summary = distill(train_config(tmp_path, *overrides, "resume=auto"))
     for cycle in ("cycle_00000003", "cycle_00000006"):
-        assert_same_checkpoint(finished_run / "checkpoints" / cycle, tmp_path / "checkpoints" / cycle)
-    assert read_log(tmp_path / "log.jsonl") == read_log(finished_run / "log.jsonl")
-    straight = json.loads((finished_run / "summary.json").read_text())
+        assert_same_checkpoint(finished / "checkpoints" / cycle, tmp_path / "checkpoints" / cycle)
+    assert read_log(tmp_path / "log.jsonl") == read_log(finished / "log.jsonl")
+    straight = json.loads((finished / "summary.json").read_text())
     for side in ("teacher", "student"):
         for key in ("fid", "recall"):
             assert summary[side][key] == straight[side][key]
@@ -339,6 +359,68 @@ def test_the_average_starts_as_the_generator_and_then_lags(finished_run: Path) -
         assert all(torch.equal(average[key], network[key]) for key in network) is equal
 
 
+# Generators of several steps.
+
+
+def test_every_step_is_trained_about_as_often() -> None:
+    """Each of 4 steps is expected 1000 times of 4000, with a standard deviation of 27.4; four are allowed."""
+    for seed in (0, 1):
+        drawn = [draw_exit_step(seed, cycle, steps=4) for cycle in range(4000)]
+        assert np.abs(np.bincount(drawn, minlength=4) - 1000).max() <= 110
+        repeats = sum(now == then for now, then in pairwise(drawn))
+        assert repeats == pytest.approx(1000, abs=110)  # neighbouring cycles are independent
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
+    """The noises of every call of ``Generator.simulate`` with a gradient: of each cycle."""
+    kept: list[list[Tensor]] = []
+    simulate = Generator.simulate
+
+    def keep_and_simulate(generator: Generator, noises: list[Tensor], condition: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled():
+            kept.append(noises)
+        return simulate(generator, noises, condition)
+
+    monkeypatch.setattr(Generator, "simulate", keep_and_simulate)
+    return kept
+
+
+def test_a_run_of_several_steps(
+    simulated: list[list[Tensor]], train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[tuple[str, str]] = []
+    monkeypatch.setattr(report, "save_side_by_side", lambda teacher, student, both, path: titles.append(both))
+    summary = distill(train_config(tmp_path, *FEW_STEPS, "training.images=144", "evaluation.samples=16"))
+    exit_steps = [len(noises) - 1 for noises in simulated]
+    assert exit_steps == [draw_exit_step(0, cycle, steps=3) for cycle in range(9)]
+    assert set(exit_steps) == {0, 1, 2}
+    assert summary["student"]["network_evaluations"] == 3
+    assert titles == [("teacher, 3 evaluations", "student, 3 evaluations")]
+    for folder in ("generator", "generator_raw"):
+        assert Generator.from_pretrained(tmp_path / folder).later_sigmas == [0.5, 0.2]
+
+
+def test_one_step_takes_one_draw_of_its_cycle_s_randomness(
+    simulated: list[list[Tensor]], train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is drawn behind the latents is what it was before generators had several steps."""
+    states: list[Tensor] = []
+    update_fake_score = distillation.update_fake_score
+
+    def keep_state(*inputs: Any) -> dict[str, Tensor]:
+        states.append(inputs[-1].get_state())
+        return update_fake_score(*inputs)
+
+    monkeypatch.setattr(distillation, "update_fake_score", keep_state)
+    distill(train_config(tmp_path, "training.images=32", "evaluation.samples=16"))
+    assert len(simulated) == len(states) == 2
+    for cycle, ((latents,), state) in enumerate(zip(simulated, states, strict=True)):
+        random = seeded_generator(0, 0, cycle)
+        assert torch.equal(latents, torch.randn(16, 1, 8, 8, generator=random))
+        assert torch.equal(state, random.get_state())
+
+
 # Sampling.
 
 
@@ -382,6 +464,22 @@ def test_a_seed_is_an_image(model: str, draw: Draw) -> None:
     in_threes, _ = draw(*model_overrides, "count=64", "batch_size=3")
     torch.testing.assert_close(in_threes, many, rtol=0, atol=1e-5)
     assert (many[7] - many[8]).abs().max() > 0.1
+
+
+def test_a_seed_is_an_image_after_several_steps(draw: Draw, few_step_run: Path) -> None:
+    of_run = (f"run={few_step_run}", "format=npz")
+    many, result = draw(*of_run, "count=64")
+    assert result["network_evaluations"] == 3
+    alone, _ = draw(*of_run, "count=1", "seed=7")
+    torch.testing.assert_close(alone[0], many[7], rtol=0, atol=1e-5)
+    in_threes, _ = draw(*of_run, "count=64", "batch_size=3")
+    torch.testing.assert_close(in_threes, many, rtol=0, atol=1e-5)
+    without_run, _ = draw("run=null", f"checkpoint={few_step_run / 'generator'}", "format=npz", "count=64")
+    assert torch.equal(without_run, many)
+    one_step = Generator(Generator.from_pretrained(few_step_run / "generator").denoiser, sigma_init=1.0)
+    with torch.no_grad():
+        first = one_step(*seeded_inputs(list(range(64)), (1, 8, 8), 10))
+    assert (first - many).abs().mean() > 0.01
 
 
 def test_png_files_are_named_by_their_seeds(draw: Draw, tmp_path: Path) -> None:
@@ -432,7 +530,8 @@ def test_a_generator_without_its_run(draw: Draw, finished_run: Path) -> None:
 
 
 def test_the_teacher_is_drawn_by_the_run_s_sampler(draw: Draw) -> None:
-    images, _ = draw("model=teacher", "count=6", "seed=3", "format=npz")
+    images, result = draw("model=teacher", "count=6", "seed=3", "format=npz")
+    assert result["network_evaluations"] == 3  # two steps of Heun
     sampler = HeunSampler(steps=2, sigma_min=0.002, sigma_max=80.0, rho=7.0)
     expected = sampler(load_teacher("digits", guidance=1.0), *seeded_inputs(list(range(3, 9)), (1, 8, 8), 10))
     assert torch.equal(images, expected)
@@ -452,7 +551,8 @@ def test_classes_are_those_that_are_asked_for(draw: Draw, finished_run: Path) ->
 def test_metrics_are_those_of_the_images(draw: Draw) -> None:
     images, result = draw("count=40", "metrics=[fid]", "format=npz")
     evaluator = Evaluator(load_digits_features(), {"fid": FrechetDistance()}, Digits().images)
-    assert result.keys() == {"images", "count", "samples_per_second", "fid"}
+    assert result.keys() == {"images", "count", "network_evaluations", "samples_per_second", "fid"}
+    assert result["network_evaluations"] == 1
     assert result["fid"] == evaluator([images])["fid"]
 
 
@@ -503,13 +603,25 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
+from onestep.networks.generator import Generator
 from onestep.training import distillation
 
 conf, output, *overrides = sys.argv[1:]
 update_generator = distillation.update_generator
+
+
+exit_steps = []
+simulate = Generator.simulate
+
+
+def simulate_and_keep(generator, noises, condition):
+    if torch.is_grad_enabled():
+        exit_steps.append(len(noises) - 1)
+    return simulate(generator, noises, condition)
 
 
 def update_and_save(parts, cycle, x_generated, *inputs):
@@ -517,10 +629,12 @@ def update_and_save(parts, cycle, x_generated, *inputs):
     rank = parts.accelerator.process_index
     networks = {f"{name}.{key}": value.contiguous() for name, network in parts.trained_networks.items()
                 for key, value in network.state_dict().items()}
-    save_file(networks | {"x_generated": x_generated.detach()}, Path(output) / f"{cycle}_{rank}.safetensors")
+    networks |= {"x_generated": x_generated.detach(), "exit_step": torch.tensor(exit_steps[-1])}
+    save_file(networks, Path(output) / f"{cycle}_{rank}.safetensors")
     return diagnostics
 
 
+Generator.simulate = simulate_and_keep
 distillation.update_generator = update_and_save
 with initialize_config_dir(conf, version_base="1.3"):
     config = compose("train", overrides)
@@ -533,7 +647,7 @@ print(distillation.distill(config))
 def test_two_processes_stay_one_run(method: str, dmd: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     overrides = ("device=cpu", "precision=no", "training.images=48", "training.batch_size=16", "sampler.steps=2",
-                 "training.warmup_images=0", "training.log_every=1", "training.evaluate_every=2",
+                 "training.warmup_images=0", "training.log_every=1", "training.evaluate_every=2", *FEW_STEPS,
                  "evaluation.samples=32", "evaluation.interim_samples=16", f"output={tmp_path / 'run'}")  # fmt: skip
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "two.py"))
     finished = run_python(
@@ -541,11 +655,14 @@ def test_two_processes_stay_one_run(method: str, dmd: tuple[str, ...], tmp_path:
         PYTHONPATH=str(REPOSITORY),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
+    exit_steps = []
     for cycle in range(3):
         first, second = (load_file(tmp_path / f"{cycle}_{rank}.safetensors") for rank in range(2))
         assert first["x_generated"].shape == (8, 1, 8, 8)  # half of the batch each
         assert not torch.equal(first.pop("x_generated"), second.pop("x_generated"))
         assert [key for key, value in first.items() if not torch.equal(value, second[key])] == []
+        exit_steps.append(int(first["exit_step"]))  # the same in both, as everything but their images
+    assert exit_steps == [draw_exit_step(0, cycle, steps=3) for cycle in range(3)] and len(set(exit_steps)) > 1
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert [line["cycle"] for line in lines if "loss" in line] == [1, 2, 3]
     assert len(list((tmp_path / "pairs").glob("*/images_*"))) == (3 if method == "dmd" else 0)

@@ -126,7 +126,9 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     sigma: SigmaDistribution = instantiate(config.sigma)
     # Seeded before any network is made; the same weights in every process.
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
-    generator = Generator(_trainable(config, "generator", teacher, data), settings.sigma_init).to(accelerator.device)
+    generator = Generator(
+        _trainable(config, "generator", teacher, data), settings.sigma_init, settings.later_sigmas
+    ).to(accelerator.device)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
         fake_score = _trainable(config, "fake_score", teacher, data).to(accelerator.device)

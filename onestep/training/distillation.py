@@ -1,8 +1,9 @@
 """The distillation loop: ``fake_score_steps`` updates of fake score and discriminator, then one of the generator.
 
 One forward pass of the generator, with its graph, serves the whole cycle: the fake score is trained on its detached
-output under fresh noise each time. Every network is in eval mode throughout, so that all see the same function of their
-weights. All randomness of a cycle comes from (seed, rank, cycle), so that a resumed run is the same run.
+output under fresh noise each time. Of a generator of several steps, each cycle trains one, drawn at random, on what the
+steps before it make. Every network is in eval mode throughout, so that all see the same function of their weights. All
+randomness of a cycle comes from (seed, rank, cycle), so that a resumed run is the same run.
 """
 
 import time
@@ -44,9 +45,11 @@ def distill(config: DictConfig) -> dict[str, Any]:
         started = time.monotonic()
         random = seeded_generator(config.seed, run.accelerator.process_index, state.cycle, device=x_real.device)
 
-        latents = torch.randn(x_real.shape, generator=random, device=x_real.device)
+        exit_step = draw_exit_step(config.seed, state.cycle, parts.generator.network_evaluations)
+        # One draw for the whole batch: sample by sample, as in drawing, it takes a Python loop over the batch.
+        noises = [_noise_like(x_real, random) for _ in range(exit_step + 1)]
         with run.accelerator.autocast():
-            x_generated = parts.generator(latents, condition)
+            x_generated = parts.generator.simulate(noises, condition)
         for _ in range(settings.fake_score_steps if "fake_score" in parts.optimizers else 0):
             run.log.add(update_fake_score(parts, state.cycle, x_generated.detach(), x_real, condition, random))
         run.log.add(update_generator(parts, state.cycle, x_generated, condition, random))
@@ -60,6 +63,14 @@ def distill(config: DictConfig) -> dict[str, Any]:
         if state.cycle % settings.checkpoint_every == 0 or state.cycle == settings.cycles:
             run.save(state, settings)
     return report.final(state)
+
+
+def draw_exit_step(seed: int, cycle: int, steps: int) -> int:
+    """Which of the generator's ``steps``, counted from 0, this cycle trains: each as often, the same in every process.
+
+    Its key is without the rank, as the processes' batches are one, and longer than those of all other draws.
+    """
+    return int(torch.randint(steps, (), generator=seeded_generator(seed, 0, cycle, 1)))
 
 
 def update_fake_score(

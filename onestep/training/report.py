@@ -54,9 +54,10 @@ class DistillationReport:
         self.average.save_pretrained(folder / "generator")
         parts.generator.save_pretrained(folder / "generator_raw")
 
-        evaluations = parts.sampler.network_evaluations * parts.judges.teacher.network_evaluations
-        teacher, teacher_images = self._score("teacher", partial(parts.sampler, parts.judges.teacher), evaluations)
-        student, student_images = self._score("student", self.average, network_evaluations=1)
+        of_teacher = parts.sampler.network_evaluations * parts.judges.teacher.network_evaluations
+        of_student = self.average.network_evaluations
+        teacher, teacher_images = self._score("teacher", partial(parts.sampler, parts.judges.teacher), of_teacher)
+        student, student_images = self._score("student", self.average, of_student)
         summary = {
             "teacher": teacher,
             "student": student,
@@ -64,10 +65,8 @@ class DistillationReport:
             "seconds": round(state.seconds, 1),
         }
         self.run.write_json("summary.json", summary)
-        save_side_by_side(
-            teacher_images, student_images, (f"teacher, {evaluations} evaluations", "student, 1 evaluation"),
-            folder / "side_by_side.png",
-        )  # fmt: skip
+        titles = (f"teacher, {count_evaluations(of_teacher)}", f"student, {count_evaluations(of_student)}")
+        save_side_by_side(teacher_images, student_images, titles, folder / "side_by_side.png")
         save_curves(read_log(folder / "log.jsonl"), _CURVES, folder / "curves.png")
         print_summary(summary, folder)
         self.run.finish()
@@ -91,6 +90,11 @@ class DistillationReport:
 
     def _draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
         return self.run.draw(draw, count, self.parts.evaluation.batch_size, self.parts.data, **options)
+
+
+def count_evaluations(count: int) -> str:
+    """``"1 evaluation"``, ``"4 evaluations"``."""
+    return f"{count} evaluation{'' if count == 1 else 's'}"
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -42,7 +42,8 @@ def sample(config: DictConfig) -> dict[str, Any]:
     """Draw ``config.count`` images as ``config`` says, write them, and score them where it names metrics.
 
     Returns:
-        What is also printed: where the images lie, how many, images a second, and the metrics.
+        What is also printed: where the images lie, how many, network evaluations an image, images a second, and
+        the metrics.
 
     Raises:
         ValueError: for an unknown choice, a missing run or checkpoint, or parts that do not fit each other.
@@ -62,7 +63,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
         raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
     parts = _parts(config)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
-    draw, network = _model(config, parts, accelerator.device)
+    draw, network, evaluations = _model(config, parts, accelerator.device)
     evaluator = _evaluator(config, parts, network)
 
     seeds = range(config.seed, config.seed + config.count)
@@ -77,6 +78,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     result: dict[str, Any] = {
         "images": str(target),
         "count": len(images),
+        "network_evaluations": evaluations,
         "samples_per_second": round(len(images) / seconds, 1),
     }
     if evaluator is not None:
@@ -133,19 +135,19 @@ def _is_part(target: Any) -> bool:
     return str(defined_in).startswith(_PARTS_LIVE_IN)
 
 
-def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[Draw, EDMDenoiser]:
-    """What draws, and the network it draws with."""
+def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[Draw, EDMDenoiser, int]:
+    """What draws, the network it draws with, and how often it evaluates that for an image."""
     if config.model == "teacher":
         if parts.teacher is None or parts.sampler is None:
             raise ValueError("model=teacher needs run=..., or teacher=... and sampler=...")
         teacher: EDMDenoiser = instantiate(parts.teacher).to(device)
         sampler: HeunSampler = instantiate(parts.sampler)
-        return partial(sampler, teacher), teacher
+        return partial(sampler, teacher), teacher, sampler.network_evaluations
     if (config.run is None) == (config.checkpoint is None):
         raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder)")
     folder = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
     generator = Generator.from_pretrained(folder).to(device)
-    return generator, generator.denoiser
+    return generator, generator.denoiser, generator.network_evaluations
 
 
 def _evaluator(config: DictConfig, parts: DictConfig, network: EDMDenoiser) -> Evaluator | None:

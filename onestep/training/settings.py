@@ -67,7 +67,8 @@ class DistillationSettings(TrainingSettings):
     """What a distillation is told besides.
 
     Args:
-        sigma_init: the noise level at which the generator evaluates its network, in data units.
+        sigma_init: the noise level at which the generator evaluates its network first, in data units.
+        later_sigmas: those of its further steps, descending; empty for a one-step generator.
         fake_score_steps: updates of the fake score and the discriminator per update of the generator.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
         regression_weight: weight of the regression on pairs of noise and teacher image beside it; 0 for none.
@@ -77,6 +78,7 @@ class DistillationSettings(TrainingSettings):
     """
 
     sigma_init: float
+    later_sigmas: list[float]
     fake_score_steps: int
     gan_weight: float
     regression_weight: float
@@ -85,6 +87,10 @@ class DistillationSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.later_sigmas, list) or not all(isinstance(s, int | float) for s in self.later_sigmas):
+            raise ValueError(
+                f"training.later_sigmas={self.later_sigmas}: expected a list of noise levels such as [0.5,0.2], or []"
+            )
         if self.fake_score_steps < 1:
             raise ValueError(f"training.fake_score_steps must be at least 1, got {self.fake_score_steps}")
         if self.gan_weight < 0 or self.discriminator_weight <= 0:

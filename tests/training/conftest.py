@@ -1,6 +1,7 @@
 """Settings of a training, of which a test gives those that it is about."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from accelerate import Accelerator
@@ -12,8 +13,8 @@ from onestep.training.settings import DistillationSettings
 def make_settings() -> Callable[..., DistillationSettings]:
     """Builds settings of 100 steps of 10 images without warm-up, decay or clipping that bites."""
 
-    def build(**changes: float) -> DistillationSettings:
-        values: dict[str, float] = {
+    def build(**changes: Any) -> DistillationSettings:
+        values: dict[str, Any] = {
             "images": 1000,
             "batch_size": 10,
             "warmup_images": 0,
@@ -26,6 +27,7 @@ def make_settings() -> Callable[..., DistillationSettings]:
             "evaluate_every": 10,
             "keep_last": 2,
             "sigma_init": 2.5,
+            "later_sigmas": [],
             "fake_score_steps": 1,
             "gan_weight": 0.0,
             "regression_weight": 0.0,
@@ -33,7 +35,7 @@ def make_settings() -> Callable[..., DistillationSettings]:
             "fake_score_guidance": 1.0,
         }
         assert changes.keys() <= values.keys()
-        return DistillationSettings(**(values | changes))  # type: ignore[arg-type]
+        return DistillationSettings(**(values | changes))
 
     return build
 

@@ -1,6 +1,7 @@
 """Numbers that a run refuses, each named in the message."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -35,13 +36,16 @@ def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> No
         ({"final_lr": 0.0}, r"training\.final_lr is a share in \(0, 1\], got 0\.0"),
         ({"final_lr": 1.5}, r"training\.final_lr is a share in \(0, 1\], got 1\.5"),
         ({"images": 5}, r"training\.images=5 is less than one batch of 10"),
+        ({"later_sigmas": 0.5}, r"later_sigmas=0\.5: expected a list of noise levels such as \[0\.5,0\.2\], or \[\]"),
+        ({"later_sigmas": None}, r"later_sigmas=None: expected a list of noise levels"),
+        ({"later_sigmas": ["low"]}, r"later_sigmas=\['low'\]: expected a list of noise levels"),
         ({"fake_score_steps": 0}, r"training\.fake_score_steps must be at least 1, got 0"),
         ({"gan_weight": -0.5}, r"gan_weight must not be negative .* got -0\.5 and 1\.0"),
         ({"regression_weight": -0.5}, r"training\.regression_weight must not be negative, got -0\.5"),
         ({"discriminator_weight": 0.0}, r"discriminator_weight must be positive, got 0\.0 and 0\.0"),
     ],
 )
-def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, float], message: str) -> None:
+def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_settings(**changes)
 
