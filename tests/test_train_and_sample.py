@@ -302,10 +302,10 @@ def test_the_regression_is_added_to_the_objective(
     assert without_it.pairs is None
 
     # The generator starts as the teacher; of 24 pairs, cycle 0 reads 16.
-    generator = Generator(load_teacher("digits").requires_grad_(True), with_it.settings.sigma_init)
+    generator = Generator(load_teacher("digits", guidance=1.0).requires_grad_(True), with_it.settings.sigma_init)
     indices = next(iter(PositionSampler(24, 16, seed=0)))
     latents, condition = seeded_inputs(indices, (1, 8, 8), 10)
-    x_teacher = HeunSampler(2, 0.002, 80.0)(load_teacher("digits"), latents, condition)
+    x_teacher = HeunSampler(2, 0.002, 80.0)(load_teacher("digits", guidance=1.0), latents, condition)
     loss = (generator(latents, condition) - x_teacher).square().mean()
     expected = torch.autograd.grad(0.5 * loss, list(generator.parameters()))
 

@@ -14,20 +14,19 @@ class MixtureTeacher(nn.Module):
     """
 
     label_dim = 0
+    guidance = 1.0
     network_evaluations = 1
     feature_channels = 0
 
     def __init__(self, mixture: GaussianMixture) -> None:
         super().__init__()
-        self.mixture = mixture
+        self.mixture = mixture.to(dtype=torch.float32)
+        self.config = {name: value.tolist() for name, value in vars(mixture).items()}  # what it is, as plain numbers
         self.image_shape = (mixture.means.shape[1], 1, 1)
-        self.register_buffer("place", torch.empty(0), persistent=False)  # says where the module was moved to
 
     def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """The x0-prediction [B, D, 1, 1] at ``x_sigma`` [B, D, 1, 1] and ``sigma`` [B], computed in float32."""
         if self.mixture.means.device != x_sigma.device:
-            self.mixture = self.mixture.to(device=x_sigma.device)
+            self.mixture = self.mixture.to(device=x_sigma.device, dtype=torch.float32)
         with torch.autocast(x_sigma.device.type, enabled=False):
-            return self.mixture.denoise(x_sigma.to(self.mixture.means.dtype), sigma.to(self.mixture.means.dtype)).to(
-                x_sigma.dtype
-            )
+            return self.mixture.denoise(x_sigma.float(), sigma.float())

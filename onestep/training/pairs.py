@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onestep.data.dataset import PositionSampler
-from onestep.networks.edm import EDMDenoiser
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 from onestep.training.draw import draw_batches
+from onestep.training.judges import Teacher
 
 _FORMAT = 1  # of the files and of how a seed becomes a pair; another number leaves all older pairs aside
 
@@ -89,7 +89,7 @@ class TeacherPairs:
 
 def prepare_pairs(
     settings: PairSettings,
-    teacher: EDMDenoiser,
+    teacher: Teacher,
     sampler: HeunSampler,
     accelerator: Accelerator,
     batch_size: int,
@@ -121,7 +121,7 @@ class PairCache:
     """
 
     def __init__(
-        self, settings: PairSettings, teacher: EDMDenoiser, sampler: HeunSampler, accelerator: Accelerator
+        self, settings: PairSettings, teacher: Teacher, sampler: HeunSampler, accelerator: Accelerator
     ) -> None:
         self.batch_size = settings.batch_size
         self.teacher, self.sampler, self.accelerator = teacher, sampler, accelerator
@@ -194,11 +194,12 @@ def _writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _fingerprint(teacher: EDMDenoiser, sampler: HeunSampler, batch_size: int, precision: str) -> str:
+def _fingerprint(teacher: Teacher, sampler: HeunSampler, batch_size: int, precision: str) -> str:
     """A hash of all that the images depend on; of the batch size too, as it decides rounding and the files' extent."""
     description = {
         "format": _FORMAT,
         "teacher": {key: value for key, value in teacher.config.items() if not key.startswith("_")},
+        "guidance": teacher.guidance,
         "sampler": [type(sampler).__name__, vars(sampler)],
         "batch_size": batch_size,
         "precision": precision,

@@ -142,7 +142,7 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
             raise ValueError("model=teacher needs run=..., or teacher=... and sampler=...")
         teacher: EDMDenoiser = instantiate(parts.teacher).to(device)
         sampler: HeunSampler = instantiate(parts.sampler)
-        return partial(sampler, teacher), teacher, sampler.network_evaluations
+        return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):
         raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder)")
     folder = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]

@@ -260,10 +260,11 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(
 
 
 def test_where_a_teacher_lies_does_not_matter(accelerator: Accelerator, tmp_path: Path) -> None:
-    load_teacher("digits").save_pretrained(tmp_path / "copy")
+    load_teacher("digits", guidance=1.0).save_pretrained(tmp_path / "copy")
     settings = PairSettings(1, 1, str(tmp_path / "cache"))
     folders = {
-        PairCache(settings, load_teacher(path), SAMPLER, accelerator).folder for path in ("digits", f"{tmp_path}/copy")
+        PairCache(settings, load_teacher(path, guidance=1.0), SAMPLER, accelerator).folder
+        for path in ("digits", f"{tmp_path}/copy")
     }
     assert len(folders) == 1
 
