@@ -148,6 +148,6 @@ def test_f_distill_reaches_its_minimum_in_the_plane(
 def test_uni_instruct_reaches_its_minimum(
     compose_config: Callable[..., DictConfig], tmp_path: Path, divergence: str, seed: int
 ) -> None:
-    overrides = ("objective=uni_instruct", "training.images=1000000", f"divergence={divergence}", f"seed={seed}")
+    overrides = ("objective=uni_instruct", f"divergence={divergence}", f"seed={seed}")
     got, best = trained_and_best(compose_config, tmp_path, *overrides)
     assert_within(got, best, 0.05)

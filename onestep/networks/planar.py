@@ -12,6 +12,9 @@ from onestep.networks.layers import PositionalEmbedding
 class MLP(nn.Module):
     """A residual multilayer perceptron in the place of a U-Net; its features are the first half's output.
 
+    It sees the coordinates beside their sines and cosines, without which it is slow to learn anything that is not
+    smooth (Tancik et al. 2020, arXiv 2006.10739).
+
     Args:
         img_resolution: 1.
         img_channels: the points' dimension.
@@ -19,6 +22,8 @@ class MLP(nn.Module):
         width: units of each layer.
         depth: residual layers before the features, and again behind them.
     """
+
+    frequencies = (2.0, 4.0, 8.0)  # per unit of the input, whose variance is about 1
 
     def __init__(
         self, img_resolution: int, img_channels: int, label_dim: int = 0, width: int = 128, depth: int = 2
@@ -29,7 +34,7 @@ class MLP(nn.Module):
         self.noise = PositionalEmbedding(32)
         self.embedding = nn.Linear(32 + label_dim, width)
         self.label_dim = label_dim
-        self.input = nn.Linear(img_channels, width)
+        self.input = nn.Linear(img_channels * (1 + 2 * len(self.frequencies)), width)
         self.encoder = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.decoder = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.output = nn.Linear(width, img_channels)
@@ -43,7 +48,9 @@ class MLP(nn.Module):
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
         """The features, as the only one of the encoder's outputs, [B, width, 1, 1]."""
-        return [self._pass(self.input(x.flatten(1)), embedding, self.encoder)[:, :, None, None]]
+        x = x.flatten(1)
+        waves = [wave(frequency * x) for frequency in self.frequencies for wave in (torch.sin, torch.cos)]
+        return [self._pass(self.input(torch.cat([x, *waves], 1)), embedding, self.encoder)[:, :, None, None]]
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
         """The network's output [B, C, 1, 1]."""

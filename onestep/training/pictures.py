@@ -45,7 +45,7 @@ def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(5, 5), layout="constrained")
-    plot_points(figure.subplots(), samples)
+    plot_samples(figure.subplots(), samples)
     figure.savefig(path, dpi=100)
 
 
@@ -53,14 +53,19 @@ def _are_points(samples: Tensor) -> bool:
     return samples.shape[2:] == (1, 1)
 
 
-def plot_points(axis: Axes, points: Tensor) -> None:
-    """Dots in the plane, or a histogram on the line, of ``points`` [N, 1 or 2, 1, 1] within [-1.5, 1.5]."""
-    flat = points.flatten(1)
-    axis.set_xlim(-1.5, 1.5)
-    if flat.shape[1] == 1:
-        axis.hist(flat[:, 0].numpy(), bins=100, range=(-1.5, 1.5), density=True)
+def plot_samples(axis: Axes, samples: Tensor) -> None:
+    """Images as a grid, points [N, D, 1, 1] as dots in the plane or as a histogram on the line, within [-1.5, 1.5]."""
+    if not _are_points(samples):
+        grid = to_grid(samples, columns=10 if len(samples) > 25 else 5, scale=enlargement(samples)).numpy()
+        axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.set_axis_off()
         return
-    axis.scatter(flat[:, 0].numpy(), flat[:, 1].numpy(), s=1, linewidths=0, alpha=0.5)
+    points = samples.flatten(1).numpy()
+    axis.set_xlim(-1.5, 1.5)
+    if points.shape[1] == 1:
+        axis.hist(points[:, 0], bins=100, range=(-1.5, 1.5), density=True)
+        return
+    axis.scatter(points[:, 0], points[:, 1], s=1, linewidths=0, alpha=0.5)
     axis.set_ylim(-1.5, 1.5)
     axis.set_aspect("equal")
 
@@ -68,14 +73,9 @@ def plot_points(axis: Axes, points: Tensor) -> None:
 def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str], path: Path) -> None:
     """Write the teacher's and the student's samples [N, C, H, W], each a grid or dots under its title."""
     figure = Figure(figsize=(12, 6.6), layout="constrained")
-    for axis, images, title in zip(figure.subplots(1, 2), (teacher, student), titles, strict=True):
+    for axis, samples, title in zip(figure.subplots(1, 2), (teacher, student), titles, strict=True):
+        plot_samples(axis, samples)
         axis.set_title(title)
-        if _are_points(images):
-            plot_points(axis, images)
-            continue
-        grid = to_grid(images, columns=10, scale=enlargement(images)).numpy()
-        axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_axis_off()
     figure.savefig(path, dpi=100)
 
 

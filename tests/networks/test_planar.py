@@ -33,7 +33,9 @@ def test_mlp_by_hand() -> None:
     model, w = denoiser.model, dict(denoiser.model.named_parameters())
     phase = 16 * c_noise[:, None] * 10000 ** (-torch.arange(16) / 15)
     embedding = torch.cat([phase.sin(), phase.cos(), labels], 1) @ w["embedding.weight"].T + w["embedding.bias"]
-    hidden = x.flatten(1) @ w["input.weight"].T + w["input.bias"]
+    point = x.flatten(1)
+    seen = torch.cat([point, *(wave(k * point) for k in (2, 4, 8) for wave in (torch.sin, torch.cos))], 1)
+    hidden = seen @ w["input.weight"].T + w["input.bias"]
     hidden = hidden + silu(hidden + embedding) @ w["encoder.0.weight"].T + w["encoder.0.bias"]
     encoded = model.encode(x, model.embed(c_noise, labels))
     torch.testing.assert_close(encoded[0].flatten(1), hidden)
