@@ -12,9 +12,9 @@ class Discriminator(nn.Module):
     Trained by the logistic loss on noised real and generated samples, its logit is ``log p/q`` at the optimum. The
     features know the noise level and the class already. They come from
 
-    - ``"teacher"``: the frozen teacher (DMD2, arXiv 2405.14867, sec. 4.3; f-distill, arXiv 2502.15681, sec. 3), or
-    - ``"fake_score"``: the fake score's encoder, which the discriminator's loss then trains as well (SiDA, arXiv
-      2410.14919; Uni-Instruct, arXiv 2505.20755).
+    - ``"teacher"``: the frozen teacher (f-distill, arXiv 2502.15681, sec. 3), or
+    - ``"fake_score"``: the fake score's encoder, which the discriminator's loss then trains as well (DMD2, arXiv
+      2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755).
 
     Args:
         feature_channels: channels of the features.
