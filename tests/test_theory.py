@@ -109,6 +109,14 @@ def test_a_short_run_of_reverse_kl_sits_on_one_mode(compose_config: Callable[...
     assert_within(got, best, 0.05)
 
 
+def test_the_lab_learns_the_mixture(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """In a few seconds, to less than a tenth of the energy distance 0.35 that an untrained generator has."""
+    overrides = ("experiment=mixture", "training.images=60000", "training.evaluate_every=100000")
+    summary = distill(compose_config("train", *overrides, f"output={tmp_path}", "device=cpu"))
+    assert abs(summary["teacher"]["energy"]) < 0.002 and summary["teacher"]["modes"] == 25
+    assert abs(summary["student"]["energy"]) < 0.035
+
+
 def test_what_divergences_prefer(compose_config: Callable[..., DictConfig]) -> None:
     """Reverse KL one mode, forward KL the moments of both, Jensen-Shannon between them."""
     best: dict[str, Any] = {}

@@ -192,3 +192,21 @@ def test_prediction_without_graph_beside_features_with(
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EDMDenoiser(**({"image_shape": (3, 8, 8)} | arguments))
+
+
+def test_guidance_extrapolates_from_the_unconditional_prediction(tiny_denoiser: Denoisers) -> None:
+    """Eq. 6 of arXiv 2207.12598, with the zero vector as no class; the features stay the conditional ones."""
+    denoiser, random = tiny_denoiser(), torch.Generator().manual_seed(0)
+    x, sigma = torch.randn(4, 1, 8, 8, generator=random), torch.tensor([0.1, 0.5, 1.0, 4.0])
+    labels = torch.eye(3)[[0, 1, 2, 0]]
+    conditional, features = denoiser(x, sigma, labels, outputs="both")
+    unconditional = denoiser(x, sigma)
+    assert denoiser.network_evaluations == 1
+    denoiser.guidance = 2.5
+    assert denoiser.network_evaluations == 2
+    guided, guided_features = denoiser(x, sigma, labels, outputs="both")
+    torch.testing.assert_close(guided, unconditional + 2.5 * (conditional - unconditional))
+    torch.testing.assert_close(denoiser(x, sigma, labels), guided)
+    torch.testing.assert_close(guided_features, features)
+    torch.testing.assert_close(denoiser(x, sigma), unconditional)
+    assert not (guided - conditional).abs().max() < 0.1  # it matters here

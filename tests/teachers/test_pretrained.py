@@ -39,3 +39,10 @@ def test_bundled_teacher_denoises_the_digits() -> None:
 
     assert error(0.3, labels) < 0.6 * 0.3
     assert error(2.0, labels) < 0.9 * error(2.0, labels.roll(1, dims=1))
+
+
+def test_guidance_needs_a_teacher_trained_for_it(tiny_denoiser: Callable[..., EDMDenoiser], tmp_path: Path) -> None:
+    assert load_teacher("digits", guidance=1.5).guidance == 1.5
+    tiny_denoiser().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"teacher\.guidance=1\.5: .* trained without label dropout"):
+        load_teacher(str(tmp_path), guidance=1.5)
