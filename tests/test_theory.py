@@ -104,7 +104,7 @@ def assert_within(got: tuple[Tensor, Tensor], best: tuple[Tensor, Tensor], share
 
 
 def test_a_short_run_of_reverse_kl_sits_on_one_mode(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    got, best = trained_and_best(compose_config, tmp_path, "divergence=reverse_kl", "training.images=250000")
+    got, best = trained_and_best(compose_config, tmp_path, "divergence=reverse_kl", "training.images=450000")
     assert_within(best, (torch.tensor([0.876]), torch.tensor([0.285])), 0.01)  # the mode at 0.9 +- 0.25
     assert_within(got, best, 0.05)
 

@@ -29,6 +29,6 @@ class Recall:
         covered = torch.zeros(len(real), dtype=torch.bool)
         for chunk in generated.split(1000):  # bounds the memory of the distances
             # The nearest is the sample itself, so the k-th neighbour is the (k + 1)-th smallest.
-            radius = torch.cdist(chunk, generated).kthvalue(self.k + 1, dim=1).values
+            radius = torch.cdist(chunk, generated).topk(self.k + 1, largest=False).values[:, -1]
             covered |= (torch.cdist(real, chunk) <= radius).any(dim=1)
         return covered.double().mean().item()
