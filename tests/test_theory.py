@@ -19,7 +19,7 @@ from onestep.noise import SigmaDistribution
 from onestep.training.distillation import distill
 
 ALL = ("reverse_kl", "forward_kl", "jensen_shannon", "jeffreys", "softened_reverse_kl", "squared_hellinger", "le_cam",
-       "pearson_chi2")  # fmt: skip
+       "pearson_chi2", "neyman_chi2")  # fmt: skip
 PLANE = ("mixture=two_modes_plane", "data_dim=2")
 
 
@@ -66,7 +66,7 @@ class Theory:
     def minimum(self, mean: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and covariance where descent from there ends, in small steps so that no basin is left."""
         mean, matrix = mean.clone().requires_grad_(), matrix.clone().requires_grad_()
-        optimizer = torch.optim.Adam([mean, matrix], lr=0.02)
+        optimizer = torch.optim.Adam([mean, matrix], lr=0.02, betas=(0.8, 0.9))  # forgets a steep start soon
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
         for _ in range(600):
             optimizer.zero_grad()
