@@ -20,7 +20,8 @@ from onestep.training.distillation import distill
 
 ALL = ("reverse_kl", "forward_kl", "jensen_shannon", "jeffreys", "softened_reverse_kl", "squared_hellinger", "le_cam",
        "pearson_chi2", "neyman_chi2")  # fmt: skip
-PLANE = ("mixture=two_modes_plane", "data_dim=2")
+PLANE = ("mixture=two_modes_plane", "data_dim=2", "sigma.sigma_max=1.0")
+CLOSE = ("mixture=two_modes_close", "sigma.sigma_max=1.0")
 
 
 class Theory:
@@ -156,6 +157,7 @@ def test_f_distill_reaches_its_minimum_in_the_plane(
 def test_uni_instruct_reaches_its_minimum(
     compose_config: Callable[..., DictConfig], tmp_path: Path, divergence: str, seed: int
 ) -> None:
-    overrides = ("objective=uni_instruct", f"divergence={divergence}", f"seed={seed}")
+    """Far apart, with forward KL, the mean is missed by a fifth: 0.05 % of the descended value depend on it there."""
+    overrides = ("objective=uni_instruct", *CLOSE, f"divergence={divergence}", f"seed={seed}")
     got, best = trained_and_best(compose_config, tmp_path, *overrides)
     assert_within(got, best, 0.05)
