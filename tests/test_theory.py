@@ -157,7 +157,7 @@ def test_f_distill_reaches_its_minimum_in_the_plane(
 def test_uni_instruct_reaches_its_minimum(
     compose_config: Callable[..., DictConfig], tmp_path: Path, divergence: str, seed: int
 ) -> None:
-    """Far apart, with forward KL, the mean is missed by a fifth: 0.05 % of the descended value depend on it there."""
+    """Far apart, with forward KL, the mean is missed by a fifth: 0.14 % of the descended value depend on it there."""
     overrides = ("objective=uni_instruct", *CLOSE, f"divergence={divergence}", f"seed={seed}")
     got, best = trained_and_best(compose_config, tmp_path, *overrides)
     assert_within(got, best, 0.05)
