@@ -52,12 +52,12 @@ def _row(name: str, side: dict[str, Any], figures: list[str], cost: list[str]) -
 def save_panels(runs: dict[str, Path], path: Path, samples: int, columns: int = 4) -> None:
     """Write one picture with a panel for each run: what its averaged generator draws from the same seeds."""
     rows = math.ceil(len(runs) / columns)
-    figure = Figure(figsize=(3 * columns, 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes[len(runs) :]:
         axis.set_axis_off()
     for axis, (name, run) in zip(axes, runs.items(), strict=False):
-        axis.set_title(name, fontsize=9)
+        axis.set_title(name.replace(", ", "\n"), fontsize=8)
         plot_samples(axis, draw(Generator.from_pretrained(run / "generator"), samples))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

@@ -41,6 +41,7 @@ def test_the_table(sweep: Path) -> None:
 def test_the_picture_has_a_panel_for_each_run(sweep: Path) -> None:
     save_panels(read_runs(sweep), sweep / "panels.png", samples=50, columns=2)
     pixels = torch.from_numpy(np.array(Image.open(sweep / "panels.png").convert("L")))
+    assert pixels.shape == (340, 600)
     for half in (pixels[:, :300], pixels[:, 300:]):
         assert (half < 128).float().mean() > 0.002  # frames, ticks and dots
 
