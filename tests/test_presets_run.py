@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import DictConfig
 
+from onestep.training.build import build_distillation
 from onestep.training.distillation import distill
 from onestep.training.log import read_log
+from onestep.training.sampling import sample
 
 # What a log line says of the judges, and the updates of the fake score for one of the generator.
 EXPECTED = {
@@ -42,3 +46,54 @@ def test_a_preset_trains_what_it_should(
     assert {key for key in lines[-1] if key.endswith("_loss")} == losses
     assert lines[-1]["generator_gradient"] > 0
     assert (tmp_path / "run" / "checkpoints" / "cycle_00000002" / "fake_score.safetensors").exists() == (steps > 0)
+
+
+def run_config(compose_config: Callable[..., DictConfig], folder: Path, *overrides: str) -> DictConfig:
+    return compose_config("train", *TINY, *overrides, f"output={folder / 'run'}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("objective=sid", "divergence=forward_kl"), "SiD descends no other divergence"),
+        (("objective=sim", "weighting=dreamfusion"), "weighting=dreamfusion is for distribution matching"),
+        (("experiment=mixture", "objective=sid_lsg"), "guidance=1.5: a mixture has no classes"),
+        (("experiment=mixture", "training.fake_score_guidance=1.5"), "guidance=1.5: .* without classes"),
+        (("experiment=mixture", "discriminator=teacher_features"), "the teacher has no features"),
+        (("experiment=mixture", "fake_score=null"), "no network that could be copied: describe one as fake_score="),
+        (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
+    ],
+)
+def test_parts_that_do_not_go_together(
+    compose_config: Callable[..., DictConfig], tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        distill(run_config(compose_config, tmp_path, *overrides))
+
+
+def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(
+    compose_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Any] = []
+
+    def keep(config: DictConfig, accelerator: Any) -> Any:
+        built.append(build_distillation(config, accelerator))
+        return built[-1]
+
+    monkeypatch.setattr("onestep.training.distillation.build_distillation", keep)
+    summary = distill(run_config(compose_config, tmp_path, "objective=sid_lsg", "training.fake_score_guidance=1.25"))
+    (parts,) = built
+    assert (parts.judges.teacher.guidance, parts.judges.fake_score.guidance) == (1.5, 1.25)
+    assert parts.generator.denoiser.guidance == 1.0
+    assert summary["teacher"]["network_evaluations"] == 2 * 3 and summary["student"]["network_evaluations"] == 1
+
+
+def test_points_are_drawn_as_numbers(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    distill(run_config(compose_config, tmp_path, "experiment=mixture", "mixture=ring"))
+    options = (f"run={tmp_path / 'run'}", f"save_to={tmp_path / 'drawn'}", "device=cpu", "count=200", "model=teacher")
+    result = sample(compose_config("sample", *options, "format=npz", "metrics=[energy]", "sampler=heun"))
+    points = np.load(tmp_path / "drawn" / "samples.npz")["images"]
+    assert points.dtype == np.float32 and points.shape == (200, 2, 1, 1)
+    assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's own samples, but for the noise of 200 of them
+    with pytest.raises(ValueError, match="points, no images; choose format=npz"):
+        sample(compose_config("sample", *options, "format=png"))

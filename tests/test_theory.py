@@ -91,7 +91,8 @@ def trained_and_best(
     compose_config: Callable[..., DictConfig], folder: Path, *overrides: str
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Mean and standard deviations [D] of a run's generator, and of the minimum of what it descended."""
-    config = compose_config("train", "experiment=affine", f"output={folder}", "device=cpu", *overrides)
+    plain = ("experiment=affine", "objective.normalize_weight=false", "device=cpu")
+    config = compose_config("train", *plain, f"output={folder}", *overrides)
     distill(config)
     mean, matrix = affine_map(Generator.from_pretrained(folder / "generator"))
     untrained = Generator(instantiate(config.generator), config.training.sigma_init)

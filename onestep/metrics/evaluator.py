@@ -41,6 +41,8 @@ class Evaluator:
             if expected != given:
                 raise ValueError(f"the feature network takes images {expected}, the data has {given}: choose another")
             features = features.to(device)
+        elif reference.shape[2:] != (1, 1):
+            raise ValueError("images are scored in the features of a network, and there is none: choose features=...")
         self.features, self.metrics, self.device = features, metrics, device
         self.real = self.extract(reference.split(1000))
 

@@ -10,6 +10,11 @@ _NEAR = 3.0  # standard deviations from a mode's mean: 98.9 % of a planar mode
 
 def _nearest_mode(mixture: GaussianMixture, points: Tensor) -> tuple[Tensor, Tensor]:
     """The index [N] of each point's nearest mean, and whether it is within ``_NEAR`` standard deviations of it."""
+    if points.shape[1] != mixture.means.shape[1]:
+        raise ValueError(
+            f"these samples have {points.shape[1]} dimensions and the mixture {mixture.means.shape[1]}: this metric is "
+            "for points of the mixture"
+        )
     distance, mode = torch.cdist(points, mixture.means.to(points.dtype)).min(1)
     return mode, distance <= _NEAR * mixture.variances[mode].amax(1).sqrt().to(points.dtype)
 

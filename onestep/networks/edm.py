@@ -1,6 +1,6 @@
 """EDM's preconditioning around a raw network: the denoiser that EDM's checkpoints and their descendants hold."""
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -54,10 +54,23 @@ class EDMDenoiser(ModelMixin, ConfigMixin):
         self.label_dim = label_dim
         self.sigma_data = sigma_data
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        #: Classifier-free guidance (arXiv 2207.12598): every conditional prediction becomes
-        #: ``unconditional + guidance * (conditional - unconditional)``; 1 for none. A way of using the network, and so
-        #: no part of its config.
-        self.guidance = 1.0
+        self.guidance = 1.0  # a way of using the network, and so no part of its config
+
+    def set_guidance(self, guidance: float) -> Self:
+        """From now on a conditional prediction is ``unconditional + guidance * (conditional - unconditional)``.
+
+        Classifier-free guidance (arXiv 2207.12598); 1 for none.
+
+        Raises:
+            ValueError: if the network was not trained to do without a class.
+        """
+        if guidance != 1 and not (self.label_dim and (self.config["options"] or {}).get("label_dropout")):
+            raise ValueError(
+                f"guidance={guidance}: this network was trained without classes or without label dropout, so it knows "
+                "no unconditional prediction to guide by; use a guidance of 1, or another teacher"
+            )
+        self.guidance = guidance
+        return self
 
     @property
     def network_evaluations(self) -> int:

@@ -13,7 +13,7 @@ from onestep.objectives.base import Evaluation
 class Weighting(Protocol):
     """A detached factor [B] of each sample's loss.
 
-    ``power`` is the power of 1/sigma in the objective's loss: 2 for distribution matching, 4 for Uni-Instruct.
+    ``power`` is the power of 1/sigma in the objective's loss: 2 for distribution matching, 4 for score distances.
     """
 
     def __call__(self, evaluation: Evaluation, power: int) -> Tensor: ...
@@ -43,10 +43,12 @@ class DreamFusionWeighting:
     """DreamFusion's ``w(t) = sigma_t^2`` on the difference of eps-predictions (arXiv 2209.14988, eq. 3), as VSD has it.
 
     There noise is variance preserving, ``sigma_t^2 = sigma^2 / (1 + sigma^2)``, and eps differs by sigma times the
-    score's difference: ``sigma^3 / (1 + sigma^2)`` in all. For distribution matching, whose ``power`` is 2.
+    score's difference: ``sigma^3 / (1 + sigma^2)`` in all. Raises ValueError for a ``power`` other than 2.
     """
 
     def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
+        if power != 2:
+            raise ValueError("weighting=dreamfusion is for distribution matching, not for distances of scores: use dmd")
         return evaluation.sigma**3 / (1 + evaluation.sigma**2)
 
 

@@ -10,16 +10,18 @@ class MixtureTeacher(nn.Module):
     """The posterior mean of a ``mixture`` over points [B, D, 1, 1]: no weights, no error, no features.
 
     A generator and a fake score have no copy of it to start from, and a discriminator nothing to read: the run's
-    configuration gives them networks of their own.
+    configuration gives them networks of their own. Raises ValueError for a ``guidance`` other than 1.
     """
 
     label_dim = 0
-    guidance = 1.0
     network_evaluations = 1
     feature_channels = 0
 
-    def __init__(self, mixture: GaussianMixture) -> None:
+    def __init__(self, mixture: GaussianMixture, guidance: float) -> None:
         super().__init__()
+        if guidance != 1:
+            raise ValueError(f"teacher.guidance={guidance}: a mixture has no classes to guide by; use guidance=1")
+        self.guidance = guidance
         self.mixture = mixture.to(dtype=torch.float32)
         self.config = {name: value.tolist() for name, value in vars(mixture).items()}  # what it is, as plain numbers
         self.image_shape = (mixture.means.shape[1], 1, 1)

@@ -24,11 +24,4 @@ def load_teacher(path: str, guidance: float) -> EDMDenoiser:
             f"no teacher at {path!r}: expected a folder with config.json and safetensors weights, or the name of a "
             f"bundled teacher: {', '.join(sorted(bundled)) or 'none is bundled'}"
         )
-    teacher = load_denoiser(bundled.get(path, Path(path))).requires_grad_(False)
-    if guidance != 1 and not (teacher.config["options"] or {}).get("label_dropout"):
-        raise ValueError(
-            f"teacher.guidance={guidance}: the teacher at {path!r} was trained without label dropout and so knows no "
-            "unconditional prediction to guide by; use guidance=1"
-        )
-    teacher.guidance = guidance
-    return teacher
+    return load_denoiser(bundled.get(path, Path(path))).requires_grad_(False).set_guidance(guidance)

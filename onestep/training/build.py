@@ -12,6 +12,7 @@ from torch import nn
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.discriminators import Discriminator
+from onestep.divergences import ReverseKL
 from onestep.metrics.evaluator import Evaluator
 from onestep.networks.edm import EDMDenoiser
 from onestep.networks.generator import Generator
@@ -89,6 +90,12 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
             f"{reason}, and there is none: choose discriminator=teacher_features or "
             "discriminator=shared_encoder, or divergence=reverse_kl with training.gan_weight=0"
         )
+    is_reverse_kl = isinstance(instantiate(config.get("divergence")), ReverseKL | None)
+    if not hasattr(objective, "divergence") and not is_reverse_kl:
+        raise ValueError(
+            f"{type(objective).__name__} descends no other divergence than reverse KL's: leave divergence=... out, or "
+            "choose objective=f_distill or objective=uni_instruct"
+        )
     if settings.regression_weight > 0 and config.get("pairs") is None:
         raise ValueError(
             f"training.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
@@ -132,7 +139,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
         fake_score = _trainable(config, "fake_score", teacher, data).to(accelerator.device)
-        fake_score.guidance = settings.fake_score_guidance
+        fake_score.set_guidance(settings.fake_score_guidance)
     if objective.needs_ratio or settings.gan_weight > 0:
         discriminator = _build_discriminator(config, teacher, fake_score).to(accelerator.device)
         normalizer = instantiate(config.get("normalizer"))
@@ -167,8 +174,7 @@ def _trainable(config: DictConfig, name: str, teacher: Teacher, data: ImageDatas
         network = instantiate(config[name])
         check_fit(network, data, name)
     elif isinstance(teacher, EDMDenoiser):
-        network = copy.deepcopy(teacher)
-        network.guidance = 1.0
+        network = copy.deepcopy(teacher).set_guidance(1.0)
     else:
         raise ValueError(f"this teacher is no network that could be copied: describe one as {name}=...")
     return network.requires_grad_(True).eval()
@@ -181,7 +187,8 @@ def _build_discriminator(config: DictConfig, teacher: Teacher, fake_score: EDMDe
     if host is None:
         raise ValueError("this objective trains no fake score to share an encoder: use discriminator=teacher_features")
     if not host.feature_channels:
-        raise ValueError("this network has no features for a discriminator: use discriminator=shared_encoder")
+        name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
+        raise ValueError(f"the {name} has no features for a discriminator to read: read the {other}'s")
     return make(host.feature_channels)
 
 

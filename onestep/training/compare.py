@@ -46,7 +46,8 @@ def to_table(runs: dict[str, Path]) -> str:
 
 
 def _row(name: str, side: dict[str, Any], figures: list[str], cost: list[str]) -> list[str]:
-    return [name, *(f"{side[figure]:.4g}" for figure in figures), str(side["network_evaluations"]), *cost]
+    values = (f"{side[figure]:.4g}" if figure in side else "" for figure in figures)
+    return [name, *values, str(side["network_evaluations"]), *cost]
 
 
 def save_panels(runs: dict[str, Path], path: Path, samples: int, columns: int = 4) -> None:
@@ -80,11 +81,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         runs = read_runs(arguments.folder)
+        table = to_table(runs)
+        save_panels(runs, Path(f"{arguments.output}.png"), arguments.samples)
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
-    table = to_table(runs)
-    save_panels(runs, arguments.output.with_suffix(".png"), arguments.samples)
-    arguments.output.with_suffix(".md").write_text(table)
+    Path(f"{arguments.output}.md").write_text(table)
     print(table)
 
 

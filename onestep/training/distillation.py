@@ -152,7 +152,9 @@ def update_generator(
             diagnostics["adversarial_loss"] = gan_losses
         if parts.pairs is not None:
             pair_latents, pair_condition, x_teacher = parts.pairs.batch(cycle)
-            regression_losses = regression_loss(parts.generator(pair_latents, pair_condition), x_teacher)
+            # Of several steps the first: what later ones make depends on fresh noise too, which no pair knows.
+            x_paired = parts.generator.simulate([pair_latents], pair_condition)
+            regression_losses = regression_loss(x_paired, x_teacher)
             terms["regression"] = settings.regression_weight * regression_losses.mean()
             diagnostics["regression_loss"] = regression_losses
     diagnostics["loss"] = losses

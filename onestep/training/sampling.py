@@ -64,7 +64,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     parts = _parts(config)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
     draw, network, evaluations = _model(config, parts, accelerator.device)
-    evaluator = _evaluator(config, parts, network)
+    evaluator = _evaluator(config, parts, accelerator.device)
 
     seeds = range(config.seed, config.seed + config.count)
     classes = None if config.classes is None else list(config.classes)
@@ -150,23 +150,26 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
     return generator, generator.denoiser, generator.network_evaluations
 
 
-def _evaluator(config: DictConfig, parts: DictConfig, network: EDMDenoiser) -> Evaluator | None:
+def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> Evaluator | None:
     if not config.get("metrics"):
         return None
-    if parts.data is None or parts.features is None:
+    if parts.data is None:
         raise ValueError("metrics need run=..., or data=... and features=...")
     data: ImageDataset = instantiate(parts.data)
-    return Evaluator(instantiate(parts.features), dict(instantiate(config.metrics)), data.images, network.device)
+    return Evaluator(instantiate(parts.features), dict(instantiate(config.metrics)), data.images, device)
 
 
 def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:
-    """Write images [N, C, H, W] in [-1, 1] in the asked format; PNG files are named by their seeds."""
+    """Write images [N, C, H, W] in [-1, 1] in the asked format, or points; PNG files are named by their seeds."""
     folder = Path(config.save_to)
     folder.mkdir(parents=True, exist_ok=True)
     if config.format == "grid":
         save_samples(images, folder / "grid.png")
         return folder / "grid.png"
-    pixels = to_uint8(images).permute(0, 2, 3, 1)
+    are_points = images.shape[2:] == (1, 1)
+    if are_points and config.format == "png":
+        raise ValueError("format=png: these samples are points, no images; choose format=npz or format=grid")
+    pixels = images if are_points else to_uint8(images).permute(0, 2, 3, 1)
     if config.format == "npz":
         np.savez(folder / "samples.npz", images=pixels.numpy(), seeds=np.array(seeds))
         return folder / "samples.npz"

@@ -202,7 +202,9 @@ def test_guidance_extrapolates_from_the_unconditional_prediction(tiny_denoiser: 
     conditional, features = denoiser(x, sigma, labels, outputs="both")
     unconditional = denoiser(x, sigma)
     assert denoiser.network_evaluations == 1
-    denoiser.guidance = 2.5
+    with pytest.raises(ValueError, match=r"guidance=2\.5: .* no unconditional prediction"):
+        denoiser.set_guidance(2.5)
+    denoiser.guidance = 2.5  # as if it had been trained for it
     assert denoiser.network_evaluations == 2
     guided, guided_features = denoiser(x, sigma, labels, outputs="both")
     torch.testing.assert_close(guided, unconditional + 2.5 * (conditional - unconditional))
