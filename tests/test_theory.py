@@ -19,7 +19,7 @@ from onestep.noise import SigmaDistribution
 from onestep.training.distillation import distill
 
 ALL = ("reverse_kl", "forward_kl", "jensen_shannon", "jeffreys", "softened_reverse_kl", "squared_hellinger", "le_cam",
-       "pearson_chi2", "neyman_chi2")  # fmt: skip
+       "pearson_chi2")  # fmt: skip
 PLANE = ("mixture=two_modes_plane", "data_dim=2", "sigma.sigma_max=1.0")
 CLOSE = ("mixture=two_modes_close", "sigma.sigma_max=1.0")
 
