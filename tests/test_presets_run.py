@@ -31,13 +31,17 @@ TINY = ("device=cpu", "precision=no", "sampler.steps=2", "evaluation.samples=16"
         "training.images=32", "training.batch_size=16", "training.warmup_images=0", "training.log_every=1")  # fmt: skip
 
 
+def run_config(compose_config: Callable[..., DictConfig], folder: Path, *overrides: str) -> DictConfig:
+    return compose_config("train", *TINY, *overrides, f"output={folder / 'run'}")
+
+
 @pytest.mark.parametrize("preset", EXPECTED)
 def test_a_preset_trains_what_it_should(
     preset: str, compose_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pairs = ("pairs.count=16", "pairs.batch_size=16") if preset == "dmd" else ()
-    config = compose_config("train", f"objective={preset}", *TINY, *pairs, f"output={tmp_path / 'run'}")
+    config = run_config(compose_config, tmp_path, f"objective={preset}", *pairs)
     losses, steps = EXPECTED[preset]
     assert steps in (0, config.training.fake_score_steps)
     distill(config)
@@ -46,10 +50,6 @@ def test_a_preset_trains_what_it_should(
     assert {key for key in lines[-1] if key.endswith("_loss")} == losses
     assert lines[-1]["generator_gradient"] > 0
     assert (tmp_path / "run" / "checkpoints" / "cycle_00000002" / "fake_score.safetensors").exists() == (steps > 0)
-
-
-def run_config(compose_config: Callable[..., DictConfig], folder: Path, *overrides: str) -> DictConfig:
-    return compose_config("train", *TINY, *overrides, f"output={folder / 'run'}")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ A generator ``m + A z`` has the Gaussian law N(m, A A^T), so what a run descends
 
 import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from onestep.training.distillation import distill
 ALL = ("reverse_kl", "forward_kl", "jensen_shannon", "jeffreys", "softened_reverse_kl", "squared_hellinger", "le_cam",
        "pearson_chi2")  # fmt: skip
 PLANE = ("mixture=two_modes_plane", "data_dim=2", "sigma.sigma_max=1.0")
-CLOSE = ("mixture=two_modes_close", "sigma.sigma_max=1.0")
+# Uni-Instruct on modes near each other: on those far apart, with forward KL, the mean is missed by a fifth, as 0.14 %
+# of the descended value depend on it there.
+CLOSE = ("objective=uni_instruct", "mixture=two_modes_close", "sigma.sigma_max=1.0")
 
 
 class Theory:
@@ -134,31 +137,12 @@ def test_what_divergences_prefer(compose_config: Callable[..., DictConfig]) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("divergence", ALL)
-def test_f_distill_reaches_its_minimum(
-    compose_config: Callable[..., DictConfig], tmp_path: Path, divergence: str, seed: int
+@pytest.mark.parametrize(
+    ("world", "divergence"),
+    [*product([()], ALL), *product([PLANE, CLOSE], ("reverse_kl", "forward_kl", "jensen_shannon"))],
+)
+def test_a_run_reaches_its_minimum(
+    compose_config: Callable[..., DictConfig], tmp_path: Path, world: tuple[str, ...], divergence: str, seed: int
 ) -> None:
-    got, best = trained_and_best(compose_config, tmp_path, f"divergence={divergence}", f"seed={seed}")
-    assert_within(got, best, 0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jensen_shannon"])
-def test_f_distill_reaches_its_minimum_in_the_plane(
-    compose_config: Callable[..., DictConfig], tmp_path: Path, divergence: str, seed: int
-) -> None:
-    got, best = trained_and_best(compose_config, tmp_path, *PLANE, f"divergence={divergence}", f"seed={seed}")
-    assert_within(got, best, 0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jensen_shannon"])
-def test_uni_instruct_reaches_its_minimum(
-    compose_config: Callable[..., DictConfig], tmp_path: Path, divergence: str, seed: int
-) -> None:
-    """Far apart, with forward KL, the mean is missed by a fifth: 0.14 % of the descended value depend on it there."""
-    overrides = ("objective=uni_instruct", *CLOSE, f"divergence={divergence}", f"seed={seed}")
-    got, best = trained_and_best(compose_config, tmp_path, *overrides)
+    got, best = trained_and_best(compose_config, tmp_path, *world, f"divergence={divergence}", f"seed={seed}")
     assert_within(got, best, 0.05)

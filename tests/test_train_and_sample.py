@@ -159,6 +159,20 @@ def assert_same_checkpoint(left: Path, right: Path) -> None:
     assert cycles[0] == cycles[1]
 
 
+def distill_until_cycle_5(monkeypatch: pytest.MonkeyPatch, config: DictConfig) -> None:
+    """A run that is killed in the update of the generator of cycle 5."""
+    update_generator = distillation.update_generator
+
+    def killed_in_cycle_5(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, Tensor]:
+        if cycle == 5:
+            raise KilledError
+        return update_generator(parts, cycle, *inputs)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(distillation, "update_generator", killed_in_cycle_5)
+        distill(config)
+
+
 @pytest.mark.parametrize("straight_run, overrides", [("finished_run", ()), ("few_step_run", FEW_STEPS)])
 def test_a_resumed_run_is_the_same_run(
     straight_run: str,
@@ -170,17 +184,8 @@ def test_a_resumed_run_is_the_same_run(
 ) -> None:
     finished: Path = request.getfixturevalue(straight_run)
     overrides = (*overrides, "training.checkpoint_every=3")
-    update_generator = distillation.update_generator
-
-    def killed_in_cycle_5(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, Tensor]:
-        if cycle == 5:
-            raise KilledError
-        return update_generator(parts, cycle, *inputs)
-
     # The checkpoint is that of cycle 3; the log goes on to 5 and must be cut.
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(distillation, "update_generator", killed_in_cycle_5)
-        distill(train_config(tmp_path, *overrides))
+    distill_until_cycle_5(monkeypatch, train_config(tmp_path, *overrides))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["cycle_00000003"]
     assert read_log(tmp_path / "log.jsonl")[-1]["cycle"] == 5
 
@@ -199,16 +204,7 @@ def test_a_resumed_run_reads_on_in_the_pairs(
 ) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     distill(train_config(straight, *dmd))
-    update_generator = distillation.update_generator
-
-    def killed_in_cycle_5(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, Tensor]:
-        if cycle == 5:
-            raise KilledError
-        return update_generator(parts, cycle, *inputs)
-
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(distillation, "update_generator", killed_in_cycle_5)
-        distill(train_config(resumed, "training.checkpoint_every=3", *dmd))
+    distill_until_cycle_5(monkeypatch, train_config(resumed, "training.checkpoint_every=3", *dmd))
     distill(train_config(resumed, "training.checkpoint_every=3", "resume=auto", *dmd))
     assert_same_checkpoint(*(folder / "checkpoints" / "cycle_00000006" for folder in (straight, resumed)))
     losses = [

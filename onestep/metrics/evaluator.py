@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from onestep.metrics.features import to_uint8
+from onestep.networks.planar import are_points
 
 
 class Metric(Protocol):
@@ -41,7 +42,7 @@ class Evaluator:
             if expected != given:
                 raise ValueError(f"the feature network takes images {expected}, the data has {given}: choose another")
             features = features.to(device)
-        elif reference.shape[2:] != (1, 1):
+        elif not are_points(reference):
             raise ValueError("images are scored in the features of a network, and there is none: choose features=...")
         self.features, self.metrics, self.device = features, metrics, device
         self.real = self.extract(reference.split(1000))

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from onestep.networks.layers import PositionalEmbedding
 
 
+def are_points(samples: Tensor) -> bool:
+    """Whether ``samples`` [B, C, H, W] are points, [B, C, 1, 1], and no images."""
+    return samples.shape[2:] == (1, 1)
+
+
 class MLP(nn.Module):
     """A residual multilayer perceptron in the place of a U-Net; its features are the first half's output.
 

@@ -29,6 +29,6 @@ class MixtureTeacher(nn.Module):
     def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         """The x0-prediction [B, D, 1, 1] at ``x_sigma`` [B, D, 1, 1] and ``sigma`` [B], computed in float32."""
         if self.mixture.means.device != x_sigma.device:
-            self.mixture = self.mixture.to(device=x_sigma.device, dtype=torch.float32)
+            self.mixture = self.mixture.to(device=x_sigma.device)
         with torch.autocast(x_sigma.device.type, enabled=False):
             return self.mixture.denoise(x_sigma.float(), sigma.float())

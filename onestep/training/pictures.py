@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from onestep.metrics.features import to_uint8
+from onestep.networks.planar import are_points
 
 
 def to_grid(images: Tensor, columns: int, scale: int, gap: int = 1) -> Tensor:
@@ -40,7 +41,7 @@ def save_image(pixels: Tensor, path: Path) -> None:
 
 def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
     """Write images [N, C, H, W] in [-1, 1] as one picture, row by row; or points [N, D, 1, 1] as dots."""
-    if not _are_points(samples):
+    if not are_points(samples):
         save_image(to_grid(samples, columns, enlargement(samples)), path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +50,9 @@ def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
     figure.savefig(path, dpi=100)
 
 
-def _are_points(samples: Tensor) -> bool:
-    return samples.shape[2:] == (1, 1)
-
-
 def plot_samples(axis: Axes, samples: Tensor) -> None:
     """Images as a grid, points [N, D, 1, 1] as dots in the plane or as a histogram on the line, within [-1.5, 1.5]."""
-    if not _are_points(samples):
+    if not are_points(samples):
         grid = to_grid(samples, columns=10 if len(samples) > 25 else 5, scale=enlargement(samples)).numpy()
         axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
         axis.set_axis_off()

@@ -20,6 +20,7 @@ from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import to_uint8
 from onestep.networks.edm import EDMDenoiser
 from onestep.networks.generator import Generator
+from onestep.networks.planar import are_points
 from onestep.samplers import HeunSampler
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.pictures import save_image, save_samples
@@ -166,10 +167,9 @@ def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:
     if config.format == "grid":
         save_samples(images, folder / "grid.png")
         return folder / "grid.png"
-    are_points = images.shape[2:] == (1, 1)
-    if are_points and config.format == "png":
+    if are_points(images) and config.format == "png":
         raise ValueError("format=png: these samples are points, no images; choose format=npz or format=grid")
-    pixels = images if are_points else to_uint8(images).permute(0, 2, 3, 1)
+    pixels = images if are_points(images) else to_uint8(images).permute(0, 2, 3, 1)
     if config.format == "npz":
         np.savez(folder / "samples.npz", images=pixels.numpy(), seeds=np.array(seeds))
         return folder / "samples.npz"
