@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from onestep.denoiser import Denoiser, score
+from onestep.denoiser import Condition, Denoiser, score
 from onestep.noise import expand_like, karras_sigmas
 from onestep.seeding import own_noise
 
@@ -47,7 +47,7 @@ class HeunSampler:
         return 2 * (len(self.sigmas) - 1) - 1
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).
 
         The state is kept in float64 around the float32 network, as EDM does: small steps at small sigma matter.
@@ -73,7 +73,7 @@ class HeunSampler:
         return sigma_hat, x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * next(noises)
 
     @staticmethod
-    def _slope(denoiser: Denoiser, x: Tensor, sigma: float, condition: Tensor | None, batch: int) -> Tensor:
+    def _slope(denoiser: Denoiser, x: Tensor, sigma: float, condition: Condition, batch: int) -> Tensor:
         """dx/dsigma = -sigma * score of the probability flow ODE (eq. 1 with s(t) = 1, sigma(t) = t)."""
         level = torch.full((batch,), sigma, dtype=torch.float64, device=x.device)
         x0 = denoiser(x.float(), level.float(), condition).double()

@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from onestep.config import check_config, instantiate
 from onestep.divergences import Divergence
+from tests.diffusers_models import build_network
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/*.yaml"))
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
+    "teacher/diffusers": ["teacher.path=${oc.env:TINY_PIPELINE}"],
     "divergence/custom": ["divergence.f=torch.square"],
     **{
         f: ["mixture=grid"]
@@ -38,6 +41,15 @@ WEIGHT_AT_E = {
     "alpha": math.exp(0.5),
     "custom": 2 * math.e**2,
 }
+
+
+@pytest.fixture(autouse=True)
+def tiny_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A pipeline of diffusers in a folder, for the configurations that load one."""
+    folder = tmp_path_factory.getbasetemp() / "tiny_pipeline"
+    if not folder.exists():
+        DDPMPipeline(build_network("unet"), DDPMScheduler()).save_pretrained(folder)
+    monkeypatch.setenv("TINY_PIPELINE", str(folder))
 
 
 def overrides_for(file: str) -> list[str]:

@@ -32,8 +32,9 @@ def test_a_batch_is_its_samples_stacked(labels: torch.Tensor | None) -> None:
     if labels is None:
         assert conditions is None and singles[0][1] is None
     else:
-        assert conditions is not None and conditions.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
-        assert torch.equal(conditions, torch.stack([condition for _, condition in singles if condition is not None]))
+        assert isinstance(conditions, torch.Tensor) and conditions.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+        own = [condition for _, condition in singles if isinstance(condition, torch.Tensor)]
+        assert torch.equal(conditions, torch.stack(own))
 
 
 def take(count: int, length: int = 10, global_batch: int = 4, seed: int = 0, **options: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from onestep.denoiser import Condition
 from onestep.samplers import HeunSampler
 
 MEAN, STD, SIGMA_MIN, SIGMA_MAX = 0.3, 0.5, 0.002, 80.0
@@ -17,7 +18,7 @@ class GaussianDenoiser:
     def __init__(self) -> None:
         self.levels: list[float] = []
 
-    def __call__(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = None) -> Tensor:
         self.levels.append(sigma[0].item())
         variance = sigma.double().square().reshape(-1, 1, 1, 1)
         return (STD**2 * x_sigma.double() + variance * MEAN) / (STD**2 + variance)
@@ -95,8 +96,8 @@ def test_network_evaluations_are_the_calls(steps: int, churn: float, latents: Te
 
 
 def test_condition_reaches_the_denoiser_and_dtype_stays() -> None:
-    def denoise(x_sigma: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        assert condition is not None and x_sigma.dtype == sigma.dtype == torch.float32
+    def denoise(x_sigma: Tensor, sigma: Tensor, condition: Condition = None) -> Tensor:
+        assert isinstance(condition, Tensor) and x_sigma.dtype == sigma.dtype == torch.float32
         return condition.reshape(-1, 1, 1, 1).expand_as(x_sigma)
 
     images = HeunSampler(4, SIGMA_MIN, SIGMA_MAX)(denoise, torch.randn(2, 1, 3, 3), torch.tensor([[0.25], [-0.5]]))

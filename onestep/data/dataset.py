@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from onestep.denoiser import Condition
 from onestep.seeding import seeded_generator
 
 
-class ImageDataset(Dataset[tuple[Tensor, Tensor | None]]):
+class ImageDataset(Dataset[tuple[Tensor, Condition]]):
     """Images [N, C, H, W] in [-1, 1] with class labels [N] or none.
 
     Indexing with a list gives a whole batch, images [B, C, H, W] and one-hot labels [B, num_classes] or None, so a
@@ -26,10 +27,10 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor | None]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Condition]:
         return self.images[index], None if self.conditions is None else self.conditions[index]
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
         chosen = torch.as_tensor(indices)
         return self.images[chosen], None if self.conditions is None else self.conditions[chosen]
 

@@ -1,12 +1,13 @@
 """EDM's preconditioning around a raw network: the denoiser that EDM's checkpoints and their descendants hold."""
 
-from typing import Any, Literal, Self, overload
+from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from onestep.denoiser import Condition
+from onestep.networks.base import DenoiserNetwork, Outputs
 from onestep.networks.planar import MLP, Affine
 from onestep.networks.song_unet import SongUNet
 from onestep.noise import expand_like
@@ -14,11 +15,8 @@ from onestep.noise import expand_like
 ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "MLP": MLP, "Affine": Affine}
 
 
-class EDMDenoiser(ModelMixin, ConfigMixin):
+class EDMDenoiser(DenoiserNetwork):
     """A raw network under EDM's preconditioning (arXiv 2206.00364, table 1, column "EDM").
-
-    It saves and loads as a diffusers model does, with ``save_pretrained`` and ``from_pretrained``: safetensors beside a
-    ``config.json`` that rebuilds it.
 
     Args:
         image_shape: (channels, height, width) of the images, which are square.
@@ -54,106 +52,31 @@ class EDMDenoiser(ModelMixin, ConfigMixin):
         self.label_dim = label_dim
         self.sigma_data = sigma_data
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.guidance = 1.0  # a way of using the network, and so no part of its config
-
-    def set_guidance(self, guidance: float) -> Self:
-        """From now on a conditional prediction is ``unconditional + guidance * (conditional - unconditional)``.
-
-        Classifier-free guidance (arXiv 2207.12598); 1 for none.
-
-        Raises:
-            ValueError: if the network was not trained to do without a class.
-        """
-        if guidance != 1 and not (self.label_dim and (self.config["options"] or {}).get("label_dropout")):
-            raise ValueError(
-                f"guidance={guidance}: this network was trained without classes or without label dropout, so it knows "
-                "no unconditional prediction to guide by; use a guidance of 1, or another teacher"
-            )
-        self.guidance = guidance
-        return self
 
     @property
-    def network_evaluations(self) -> int:
-        """Evaluations of the raw network that a prediction costs: two under guidance, in one batch."""
-        return 1 if self.guidance == 1 else 2
+    def knows_unconditional(self) -> bool:
+        """Whether it was trained with label dropout."""
+        return bool(self.label_dim and (self.config["options"] or {}).get("label_dropout"))
 
     @property
     def feature_channels(self) -> int:
-        """Channels of the features that ``return_features`` gives."""
+        """Channels of the encoder's last output."""
         return self.model.feature_channels
 
-    @overload
-    def forward(
-        self, x_sigma: Tensor, sigma: Tensor, condition: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor: ...
-    @overload
-    def forward(
+    def evaluate(  # type: ignore[override] # `extra` is one optional tensor here
         self,
         x_sigma: Tensor,
         sigma: Tensor,
-        condition: Tensor | None = None,
+        condition: Condition,
         augment_labels: Tensor | None = None,
         *,
-        outputs: Literal["features"],
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        x_sigma: Tensor,
-        sigma: Tensor,
-        condition: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-        *,
-        outputs: Literal["both"],
-        prediction_grad: bool = True,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def forward(
-        self,
-        x_sigma: Tensor,
-        sigma: Tensor,
-        condition: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-        *,
-        outputs: Literal["prediction", "features", "both"] = "prediction",
-        prediction_grad: bool = True,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The x0-prediction [B, C, H, W], the encoder's last output [B, F, h, w], or both from one pass.
-
-        Args:
-            x_sigma: noised images [B, C, H, W], in data units.
-            sigma: their noise levels [B], in data units.
-            condition: one-hot labels [B, label_dim]; None for none.
-            augment_labels: EDM's augmentation labels [B, augment_dim]; None for none.
-            outputs: "prediction", "features" (the decoder is not run) or "both".
-            prediction_grad: False runs the decoder without a graph: the features alone carry gradients.
-
-        Under guidance the features are those of the conditional half.
-        """
-        if self.guidance == 1 or condition is None or outputs == "features":
-            return self._evaluate(x_sigma, sigma, condition, augment_labels, outputs, prediction_grad)
-        # Both predictions in one batch; no class is the zero vector, as in label dropout.
-        both, features = self._evaluate(
-            torch.cat([x_sigma, x_sigma]),
-            torch.cat([sigma, sigma]),
-            torch.cat([condition, torch.zeros_like(condition)]),
-            None if augment_labels is None else torch.cat([augment_labels, augment_labels]),
-            "both",
-            prediction_grad,
-        )
-        conditional, unconditional = both.chunk(2)
-        prediction = torch.lerp(unconditional, conditional, self.guidance)
-        return prediction if outputs == "prediction" else (prediction, features[: len(x_sigma)])
-
-    def _evaluate(
-        self,
-        x_sigma: Tensor,
-        sigma: Tensor,
-        condition: Tensor | None,
-        augment_labels: Tensor | None,
-        outputs: Literal["prediction", "features", "both"],
+        outputs: Outputs,
         prediction_grad: bool,
     ) -> Any:
+        """See :meth:`forward`; ``augment_labels`` [B, augment_dim] are those of EDM's augmentation, None for none.
+
+        The features are the encoder's last output [B, F, h, w].
+        """
         sigma_wide = expand_like(sigma, x_sigma)
         scale = (sigma_wide**2 + self.sigma_data**2).sqrt()
         embedding = self.model.embed(sigma.log() / 4, condition, augment_labels)

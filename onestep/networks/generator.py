@@ -4,15 +4,19 @@ import json
 from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from onestep.denoiser import Condition
+from onestep.networks.base import DenoiserNetwork
+from onestep.networks.diffusers_network import DiffusersDenoiser
 from onestep.networks.edm import EDMDenoiser
 from onestep.seeding import own_noise
 
 _SETTINGS = "generator.json"
+_CLASSES: dict[str, Any] = {"EDMDenoiser": EDMDenoiser, "DiffusersDenoiser": DiffusersDenoiser}
 _MOST_STEPS = 8  # more are a mistake: a student of this kind takes few
 
 
@@ -31,7 +35,7 @@ class Generator(nn.Module):
         ValueError: for noise levels that the network does not know or that do not descend, or too many of them.
     """
 
-    def __init__(self, denoiser: EDMDenoiser, sigma_init: float, later_sigmas: Sequence[float] = ()) -> None:
+    def __init__(self, denoiser: DenoiserNetwork, sigma_init: float, later_sigmas: Sequence[float] = ()) -> None:
         super().__init__()
         if not denoiser.sigma_min <= sigma_init <= denoiser.sigma_max:
             raise ValueError(
@@ -57,7 +61,7 @@ class Generator(nn.Module):
         """Network evaluations a sample costs: the number of steps."""
         return 1 + len(self.later_sigmas)
 
-    def forward(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, condition: Condition = None) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I), after all steps.
 
         A sample's noise of the later steps is a function of its latent: an image depends on its own seed and on nothing
@@ -65,7 +69,7 @@ class Generator(nn.Module):
         """
         return self.simulate([latents, *islice(own_noise(latents), len(self.later_sigmas))], condition)
 
-    def simulate(self, noises: Sequence[Tensor], condition: Tensor | None = None) -> Tensor:
+    def simulate(self, noises: Sequence[Tensor], condition: Condition = None) -> Tensor:
         """Images [B, C, H, W] after the first ``len(noises)`` steps; the gradient is that of the last of these alone.
 
         DMD2's backward simulation (arXiv 2405.14867, sec. 4.5): what a step is trained on is what the steps before it
@@ -73,7 +77,7 @@ class Generator(nn.Module):
 
         Args:
             noises: the noise [B, C, H, W] ~ N(0, I) of each step, the latents first; as many as steps, or fewer.
-            condition: one-hot labels [B, label_dim]; None for none.
+            condition: what the images are drawn of; None for none.
         """
         sigmas = (self.sigma_init, *self.later_sigmas)[: len(noises)]
         *earlier, (last_sigma, last_noise) = zip(sigmas, noises, strict=True)
@@ -86,7 +90,7 @@ class Generator(nn.Module):
         torch.clear_autocast_cache()
         return self._step(x, last_noise, last_sigma, condition)
 
-    def _step(self, x: Tensor, noise: Tensor, sigma: float, condition: Tensor | None) -> Tensor:
+    def _step(self, x: Tensor, noise: Tensor, sigma: float, condition: Condition) -> Tensor:
         level = torch.full((len(noise),), sigma, device=noise.device)
         return self.denoiser(x + sigma * noise, level, condition)
 
@@ -109,7 +113,7 @@ class Generator(nn.Module):
         return cls(load_denoiser(folder), **json.loads(settings.read_text())).eval()
 
 
-def load_denoiser(folder: str | Path) -> EDMDenoiser:
+def load_denoiser(folder: str | Path) -> DenoiserNetwork:
     """The denoiser that ``save_pretrained`` wrote into ``folder``, in eval mode.
 
     Raises:
@@ -122,10 +126,14 @@ def load_denoiser(folder: str | Path) -> EDMDenoiser:
             "the 'teacher' or 'generator' folder of a finished run"
         )
     try:
-        denoiser, report = EDMDenoiser.from_pretrained(
+        name = json.loads((folder / "config.json").read_text())["_class_name"]
+        if name not in _CLASSES:
+            raise KeyError(f"it holds a {name}, and not one of {', '.join(_CLASSES)}")
+        network_class = _CLASSES[name]
+        denoiser, report = network_class.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"the checkpoint at {str(folder)!r} cannot be read: {error}") from error
     except ValueError as error:
         raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {error}") from error
@@ -134,4 +142,4 @@ def load_denoiser(folder: str | Path) -> EDMDenoiser:
         raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {problems}")
     # Where it lay here is nobody's business in the config of what is distilled from it.
     denoiser.register_to_config(_name_or_path="")
-    return denoiser
+    return denoiser.eval()

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from onestep.assets import ASSETS
-from onestep.networks.edm import EDMDenoiser
+from onestep.networks.base import DenoiserNetwork
 from onestep.networks.generator import load_denoiser
 
 
-def load_teacher(path: str, guidance: float) -> EDMDenoiser:
+def load_teacher(path: str, guidance: float) -> DenoiserNetwork:
     """A frozen teacher in eval mode, from a folder with ``config.json`` and safetensors weights.
 
     Args:

@@ -14,7 +14,7 @@ from onestep.data.dataset import ImageDataset
 from onestep.discriminators import Discriminator
 from onestep.divergences import ReverseKL
 from onestep.metrics.evaluator import Evaluator
-from onestep.networks.edm import EDMDenoiser
+from onestep.networks.base import DenoiserNetwork
 from onestep.networks.generator import Generator
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
@@ -164,23 +164,23 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     )
 
 
-def _trainable(config: DictConfig, name: str, teacher: Teacher, data: ImageDataset) -> EDMDenoiser:
+def _trainable(config: DictConfig, name: str, teacher: Teacher, data: ImageDataset) -> DenoiserNetwork:
     """The network that ``config[name]`` describes or, where it is null, a copy of the teacher, to be trained.
 
     In eval mode, as dropout would make its two uses disagree.
     """
-    network: EDMDenoiser
+    network: DenoiserNetwork
     if config[name] is not None:
         network = instantiate(config[name])
         check_fit(network, data, name)
-    elif isinstance(teacher, EDMDenoiser):
+    elif isinstance(teacher, DenoiserNetwork):
         network = copy.deepcopy(teacher).set_guidance(1.0)
     else:
         raise ValueError(f"this teacher is no network that could be copied: describe one as {name}=...")
     return network.requires_grad_(True).eval()
 
 
-def _build_discriminator(config: DictConfig, teacher: Teacher, fake_score: EDMDenoiser | None) -> Discriminator:
+def _build_discriminator(config: DictConfig, teacher: Teacher, fake_score: DenoiserNetwork | None) -> Discriminator:
     """The head on the features of its host, which must have some."""
     make = instantiate(config.discriminator)
     host = fake_score if make.keywords.get("features_from") == "fake_score" else teacher

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from onestep.denoiser import Condition, concatenate_conditions
 from onestep.noise import add_noise
 from onestep.objectives.adversarial import discriminator_loss, generator_loss
 from onestep.objectives.regression import regression_loss
@@ -78,7 +79,7 @@ def update_fake_score(
     cycle: int,
     x_generated: Tensor,
     x_real: Tensor,
-    condition: Tensor | None,
+    condition: Condition,
     random: torch.Generator,
 ) -> dict[str, Tensor]:
     """One step of the fake score (denoising score matching on generated images) and of the discriminator (logistic).
@@ -108,7 +109,7 @@ def update_fake_score(
                 features_real = host(x_real_sigma, sigma, condition, outputs="features")
                 features = torch.cat([features_real, features])
             else:
-                both_conditions = None if condition is None else torch.cat([condition, condition])
+                both_conditions = concatenate_conditions(condition, condition)
                 with torch.no_grad():
                     features = host(
                         torch.cat([x_real_sigma, x_sigma]),
@@ -127,7 +128,7 @@ def update_fake_score(
 
 
 def update_generator(
-    parts: Distillation, cycle: int, x_generated: Tensor, condition: Tensor | None, random: torch.Generator
+    parts: Distillation, cycle: int, x_generated: Tensor, condition: Condition, random: torch.Generator
 ) -> dict[str, Tensor]:
     """One step of the generator: the objective and the adversarial term, from one pass of each judge; the regression.
 

@@ -7,10 +7,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from onestep.denoiser import Condition, map_condition
 from onestep.seeding import seeded_inputs
 
-#: From latents [B, C, H, W] and condition [B, label_dim] or None to images [B, C, H, W] in data units.
-Draw = Callable[[Tensor, Tensor | None], Tensor]
+#: From latents [B, C, H, W] and condition to images [B, C, H, W] in data units.
+Draw = Callable[[Tensor, Condition], Tensor]
 
 
 @torch.no_grad()
@@ -37,8 +38,10 @@ def draw_batches(
         for start in range(0, len(seeds), batch_size):
             batch = list(seeds[start : start + batch_size])
             latents, condition = seeded_inputs(batch, image_shape, label_dim, classes)
-            condition = None if condition is None else condition.to(accelerator.device)
             with accelerator.autocast():
-                images = draw(latents.to(accelerator.device), condition)
+                images = draw(
+                    latents.to(accelerator.device),
+                    map_condition(lambda tensor: tensor.to(accelerator.device), condition),
+                )
             yield images.float().cpu()
             bar.update(len(batch))

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from onestep.denoiser import Condition
 from onestep.density_ratio import RatioNormalizer
 from onestep.discriminators import Discriminator
-from onestep.networks.edm import EDMDenoiser
+from onestep.networks.base import DenoiserNetwork
 from onestep.noise import add_noise
 from onestep.objectives.base import Evaluation, Objective
 from onestep.teachers.mixture import MixtureTeacher
 
-Teacher = EDMDenoiser | MixtureTeacher
+Teacher = DenoiserNetwork | MixtureTeacher
 
 
 @contextmanager
@@ -35,17 +36,17 @@ class Judges:
     """The networks that an objective's inputs come from; None for those that the method does without."""
 
     teacher: Teacher
-    fake_score: EDMDenoiser | None
+    fake_score: DenoiserNetwork | None
     discriminator: Discriminator | None
     normalizer: RatioNormalizer | None
 
     @property
-    def discriminator_host(self) -> EDMDenoiser | None:
+    def discriminator_host(self) -> DenoiserNetwork | None:
         """The network whose features the discriminator reads."""
         if self.discriminator is None:
             return None
         host = self.fake_score if self.discriminator.features_from == "fake_score" else self.teacher
-        assert isinstance(host, EDMDenoiser)  # others have no features, and are refused when a run is built
+        assert isinstance(host, DenoiserNetwork)  # others have no features, and are refused when a run is built
         return host
 
     def evaluate(
@@ -54,7 +55,7 @@ class Judges:
         x_generated: Tensor,
         noise: Tensor,
         sigma: Tensor,
-        condition: Tensor | None,
+        condition: Condition,
         adversarial: bool,
     ) -> tuple[Evaluation, Tensor | None]:
         """The objective's inputs at ``x_generated + sigma * noise``, and the discriminator's raw logits [B].

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onestep.data.dataset import PositionSampler
+from onestep.denoiser import Condition, map_condition
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 from onestep.training.draw import draw_batches
@@ -60,7 +61,7 @@ class TeacherPairs:
 
     Args:
         latents: the noise [N, C, H, W] ~ N(0, I).
-        condition: one-hot labels [N, label_dim]; None for none.
+        condition: what each is drawn of [N, ...]; None for none.
         images: what the teacher drew of them [N, C, H, W], in data units.
         batch_size: pairs a cycle over all processes.
         seed: seed of the order.
@@ -68,13 +69,13 @@ class TeacherPairs:
     """
 
     latents: Tensor
-    condition: Tensor | None
+    condition: Condition
     images: Tensor
     batch_size: int
     seed: int
     accelerator: Accelerator
 
-    def batch(self, cycle: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def batch(self, cycle: int) -> tuple[Tensor, Condition, Tensor]:
         """This process's share of the latents, condition and images of ``cycle``: a function of its position alone."""
         rank, processes, device = (
             self.accelerator.process_index,
@@ -83,7 +84,7 @@ class TeacherPairs:
         )
         order = PositionSampler(len(self.images), self.batch_size, self.seed, cycle, rank, processes)
         chosen = torch.as_tensor(next(iter(order)))
-        condition = None if self.condition is None else self.condition[chosen].to(device)
+        condition = map_condition(lambda tensor: tensor[chosen].to(device), self.condition)
         return self.latents[chosen].to(device), condition, self.images[chosen].to(device)
 
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.features import DigitsFeatures, to_uint8
-from onestep.networks.edm import EDMDenoiser
+from onestep.networks.base import DenoiserNetwork
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.seeding import seeded_generator
 from onestep.training.build import build_evaluator, check_fit
@@ -46,7 +46,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     data: ImageDataset = instantiate(config.data)
     sigma_distribution: SigmaDistribution = instantiate(config.sigma)
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
-    network: EDMDenoiser = instantiate(config.network).to(run.device).train()
+    network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
     sampler, evaluator = instantiate(config.sampler), build_evaluator(config, data, run.device)
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
@@ -83,7 +83,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     return _finish_pretraining(run, sampler.network_evaluations, evaluation.samples)
 
 
-def _keep_the_best(run: Run, cycle: int, figures: dict[str, float], average: EDMDenoiser) -> None:
+def _keep_the_best(run: Run, cycle: int, figures: dict[str, float], average: DenoiserNetwork) -> None:
     """Log the figures of ``average``, and save it as the run's teacher if none before had a smaller FID."""
     earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
     run.log.write(cycle, figures)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from onestep.data.dataset import ImageDataset, PositionSampler
+from onestep.denoiser import Condition, map_condition
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.log import RunLog
 from onestep.training.settings import TrainingSettings
@@ -71,9 +72,7 @@ class Run:
             every=settings.log_every,
         )
 
-    def batches(
-        self, data: ImageDataset, settings: TrainingSettings, start: int
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Tensor, Condition]]:
         """This process's share of the batches from cycle ``start`` on, without end, on its device."""
         accelerator = self.accelerator
         settings.share_of(accelerator.num_processes)
@@ -86,7 +85,7 @@ class Run:
             accelerator.num_processes,
         )
         for images, condition in DataLoader(data, batch_sampler=order, collate_fn=lambda batch: batch):
-            yield images.to(accelerator.device), None if condition is None else condition.to(accelerator.device)
+            yield images.to(accelerator.device), map_condition(lambda tensor: tensor.to(accelerator.device), condition)
 
     def draw(self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any) -> Tensor:
         """Images [count, C, H, W] of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_batches`."""

@@ -18,7 +18,7 @@ from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import to_uint8
-from onestep.networks.edm import EDMDenoiser
+from onestep.networks.base import DenoiserNetwork
 from onestep.networks.generator import Generator
 from onestep.networks.planar import are_points
 from onestep.samplers import HeunSampler
@@ -136,12 +136,12 @@ def _is_part(target: Any) -> bool:
     return str(defined_in).startswith(_PARTS_LIVE_IN)
 
 
-def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[Draw, EDMDenoiser, int]:
+def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[Draw, DenoiserNetwork, int]:
     """What draws, the network it draws with, and how often it evaluates that for an image."""
     if config.model == "teacher":
         if parts.teacher is None or parts.sampler is None:
             raise ValueError("model=teacher needs run=..., or teacher=... and sampler=...")
-        teacher: EDMDenoiser = instantiate(parts.teacher).to(device)
+        teacher: DenoiserNetwork = instantiate(parts.teacher).to(device)
         sampler: HeunSampler = instantiate(parts.sampler)
         return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):

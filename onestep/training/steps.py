@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from onestep.networks.edm import EDMDenoiser
+from onestep.networks.base import DenoiserNetwork
 from onestep.noise import per_sample_sum
 from onestep.training.settings import TrainingSettings
 
@@ -19,7 +19,7 @@ def lr_factor(settings: TrainingSettings, images_seen: int) -> float:
     return warmup * (settings.final_lr + (1 - settings.final_lr) * cosine)
 
 
-def denoising_loss(network: EDMDenoiser, prediction: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+def denoising_loss(network: DenoiserNetwork, prediction: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
     """Denoising score matching [B]: the mean squared x0-error in the network's own weighting (arXiv 2206.00364, eq. 8).
 
     Unweighted, it would learn little at small sigma.

@@ -30,7 +30,7 @@ def test_bundled_teacher_denoises_the_digits() -> None:
     """At sigma = 0.3 it removes most of the noise, and more with the right class than with a wrong one at sigma = 2."""
     teacher, data = load_teacher("digits", guidance=1.0), Digits()
     x0, labels = data.__getitems__(range(0, len(data), 9))
-    assert labels is not None
+    assert isinstance(labels, torch.Tensor)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
 
     def error(sigma: float, condition: torch.Tensor) -> float:

@@ -1,0 +1,161 @@
+"""The noise schedules of diffusers' schedulers, as a preconditioning of their networks in the package's convention.
+
+Each family's network sees ``c_in * x_sigma`` at a timestep, and ``c_skip * x_sigma + c_out * output`` predicts x0:
+
+============== ======================== ================= ======================
+family         c_in                     c_skip            c_out
+============== ======================== ================= ======================
+epsilon        1 / sqrt(1 + sigma^2)    1                 -sigma
+v_prediction   1 / sqrt(1 + sigma^2)    1 / (1 + sigma^2) -sigma/sqrt(1+sigma^2)
+sample         1 / sqrt(1 + sigma^2)    0                 1
+flow           1 / (1 + sigma)          1 / (1 + sigma)   -sigma / (1 + sigma)
+============== ======================== ================= ======================
+
+They follow from ``x_t = alpha (x0 + sigma noise)`` with ``alpha = 1/sqrt(1 + sigma^2)`` and
+``v = alpha noise - alpha sigma x0`` (Salimans & Ho 2022, arXiv 2202.00512), and for flow matching from
+``x_t = (1 - t) x0 + t noise`` with ``t = sigma / (1 + sigma)`` and ``v = noise - x0`` (Esser et al. 2024, arXiv
+2403.03206). The squared error of the output is that of x0 divided by ``c_out^2``: the network's own training weight.
+
+A scheduler's clipping or thresholding of x0 is a habit of its steps, and no part of this.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from torch import Tensor
+
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_LEAST_ALPHAS_CUMPROD = (
+    2.0**-24
+)  # with a terminal signal of zero sigma would be infinite; diffusers' Euler has 4096 too
+_FLOW_SIGMA_MAX = 2.0**30
+
+
+class Scalings(NamedTuple):
+    """The preconditioning at some noise levels, [B] each."""
+
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+
+
+class NoiseSchedule(ABC):
+    """Which noise levels a network knows, in data units, and how it is told of them."""
+
+    sigma_min: float
+    sigma_max: float
+
+    @abstractmethod
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """The network's timestep [B], float32, for ``sigma`` [B]."""
+
+    @abstractmethod
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """The preconditioning [B] at ``sigma`` [B]."""
+
+
+class VariancePreservingSchedule(NoiseSchedule):
+    """``x_t = alpha_t (x0 + sigma_t noise)`` at integer timesteps, between which log sigma is interpolated linearly.
+
+    So do k-diffusion and diffusers' Euler scheduler; at the schedule's own sigmas the timestep is the integer.
+    ``sigma_min`` and ``sigma_max`` are those of its first and last timestep.
+
+    Args:
+        alphas_cumprod: the squares of alpha_t [T].
+        prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample".
+
+    Raises:
+        ValueError: for another prediction type, or the noise's prediction where the last timestep has no signal.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
+        if prediction_type not in _PREDICTIONS:
+            raise ValueError(f"prediction_type={prediction_type!r} is not supported: {', '.join(_PREDICTIONS)} are")
+        if prediction_type == "epsilon" and alphas_cumprod[-1] < _LEAST_ALPHAS_CUMPROD * 1.01:
+            raise ValueError(
+                "this schedule ends without signal (rescale_betas_zero_snr), where the noise's prediction says nothing "
+                "of x0: a network of prediction_type 'epsilon' cannot have been trained with it"
+            )
+        kept = alphas_cumprod.double().clamp(min=_LEAST_ALPHAS_CUMPROD)
+        # Rounded to float32, as sigma itself is: a level of the table then is found again exactly.
+        self.log_sigmas = ((1 - kept) / kept).sqrt().float().double().log()
+        self.prediction_type = prediction_type
+        self.sigma_min, self.sigma_max = (self.log_sigmas[end].exp().float().item() for end in (0, -1))
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels [T] of the timesteps 0, 1, ..., float32."""
+        return self.log_sigmas.exp().float()
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        table = self.log_sigmas.to(sigma.device)
+        log_sigma = sigma.float().double().log().clamp(table[0], table[-1])
+        above = torch.searchsorted(table, log_sigma).clamp(1, len(table) - 1)
+        low, high = table[above - 1], table[above]
+        return (above - 1 + (log_sigma - low) / (high - low)).float()
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        alpha = (1 + sigma**2).rsqrt()
+        match self.prediction_type:
+            case "epsilon":
+                return Scalings(alpha, torch.ones_like(sigma), -sigma)
+            case "v_prediction":
+                return Scalings(alpha, alpha**2, -sigma * alpha)
+            case _:
+                return Scalings(alpha, torch.zeros_like(sigma), torch.ones_like(sigma))
+
+
+class FlowSchedule(NoiseSchedule):
+    """``x_t = (1 - t) (x0 + sigma noise)`` with ``sigma = t / (1 - t)``, and ``timestep = t * num_train_timesteps``.
+
+    A scheduler's shift moves its steps along t, and not what the network is told at t. The noise levels reach from
+    ``t = 1 / num_train_timesteps`` to ``sigma = 2^30``, which is ``t = 1`` in float32: flow-matching samplers start
+    there, where in our units sigma would be infinite.
+    """
+
+    def __init__(self, num_train_timesteps: int) -> None:
+        self.num_train_timesteps = num_train_timesteps
+        self.sigma_min, self.sigma_max = 1 / (num_train_timesteps - 1), _FLOW_SIGMA_MAX
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return (sigma / (1 + sigma)).float() * self.num_train_timesteps
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        remaining = 1 / (1 + sigma)
+        return Scalings(remaining, remaining, -sigma * remaining)
+
+
+def build_scheduler(config: Mapping[str, Any]) -> Any:
+    """The scheduler of diffusers that ``config`` describes.
+
+    Raises:
+        ValueError: if diffusers has none of that name.
+    """
+    name = config.get("_class_name")
+    scheduler_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+        raise ValueError(f"the scheduler's config names {name!r}, which is no scheduler of diffusers")
+    return scheduler_class.from_config(  # type: ignore[attr-defined]
+        {key: value for key, value in config.items() if not key.startswith("_")}
+    )
+
+
+def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The noise schedule of a scheduler's config.
+
+    Raises:
+        ValueError: for a scheduler that is of no supported family.
+    """
+    scheduler = build_scheduler(config)
+    name = config["_class_name"]
+    if name.startswith("FlowMatch"):
+        return FlowSchedule(scheduler.config.num_train_timesteps)
+    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            f"the schedule of {name} is not supported: those of discrete variance-preserving timesteps "
+            "(DDPM, DDIM, PNDM, Euler, DPMSolver, ...) and of flow matching (FlowMatchEulerDiscreteScheduler) are"
+        )
+    return VariancePreservingSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
