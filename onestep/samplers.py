@@ -1,17 +1,66 @@
-"""EDM's samplers: how a many-step teacher draws (Karras et al. 2022, arXiv 2206.00364)."""
+"""How a many-step teacher draws: by EDM's samplers (Karras et al. 2022, arXiv 2206.00364) or by Euler's method."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from onestep.denoiser import Condition, Denoiser, score
+from onestep.networks.base import DenoiserNetwork
 from onestep.noise import expand_like, karras_sigmas
 from onestep.seeding import own_noise
 
 
-class HeunSampler:
+class Sampler(ABC):
+    """From latents to images, by many evaluations of a denoiser."""
+
+    @property
+    @abstractmethod
+    def network_evaluations(self) -> int:
+        """Evaluations of the denoiser that a sample costs."""
+
+    @abstractmethod
+    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
+        """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I)."""
+
+
+class EulerSampler(Sampler):
+    """Euler's method for the probability flow, along the noise levels of the network's own schedule.
+
+    For a diffusers network this is what its pipeline draws with an ``EulerDiscreteScheduler`` of the same latents: the
+    ODE's variable is sigma, in which DDIM (arXiv 2010.02502, eq. 13) and flow matching's Euler steps are this method
+    too. Of DDIM's latents, which are those of its first timestep's variance 1, ours are ``sqrt(1 + 1/sigma^2)`` times.
+
+    Args:
+        steps: network evaluations.
+    """
+
+    def __init__(self, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"sampler.steps={steps}: expected at least 1")
+        self.steps = steps
+
+    @property
+    def network_evaluations(self) -> int:
+        return self.steps
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
+        if not isinstance(denoiser, DenoiserNetwork):
+            raise ValueError("this teacher has no noise schedule of its own to follow: use sampler=heun")
+        sigmas = denoiser.sampling_sigmas(self.steps)
+        x = latents.double() * sigmas[0]
+        for sigma, sigma_next in pairwise(sigmas):
+            level = torch.full((len(latents),), sigma, device=x.device)
+            x0 = denoiser(x.float(), level, condition).double()
+            x = x0 + (sigma_next / sigma) * (x - x0)
+        return x.to(latents.dtype)
+
+
+class HeunSampler(Sampler):
     """Heun's second-order sampler, deterministic (algorithm 1) or, with ``churn``, stochastic (algorithm 2).
 
     Args:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from onestep.denoiser import Condition
-from onestep.samplers import HeunSampler
+from onestep.networks.edm import EDMDenoiser
+from onestep.samplers import EulerSampler, HeunSampler
 
 MEAN, STD, SIGMA_MIN, SIGMA_MAX = 0.3, 0.5, 0.002, 80.0
 
@@ -114,3 +115,23 @@ def test_bad_arguments(arguments: dict[str, float]) -> None:
     (name, value), *_ = arguments.items()
     with pytest.raises(ValueError, match=f"steps >= 2, .* and churn >= 0, got .*{name}={value}"):
         HeunSampler(**({"steps": 8, "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX} | arguments))  # type: ignore[arg-type]
+
+
+def test_euler_follows_the_networks_own_levels() -> None:
+    """Two steps of a network that is its skip connection alone, along EDM's levels from sigma_max."""
+    denoiser = EDMDenoiser((2, 1, 1), sigma_data=1.0, sigma_min=0.1, sigma_max=4.0, architecture="Affine")
+    latents = torch.tensor([[[[1.0]], [[-2.0]]]])
+    images = EulerSampler(2)(denoiser, latents)
+    x = 4 * latents
+    for sigma, sigma_next in ((4.0, 0.1), (0.1, 0.0)):
+        x0 = x / (1 + sigma**2)  # an affine network starts as zero, which leaves the skip connection
+        x = x0 + sigma_next / sigma * (x - x0)
+    torch.testing.assert_close(images, x)
+    assert EulerSampler(7).network_evaluations == 7
+
+
+def test_euler_needs_a_network_and_steps() -> None:
+    with pytest.raises(ValueError, match="no noise schedule of its own to follow: use sampler=heun"):
+        EulerSampler(2)(GaussianDenoiser(), torch.zeros(1, 1, 1, 1))
+    with pytest.raises(ValueError, match=r"sampler\.steps=0: expected at least 1"):
+        EulerSampler(0)

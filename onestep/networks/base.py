@@ -8,6 +8,7 @@ from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor
 
 from onestep.denoiser import Condition, concatenate_conditions, map_condition
+from onestep.noise import karras_sigmas
 
 Outputs = Literal["prediction", "features", "both"]
 
@@ -44,6 +45,10 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
     @abstractmethod
     def denoising_weight(self, sigma: Tensor) -> Tensor:
         """The weight [B] of the squared x0-error at ``sigma`` [B] in the loss that the network was trained by."""
+
+    def sampling_sigmas(self, steps: int) -> list[float]:
+        """The descending noise levels by which its own sampler takes ``steps`` steps, the end, 0, included."""
+        return [*karras_sigmas(steps, self.sigma_min, self.sigma_max).tolist(), 0.0]
 
     @abstractmethod
     def evaluate(

@@ -16,6 +16,8 @@ class Family(ABC):
     ``network`` is of that class everywhere, ``config`` is its config, and features are those of a discriminator.
     """
 
+    spaces_steps_equally = False  # its pipeline chooses the steps of flow matching itself
+
     def check(self, config: Mapping[str, Any]) -> None:
         """Refuse a network of this class that does not do what its family does, by a ValueError."""
         channels, out_channels = config["in_channels"], config["out_channels"]
@@ -168,6 +170,8 @@ class Flux(_Transformer):
 
     The features are the image's tokens behind the blocks that keep text and image apart.
     """
+
+    spaces_steps_equally = True
 
     def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         return ("encoder_hidden_states", "pooled_projections")

@@ -149,6 +149,12 @@ class DiffusersDenoiser(DenoiserNetwork):
         if not keys and isinstance(condition, dict):
             raise ValueError(f"this network takes no text, got a condition with {', '.join(found)}")
 
+    def sampling_sigmas(self, steps: int) -> list[float]:
+        """The levels of ``steps`` steps of diffusers' Euler scheduler on this schedule, in the family's pipeline."""
+        _, height, width = self.image_shape
+        # Flux and SD3, whose schedules may depend on it, have a token for two by two of the latents' pixels.
+        return self.schedule.sampling_sigmas(steps, height * width // 4, self.family.spaces_steps_equally)
+
     def denoising_weight(self, sigma: Tensor) -> Tensor:
         """The weight [B] that turns the squared x0-error into that of the network's own output, such as epsilon."""
         return self.schedule.scalings(sigma).c_out ** -2

@@ -24,13 +24,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
-_LEAST_ALPHAS_CUMPROD = (
-    2.0**-24
-)  # with a terminal signal of zero sigma would be infinite; diffusers' Euler has 4096 too
+_TERMINAL_ALPHAS_CUMPROD = 2.0**-24  # in place of 0, where sigma would be infinite; as in diffusers' Euler scheduler
 _FLOW_SIGMA_MAX = 2.0**30
 
 
@@ -56,6 +55,16 @@ class NoiseSchedule(ABC):
     def scalings(self, sigma: Tensor) -> Scalings:
         """The preconditioning [B] at ``sigma`` [B]."""
 
+    @abstractmethod
+    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+        """The noise levels by which diffusers' Euler scheduler of this config takes ``steps`` steps, the end included.
+
+        Args:
+            steps: their number.
+            tokens: of an image in a transformer, which decide on a dynamic shift.
+            equal_spacing: whether the pipeline spaces t equally, instead of leaving that to the scheduler.
+        """
+
 
 class VariancePreservingSchedule(NoiseSchedule):
     """``x_t = alpha_t (x0 + sigma_t noise)`` at integer timesteps, between which log sigma is interpolated linearly.
@@ -64,24 +73,27 @@ class VariancePreservingSchedule(NoiseSchedule):
     ``sigma_min`` and ``sigma_max`` are those of its first and last timestep.
 
     Args:
-        alphas_cumprod: the squares of alpha_t [T].
-        prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample".
+        scheduler: one of diffusers with ``alphas_cumprod``, the squares of alpha_t [T], and a ``prediction_type`` of
+            "epsilon", "v_prediction" or "sample".
 
     Raises:
         ValueError: for another prediction type, or the noise's prediction where the last timestep has no signal.
     """
 
-    def __init__(self, alphas_cumprod: Tensor, prediction_type: str) -> None:
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, prediction_type = scheduler, scheduler.config.prediction_type
         if prediction_type not in _PREDICTIONS:
             raise ValueError(f"prediction_type={prediction_type!r} is not supported: {', '.join(_PREDICTIONS)} are")
-        if prediction_type == "epsilon" and alphas_cumprod[-1] < _LEAST_ALPHAS_CUMPROD * 1.01:
+        if prediction_type == "epsilon" and scheduler.config.get("rescale_betas_zero_snr"):
             raise ValueError(
                 "this schedule ends without signal (rescale_betas_zero_snr), where the noise's prediction says nothing "
                 "of x0: a network of prediction_type 'epsilon' cannot have been trained with it"
             )
-        kept = alphas_cumprod.double().clamp(min=_LEAST_ALPHAS_CUMPROD)
-        # Rounded to float32, as sigma itself is: a level of the table then is found again exactly.
-        self.log_sigmas = ((1 - kept) / kept).sqrt().float().double().log()
+        kept = scheduler.alphas_cumprod.clone()
+        if scheduler.config.get("rescale_betas_zero_snr"):
+            kept[-1] = min(_TERMINAL_ALPHAS_CUMPROD, kept[-2].item() / 2)  # sigma rises to the end
+        # In float32, as sigma itself and diffusers' own are: a level of the table then is found again exactly.
+        self.log_sigmas = ((1 - kept) / kept).sqrt().double().log()
         self.prediction_type = prediction_type
         self.sigma_min, self.sigma_max = (self.log_sigmas[end].exp().float().item() for end in (0, -1))
 
@@ -96,6 +108,11 @@ class VariancePreservingSchedule(NoiseSchedule):
         above = torch.searchsorted(table, log_sigma).clamp(1, len(table) - 1)
         low, high = table[above - 1], table[above]
         return (above - 1 + (log_sigma - low) / (high - low)).float()
+
+    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+        euler = diffusers.EulerDiscreteScheduler.from_config(self.scheduler.config)
+        euler.set_timesteps(steps)
+        return euler.sigmas.tolist()
 
     def scalings(self, sigma: Tensor) -> Scalings:
         alpha = (1 + sigma**2).rsqrt()
@@ -116,12 +133,23 @@ class FlowSchedule(NoiseSchedule):
     there, where in our units sigma would be infinite.
     """
 
-    def __init__(self, num_train_timesteps: int) -> None:
-        self.num_train_timesteps = num_train_timesteps
-        self.sigma_min, self.sigma_max = 1 / (num_train_timesteps - 1), _FLOW_SIGMA_MAX
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.num_train_timesteps = scheduler, scheduler.config.num_train_timesteps
+        self.sigma_min, self.sigma_max = 1 / (self.num_train_timesteps - 1), _FLOW_SIGMA_MAX
 
     def timestep(self, sigma: Tensor) -> Tensor:
         return (sigma / (1 + sigma)).float() * self.num_train_timesteps
+
+    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+        euler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
+        config, shift = euler.config, None
+        if config.use_dynamic_shifting:  # linear in the image's tokens, as in Flux's and SD3's pipelines
+            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+            shift = config.base_shift + slope * (tokens - config.base_image_seq_len)
+        equal = np.linspace(1, 1 / steps, steps) if equal_spacing else None
+        euler.set_timesteps(steps, sigmas=equal, mu=shift)
+        t = euler.sigmas.double()
+        return (t / (1 - t)).clamp(max=self.sigma_max).tolist()
 
     def scalings(self, sigma: Tensor) -> Scalings:
         remaining = 1 / (1 + sigma)
@@ -152,10 +180,10 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     scheduler = build_scheduler(config)
     name = config["_class_name"]
     if name.startswith("FlowMatch"):
-        return FlowSchedule(scheduler.config.num_train_timesteps)
+        return FlowSchedule(scheduler)
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(
             f"the schedule of {name} is not supported: those of discrete variance-preserving timesteps "
             "(DDPM, DDIM, PNDM, Euler, DPMSolver, ...) and of flow matching (FlowMatchEulerDiscreteScheduler) are"
         )
-    return VariancePreservingSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+    return VariancePreservingSchedule(scheduler)

@@ -52,12 +52,13 @@ def load_diffusers(
         # Reading a config is the same for every scheduler.
         if (folder / "config.json").is_file() and not (folder / _INDEX).is_file():
             network_class = str(DiffusersDenoiser.load_config(path).get("_class_name"))
+            if network_class not in FAMILIES:
+                raise _unsupported(path, f"a network {network_class}")
             subfolder, scheduler = None, DDPMScheduler.load_config(_scheduler_folder(folder))
         else:
             index = DiffusionPipeline.load_config(path, **options)
             network_class, subfolder = _find_network(path, index)
             scheduler = DDPMScheduler.load_config(path, subfolder="scheduler", **options)
-        _require_supported(path, network_class)
         network, report = getattr(diffusers, network_class).from_pretrained(
             path,
             subfolder=subfolder,
@@ -81,18 +82,15 @@ def load_diffusers(
 
 def _find_network(path: str, index: dict[str, Any]) -> tuple[str, str]:
     """The class and the folder of a pipeline's denoising network."""
-    components = {name: entry[1] for name, entry in index.items() if isinstance(entry, list | tuple)}
+    components = {name: str(entry[1]) for name, entry in index.items() if isinstance(entry, list | tuple) and entry[1:]}
     for name, network_class in components.items():
         if network_class in FAMILIES:
             return network_class, name
-    found = next((components[name] for name in ("unet", "transformer", "prior") if name in components), None)
-    _require_supported(path, f"{found or 'unknown'} of {index.get('_class_name')}")
-    raise AssertionError("unreachable")
+    raise _unsupported(path, f"a {index.get('_class_name')} of {', '.join(sorted(components.values()))}")
 
 
-def _require_supported(path: str, network_class: str) -> None:
-    if network_class not in FAMILIES:
-        raise ValueError(f"{path!r} holds a network {network_class}, which is not supported: {', '.join(FAMILIES)} are")
+def _unsupported(path: str, found: str) -> ValueError:
+    return ValueError(f"{path!r} holds {found}, which is not supported: pipelines with a {', '.join(FAMILIES)} are")
 
 
 def _scheduler_folder(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from onestep.networks.base import DenoiserNetwork
 from onestep.networks.generator import Generator
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
-from onestep.samplers import HeunSampler
+from onestep.samplers import Sampler
 from onestep.seeding import seeded_generator
 from onestep.training.judges import Judges, Teacher
 from onestep.training.pairs import PairSettings, TeacherPairs, prepare_pairs
@@ -39,7 +39,7 @@ class Distillation:
     generator: Generator
     judges: Judges
     optimizers: dict[str, torch.optim.Optimizer]
-    sampler: HeunSampler
+    sampler: Sampler
     evaluator: Evaluator
     pairs: TeacherPairs | None  # for the regression, if there is one
 
@@ -145,7 +145,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         normalizer = instantiate(config.get("normalizer"))
         normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
 
-    sampler: HeunSampler = instantiate(config.sampler)
+    sampler: Sampler = instantiate(config.sampler)
     return Distillation(
         accelerator=accelerator,
         settings=settings,
@@ -196,7 +196,7 @@ def _build_pairs(
     config: DictConfig,
     settings: DistillationSettings,
     teacher: Teacher,
-    sampler: HeunSampler,
+    sampler: Sampler,
     accelerator: Accelerator,
 ) -> TeacherPairs | None:
     pairs: PairSettings | None = instantiate(config.get("pairs"))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition, map_condition
-from onestep.samplers import HeunSampler
+from onestep.samplers import Sampler
 from onestep.seeding import seeded_inputs
 from onestep.training.draw import draw_batches
 from onestep.training.judges import Teacher
@@ -91,7 +91,7 @@ class TeacherPairs:
 def prepare_pairs(
     settings: PairSettings,
     teacher: Teacher,
-    sampler: HeunSampler,
+    sampler: Sampler,
     accelerator: Accelerator,
     batch_size: int,
     seed: int,
@@ -121,9 +121,7 @@ class PairCache:
         ValueError: if the folder cannot be made, or later written to.
     """
 
-    def __init__(
-        self, settings: PairSettings, teacher: Teacher, sampler: HeunSampler, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, settings: PairSettings, teacher: Teacher, sampler: Sampler, accelerator: Accelerator) -> None:
         self.batch_size = settings.batch_size
         self.teacher, self.sampler, self.accelerator = teacher, sampler, accelerator
         key = _fingerprint(teacher, sampler, settings.batch_size, accelerator.mixed_precision)
@@ -195,7 +193,7 @@ def _writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _fingerprint(teacher: Teacher, sampler: HeunSampler, batch_size: int, precision: str) -> str:
+def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision: str) -> str:
     """A hash of all that the images depend on; of the batch size too, as it decides rounding and the files' extent."""
     description = {
         "format": _FORMAT,

@@ -21,7 +21,7 @@ from onestep.metrics.features import to_uint8
 from onestep.networks.base import DenoiserNetwork
 from onestep.networks.generator import Generator
 from onestep.networks.planar import are_points
-from onestep.samplers import HeunSampler
+from onestep.samplers import Sampler
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.pictures import save_image, save_samples
 from onestep.training.run import PRECISIONS
@@ -142,7 +142,7 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
         if parts.teacher is None or parts.sampler is None:
             raise ValueError("model=teacher needs run=..., or teacher=... and sampler=...")
         teacher: DenoiserNetwork = instantiate(parts.teacher).to(device)
-        sampler: HeunSampler = instantiate(parts.sampler)
+        sampler: Sampler = instantiate(parts.sampler)
         return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):
         raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder)")
