@@ -1,16 +1,18 @@
 """What every denoiser that is a network shares: guidance, its outputs, and how the rest of the package uses it."""
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from onestep.denoiser import Condition, concatenate_conditions, map_condition
 from onestep.noise import karras_sigmas
 
 Outputs = Literal["prediction", "features", "both"]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
@@ -157,3 +159,8 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
                 "unconditional={...})"
             )
         return map_condition(torch.zeros_like, condition)
+
+
+def copy_trained(network: Network) -> Network:
+    """A copy of ``network`` with parameters of its own where they are trained; the frozen ones are the very same."""
+    return copy.deepcopy(network, {id(p): p for p in network.parameters() if not p.requires_grad})

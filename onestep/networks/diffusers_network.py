@@ -32,6 +32,7 @@ class DiffusersDenoiser(DenoiserNetwork):
         network_config: its config.
         scheduler_config: its scheduler's config, with its ``_class_name``.
         size: height and width of what it denoises, in its own pixels; None for the network's ``sample_size``.
+        lora: the arguments of :meth:`add_lora`; None for none.
 
     Raises:
         ValueError: for a network or a scheduler that is not supported.
@@ -46,6 +47,7 @@ class DiffusersDenoiser(DenoiserNetwork):
         network_config: dict[str, Any],
         scheduler_config: dict[str, Any],
         size: int | None = None,
+        lora: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.family = find_family(network_class)
@@ -56,6 +58,8 @@ class DiffusersDenoiser(DenoiserNetwork):
         self.sigma_min, self.sigma_max = self.schedule.sigma_min, self.schedule.sigma_max
         self.image_shape = self.family.image_shape(config, size)
         self.label_dim = self.family.label_dim(config)
+        if lora is not None:
+            self.add_lora(**lora)
 
     @classmethod
     def wrap(cls, network: Any, scheduler: Any, size: int | None = None) -> Self:
@@ -65,6 +69,28 @@ class DiffusersDenoiser(DenoiserNetwork):
             denoiser = cls(type(network).__name__, _plain(network.config), scheduler_config, size)
         denoiser.network = network
         return denoiser
+
+    def add_lora(self, rank: int, alpha: float, targets: list[str]) -> None:
+        """Freeze the network and add a trainable low-rank change to its layers, zero at first (arXiv 2106.09685).
+
+        Args:
+            rank, alpha: of the change, which is scaled by ``alpha / rank``.
+            targets: the layers' names, or their ends.
+
+        Raises:
+            ValueError: if there are no layers of these names.
+        """
+        from peft import LoraConfig, inject_adapter_in_model
+
+        options = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
+        try:
+            inject_adapter_in_model(options, self.network.requires_grad_(False))
+        except ValueError as error:
+            raise ValueError(f"lora.targets={targets}: {error}") from error
+        for parameter in self.network.parameters():
+            if parameter.requires_grad:  # in float32, as an optimiser's small steps would be lost in less
+                parameter.data = parameter.data.float()
+        self.register_to_config(lora={"rank": rank, "alpha": alpha, "targets": targets})
 
     @property
     def condition_keys(self) -> tuple[str, ...]:
@@ -110,7 +136,9 @@ class DiffusersDenoiser(DenoiserNetwork):
             prediction = c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
         if outputs == "prediction":
             return prediction
-        (read,) = (feature.to(x_sigma.dtype) for feature in features)
+        # Attention leaves its output with the channels last in memory, where the backward pass of a group norm that needs
+        # no gradient of its input crashes torch 2.13 on a CPU.
+        (read,) = (feature.to(x_sigma.dtype).contiguous() for feature in features)
         return (prediction, read) if outputs == "both" else read
 
     @contextmanager

@@ -14,8 +14,10 @@ from onestep.data.dataset import ImageDataset
 from onestep.discriminators import Discriminator
 from onestep.divergences import ReverseKL
 from onestep.metrics.evaluator import Evaluator
+from onestep.networks.attention import check_attention, set_attention
 from onestep.networks.base import DenoiserNetwork
 from onestep.networks.generator import Generator
+from onestep.networks.lora import LoRA
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
 from onestep.samplers import Sampler
@@ -126,6 +128,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     settings.share_of(accelerator.num_processes)
     objective: Objective = instantiate(config.objective)
     check_terms(config, settings, objective)
+    check_attention(config.attention, accelerator.device)
     data: ImageDataset = instantiate(config.data)
     teacher: Teacher = instantiate(config.teacher).to(accelerator.device)
     check_fit(teacher, data)
@@ -140,6 +143,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     if objective.needs_fake_score:
         fake_score = _trainable(config, "fake_score", teacher, data).to(accelerator.device)
         fake_score.set_guidance(settings.fake_score_guidance)
+    set_attention(config.attention, filter(None, [teacher, generator.denoiser, fake_score]))
     if objective.needs_ratio or settings.gan_weight > 0:
         discriminator = _build_discriminator(config, teacher, fake_score).to(accelerator.device)
         normalizer = instantiate(config.get("normalizer"))
@@ -167,6 +171,8 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
 def _trainable(config: DictConfig, name: str, teacher: Teacher, data: ImageDataset) -> DenoiserNetwork:
     """The network that ``config[name]`` describes or, where it is null, a copy of the teacher, to be trained.
 
+    As a whole, or by LoRA where ``config.lora`` names it.
+
     In eval mode, as dropout would make its two uses disagree.
     """
     network: DenoiserNetwork
@@ -174,10 +180,15 @@ def _trainable(config: DictConfig, name: str, teacher: Teacher, data: ImageDatas
         network = instantiate(config[name])
         check_fit(network, data, name)
     elif isinstance(teacher, DenoiserNetwork):
-        network = copy.deepcopy(teacher).set_guidance(1.0)
+        network = teacher
     else:
         raise ValueError(f"this teacher is no network that could be copied: describe one as {name}=...")
-    return network.requires_grad_(True).eval()
+    lora: LoRA | None = instantiate(config.get("lora"))
+    if lora is not None and name in lora.students:
+        return lora.apply(network).set_guidance(1.0).eval()
+    network = copy.deepcopy(network) if network is teacher else network
+    # Trained in float32, whatever the teacher is kept in.
+    return network.float().requires_grad_(True).set_guidance(1.0).eval()
 
 
 def _build_discriminator(config: DictConfig, teacher: Teacher, fake_score: DenoiserNetwork | None) -> Discriminator:
@@ -207,12 +218,17 @@ def _build_pairs(
 
 def _build_optimizers(config: DictConfig, generator: nn.Module, *critics: nn.Module | None) -> dict[str, Any]:
     """One optimiser for the generator, one for the fake score and the discriminator with a group for each."""
-    optimizers = {"generator": instantiate(config.optimizer.generator)(list(generator.parameters()))}
+    optimizers = {"generator": instantiate(config.optimizer.generator)(_trained_parameters(generator))}
     groups = []
     for name, critic in zip(("fake_score", "discriminator"), critics, strict=True):
         if critic is not None:
             options = {key: value for key, value in config.optimizer[name].items() if not key.startswith("_")}
-            groups.append({**instantiate(options), "params": list(critic.parameters())})
+            groups.append({**instantiate(options), "params": _trained_parameters(critic)})
     if groups:
         optimizers["fake_score"] = instantiate(config.optimizer.fake_score)(groups)
     return optimizers
+
+
+def _trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """All but the frozen ones of a LoRA student."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

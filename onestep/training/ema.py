@@ -1,16 +1,15 @@
 """The exponential moving average of a network's weights, whose half-life is counted in images."""
 
-import copy
-from typing import Generic, TypeVar
+from typing import Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Network = TypeVar("Network", bound=nn.Module)
+from onestep.networks.base import Network, copy_trained
 
 
 class EMA(Generic[Network]):
-    """A copy of ``network`` that follows it; ``average`` is the copy.
+    """A copy of ``network`` that follows it; ``average`` is the copy, which shares what is frozen.
 
     Args:
         network: the network to follow; not kept.
@@ -22,7 +21,7 @@ class EMA(Generic[Network]):
     def __init__(self, network: Network, halflife: float, rampup: float) -> None:
         if halflife <= 0 or rampup <= 0:
             raise ValueError(f"EMA needs halflife > 0 and rampup > 0, got halflife={halflife}, rampup={rampup}")
-        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.average = copy_trained(network).eval().requires_grad_(False)
         self.halflife, self.rampup = halflife, rampup
 
     def decay(self, images_seen: int, batch_size: int) -> float:
@@ -33,8 +32,10 @@ class EMA(Generic[Network]):
     @torch.no_grad()
     def update(self, network: Network, images_seen: int, batch_size: int) -> None:
         """Move the average towards ``network``; call it only when the network itself has moved."""
-        averages: list[Tensor] = list(self.average.parameters())
-        values: list[Tensor] = list(network.parameters())
+        pairs = zip(self.average.parameters(), network.parameters(), strict=True)
+        trained = [(average, value) for average, value in pairs if value.requires_grad]
+        averages: list[Tensor] = [average for average, _ in trained]
+        values: list[Tensor] = [value for _, value in trained]
         torch._foreach_lerp_(averages, values, 1 - self.decay(images_seen, batch_size))
         for average, value in zip(self.average.buffers(), network.buffers(), strict=True):
             average.copy_(value)
