@@ -136,8 +136,8 @@ class DiffusersDenoiser(DenoiserNetwork):
             prediction = c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
         if outputs == "prediction":
             return prediction
-        # Attention leaves its output with the channels last in memory, where the backward pass of a group norm that needs
-        # no gradient of its input crashes torch 2.13 on a CPU.
+        # Attention leaves its output with the channels last in memory, where the backward pass of a group norm whose
+        # input needs no gradient crashes torch 2.13 on a CPU.
         (read,) = (feature.to(x_sigma.dtype).contiguous() for feature in features)
         return (prediction, read) if outputs == "both" else read
 
