@@ -47,11 +47,19 @@ class EulerSampler(Sampler):
     def network_evaluations(self) -> int:
         return self.steps
 
-    @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
+    def sigmas(self, denoiser: Denoiser) -> list[float]:
+        """The noise levels at which ``denoiser`` is called, and 0.
+
+        Raises:
+            ValueError: if it is no network, and so has no schedule.
+        """
         if not isinstance(denoiser, DenoiserNetwork):
             raise ValueError("this teacher has no noise schedule of its own to follow: use sampler=heun")
-        sigmas = denoiser.sampling_sigmas(self.steps)
+        return denoiser.sampling_sigmas(self.steps)
+
+    @torch.no_grad()
+    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
+        sigmas = self.sigmas(denoiser)
         x = latents.double() * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
             level = torch.full((len(latents),), sigma, device=x.device)

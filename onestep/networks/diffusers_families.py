@@ -187,7 +187,8 @@ class Flux(_Transformer):
 
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
         height, width = x.shape[2] // 2, x.shape[3] // 2
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        axes = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        rows, columns = torch.meshgrid(*axes, indexing="ij")
         positions = torch.stack([torch.zeros_like(rows), rows, columns], 2).flatten(0, 1)
         text = condition["encoder_hidden_states"]
         tokens = network(

@@ -103,7 +103,9 @@ class VariancePreservingSchedule(NoiseSchedule):
         return self.log_sigmas.exp().float()
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        table = self.log_sigmas.to(sigma.device)
+        if self.log_sigmas.device != sigma.device:  # once, as a copy makes the device wait
+            self.log_sigmas = self.log_sigmas.to(sigma.device)
+        table = self.log_sigmas
         log_sigma = sigma.float().double().log().clamp(table[0], table[-1])
         above = torch.searchsorted(table, log_sigma).clamp(1, len(table) - 1)
         low, high = table[above - 1], table[above]
