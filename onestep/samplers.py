@@ -95,13 +95,30 @@ class HeunSampler(Sampler):
                 "a sampler needs steps >= 2, 0 < sigma_min < sigma_max and churn >= 0, got "
                 f"steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}, churn={churn}"
             )
-        self.sigmas = [*karras_sigmas(steps, sigma_min, sigma_max, rho).tolist(), 0.0]
+        self.steps, self.sigma_min, self.sigma_max, self.rho = steps, sigma_min, sigma_max, rho
         self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
 
     @property
     def network_evaluations(self) -> int:
         """Network evaluations a sample costs."""
-        return 2 * (len(self.sigmas) - 1) - 1
+        return 2 * self.steps - 1
+
+    def sigmas(self, denoiser: Denoiser) -> list[float]:
+        """The noise levels at which ``denoiser`` is called, and 0: of a network, such as it was trained at.
+
+        Raises:
+            ValueError: if it was trained at none of the levels asked for.
+        """
+        sigma_min, sigma_max = self.sigma_min, self.sigma_max
+        if isinstance(denoiser, DenoiserNetwork):
+            sigma_min, sigma_max = max(sigma_min, denoiser.sigma_min), min(sigma_max, denoiser.sigma_max)
+            if sigma_min >= sigma_max:
+                raise ValueError(
+                    f"sampler.sigma_min={self.sigma_min}, sampler.sigma_max={self.sigma_max}: this network was trained "
+                    f"between {denoiser.sigma_min} and {denoiser.sigma_max}"
+                )
+        levels = karras_sigmas(self.steps, sigma_min, sigma_max, self.rho)
+        return [*_rounded(denoiser, levels).tolist(), 0.0]
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
@@ -111,10 +128,11 @@ class HeunSampler(Sampler):
         A sample's churn is a function of its latent: an image depends on its own seed and on nothing else in the batch.
         """
         batch = len(latents)
-        x = latents.double() * self.sigmas[0]
+        sigmas = self.sigmas(denoiser)
+        x = latents.double() * sigmas[0]
         noises = own_noise(latents, x.dtype)
-        for sigma, sigma_next in zip(self.sigmas[:-1], self.sigmas[1:], strict=True):
-            sigma_hat, x = self._add_churn(x, sigma, noises)
+        for sigma, sigma_next in pairwise(sigmas):
+            sigma_hat, x = self._add_churn(denoiser, x, sigma, noises)
             slope = self._slope(denoiser, x, sigma_hat, condition, batch)
             proposal = x + (sigma_next - sigma_hat) * slope
             if sigma_next > 0:
@@ -123,10 +141,13 @@ class HeunSampler(Sampler):
             x = proposal
         return x.to(latents.dtype)
 
-    def _add_churn(self, x: Tensor, sigma: float, noises: Iterator[Tensor]) -> tuple[float, Tensor]:
+    def _add_churn(
+        self, denoiser: Denoiser, x: Tensor, sigma: float, noises: Iterator[Tensor]
+    ) -> tuple[float, Tensor]:
         if self.churn == 0 or not self.churn_min <= sigma <= self.churn_max:
             return sigma, x
-        sigma_hat = sigma * (1 + min(self.churn / (len(self.sigmas) - 1), math.sqrt(2) - 1))
+        raised = sigma * (1 + min(self.churn / self.steps, math.sqrt(2) - 1))
+        sigma_hat = _rounded(denoiser, torch.tensor(raised, dtype=torch.float64)).item()
         return sigma_hat, x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * next(noises)
 
     @staticmethod
@@ -135,3 +156,8 @@ class HeunSampler(Sampler):
         level = torch.full((batch,), sigma, dtype=torch.float64, device=x.device)
         x0 = denoiser(x.float(), level.float(), condition).double()
         return -expand_like(level, x) * score(x0, x, level)
+
+
+def _rounded(denoiser: Denoiser, levels: Tensor) -> Tensor:
+    """The levels at which the denoiser is to be called for ``levels``."""
+    return denoiser.round_sigma(levels) if isinstance(denoiser, DenoiserNetwork) else levels

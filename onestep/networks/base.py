@@ -52,6 +52,10 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         """The descending noise levels by which its own sampler takes ``steps`` steps, the end, 0, included."""
         return [*karras_sigmas(steps, self.sigma_min, self.sigma_max).tolist(), 0.0]
 
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The levels next to ``sigma`` (of any shape) among those that the network was trained at: by default, all."""
+        return sigma
+
     @abstractmethod
     def evaluate(
         self,

@@ -1,4 +1,4 @@
-"""EDM's preconditioning around a raw network: the denoiser that EDM's checkpoints and their descendants hold."""
+"""A raw network under one of EDM's preconditionings: the denoiser that EDM's checkpoints and their descendants hold."""
 
 from typing import Any
 
@@ -7,16 +7,18 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from onestep.denoiser import Condition
+from onestep.networks.adm import DhariwalUNet
 from onestep.networks.base import DenoiserNetwork, Outputs
 from onestep.networks.planar import MLP, Affine
+from onestep.networks.preconditioning import make_preconditioning
 from onestep.networks.song_unet import SongUNet
 from onestep.noise import expand_like
 
-ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "MLP": MLP, "Affine": Affine}
+ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "MLP": MLP, "Affine": Affine}
 
 
 class EDMDenoiser(DenoiserNetwork):
-    """A raw network under EDM's preconditioning (arXiv 2206.00364, table 1, column "EDM").
+    """A raw network under a preconditioning (arXiv 2206.00364, table 1): by default EDM's own.
 
     Args:
         image_shape: (channels, height, width) of the images, which are square.
@@ -25,9 +27,11 @@ class EDMDenoiser(DenoiserNetwork):
         sigma_min, sigma_max: the noise levels between which the network was trained, in data units.
         architecture: the raw network's class, a name in ``ARCHITECTURES``.
         options: its further arguments.
+        preconditioning: "edm", "vp", "ve" or "iddpm".
+        preconditioning_options: its further arguments, see :mod:`onestep.networks.preconditioning`.
 
     Raises:
-        ValueError: for an unknown architecture or images that are not square.
+        ValueError: for an unknown architecture or preconditioning, or images that are not square.
     """
 
     @register_to_config
@@ -40,6 +44,8 @@ class EDMDenoiser(DenoiserNetwork):
         sigma_max: float = 80.0,
         architecture: str = "SongUNet",
         options: dict[str, Any] | None = None,
+        preconditioning: str = "edm",
+        preconditioning_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
@@ -47,10 +53,12 @@ class EDMDenoiser(DenoiserNetwork):
         channels, height, width = image_shape
         if height != width:
             raise ValueError(f"this network takes square images, got {height}x{width}")
-        self.model = ARCHITECTURES[architecture](height, channels, label_dim, **(options or {}))
+        self.precondition = make_preconditioning(preconditioning, sigma_data, preconditioning_options or {})
+        outputs = self.precondition.outputs_per_channel
+        wider = {} if outputs == 1 else {"out_channels": outputs * channels}
+        self.model = ARCHITECTURES[architecture](height, channels, label_dim, **(options or {}), **wider)
         self.image_shape = (channels, height, width)
         self.label_dim = label_dim
-        self.sigma_data = sigma_data
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     @property
@@ -77,18 +85,20 @@ class EDMDenoiser(DenoiserNetwork):
 
         The features are the encoder's last output [B, F, h, w].
         """
-        sigma_wide = expand_like(sigma, x_sigma)
-        scale = (sigma_wide**2 + self.sigma_data**2).sqrt()
-        embedding = self.model.embed(sigma.log() / 4, condition, augment_labels)
-        encoded = self.model.encode(x_sigma / scale, embedding)
+        c_skip, c_out, c_in, c_noise = self.precondition.coefficients(sigma)
+        embedding = self.model.embed(c_noise, condition, augment_labels)
+        encoded = self.model.encode(expand_like(c_in, x_sigma) * x_sigma, embedding)
         if outputs == "features":
             return encoded[-1]
         with torch.set_grad_enabled(torch.is_grad_enabled() and prediction_grad):
-            raw = self.model.decode(encoded, embedding).to(x_sigma.dtype)
-            c_skip = (self.sigma_data / scale) ** 2
-            prediction = c_skip * x_sigma + (sigma_wide * self.sigma_data / scale) * raw
+            raw = self.model.decode(encoded, embedding).to(x_sigma.dtype)[:, : x_sigma.shape[1]]
+            prediction = expand_like(c_skip, x_sigma) * x_sigma + expand_like(c_out, x_sigma) * raw
         return (prediction, encoded[-1]) if outputs == "both" else prediction
 
     def denoising_weight(self, sigma: Tensor) -> Tensor:
-        """The weight [B] of the squared x0-error in EDM's training loss (table 1): ``(s^2 + sd^2) / (s * sd)^2``."""
-        return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
+        """The weight [B] of the squared x0-error in the training loss of this preconditioning (table 1)."""
+        return self.precondition.denoising_weight(sigma)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The levels next to ``sigma`` (of any shape) among those that the network was trained at."""
+        return self.precondition.round_sigma(sigma)

@@ -37,6 +37,42 @@ class Conv2d(nn.Conv2d):
         _initialise(self, init_scale)
 
 
+class Resample(nn.Module):
+    """Half or twice the size by a fixed separable low-pass filter with stride 2, of the taps ``resample_filter``.
+
+    [1, 1] is average pooling down and nearest up.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(self, resample: Literal["up", "down"], resample_filter: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("resample_filter", filter_of(resample_filter))
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        return low_pass(x, self.resample_filter, self.resample, padding=(self.resample_filter.shape[-1] - 1) // 2)
+
+
+def filter_of(taps: Sequence[int]) -> Tensor:
+    """The separable filter of these taps, [1, 1, len(taps), len(taps)], which sums to 1."""
+    row = torch.as_tensor(taps, dtype=torch.float32)
+    return (row.outer(row) / row.sum().square())[None, None]
+
+
+def low_pass(x: Tensor, taps: Tensor, resample: Literal["up", "down"], padding: int) -> Tensor:
+    """``x`` [B, C, H, W] under the filter ``taps`` [1, 1, k, k] with stride 2, at half or twice the size."""
+    if taps.shape[-1] == 2:  # the box filter, for which there are far faster kernels
+        return F.interpolate(x, scale_factor=2) if resample == "up" else F.avg_pool2d(x, 2)
+    channels = x.shape[1]
+    taps = taps.to(x.dtype)
+    if resample == "up":
+        return F.conv_transpose2d(
+            x, (4 * taps).expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels
+        )
+    return F.conv2d(x, taps.expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels)
+
+
 class ResampleConv2d(nn.Conv2d):
     """A convolution next to a fixed low-pass filter with stride 2: before it or, if ``fused`` (down only), after it.
 
@@ -57,8 +93,7 @@ class ResampleConv2d(nn.Conv2d):
         assert not (fused and resample == "up")
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
         _initialise(self)
-        taps = torch.as_tensor(resample_filter, dtype=torch.float32)
-        self.register_buffer("resample_filter", (taps.outer(taps) / taps.sum().square())[None, None])
+        self.register_buffer("resample_filter", filter_of(resample_filter))
         self.resample = resample
         self.fused = fused
 
@@ -67,32 +102,38 @@ class ResampleConv2d(nn.Conv2d):
         if self.fused:
             # Padding for both filters comes first, so that the low-pass filter sees convolved values at the border.
             x = F.conv2d(x, self.weight, self.bias, padding=self.kernel_size[0] // 2 + pad)
-            return self._low_pass(x, padding=0)
-        return super().forward(self._low_pass(x, padding=pad))
+            return low_pass(x, self.resample_filter, self.resample, padding=0)
+        return super().forward(low_pass(x, self.resample_filter, self.resample, padding=pad))
 
-    def _low_pass(self, x: Tensor, padding: int) -> Tensor:
-        if self.resample_filter.shape[-1] == 2:  # the box filter, for which there are far faster kernels
-            return F.interpolate(x, scale_factor=2) if self.resample == "up" else F.avg_pool2d(x, 2)
-        channels = x.shape[1]
-        taps = self.resample_filter.to(x.dtype)
-        if self.resample == "up":
-            taps = (4 * taps).expand(channels, -1, -1, -1)
-            return F.conv_transpose2d(x, taps, stride=2, padding=padding, groups=channels)
-        return F.conv2d(x, taps.expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels)
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Self-attention over all positions, [B, 3C, H, W] to [B, C, H, W]: each head has C / heads channels in a row, and
+    in it q, k and v alternate along the channels."""
+    batch, channels, height, width = qkv.shape
+    split = qkv.reshape(batch, heads, channels // (3 * heads), 3, height * width)
+    q, k, v = split.permute(3, 0, 1, 4, 2)  # [B, heads, HW, C / heads] each
+    attended = F.scaled_dot_product_attention(q, k, v)
+    return attended.transpose(2, 3).reshape(batch, channels // 3, height, width)
 
 
 class PositionalEmbedding(nn.Module):
-    """Sines and cosines of ``c_noise`` [B] at geometric frequencies: [B, channels]."""
+    """Sines and cosines of ``c_noise`` [B] at geometric frequencies from 1 down to 1/10000: [B, channels].
 
-    def __init__(self, channels: int) -> None:
+    DDPM++ has the lowest frequency itself and sines first; ADM (``endpoint=False``) stops short of it and has cosines
+    first.
+    """
+
+    def __init__(self, channels: int, endpoint: bool = True) -> None:
         super().__init__()
         self.channels = channels
+        self.endpoint = endpoint
 
     def forward(self, c_noise: Tensor) -> Tensor:
         half = self.channels // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=c_noise.device) / (half - 1)
+        exponent = torch.arange(half, dtype=torch.float32, device=c_noise.device) / (half - self.endpoint)
         phase = c_noise[:, None] * (1 / 10000) ** exponent.to(c_noise.dtype)
-        return torch.cat([phase.sin(), phase.cos()], dim=1)
+        waves = [phase.sin(), phase.cos()]
+        return torch.cat(waves if self.endpoint else waves[::-1], dim=1)
 
 
 class FourierEmbedding(nn.Module):
@@ -105,5 +146,6 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        phase = 2 * math.pi * c_noise[:, None] * self.freqs.to(c_noise.dtype)
+        # Phases reach thousands of radians, where another order of the factors rounds to other embeddings than EDM's.
+        phase = c_noise[:, None] * (2 * math.pi * self.freqs).to(c_noise.dtype)
         return torch.cat([phase.sin(), phase.cos()], dim=1)

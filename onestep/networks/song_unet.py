@@ -19,6 +19,7 @@ from onestep.networks.layers import (
     Linear,
     PositionalEmbedding,
     ResampleConv2d,
+    attend,
     group_norm,
 )
 
@@ -63,16 +64,8 @@ class UNetBlock(nn.Module):
         # Each sum of two branches is divided by sqrt(2), which keeps the variance through the depth.
         x = (self.skip(x) + residual) * math.sqrt(0.5)
         if self.attention:
-            x = (x + self.proj(self._attend(self.qkv(self.norm2(x))))) * math.sqrt(0.5)
+            x = (x + self.proj(attend(self.qkv(self.norm2(x)), heads=1))) * math.sqrt(0.5)
         return x
-
-    @staticmethod
-    def _attend(qkv: Tensor) -> Tensor:
-        """One head over all positions; q, k and v alternate along the channels: [B, 3C, H, W] to [B, C, H, W]."""
-        batch, channels, height, width = qkv.shape
-        q, k, v = qkv.reshape(batch, channels // 3, 3, height * width).permute(2, 0, 3, 1).unsqueeze(2)
-        attended = F.scaled_dot_product_attention(q, k, v)  # [B, 1, HW, C]
-        return attended.squeeze(1).transpose(1, 2).reshape(batch, channels // 3, height, width)
 
 
 class SongUNet(nn.Module):
@@ -91,6 +84,7 @@ class SongUNet(nn.Module):
         attn_resolutions: resolutions with self-attention.
         dropout: dropout of the residual branches in train mode.
         label_dropout: probability with which a sample's class label is dropped in train mode.
+        out_channels: channels of the output; None for those of the images.
     """
 
     def __init__(
@@ -110,6 +104,7 @@ class SongUNet(nn.Module):
         channel_mult_noise: int = 1,
         encoder_type: Literal["standard", "residual"] = "standard",
         resample_filter: Sequence[int] = (1, 1),
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         if embedding_type not in ("positional", "fourier") or encoder_type not in ("standard", "residual"):
@@ -145,7 +140,9 @@ class SongUNet(nn.Module):
         )
         #: Channels of the encoder's last output, which discriminators read.
         self.feature_channels = skip_channels[-1]
-        self._build_decoder(levels, img_channels, skip_channels, num_blocks, attends, resample_filter, block)
+        self._build_decoder(
+            levels, out_channels or img_channels, skip_channels, num_blocks, attends, resample_filter, block
+        )
 
     def _build_encoder(
         self,
@@ -186,7 +183,7 @@ class SongUNet(nn.Module):
     def _build_decoder(
         self,
         levels: list[tuple[int, int]],
-        img_channels: int,
+        final_channels: int,
         skip_channels: list[int],
         num_blocks: int,
         attends: set[int],
@@ -211,7 +208,7 @@ class SongUNet(nn.Module):
                 )
                 channels = out_channels
         self.dec[f"{res}x{res}_aux_norm"] = group_norm(channels)
-        self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, img_channels, 3, init_scale=NEARLY_ZERO)
+        self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, final_channels, 3, init_scale=NEARLY_ZERO)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """The embedding [B, C] of ``c_noise`` [B], one-hot ``labels`` [B, label_dim] and ``augment_labels``.

@@ -1,0 +1,203 @@
+"""Reads a pickle as data: what it describes is recorded, and nothing that it names is ever run.
+
+Python's own unpickler imports what a file names and calls it with the file's arguments, so that opening a checkpoint
+can do anything. :class:`PickleMachine` interprets the few opcodes that checkpoints need and has no operation that
+imports or calls: a name is only looked up in a table of the format's names, each with a function of this package that
+records.
+"""
+
+import pickletools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+#: By (module, name) as the file spells it; None for a name that is mentioned, never called.
+Names = Mapping[tuple[str, str], Callable[..., Any] | None]
+
+
+class Recorded:
+    """An object that the file describes, of a class that is known by name alone."""
+
+    def __init__(self, class_name: str, state: dict[str, Any] | None = None) -> None:
+        self.class_name = class_name
+        self.state = {} if state is None else state
+
+    def set_state(self, state: Any) -> None:
+        """What ``__setstate__`` would have been given.
+
+        Raises:
+            ValueError: for a state that is no dictionary of attributes.
+        """
+        if type(state) is not dict:
+            raise ValueError(f"a {self.class_name} has the state {short(state)}")
+        self.state.update(state)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name of the format that the file asks for."""
+
+    module: str
+    name: str
+
+
+def short(value: Any) -> str:
+    """``value`` for an error message: nothing deep or long is printed."""
+    if type(value) is str:
+        return value if len(value) <= 80 else value[:80] + "..."
+    if isinstance(value, Name):
+        return f"{value.module}.{value.name}"
+    return repr(value) if isinstance(value, int | float | None) else f"a {type(value).__name__}"
+
+
+class PickleMachine:
+    """An interpreter of pickle's opcodes that makes nothing but plain data and what ``names`` records.
+
+    Args:
+        names: every name that a file may ask for.
+        persistent: gives what a persistent id stands for; None where there can be none.
+    """
+
+    def __init__(self, names: Names, persistent: Callable[[Any], Any] | None = None) -> None:
+        self.names = names
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under the open marks
+        self.memo: dict[int, Any] = {}
+
+    def read(self, file: BytesIO) -> Any:
+        """The object of the next pickle in ``file``, which is then read up to the pickle's end.
+
+        Raises:
+            ValueError: for an opcode or a name that is none of the format's, an object made of the wrong things, or a
+                pickle that ends early or makes no sense.
+        """
+        try:
+            for opcode, argument, _ in pickletools.genops(file):
+                operation = _OPERATIONS.get(opcode.name)
+                if operation is None:
+                    raise ValueError(f"it uses pickle's {opcode.name}, which no network checkpoint needs: refused")
+                operation(self, argument)
+        except (IndexError, KeyError, TypeError, OverflowError, AttributeError) as error:
+            raise ValueError(f"its pickle is broken ({type(error).__name__}: {error})") from error
+        if len(self.stack) != 1 or self.below:
+            raise ValueError(f"its pickle is broken: {len(self.stack)} objects are left at its end")
+        return self.stack[0]
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def pop(self, count: int) -> list[Any]:
+        items = [self.stack.pop() for _ in range(count)]
+        return items[::-1]
+
+    def memoize(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def find(self, module: Any, name: Any) -> None:
+        """A name is found in the table or refused: "torch._utils.os.system" only goes by way of a known module."""
+        if type(module) is not str or type(name) is not str or (module, name) not in self.names:
+            raise ValueError(
+                f"it asks for {short(module)}.{short(name)}, which no network checkpoint needs: refused, and nothing "
+                "in the file was run"
+            )
+        self.push(Name(module, name))
+
+    def call(self) -> None:
+        """What would have been called is recorded by the format's function of that name."""
+        name, arguments = self.pop(2)
+        record = self.names[name.module, name.name] if isinstance(name, Name) else None
+        if record is None or type(arguments) is not tuple:
+            raise ValueError(f"it would call {short(name)}: refused, and nothing in the file was run")
+        self.push(record(*arguments))
+
+    def set_state(self) -> None:
+        target, state = self.pop(2)
+        if isinstance(target, Recorded):
+            target.set_state(state)
+        elif type(target) is not dict:  # that of a state dict (its _metadata) is not needed
+            raise ValueError(f"it would set the state of {short(target)}: refused")
+        self.push(target)
+
+    def find_persistent(self) -> None:
+        if self.persistent is None:
+            raise ValueError("it refers to an object outside of itself (a persistent id): refused")
+        self.push(self.persistent(self.stack.pop()))
+
+    def append(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise ValueError(f"it would append to {short(self.stack[-1])}: refused")
+        self.stack[-1].extend(items)
+
+    def set_items(self, target: Any, items: list[Any]) -> None:
+        # No other keys: Python can be made to crash by hashing a tuple that is nested deeply enough.
+        if type(target) is not dict or not all(type(key) in (str, int) for key in items[::2]):
+            raise ValueError(f"it would set items of {short(target)} by keys that are no strings or integers: refused")
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+    def add_to_set(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not set or not all(type(item) is str for item in items):
+            raise ValueError(f"it would add to {short(self.stack[-1])} what is no string: refused")
+        self.stack[-1].update(items)
+
+    def make_dict(self, items: list[Any]) -> None:
+        target: dict[Any, Any] = {}
+        self.set_items(target, items)
+        self.push(target)
+
+
+_Operation = Callable[[PickleMachine, Any], None]
+
+
+def _pushing(make: Callable[[], Any]) -> _Operation:
+    return lambda machine, _: machine.push(make())
+
+
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": set,
+    "EMPTY_TUPLE": tuple,
+}
+_LITERALS = (
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
+    "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+)  # fmt: skip
+_OPERATIONS: dict[str, _Operation] = {
+    **{name: _pushing(make) for name, make in _CONSTANTS.items()},
+    **{name: lambda machine, argument: machine.push(argument) for name in _LITERALS},
+    **{name: lambda machine, _: None for name in ("PROTO", "FRAME", "STOP")},
+    "MARK": lambda machine, _: machine.mark(),
+    "MEMOIZE": lambda machine, _: machine.memoize(len(machine.memo)),
+    **{name: lambda machine, index: machine.memoize(index) for name in ("BINPUT", "LONG_BINPUT")},
+    **{name: lambda machine, index: machine.push(machine.memo[index]) for name in ("BINGET", "LONG_BINGET")},
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_mark())),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
+    "LIST": lambda machine, _: machine.push(machine.pop_mark()),
+    "DICT": lambda machine, _: machine.make_dict(machine.pop_mark()),
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.pop_mark()),
+    "SETITEM": lambda machine, _: machine.set_items(machine.stack[-3], machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.below[-1][-1], machine.pop_mark()),
+    "ADDITEMS": lambda machine, _: machine.add_to_set(machine.pop_mark()),
+    "GLOBAL": lambda machine, names: machine.find(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, _: machine.find(*machine.pop(2)),
+    "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.call(),
+    "BUILD": lambda machine, _: machine.set_state(),
+    "BINPERSID": lambda machine, _: machine.find_persistent(),
+}
