@@ -7,6 +7,7 @@ import torch
 
 from onestep.networks.edm import EDMDenoiser
 from onestep.networks.preconditioning import IDDPMPreconditioning, VEPreconditioning, VPPreconditioning
+from onestep.noise import karras_sigmas
 from onestep.samplers import HeunSampler
 
 
@@ -62,7 +63,7 @@ def test_the_sampler_keeps_to_the_levels_of_the_network() -> None:
     levels = HeunSampler(steps=5, sigma_min=0.002, sigma_max=80).sigmas(denoiser)
     u = denoiser.precondition.u
     assert all(level in u.tolist() for level in levels) and levels[-1] == 0
-    nominal = HeunSampler(steps=5, sigma_min=0.01, sigma_max=50).sigmas(lambda x, sigma, condition: x)
+    nominal = [*karras_sigmas(5, 0.01, 50).tolist(), 0.0]
     for level, asked in zip(levels, nominal, strict=True):
         assert abs(level - asked) == pytest.approx((u - asked).abs().min().item(), abs=1e-5)
     with pytest.raises(ValueError, match=r"sigma_min=60, sigma_max=80: .* between 0\.01 and 50\.0"):
