@@ -141,9 +141,7 @@ class HeunSampler(Sampler):
             x = proposal
         return x.to(latents.dtype)
 
-    def _add_churn(
-        self, denoiser: Denoiser, x: Tensor, sigma: float, noises: Iterator[Tensor]
-    ) -> tuple[float, Tensor]:
+    def _add_churn(self, denoiser: Denoiser, x: Tensor, sigma: float, noises: Iterator[Tensor]) -> tuple[float, Tensor]:
         if self.churn == 0 or not self.churn_min <= sigma <= self.churn_max:
             return sigma, x
         raised = sigma * (1 + min(self.churn / self.steps, math.sqrt(2) - 1))
