@@ -17,10 +17,12 @@ from tests.diffusers_models import build_network
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/*.yaml"))
+SID = Path(__file__).parent / "data" / "sid_ddpmpp_cond10_16.pkl"
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "teacher/diffusers": ["teacher.path=${oc.env:TINY_PIPELINE}"],
+    "teacher/edm": [f"teacher.path={SID}"],
     "divergence/custom": ["divergence.f=torch.square"],
     **{
         f: ["mixture=grid"]

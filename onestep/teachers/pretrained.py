@@ -1,27 +1,56 @@
-"""Teachers from checkpoints: frozen denoisers."""
+"""Teachers and generators from checkpoints: folders of this package, or files of EDM's format."""
 
 from pathlib import Path
 
 from onestep.assets import ASSETS
 from onestep.networks.base import DenoiserNetwork
-from onestep.networks.generator import load_denoiser
+from onestep.networks.generator import Generator, load_denoiser
+from onestep.teachers.edm_checkpoint import load_edm
 
 
 def load_teacher(path: str, guidance: float) -> DenoiserNetwork:
-    """A frozen teacher in eval mode, from a folder with ``config.json`` and safetensors weights.
+    """A frozen teacher in eval mode.
 
     Args:
-        path: the folder, such as ``<run>/teacher`` of a pretraining; or the name of a bundled teacher: "digits".
+        path: a folder with ``config.json`` and safetensors weights, such as ``<run>/teacher`` of a pretraining; a file
+            of EDM's format, see :func:`onestep.teachers.edm_checkpoint.load_edm`; or the name of a bundled teacher:
+            "digits".
         guidance: its classifier-free guidance; 1 for none.
 
     Raises:
-        ValueError: if there is no such checkpoint, its weights do not fit its config, or it was not trained for the
-            guidance.
+        ValueError: if there is no such checkpoint, it cannot be read, its weights do not fit its config, or it was not
+            trained for the guidance.
     """
     bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("*/config.json")}
-    if path not in bundled and not (Path(path) / "config.json").is_file():
+    place = bundled.get(path, Path(path))
+    if not place.is_file() and not (place / "config.json").is_file():
         raise ValueError(
-            f"no teacher at {path!r}: expected a folder with config.json and safetensors weights, or the name of a "
-            f"bundled teacher: {', '.join(sorted(bundled)) or 'none is bundled'}"
+            f"no teacher at {path!r}: expected a folder with config.json and safetensors weights, a file of EDM's "
+            f"format, or the name of a bundled teacher: {', '.join(sorted(bundled)) or 'none is bundled'}"
         )
-    return load_denoiser(bundled.get(path, Path(path))).requires_grad_(False).set_guidance(guidance)
+    network = load_edm(place) if place.is_file() else load_denoiser(place)
+    return network.requires_grad_(False).set_guidance(guidance)
+
+
+def load_generator(path: str | Path, sigma_init: float | None = None) -> Generator:
+    """A generator in eval mode.
+
+    Args:
+        path: a generator's folder; or a one-step generator's file of EDM's format, such as those of SiD, SiDA,
+            Uni-Instruct and DMD2.
+        sigma_init: the noise level at which it is evaluated first, in data units: a file does not tell it.
+
+    Raises:
+        ValueError: if there is no such generator, or its noise level is not told, or told twice and not the same.
+    """
+    if Path(path).is_file():
+        if sigma_init is None:
+            raise ValueError(
+                f"{path} does not tell at which noise level its generator is evaluated: give sigma_init=..., which is "
+                "2.5 for SiD, SiDA and Uni-Instruct, and 80 for DMD2"
+            )
+        return Generator(load_edm(path), sigma_init).eval()
+    generator = Generator.from_pretrained(path)
+    if sigma_init not in (None, generator.sigma_init):
+        raise ValueError(f"{path} holds a generator for sigma_init={generator.sigma_init}, not {sigma_init}")
+    return generator

@@ -22,6 +22,7 @@ from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_generator
+from onestep.teachers.pretrained import load_generator
 from onestep.training.judges import Judges, Teacher
 from onestep.training.pairs import PairSettings, TeacherPairs, prepare_pairs
 from onestep.training.settings import DistillationSettings, EvaluationSettings
@@ -137,11 +138,11 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     # Seeded before any network is made; the same weights in every process.
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
     generator = Generator(
-        _trainable(config, "generator", teacher, data), settings.sigma_init, settings.later_sigmas
+        _initial_generator(config, settings, teacher, data), settings.sigma_init, settings.later_sigmas
     ).to(accelerator.device)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
-        fake_score = _trainable(config, "fake_score", teacher, data).to(accelerator.device)
+        fake_score = _trainable(config.fake_score, "fake_score", teacher, data).to(accelerator.device)
         fake_score.set_guidance(settings.fake_score_guidance)
     set_attention(config.attention, filter(None, [teacher, generator.denoiser, fake_score]))
     if objective.needs_ratio or settings.gan_weight > 0:
@@ -168,16 +169,33 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     )
 
 
-def _trainable(config: DictConfig, name: str, teacher: Teacher, data: ImageDataset) -> DenoiserNetwork:
-    """The network that ``config[name]`` describes or, where it is null, a copy of the teacher, to be trained.
+def _initial_generator(
+    config: DictConfig, settings: DistillationSettings, teacher: Teacher, data: ImageDataset
+) -> DenoiserNetwork:
+    """The generator's network at the start: that of another generator if the configuration names one."""
+    start = config.generator
+    if start.init is None:
+        return _trainable(start.network, "generator.network", teacher, data)
+    if start.network is not None:
+        raise ValueError("generator.network and generator.init are two ways to start: give one of them")
+    try:
+        network = load_generator(start.init, settings.sigma_init).denoiser
+        check_fit(network, data, "generator")
+    except ValueError as error:
+        raise ValueError(f"generator.init={start.init}, training.sigma_init={settings.sigma_init}: {error}") from error
+    return network.requires_grad_(True)
+
+
+def _trainable(description: DictConfig | None, name: str, teacher: Teacher, data: ImageDataset) -> DenoiserNetwork:
+    """The network of this ``description`` or, where it is null, a copy of the teacher, to be trained.
 
     As a whole, or by LoRA where ``config.lora`` names it.
 
     In eval mode, as dropout would make its two uses disagree.
     """
     network: DenoiserNetwork
-    if config[name] is not None:
-        network = instantiate(config[name])
+    if description is not None:
+        network = instantiate(description)
         check_fit(network, data, name)
     elif isinstance(teacher, DenoiserNetwork):
         network = teacher

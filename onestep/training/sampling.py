@@ -19,9 +19,9 @@ from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import to_uint8
 from onestep.networks.base import DenoiserNetwork
-from onestep.networks.generator import Generator
 from onestep.networks.planar import are_points
 from onestep.samplers import Sampler
+from onestep.teachers.pretrained import load_generator
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.pictures import save_image, save_samples
 from onestep.training.run import PRECISIONS
@@ -145,9 +145,9 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
         sampler: Sampler = instantiate(parts.sampler)
         return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):
-        raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder)")
-    folder = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
-    generator = Generator.from_pretrained(folder).to(device)
+        raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder or file)")
+    place = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
+    generator = load_generator(place, config.sigma_init).to(device)
     return generator, generator.denoiser, generator.network_evaluations
 
 
