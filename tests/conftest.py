@@ -1,13 +1,23 @@
 """What tests of several folders build on."""
 
+import gzip
+import io
+import json
 import os
+import struct
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from onestep.networks.edm import EDMDenoiser
 from onestep.training.distillation import distill
@@ -93,4 +103,43 @@ def finished_run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFac
     """The folder of a finished distillation of six cycles; not to be written to."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     distill(train_config(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first 60 digits in every format that there is a reader for, grey from 0 to 240, all ten
+    classes among them: images.zip, classes/, shards/, idx/, table/ and, for each, the same order."""
+    bunch = load_digits()
+    pixels, labels = (bunch.images[:60] * 15).astype(np.uint8), bunch.target[:60].tolist()
+    order = sorted(range(60), key=lambda index: (labels[index], index))  # by class, as folders sort
+    pixels, labels = pixels[order], [labels[index] for index in order]
+    folder = tmp_path_factory.mktemp("stores")
+    for name in ("shards", "idx"):
+        (folder / name).mkdir()
+    files = {}
+    for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        file = folder / "classes" / f"digit_{label}" / f"{index:04d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+        files[f"00000/img{index:08d}.png"] = file
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for name, file in files.items():
+            archive.write(file, name)
+        archive.writestr("dataset.json", json.dumps({"labels": list(zip(files, labels, strict=True))}))
+    for shard in range(2):
+        with tarfile.open(folder / "shards" / f"digits-{shard:03d}.tar", "w") as tar:
+            for index, file in list(enumerate(files.values()))[30 * shard : 30 * (shard + 1)]:
+                for suffix, content in ((".png", file.read_bytes()), (".cls", str(labels[index]).encode())):
+                    member = tarfile.TarInfo(f"{index:04d}{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    header = struct.pack(">4B3I", 0, 0, 8, 3, 60, 8, 8)
+    (folder / "idx" / "train-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+    (folder / "idx" / "train-labels-idx1-ubyte.gz").write_bytes(
+        gzip.compress(struct.pack(">4BI", 0, 0, 8, 1, 60) + bytes(labels))
+    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    rows = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files.values()], "label": labels}
+    datasets.Dataset.from_dict(rows, features).save_to_disk(folder / "table")
     return folder

@@ -23,6 +23,12 @@ REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "teacher/diffusers": ["teacher.path=${oc.env:TINY_PIPELINE}"],
     "teacher/edm": [f"teacher.path={SID}"],
+    "data/edm_zip": ["data.path={stores}/images.zip"],
+    "data/image_folder": ["data.path={stores}/classes"],
+    "data/webdataset": ["data.path={stores}/shards"],
+    "data/idx": ["data.path={stores}/idx"],
+    "data/fashion_mnist": ["data.path={stores}/idx"],
+    "data/hugging_face": ["data.path={stores}/table", "data.label_column=label"],
     "divergence/custom": ["divergence.f=torch.square"],
     **{
         f: ["mixture=grid"]
@@ -54,9 +60,10 @@ def tiny_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
     monkeypatch.setenv("TINY_PIPELINE", str(folder))
 
 
-def overrides_for(file: str) -> list[str]:
+def overrides_for(file: str, stores: Path | None = None) -> list[str]:
     group, choice = file.split("/")
-    return [f"{group}=[{choice}]" if group == "metrics" else f"{group}={choice}", *REQUIRED.get(file, [])]
+    required = [override.replace("{stores}", str(stores)) for override in REQUIRED.get(file, [])]
+    return [f"{group}=[{choice}]" if group == "metrics" else f"{group}={choice}", *required]
 
 
 def targets(node: Any) -> Iterator[DictConfig]:
@@ -88,8 +95,8 @@ def assert_builds(config: DictConfig) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_each_file_builds_what_it_names(file: str, compose_config: Callable[..., DictConfig]) -> None:
-    config = compose_config("train", *overrides_for(file), "output=nowhere")
+def test_each_file_builds_what_it_names(file: str, compose_config: Callable[..., DictConfig], stores: Path) -> None:
+    config = compose_config("train", *overrides_for(file, stores), "output=nowhere")
     built = assert_builds(config)
     content = OmegaConf.load(CONF / f"{file}.yaml")
     own = [node["_target_"] for node in targets(content)]
@@ -99,8 +106,8 @@ def test_each_file_builds_what_it_names(file: str, compose_config: Callable[...,
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.split("/")[0] in GROUPS_OF_SAMPLE])
-def test_sample_takes_each_of_its_groups(file: str, compose_config: Callable[..., DictConfig]) -> None:
-    overrides = overrides_for(file)
+def test_sample_takes_each_of_its_groups(file: str, compose_config: Callable[..., DictConfig], stores: Path) -> None:
+    overrides = overrides_for(file, stores)
     built = assert_builds(compose_config("sample", *overrides, "save_to=nowhere"))
     assert len(built) == 1 + ("mixture=grid" in overrides)
 

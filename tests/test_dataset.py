@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from onestep.data.dataset import ImageDataset, PositionSampler
+from onestep.data.dataset import ImagesInMemory, PositionSampler
 from onestep.data.digits import Digits
 
 
@@ -24,7 +24,7 @@ def test_digits() -> None:
 @pytest.mark.parametrize("labels", [torch.tensor([0, 2, 1, 1, 0]), None], ids=["labels", "no labels"])
 def test_a_batch_is_its_samples_stacked(labels: torch.Tensor | None) -> None:
     images = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    data = ImageDataset(images, labels, num_classes=0 if labels is None else 3)
+    data = ImagesInMemory(images, labels, num_classes=0 if labels is None else 3)
     batch, conditions = data.__getitems__([3, 0, 3])
     singles = [data[index] for index in (3, 0, 3)]
     assert torch.equal(batch, torch.stack([image for image, _ in singles]))

@@ -1,38 +1,78 @@
-"""Images in memory, and the order in which a training reads them."""
+"""What every dataset offers, images in memory, and the order in which a training reads them."""
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from onestep.denoiser import Condition
+from onestep.denoiser import Condition, map_condition
 from onestep.seeding import seeded_generator
 
+#: Images [B, C, H, W] in [-1, 1] and one-hot labels [B, num_classes] or None.
+Batch = tuple[Tensor, Condition]
 
-class ImageDataset(Dataset[tuple[Tensor, Condition]]):
-    """Images [N, C, H, W] in [-1, 1] with class labels [N] or none.
 
-    Indexing with a list gives a whole batch, images [B, C, H, W] and one-hot labels [B, num_classes] or None, so a
-    loader need not collate single samples.
+class ImageDataset(ABC, Dataset[Batch]):
+    """Images in [-1, 1] with class labels or none, read by their indices.
+
+    Attributes:
+        image_shape: (C, H, W) of every image.
+        label_dim: number of classes; 0 for none.
     """
+
+    image_shape: tuple[int, int, int]
+    label_dim: int
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A whole batch, so that a loader need not collate single samples."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of all that the images and their order depend on: what is computed of them can be kept under it."""
+
+    def __getitem__(self, index: int) -> Batch:
+        """One image [C, H, W] and its one-hot label [num_classes] or None."""
+        images, conditions = self.__getitems__([index])
+        return images[0], map_condition(lambda tensor: tensor[0], conditions)
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """All images in their order, [<= batch_size, C, H, W], no more of them in memory than that."""
+        for start in range(0, len(self), batch_size):
+            yield self.__getitems__(range(start, min(start + batch_size, len(self))))[0]
+
+
+class ImagesInMemory(ImageDataset):
+    """Images [N, C, H, W] in [-1, 1] with class labels [N] or none."""
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, num_classes: int = 0) -> None:
         self.images = images.float()
         self.conditions = None if labels is None else F.one_hot(labels, num_classes).float()
-        self.image_shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
+        self.image_shape = tuple(images.shape[1:])  # type: ignore[assignment]
         self.label_dim = num_classes
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Condition]:
-        return self.images[index], None if self.conditions is None else self.conditions[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
         chosen = torch.as_tensor(indices)
         return self.images[chosen], None if self.conditions is None else self.conditions[chosen]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
+
+
+def keep_batch(batch: Any) -> Any:
+    """The loader's collation: ``__getitems__`` has made the batch already. (A worker cannot be sent a lambda.)"""
+    return batch
 
 
 class PositionSampler(Sampler[list[int]]):

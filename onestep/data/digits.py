@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from onestep.data.dataset import ImageDataset
+from onestep.data.dataset import ImagesInMemory
 
 
-class Digits(ImageDataset):
+class Digits(ImagesInMemory):
     """UCI's optical digits as scikit-learn ships them, scaled from 0..16 to [-1, 1]; labels as one-hot [N, 10]."""
 
     def __init__(self) -> None:

@@ -1,11 +1,11 @@
 """Points drawn from a Gaussian mixture."""
 
-from onestep.data.dataset import ImageDataset
+from onestep.data.dataset import ImagesInMemory
 from onestep.gaussian_mixture import GaussianMixture
 from onestep.seeding import seeded_generator
 
 
-class MixtureSamples(ImageDataset):
+class MixtureSamples(ImagesInMemory):
     """``count`` independent samples [D, 1, 1] of the ``mixture``, the same for the same ``seed``."""
 
     def __init__(self, mixture: GaussianMixture, count: int, seed: int) -> None:

@@ -1,19 +1,27 @@
 """Scores samples by several metrics from one pass through the feature network."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from onestep.metrics.features import to_uint8
-from onestep.networks.planar import are_points
 
 
 class Metric(Protocol):
     """A figure of merit of generated features [N, D] against real ones [M, D]."""
 
     def __call__(self, real: Tensor, generated: Tensor) -> float: ...
+
+
+class Reference(Protocol):
+    """The real images, of which no more than a batch needs to be in memory."""
+
+    image_shape: tuple[int, int, int]
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """All images in their order, [<= batch_size, C, H, W] in [-1, 1]."""
 
 
 class Evaluator:
@@ -23,7 +31,7 @@ class Evaluator:
         features: a network from uint8 images [B, C, H, W] to features [B, D], with its ``image_shape``; None where the
             samples are points, [B, D, 1, 1], which are their own features, as they are.
         metrics: the metrics by name.
-        reference: the real images [M, C, H, W] in [-1, 1].
+        reference: the real images.
         device: where the feature network runs.
 
     Raises:
@@ -34,18 +42,18 @@ class Evaluator:
         self,
         features: nn.Module | None,
         metrics: dict[str, Metric],
-        reference: Tensor,
+        reference: Reference,
         device: torch.device | str = "cpu",
     ) -> None:
         if features is not None:
-            expected, given = tuple(features.image_shape), tuple(reference.shape[1:])  # type: ignore[arg-type]
+            expected, given = tuple(features.image_shape), tuple(reference.image_shape)  # type: ignore[arg-type]
             if expected != given:
                 raise ValueError(f"the feature network takes images {expected}, the data has {given}: choose another")
             features = features.to(device)
-        elif not are_points(reference):
+        elif reference.image_shape[1:] != (1, 1):
             raise ValueError("images are scored in the features of a network, and there is none: choose features=...")
         self.features, self.metrics, self.device = features, metrics, device
-        self.real = self.extract(reference.split(1000))
+        self.real = self.extract(reference.batches(1000))
 
     @torch.no_grad()
     def extract(self, batches: Iterable[Tensor]) -> Tensor:

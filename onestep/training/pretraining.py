@@ -111,13 +111,14 @@ def pretrain_digits_features(config: DictConfig) -> dict[str, Any]:
     """
     run = Run(config)
     data: ImageDataset = instantiate(config.data)
-    assert data.conditions is not None
+    images, conditions = data.__getitems__(range(len(data)))
+    assert conditions is not None
     order = torch.randperm(len(data), generator=seeded_generator(config.seed))
-    labels = data.conditions.argmax(1)
+    labels = conditions.argmax(1)
     held_out = order[: len(data) // 5]
-    twin = _train_classifier(config, data.images[order[len(held_out) :]], labels[order[len(held_out) :]])
-    correct = twin.classify(to_uint8(data.images[held_out])).argmax(1) == labels[held_out]
-    network = _train_classifier(config, data.images, labels)
+    twin = _train_classifier(config, images[order[len(held_out) :]], labels[order[len(held_out) :]])
+    correct = twin.classify(to_uint8(images[held_out])).argmax(1) == labels[held_out]
+    network = _train_classifier(config, images, labels)
     save_file(network.state_dict(), run.folder / "digits_features.safetensors")
     summary = {"held_out_accuracy": correct.double().mean().item(), "images": len(data)}
     run.write_json("summary.json", summary)

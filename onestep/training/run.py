@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from onestep.data.dataset import ImageDataset, PositionSampler
+from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
 from onestep.denoiser import Condition, map_condition
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.log import RunLog
@@ -26,12 +26,14 @@ class Run:
     """Starts a run: its accelerator, its folder ``config.output`` and the resolved config in it.
 
     Raises:
-        ValueError: for an unknown precision.
+        ValueError: for an unknown precision or a negative number of workers.
     """
 
     def __init__(self, config: DictConfig) -> None:
         if config.precision not in PRECISIONS:
             raise ValueError(f"precision={config.precision}: choose one of {', '.join(PRECISIONS)}")
+        if config.num_workers < 0:
+            raise ValueError(f"num_workers={config.num_workers}: expected 0 (read in the main process) or more")
         self.config = config
         self.folder = Path(config.output)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,8 @@ class Run:
             accelerator.process_index,
             accelerator.num_processes,
         )
-        for images, condition in DataLoader(data, batch_sampler=order, collate_fn=lambda batch: batch):
+        loader = DataLoader(data, batch_sampler=order, collate_fn=keep_batch, num_workers=self.config.num_workers)
+        for images, condition in loader:
             yield images.to(accelerator.device), map_condition(lambda tensor: tensor.to(accelerator.device), condition)
 
     def draw(self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any) -> Tensor:

@@ -157,7 +157,7 @@ def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> E
     if parts.data is None:
         raise ValueError("metrics need run=..., or data=... and features=...")
     data: ImageDataset = instantiate(parts.data)
-    return Evaluator(instantiate(parts.features), dict(instantiate(config.metrics)), data.images, device)
+    return Evaluator(instantiate(parts.features), dict(instantiate(config.metrics)), data, device)
 
 
 def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:

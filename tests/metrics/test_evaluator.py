@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onestep.data.dataset import ImagesInMemory
 from onestep.metrics.evaluator import Evaluator, Metric
 
 
@@ -34,7 +35,7 @@ def constant_images(*values: float) -> Tensor:
 
 def test_figures_by_hand() -> None:
     """A real pixel of 0 is quantised to 128, generated ones of 0.5 and 9 to 191 and 255."""
-    evaluator = Evaluator(MeanPixel(), METRICS, reference=constant_images(0.0, 0.0, 0.0))
+    evaluator = Evaluator(MeanPixel(), METRICS, reference=ImagesInMemory(constant_images(0.0, 0.0, 0.0)))
     figures = evaluator([constant_images(0.5, 9.0)])
     assert figures == {"difference": (191 + 255) / 2 - 128, "first": 191 + 2_000 + 3_000_000}
 
@@ -42,11 +43,11 @@ def test_figures_by_hand() -> None:
 def test_batches_do_not_matter() -> None:
     random = torch.Generator().manual_seed(0)
     reference, images = (torch.randn(count, 1, 2, 2, generator=random).clamp(-1, 1) for count in (2300, 70))
-    evaluator = Evaluator(MeanPixel(), METRICS, reference)
+    evaluator = Evaluator(MeanPixel(), METRICS, ImagesInMemory(reference))
     assert torch.equal(evaluator.real, evaluator.extract([reference]))
     assert evaluator([images]) == evaluator(iter(images.split(32))) == evaluator(images.split(1))
 
 
 def test_images_of_another_shape() -> None:
     with pytest.raises(ValueError, match=r"takes images \(1, 2, 2\), the data has \(3, 2, 2\)"):
-        Evaluator(MeanPixel(), METRICS, torch.zeros(5, 3, 2, 2))
+        Evaluator(MeanPixel(), METRICS, ImagesInMemory(torch.zeros(5, 3, 2, 2)))

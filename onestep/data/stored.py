@@ -1,0 +1,221 @@
+"""What all datasets on disk share: images are read when they are asked for, in any number of processes."""
+
+import hashlib
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from onestep.data.dataset import Batch, ImageDataset
+from onestep.data.decoding import DamagedImageError, decode_image
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a place holds: the images' names, their classes [N] or None, and how many classes there are."""
+
+    names: Sequence[str]
+    labels: np.ndarray | None = None
+    num_classes: int = 0
+
+
+@dataclass(eq=False)
+class StoredImages(ImageDataset):
+    """Images on disk. The subclass says what is there and reads one.
+
+    Args:
+        path: where they lie.
+        use_labels: whether to hand out the labels, if there are any.
+        max_size: a random subset of this size, in the stored order, as EDM draws it; None for all.
+        random_seed: seed of that subset.
+        xflip: append each image's mirror image, behind all images.
+        skip_damaged: decode every image once at the start and leave out those that cannot be, with a warning that
+            counts and names them.
+
+    Raises:
+        ValueError: if there are no images. Reading one raises :class:`DamagedImageError`, which names it, if it cannot
+            be decoded, and ValueError if its shape is another than that of the first.
+    """
+
+    path: str
+    _: KW_ONLY
+    use_labels: bool = True
+    max_size: int | None = None
+    random_seed: int = 0
+    xflip: bool = False
+    skip_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_size is not None and self.max_size < 1:
+            raise ValueError(f"max_size={self.max_size}: expected at least 1, or null for all images")
+        contents = self.open()
+        self.names = contents.names
+        positions = np.arange(len(self.names), dtype=np.int64)
+        if self.max_size is not None and self.max_size < len(positions):
+            np.random.RandomState(self.random_seed).shuffle(positions)
+            positions = np.sort(positions[: self.max_size])
+        #: Where each image, unmirrored, stands among all that are stored.
+        self.positions = self._whole_ones(positions) if self.skip_damaged else positions
+        if not len(self.positions):
+            raise ValueError(f"{self.path}: no {'whole ' if len(positions) else ''}images there")
+        has_labels = self.use_labels and contents.labels is not None
+        self.labels = contents.labels if has_labels else None
+        self.label_dim = contents.num_classes if has_labels else 0
+        self.image_shape = self._named_pixels(self.positions[0]).shape
+
+    @abstractmethod
+    def open(self) -> Contents:
+        """Find out what is there; called once, first."""
+
+    @abstractmethod
+    def pixels(self, position: int) -> np.ndarray:
+        """The uint8 pixels [C, H, W] of a stored image.
+
+        Raises:
+            DamagedImageError: if it cannot be read; other ValueErrors for an image that is whole, but unsuitable.
+        """
+
+    @abstractmethod
+    def content(self, position: int) -> bytes:
+        """What tells a stored image's pixels from others: its bytes, or a checksum that lies beside them."""
+
+    def __len__(self) -> int:
+        return len(self.positions) * (2 if self.xflip else 1)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        images = torch.from_numpy(np.stack([self._image(index) for index in indices])).float() / 127.5 - 1
+        if self.labels is None:
+            return images, None
+        labels = self.labels[self.positions[np.asarray(indices) % len(self.positions)]]
+        return images, F.one_hot(torch.from_numpy(labels), self.label_dim).float()
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self._processing()).encode())
+        for position in tqdm(self.positions, desc=f"hashing {self.path}", leave=False, mininterval=1):
+            digest.update(hashlib.sha256(self.content(int(position))).digest())
+        return digest.hexdigest()
+
+    def _processing(self) -> dict[str, Any]:
+        """What is done to the stored images before they are handed out."""
+        return {"xflip": self.xflip}
+
+    def _image(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        mirrored, place = divmod(index, len(self.positions))
+        pixels = self._named_pixels(self.positions[place])
+        if pixels.shape != self.image_shape:
+            raise ValueError(
+                f"{self.path}: {self.names[self.positions[place]]!r} has the shape {pixels.shape}, the first image "
+                f"{self.image_shape}; convert them, where the reader has the options, by data.resolution and "
+                "data.channels"
+            )
+        return pixels[:, :, ::-1] if mirrored else pixels
+
+    def _named_pixels(self, position: int) -> np.ndarray:
+        name = self.names[position]
+        try:
+            return self.pixels(int(position))
+        except DamagedImageError as error:
+            raise DamagedImageError(
+                f"{self.path}: the image {name!r} is damaged ({error}); mend it, or leave such images out by "
+                "data.skip_damaged=true"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{self.path}: the image {name!r}: {error}") from error
+
+    def _whole_ones(self, positions: np.ndarray) -> np.ndarray:
+        kept, damaged = [], []
+        for position in tqdm(positions, desc=f"checking {self.path}", leave=False, mininterval=1):
+            try:
+                self._named_pixels(position)
+                kept.append(position)
+            except DamagedImageError:
+                damaged.append(self.names[position])
+        if damaged:
+            shown = ", ".join(damaged[:10]) + (", ..." if len(damaged) > 10 else "")
+            warnings.warn(
+                f"{self.path}: {len(damaged)} of {len(positions)} images are damaged and left out: {shown}",
+                stacklevel=2,
+            )
+        return np.array(kept, dtype=np.int64)
+
+
+@dataclass(eq=False)
+class EncodedImages(StoredImages):
+    """Image files of some place; see also :class:`StoredImages`.
+
+    Args:
+        resolution, channels: see :func:`onestep.data.decoding.decode_image`.
+    """
+
+    _: KW_ONLY
+    resolution: int | None = None
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3, None):
+            raise ValueError(f"channels={self.channels}: choose 1 (grey), 3 (RGB) or null (as they are)")
+        if self.resolution is not None and self.resolution < 1:
+            raise ValueError(f"resolution={self.resolution}: expected at least 1, or null to leave sizes as they are")
+        super().__post_init__()
+
+    @abstractmethod
+    def encoded(self, position: int) -> bytes:
+        """The bytes of a stored image's file.
+
+        Raises:
+            DamagedImageError: if they cannot be read.
+        """
+
+    def pixels(self, position: int) -> np.ndarray:
+        return decode_image(self.encoded(position), self.resolution, self.channels)
+
+    def content(self, position: int) -> bytes:
+        return self.encoded(position)
+
+    def _processing(self) -> dict[str, Any]:
+        return super()._processing() | {"resolution": self.resolution, "channels": self.channels}
+
+
+class PerProcess:
+    """Something open that each process opens for itself, as a forked one shares a file's position with its parent.
+
+    Args:
+        opener: opens it; one that pickle can send to a worker.
+    """
+
+    def __init__(self, opener: Callable[[], Any]) -> None:
+        self.opener = opener
+        self._opened: tuple[int, Any] | None = None
+
+    def get(self) -> Any:
+        """This process's own."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), self.opener())
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"opener": self.opener, "_opened": None}
+
+
+def class_labels(labels: Sequence[Any], names: Sequence[str], place: str) -> np.ndarray:
+    """Labels as int64 [N].
+
+    Raises:
+        ValueError: naming the first image whose label is no integer from 0 on.
+    """
+    for label, name in zip(labels, names, strict=True):
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 1 << 20:
+            raise ValueError(
+                f"{place}: the label of {name!r} is {label!r}, and a class is a number from 0 on; read the images "
+                "without labels by data.use_labels=false"
+            )
+    return np.array(labels, dtype=np.int64)
