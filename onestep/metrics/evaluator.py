@@ -45,14 +45,16 @@ class Evaluator:
         reference: Reference,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.features, self.metrics, self.device = features, metrics, device
+        if not metrics:  # nothing is scored, and so no reference read
+            return
         if features is not None:
             expected, given = tuple(features.image_shape), tuple(reference.image_shape)  # type: ignore[arg-type]
             if expected != given:
                 raise ValueError(f"the feature network takes images {expected}, the data has {given}: choose another")
-            features = features.to(device)
+            self.features = features.to(device)
         elif reference.image_shape[1:] != (1, 1):
             raise ValueError("images are scored in the features of a network, and there is none: choose features=...")
-        self.features, self.metrics, self.device = features, metrics, device
         self.real = self.extract(reference.batches(1000))
 
     @torch.no_grad()
@@ -64,5 +66,7 @@ class Evaluator:
 
     def __call__(self, batches: Iterable[Tensor]) -> dict[str, float]:
         """Every metric by name, on all images of ``batches`` together."""
+        if not self.metrics:
+            return {}
         generated = self.extract(batches)
         return {name: metric(self.real, generated) for name, metric in self.metrics.items()}

@@ -114,7 +114,8 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
 
 def build_evaluator(config: DictConfig, data: ImageDataset, device: torch.device) -> Evaluator:
     """The metrics of ``config.metrics`` in the features of ``config.features`` against ``data``."""
-    return Evaluator(instantiate(config.get("features")), dict(instantiate(config.metrics)), data, device)
+    metrics = dict(instantiate(config.get("metrics") or {}))
+    return Evaluator(instantiate(config.get("features")), metrics, data, device)
 
 
 def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distillation:
