@@ -18,11 +18,13 @@ from tests.diffusers_models import build_network
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/*.yaml"))
 SID = Path(__file__).parent / "data" / "sid_ddpmpp_cond10_16.pkl"
+PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", "ffhq64", "afhqv2_64")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "teacher/diffusers": ["teacher.path=${oc.env:TINY_PIPELINE}"],
-    "teacher/edm": [f"teacher.path={SID}"],
+    **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm")},
+    **{f"experiment/{name}": [f"teacher.path={SID}", "data.path={stores}/images.zip"] for name in PUBLISHED},
     "data/edm_zip": ["data.path={stores}/images.zip"],
     "data/image_folder": ["data.path={stores}/classes"],
     "data/webdataset": ["data.path={stores}/shards"],

@@ -1,0 +1,99 @@
+"""The papers' settings at their own resolutions and classes, with a tiny network in place of the published one."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+
+from onestep.config import check_config
+from onestep.networks.edm import EDMDenoiser
+from onestep.networks.generator import Generator
+from onestep.teachers.edm_checkpoint import load_edm
+from onestep.training.distillation import distill
+from onestep.training.log import read_log
+from tests.teachers.edm_format import pickled, snapshot
+
+OBJECTIVES = ("f_distill", "uni_instruct", "sid", "sida", "dmd2")
+# Resolution, classes, architecture, and the published batch, rate and first noise level.
+SETTINGS: dict[str, tuple[int, int, str, tuple[int, float, float]]] = {
+    "cifar10_uncond": (32, 0, "SongUNet", (256, 1e-5, 2.5)),
+    "cifar10_cond": (32, 10, "SongUNet", (256, 1e-5, 2.5)),
+    "imagenet64": (64, 1000, "DhariwalUNet", (8192, 4e-6, 2.5)),
+    "imagenet64_dmd2": (64, 1000, "DhariwalUNet", (280, 2e-6, 80.0)),
+    "ffhq64": (64, 0, "SongUNet", (512, 1e-5, 2.5)),
+    "afhqv2_64": (64, 0, "SongUNet", (512, 5e-6, 2.5)),
+}
+RUNS = (
+    ("cifar10_uncond", "sid"), ("cifar10_cond", "uni_instruct"), ("imagenet64", "sida"), ("imagenet64_dmd2", "dmd2"),
+    ("ffhq64", "f_distill"), ("afhqv2_64", "sida"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_each_setting_composes_with_each_method(
+    setting: str, objective: str, compose_config: Callable[..., DictConfig]
+) -> None:
+    config = compose_config("train", f"experiment={setting}", f"objective={objective}", "output=nowhere")
+    check_config(config)
+    batch, rate, sigma_init = SETTINGS[setting][3]
+    assert (config.training.batch_size, config.training.sigma_init) == (batch, sigma_init)
+    assert config.optimizer.generator.lr == config.optimizer.fake_score.lr == rate
+    assert config.training.fake_score_steps == (5 if "dmd2" in (objective, setting[11:]) else 1)
+    assert (config.training.gan_weight == 0) == (objective == "sid") == (config.discriminator is None)
+    assert config.data.use_labels == (SETTINGS[setting][1] > 0)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Writes a teacher in EDM's format and a zip of eight images, of this size and with these classes."""
+
+    def write(size: int, classes: int, architecture: str) -> tuple[Path, Path]:
+        options: dict[str, Any] = {
+            "model_channels": 16,
+            "channel_mult": [1, 1],
+            "num_blocks": 1,
+            "attn_resolutions": [],
+        }
+        torch.manual_seed(0)
+        network = EDMDenoiser((3, size, size), classes, architecture=architecture, options=options)
+        (tmp_path / "teacher.pkl").write_bytes(pickled(snapshot(network)))
+        random, labels = np.random.default_rng(0), []
+        with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+            for index in range(8):
+                file, name = io.BytesIO(), f"00000/img{index:08d}.png"
+                Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
+                archive.writestr(name, file.getvalue())
+                labels.append([name, max(classes, 10) - 1 - index])
+            archive.writestr("dataset.json", json.dumps({"labels": labels}))
+        return tmp_path / "teacher.pkl", tmp_path / "data.zip"
+
+    return write
+
+
+@pytest.mark.parametrize("setting, objective", RUNS)
+def test_two_steps(
+    setting: str, objective: str, files: Callable[..., tuple[Path, Path]], train_config: Callable[..., DictConfig],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    teacher, data = files(*SETTINGS[setting][:3])
+    small = ("training.images=8", "training.batch_size=4", "evaluation.samples=4", "evaluation.interim_samples=4",
+             "evaluation.batch_size=4", "evaluation.grid=4")  # fmt: skip
+    chosen = (f"experiment={setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}")
+    distill(train_config(tmp_path / "run", *chosen, *small))
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
+    assert [line["images_seen"] for line in lines] == [4, 8]
+    assert all(np.isfinite(list(line.values())).all() and line["generator_gradient"] > 0 for line in lines)
+    student = Generator.from_pretrained(tmp_path / "run" / "generator_raw")
+    start = load_edm(teacher).state_dict()
+    moved = max((value - start[key]).abs().max().item() for key, value in student.denoiser.state_dict().items())
+    rate = SETTINGS[setting][3][1]
+    assert 0.9 * rate < moved < 2.5 * rate  # Adam's steps are at most about the rate each
