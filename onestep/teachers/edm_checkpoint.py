@@ -25,6 +25,7 @@ _PRECONDITIONING_OPTIONS = {
 _MODELS = ("SongUNet", "DhariwalUNet")
 _SAID_ELSEWHERE = ("img_resolution", "in_channels", "out_channels", "label_dim")
 _EDM_DEFAULTS = {"SongUNet": {"channel_mult": [1, 2, 2, 2]}, "DhariwalUNet": {}}  # where they are not this package's
+_LONGEST_NAME = 200
 
 Tensors = dict[str, RecordedTensor]
 
@@ -119,6 +120,8 @@ def _tensors_of(network: Recorded) -> Tensors:
     pending, seen = [("", network)], {id(network)}
     while pending:
         prefix, module = pending.pop()
+        if len(prefix) > _LONGEST_NAME:  # else a chain of modules has names that fill the memory
+            raise ValueError("its modules are nested too deeply")
         for kind in ("_parameters", "_buffers", "_modules"):
             members = module.state.get(kind)
             if type(members) is not dict:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,3 +160,19 @@ def test_state_dicts_that_do_not_tell(tmp_path: Path) -> None:
         load_edm(file)
     with pytest.raises(ValueError, match="there is no file"):
         load_edm(tmp_path / "absent.pkl")
+
+
+def test_damaged_bytes_are_refused_or_harmless(tmp_path: Path) -> None:
+    """Whatever a byte is changed to, the file loads or raises ValueError: nothing else."""
+    tiny = {"model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    content = pickled(snapshot(EDMDenoiser((1, 4, 4), options=tiny)))
+    random = np.random.default_rng(0)
+    refused = 0
+    for position, byte in zip(random.integers(len(content), size=100), random.integers(256, size=100), strict=True):
+        (tmp_path / "in.pkl").write_bytes(content[:position] + bytes([byte]) + content[position + 1 :])
+        try:
+            load_edm(tmp_path / "in.pkl")
+        except ValueError as error:
+            assert "in.pkl " in str(error)
+            refused += 1
+    assert refused > 50
