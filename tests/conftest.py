@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from onestep.training.distillation import distill
 # The networks of the tests are too small to share among threads, which wait for each other; nor do subprocesses.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# What is cached is read by no other run.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="onestep_tests_")
 
 ComposeConfig = Callable[..., DictConfig]
 TrainConfig = Callable[..., DictConfig]
@@ -143,3 +146,21 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = {"image": [{"bytes": file.read_bytes(), "path": None} for file in files.values()], "label": labels}
     datasets.Dataset.from_dict(rows, features).save_to_disk(folder / "table")
     return folder
+
+
+class InceptionStandIn(torch.nn.Module):
+    """Called as NVIDIA's TorchScript Inception is: features are the mean colour, classes its softmax."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
+        means = x.to(torch.float32).mean(dim=[2, 3])
+        if return_features:
+            return means
+        return means.softmax(dim=1)
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript file."""
+    file = tmp_path_factory.mktemp("inception") / "stand_in.pt"
+    torch.jit.script(InceptionStandIn()).save(str(file))
+    return file

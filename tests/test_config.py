@@ -1,5 +1,6 @@
 """Every file under conf/ composes, passes the checks and builds what it names."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +23,10 @@ PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", 
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
-    "teacher/diffusers": ["teacher.path=${oc.env:TINY_PIPELINE}"],
+    "teacher/diffusers": ["teacher.path=${{oc.env:TINY_PIPELINE}}"],
     **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm")},
     **{f"experiment/{name}": [f"teacher.path={SID}", "data.path={stores}/images.zip"] for name in PUBLISHED},
+    "features/inception": ["features.path={inception}", "features.sha256={sha256}"],
     "data/edm_zip": ["data.path={stores}/images.zip"],
     "data/image_folder": ["data.path={stores}/classes"],
     "data/webdataset": ["data.path={stores}/shards"],
@@ -62,9 +64,11 @@ def tiny_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
     monkeypatch.setenv("TINY_PIPELINE", str(folder))
 
 
-def overrides_for(file: str, stores: Path | None = None) -> list[str]:
+def overrides_for(file: str, stores: Path | None = None, inception: Path | None = None) -> list[str]:
     group, choice = file.split("/")
-    required = [override.replace("{stores}", str(stores)) for override in REQUIRED.get(file, [])]
+    content_hash = "" if inception is None else hashlib.sha256(inception.read_bytes()).hexdigest()
+    values = {"stores": stores, "inception": inception, "sha256": content_hash}
+    required = [override.format(**values) for override in REQUIRED.get(file, [])]
     return [f"{group}=[{choice}]" if group == "metrics" else f"{group}={choice}", *required]
 
 
@@ -97,8 +101,10 @@ def assert_builds(config: DictConfig) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_each_file_builds_what_it_names(file: str, compose_config: Callable[..., DictConfig], stores: Path) -> None:
-    config = compose_config("train", *overrides_for(file, stores), "output=nowhere")
+def test_each_file_builds_what_it_names(
+    file: str, compose_config: Callable[..., DictConfig], stores: Path, inception_file: Path
+) -> None:
+    config = compose_config("train", *overrides_for(file, stores, inception_file), "output=nowhere")
     built = assert_builds(config)
     content = OmegaConf.load(CONF / f"{file}.yaml")
     own = [node["_target_"] for node in targets(content)]
@@ -108,8 +114,10 @@ def test_each_file_builds_what_it_names(file: str, compose_config: Callable[...,
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.split("/")[0] in GROUPS_OF_SAMPLE])
-def test_sample_takes_each_of_its_groups(file: str, compose_config: Callable[..., DictConfig], stores: Path) -> None:
-    overrides = overrides_for(file, stores)
+def test_sample_takes_each_of_its_groups(
+    file: str, compose_config: Callable[..., DictConfig], stores: Path, inception_file: Path
+) -> None:
+    overrides = overrides_for(file, stores, inception_file)
     built = assert_builds(compose_config("sample", *overrides, "save_to=nowhere"))
     assert len(built) == 1 + ("mixture=grid" in overrides)
 

@@ -72,7 +72,7 @@ def few_step_run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFac
 
 def test_the_summary(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    assert summary.keys() == {"teacher", "student", "images_seen", "seconds"}
+    assert summary.keys() == {"teacher", "student", "images_seen", "seconds", "figures"}
     for side in ("teacher", "student"):
         assert summary[side].keys() == {"fid", "recall", "network_evaluations", "samples", "samples_per_second"}
         assert summary[side]["samples"] == 32
@@ -547,7 +547,7 @@ def test_classes_are_those_that_are_asked_for(draw: Draw, finished_run: Path) ->
 def test_metrics_are_those_of_the_images(draw: Draw) -> None:
     images, result = draw("count=40", "metrics=[fid]", "format=npz")
     evaluator = Evaluator(load_digits_features(), {"fid": FrechetDistance()}, Digits())
-    assert result.keys() == {"images", "count", "network_evaluations", "samples_per_second", "fid"}
+    assert result.keys() == {"images", "count", "network_evaluations", "samples_per_second", "fid", "figures"}
     assert result["network_evaluations"] == 1
     assert result["fid"] == evaluator([images])["fid"]
 

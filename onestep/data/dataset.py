@@ -44,10 +44,16 @@ class ImageDataset(ABC, Dataset[Batch]):
         images, conditions = self.__getitems__([index])
         return images[0], map_condition(lambda tensor: tensor[0], conditions)
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """All images in their order, [<= batch_size, C, H, W], no more of them in memory than that."""
-        for start in range(0, len(self), batch_size):
-            yield self.__getitems__(range(start, min(start + batch_size, len(self))))[0]
+    @property
+    def description(self) -> str:
+        """What the record of a figure says of its reference."""
+        return f"{type(self).__name__}, {len(self):,} images"
+
+    def batches(self, batch_size: int, share: range | None = None) -> Iterator[Tensor]:
+        """All images or a ``share`` in their order, [<= batch_size, C, H, W], no more in memory than that."""
+        share = range(len(self)) if share is None else share
+        for start in range(0, len(share), batch_size):
+            yield self.__getitems__(share[start : start + batch_size])[0]
 
 
 class ImagesInMemory(ImageDataset):

@@ -6,6 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,13 @@ class StoredImages(ImageDataset):
         labels = self.labels[self.positions[np.asarray(indices) % len(self.positions)]]
         return images, F.one_hot(torch.from_numpy(labels), self.label_dim).float()
 
+    @property
+    def description(self) -> str:
+        return f"{Path(self.path).name}, {len(self):,} images"
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self._processing()).encode())
-        for position in tqdm(self.positions, desc=f"hashing {self.path}", leave=False, mininterval=1):
+        for position in tqdm(self.positions, desc=f"hashing {self.path}", leave=False, delay=2):
             digest.update(hashlib.sha256(self.content(int(position))).digest())
         return digest.hexdigest()
 
@@ -133,7 +138,7 @@ class StoredImages(ImageDataset):
 
     def _whole_ones(self, positions: np.ndarray) -> np.ndarray:
         kept, damaged = [], []
-        for position in tqdm(positions, desc=f"checking {self.path}", leave=False, mininterval=1):
+        for position in tqdm(positions, desc=f"checking {self.path}", leave=False, delay=2):
             try:
                 self._named_pixels(position)
                 kept.append(position)

@@ -42,7 +42,7 @@ class WebDataset(EncodedImages):
         self.shards = find_shards(self.path)
         images: dict[str, _Member] = {}
         labels: dict[str, int] = {}
-        for number, shard in enumerate(tqdm(self.shards, desc=f"indexing {self.path}", leave=False, mininterval=1)):
+        for number, shard in enumerate(tqdm(self.shards, desc=f"indexing {self.path}", leave=False, delay=2)):
             for key, suffix, member in _members(shard, number):
                 if suffix.endswith(SUFFIXES):
                     if f"{shard}/{key}" in images:

@@ -1,72 +1,158 @@
-"""Scores samples by several metrics from one pass through the feature network."""
+"""Scores samples by several metrics from one pass through each feature network."""
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from onestep.metrics.features import to_uint8
+from onestep.metrics.extraction import Extraction, Kind, Reference
+from onestep.metrics.features import FeatureNetwork, to_uint8
+from onestep.metrics.figure import Figure
+from onestep.metrics.processes import rank_and_count
+from onestep.metrics.reference import ReferenceCache
+from onestep.metrics.statistics import Moments
 
 
 class Metric(Protocol):
-    """A figure of merit of generated features [N, D] against real ones [M, D]."""
+    """A figure of merit of generated samples against real ones, or several by name.
 
-    def __call__(self, real: Tensor, generated: Tensor) -> float: ...
+    Attributes:
+        reads: what it is given of each side: "vectors", features [N, D]; "moments", their mean and covariance, which
+            take no memory that grows with N; "logits", [N, K], of the generated side alone.
+        features: its own feature network; None for that of all metrics.
+    """
 
+    reads: Kind
+    features: FeatureNetwork | None
 
-class Reference(Protocol):
-    """The real images, of which no more than a batch needs to be in memory."""
-
-    image_shape: tuple[int, int, int]
-
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """All images in their order, [<= batch_size, C, H, W] in [-1, 1]."""
+    def __call__(self, real: Any, generated: Any) -> float | dict[str, float]: ...
 
 
 class Evaluator:
     """Computes every metric on images, quantised to uint8 as a published figure's are.
 
+    In several processes each makes one, and calls it with its own share of the samples if it says so by ``shared``.
+
     Args:
-        features: a network from uint8 images [B, C, H, W] to features [B, D], with its ``image_shape``; None where the
-            samples are points, [B, D, 1, 1], which are their own features, as they are.
+        features: the feature network of the metrics that have none of their own; None where the samples are points,
+            [B, D, 1, 1], which are their own features, as they are.
         metrics: the metrics by name.
-        reference: the real images.
-        device: where the feature network runs.
+        reference: the real images, or their moments, as they are published.
+        device: where the feature networks run.
+        cache: the folder where the reference's features are kept, under a hash of data and network; None to keep none.
 
     Raises:
-        ValueError: if the feature network takes images of another shape than the reference's.
+        ValueError: if a feature network takes images of another shape than the reference's, or a metric needs more of
+            the reference than its moments.
     """
 
     def __init__(
         self,
-        features: nn.Module | None,
+        features: FeatureNetwork | None,
         metrics: dict[str, Metric],
-        reference: Reference,
+        reference: Reference | Moments,
         device: torch.device | str = "cpu",
+        cache: str | None = None,
     ) -> None:
-        self.features, self.metrics, self.device = features, metrics, device
-        if not metrics:  # nothing is scored, and so no reference read
-            return
-        if features is not None:
-            expected, given = tuple(features.image_shape), tuple(reference.image_shape)  # type: ignore[arg-type]
-            if expected != given:
-                raise ValueError(f"the feature network takes images {expected}, the data has {given}: choose another")
-            self.features = features.to(device)
-        elif reference.image_shape[1:] != (1, 1):
-            raise ValueError("images are scored in the features of a network, and there is none: choose features=...")
-        self.real = self.extract(reference.batches(1000))
+        self.metrics, self.reference, self.device = metrics, reference, device
+        self.network_of = {
+            name: features if (own := getattr(metric, "features", None)) is None else own
+            for name, metric in metrics.items()
+        }
+        self.real: dict[FeatureNetwork | None, dict[Kind, Any]] = {}
+        for network, kinds in self._wanted().items():
+            self._check(network)
+            wanted = kinds - {"logits"}
+            if isinstance(reference, Moments):
+                self.real[network] = self._of_moments(reference, wanted)
+            else:
+                self.real[network] = ReferenceCache(cache, reference, network, device).read_or_make(wanted)
 
-    @torch.no_grad()
-    def extract(self, batches: Iterable[Tensor]) -> Tensor:
-        """Features [N, D] on the CPU of batches of images [B, C, H, W] in [-1, 1], or of points."""
-        if self.features is None:
-            return torch.cat([batch.flatten(1).cpu() for batch in batches])
-        return torch.cat([self.features(to_uint8(batch).to(self.device)).cpu() for batch in batches])
+    def __call__(self, batches: Iterable[Tensor], shared: bool = False) -> dict[str, float]:
+        """Every metric by name, on all images [B, C, H, W] of ``batches`` together; nothing but in the first process.
 
-    def __call__(self, batches: Iterable[Tensor]) -> dict[str, float]:
-        """Every metric by name, on all images of ``batches`` together."""
-        if not self.metrics:
-            return {}
-        generated = self.extract(batches)
-        return {name: metric(self.real, generated) for name, metric in self.metrics.items()}
+        Args:
+            batches: the samples in [-1, 1], or points.
+            shared: whether each process brings its own share, the first the first; the figures are then of all.
+        """
+        extractions = {network: Extraction(network, kinds, self.device) for network, kinds in self._wanted().items()}
+        for batch in batches:
+            pixels: Tensor | None = None
+            for network, extraction in extractions.items():
+                if network is not None and pixels is None:
+                    pixels = to_uint8(batch)
+                extraction.add(batch if network is None or pixels is None else pixels)
+        generated = {network: extraction.finish(shared) for network, extraction in extractions.items()}
+        values: dict[str, float] = {}
+        if rank_and_count()[0] > 0:
+            return values
+        for name, metric in self.metrics.items():
+            network = self.network_of[name]
+            value = metric(self.real[network].get(metric.reads), generated[network][metric.reads])
+            values |= value if isinstance(value, dict) else {name: value}
+        return values
+
+    def check_samples(self, count: int) -> None:
+        """Refuse ``count`` samples where a metric's name promises another number.
+
+        Raises:
+            ValueError: naming the metric and both numbers.
+        """
+        for name, metric in self.metrics.items():
+            promised = getattr(metric, "samples", None)
+            if promised is None:
+                continue
+            network = self.network_of[name]
+            if count != promised:
+                raise ValueError(f"{name} is of {promised:,} samples, and these are {count:,}: ask for fid instead")
+            if network is None or network.protocol_samples != promised:
+                title = "points" if network is None else network.title
+                raise ValueError(f"{name} is a published protocol in the features of another network than {title}")
+
+    def figures(
+        self, values: dict[str, float], samples: int, seeds: list[int] | None, network_evaluations: int | None
+    ) -> list[dict[str, Any]]:
+        """A record for each of ``values``, with all that a reader needs to know of it, see :class:`Figure`."""
+        several = {key: name for name, metric in self.metrics.items() for key in getattr(metric, "keys", ())}
+        records = []
+        for key, value in values.items():
+            network = self.network_of[several.get(key, key)]
+            figure = Figure(
+                metric=key,
+                value=value,
+                features="the samples themselves" if network is None else network.title,
+                reference=self.reference.description,
+                samples=samples,
+                protocol_samples=None if network is None else network.protocol_samples,
+                seeds=seeds,
+                network_evaluations=network_evaluations,
+            )
+            records.append({"name": figure.name} | asdict(figure))
+        return records
+
+    def _wanted(self) -> dict[FeatureNetwork | None, set[Kind]]:
+        """What each feature network's features are read as."""
+        wanted: dict[FeatureNetwork | None, set[Kind]] = {}
+        for name, metric in self.metrics.items():
+            wanted.setdefault(self.network_of[name], set()).add(metric.reads)
+        return wanted
+
+    def _check(self, network: FeatureNetwork | None) -> None:
+        given = None if isinstance(self.reference, Moments) else tuple(self.reference.image_shape)
+        if network is None:
+            if given is None or given[1:] != (1, 1):
+                raise ValueError(
+                    "images are scored in the features of a network, and there is none: choose features=..."
+                )
+        elif given is not None and network.image_shape is not None and tuple(network.image_shape) != given:
+            raise ValueError(
+                f"the feature network takes images {tuple(network.image_shape)}, the data has {given}: choose another"
+            )
+
+    def _of_moments(self, moments: Moments, kinds: set[Kind]) -> dict[Kind, Any]:
+        if "vectors" in kinds:
+            names = [name for name, metric in self.metrics.items() if metric.reads == "vectors"]
+            raise ValueError(f"{', '.join(names)}: a reference of mean and covariance alone will not do; give data=...")
+        return {"moments": moments}

@@ -1,5 +1,6 @@
 """Feature networks: what the metrics see of an image."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -15,12 +16,39 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
-class DigitsFeatures(nn.Module):
+class FeatureNetwork(nn.Module):
+    """A frozen network from uint8 images [B, C, H, W] to features [B, D].
+
+    Attributes:
+        title: how a figure's record names it.
+        image_shape: (C, H, W) of the images it takes; None for any.
+        protocol_samples: how many samples a published figure in its features has; None where there is no protocol.
+    """
+
+    title: str
+    image_shape: tuple[int, int, int] | None = None
+    protocol_samples: int | None = None
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Class logits [B, K], for those that have some."""
+        raise ValueError(f"{self.title} knows no classes, which this metric needs: choose other features")
+
+    def fingerprint(self) -> str:
+        """A hash of the weights, under which the reference's features are kept."""
+        digest = hashlib.sha256(type(self).__name__.encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+class DigitsFeatures(FeatureNetwork):
     """A small classifier of 8x8 digits, whose 64 activations before the last layer are the features.
 
     ``python train.py experiment=pretrain_digits_features`` trains it.
     """
 
+    title = "digits classifier"
     num_features = 64
     image_shape = (1, 8, 8)
 

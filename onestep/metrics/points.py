@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from onestep.gaussian_mixture import GaussianMixture
+from onestep.metrics.extraction import Kind
+from onestep.metrics.features import FeatureNetwork
 
 _NEAR = 3.0  # standard deviations from a mode's mean: 98.9 % of a planar mode
 
@@ -26,6 +28,9 @@ class ModesCovered:
     thousands, some lie anywhere.)
     """
 
+    reads: Kind = "vectors"
+    features: FeatureNetwork | None = None
+
     def __init__(self, mixture: GaussianMixture, share: float) -> None:
         if not 0 < share < 1:
             raise ValueError(f"expected a share between 0 and 1, got {share}")
@@ -41,6 +46,9 @@ class ModesCovered:
 
 class ModePrecision:
     """The share of samples within three standard deviations of some mode's mean; 0.989 for a planar mixture's own."""
+
+    reads: Kind = "vectors"
+    features: FeatureNetwork | None = None
 
     def __init__(self, mixture: GaussianMixture) -> None:
         self.mixture = mixture
@@ -61,6 +69,9 @@ class BinnedKL:
         extent: the cells cover [-extent, extent] in each of the two dimensions.
         cells: cells along each dimension.
     """
+
+    reads: Kind = "vectors"
+    features: FeatureNetwork | None = None
 
     def __init__(self, mixture: GaussianMixture, extent: float, cells: int) -> None:
         if mixture.means.shape[1] != 2:
@@ -89,6 +100,9 @@ class EnergyDistance:
     Args:
         count: samples of each side that are compared; the cost grows with its square.
     """
+
+    reads: Kind = "vectors"
+    features: FeatureNetwork | None = None
 
     def __init__(self, count: int) -> None:
         if count < 2:

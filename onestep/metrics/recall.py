@@ -1,7 +1,10 @@
-"""The share of the real data's variety that the samples cover (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
+"""Precision and recall of samples by nearest neighbours (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
 
-import torch
 from torch import Tensor
+
+from onestep.metrics.extraction import Kind
+from onestep.metrics.features import FeatureNetwork
+from onestep.metrics.neighbours import count_within, kth_distances
 
 
 class Recall:
@@ -9,12 +12,13 @@ class Recall:
 
     Args:
         k: neighbour that sets each generated sample's radius, itself not counted.
+        features: its own feature network; None for that of all metrics.
     """
 
-    def __init__(self, k: int) -> None:
-        if k < 1:
-            raise ValueError(f"recall needs k >= 1 neighbours, got k={k}")
-        self.k = k
+    reads: Kind = "vectors"
+
+    def __init__(self, k: int, features: FeatureNetwork | None = None) -> None:
+        self.k, self.features = check_neighbour("recall", k), features
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
         """Recall in [0, 1] of ``generated`` [N, D] against ``real`` [M, D] features.
@@ -22,13 +26,58 @@ class Recall:
         Raises:
             ValueError: if there are not more than ``k`` generated samples.
         """
-        if len(generated) <= self.k:
-            raise ValueError(f"recall with k={self.k} needs more than {self.k} generated samples, got {len(generated)}")
-        # torch.cdist goes by squared norms, which in float32 loses the digits of features far from the origin.
-        real, generated = real.double(), generated.double()
-        covered = torch.zeros(len(real), dtype=torch.bool)
-        for chunk in generated.split(1000):  # bounds the memory of the distances
-            # The nearest is the sample itself, so the k-th neighbour is the (k + 1)-th smallest.
-            radius = torch.cdist(chunk, generated).topk(self.k + 1, largest=False).values[:, -1]
-            covered |= (torch.cdist(real, chunk) <= radius).any(dim=1)
-        return covered.double().mean().item()
+        check_count("recall", self.k, generated=len(generated))
+        inside, _ = count_within(real, generated, kth_distances(generated, self.k))
+        return (inside > 0).double().mean().item()
+
+
+class PRDC:
+    """Precision and recall, and the density and coverage of Naeem et al. 2020 (arXiv 2002.09797), eq. 4 and 6.
+
+    Precision is recall with the sides exchanged: the share of generated samples within the ``k``-th nearest
+    neighbour's distance of some real one. Density counts how many such balls a generated sample lies in, over ``k``,
+    and is 1 for the real law itself; coverage is the share of real balls that hold a generated sample.
+
+    Args:
+        k: neighbour that sets the radii of precision and recall, itself not counted.
+        k_density: that of density and coverage.
+        features: its own feature network; None for that of all metrics.
+    """
+
+    reads: Kind = "vectors"
+    keys = ("precision", "recall", "density", "coverage")
+
+    def __init__(self, k: int, k_density: int, features: FeatureNetwork | None = None) -> None:
+        self.k, self.k_density = check_neighbour("precision", k), check_neighbour("density", k_density)
+        self.features = features
+
+    def __call__(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        """``precision``, ``recall``, ``density`` and ``coverage`` of ``generated`` [N, D] against ``real`` [M, D].
+
+        Raises:
+            ValueError: if there are not more than ``k`` samples on either side.
+        """
+        check_count("precision", max(self.k, self.k_density), real=len(real), generated=len(generated))
+        precise, _ = count_within(generated, real, kth_distances(real, self.k))
+        recalled, _ = count_within(real, generated, kth_distances(generated, self.k))
+        dense, covered = count_within(generated, real, kth_distances(real, self.k_density))
+        return {
+            "precision": (precise > 0).double().mean().item(),
+            "recall": (recalled > 0).double().mean().item(),
+            "density": dense.double().mean().item() / self.k_density,
+            "coverage": (covered > 0).double().mean().item(),
+        }
+
+
+def check_neighbour(name: str, k: int) -> int:
+    """``k``, if it is a neighbour's number."""
+    if k < 1:
+        raise ValueError(f"{name} needs k >= 1 neighbours, got k={k}")
+    return k
+
+
+def check_count(name: str, k: int, **counts: int) -> None:
+    """Refuse sides that have no ``k``-th neighbour."""
+    for side, count in counts.items():
+        if count <= k:
+            raise ValueError(f"{name} with k={k} needs more than {k} {side} samples, got {count}")

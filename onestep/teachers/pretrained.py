@@ -1,5 +1,6 @@
 """Teachers and generators from checkpoints: folders of this package, or files of EDM's format."""
 
+import json
 from pathlib import Path
 
 from onestep.assets import ASSETS
@@ -36,7 +37,7 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
     """A generator in eval mode.
 
     Args:
-        path: a generator's folder; or a one-step generator's file of EDM's format, such as those of SiD, SiDA,
+        path: a generator's folder; or that of the pipeline which it was exported as; or a one-step generator's file of EDM's format, such as those of SiD, SiDA,
             Uni-Instruct and DMD2.
         sigma_init: the noise level at which it is evaluated first, in data units: a file does not tell it.
 
@@ -50,7 +51,18 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
                 "2.5 for SiD, SiDA and Uni-Instruct, and 80 for DMD2"
             )
         return Generator(load_edm(path), sigma_init).eval()
-    generator = Generator.from_pretrained(path)
+    is_pipeline = (Path(path) / "model_index.json").is_file()
+    generator = _of_pipeline(Path(path)) if is_pipeline else Generator.from_pretrained(path)
     if sigma_init not in (None, generator.sigma_init):
         raise ValueError(f"{path} holds a generator for sigma_init={generator.sigma_init}, not {sigma_init}")
     return generator
+
+
+def _of_pipeline(folder: Path) -> Generator:
+    index = folder / "model_index.json"
+    try:
+        settings = json.loads(index.read_text())
+        sigma_init, later_sigmas = settings["sigma_init"], settings["later_sigmas"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: {index.name} describes no one-step pipeline ({error})") from error
+    return Generator(load_denoiser(folder / "denoiser"), sigma_init, later_sigmas).eval()

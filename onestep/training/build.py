@@ -25,6 +25,7 @@ from onestep.seeding import seeded_generator
 from onestep.teachers.pretrained import load_generator
 from onestep.training.judges import Judges, Teacher
 from onestep.training.pairs import PairSettings, TeacherPairs, prepare_pairs
+from onestep.training.scoring import build_evaluator
 from onestep.training.settings import DistillationSettings, EvaluationSettings
 
 
@@ -112,12 +113,6 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
         )
 
 
-def build_evaluator(config: DictConfig, data: ImageDataset, device: torch.device) -> Evaluator:
-    """The metrics of ``config.metrics`` in the features of ``config.features`` against ``data``."""
-    metrics = dict(instantiate(config.get("metrics") or {}))
-    return Evaluator(instantiate(config.get("features")), metrics, data, device)
-
-
 def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distillation:
     """Build all parts, the networks under the run's seed, each on the accelerator's device.
 
@@ -152,10 +147,14 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
 
     sampler: Sampler = instantiate(config.sampler)
+    evaluator = build_evaluator(config, config.get("features"), data, accelerator.device)
+    evaluation: EvaluationSettings = instantiate(config.evaluation)
+    for count in {evaluation.samples, evaluation.interim_samples}:
+        evaluator.check_samples(count)
     return Distillation(
         accelerator=accelerator,
         settings=settings,
-        evaluation=instantiate(config.evaluation),
+        evaluation=evaluation,
         data=data,
         objective=objective,
         sigma=sigma,
@@ -164,7 +163,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         judges=Judges(teacher, fake_score, discriminator, normalizer),
         optimizers=_build_optimizers(config, generator, fake_score, discriminator),
         sampler=sampler,
-        evaluator=build_evaluator(config, data, accelerator.device),
+        evaluator=evaluator,
         # The last: nothing is drawn for parts that are refused.
         pairs=_build_pairs(config, settings, teacher, sampler, accelerator),
     )

@@ -19,11 +19,12 @@ from onestep.metrics.features import DigitsFeatures, to_uint8
 from onestep.networks.base import DenoiserNetwork
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.seeding import seeded_generator
-from onestep.training.build import build_evaluator, check_fit
+from onestep.training.build import check_fit
 from onestep.training.ema import EMA
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_samples
 from onestep.training.run import Run
+from onestep.training.scoring import build_evaluator
 from onestep.training.settings import EvaluationSettings, TrainingSettings
 from onestep.training.state import TrainingState
 from onestep.training.steps import denoising_loss, optimizer_step
@@ -48,7 +49,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
-    sampler, evaluator = instantiate(config.sampler), build_evaluator(config, data, run.device)
+    sampler, evaluator = instantiate(config.sampler), build_evaluator(config, config.get("features"), data, run.device)
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
     ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
     state = TrainingState({"network": network, "network_ema": ema.average}, {"network": optimizer})

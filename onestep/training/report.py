@@ -30,6 +30,7 @@ class DistillationReport:
 
     def __init__(self, run: Run, parts: Distillation, average: Generator) -> None:
         self.run, self.parts, self.average = run, parts, average
+        self.records: dict[str, list[dict[str, Any]]] = {}
 
     def interim(self, state: TrainingState) -> None:
         """Score the averaged generator, write the figures to the log and a grid into ``samples/``."""
@@ -45,7 +46,8 @@ class DistillationReport:
 
         Returns:
             ``teacher`` and ``student``, each with every metric, ``network_evaluations``, ``samples`` and
-            ``samples_per_second``; ``images_seen`` and ``seconds`` of the training; empty outside the main process.
+            ``samples_per_second``; ``images_seen`` and ``seconds`` of the training; ``figures``, a record of each;
+            empty outside the main process.
         """
         self.run.log.close()
         if not self.run.accelerator.is_main_process:
@@ -63,6 +65,7 @@ class DistillationReport:
             "student": student,
             "images_seen": state.cycle * parts.settings.batch_size,
             "seconds": round(state.seconds, 1),
+            "figures": self.records,
         }
         self.run.write_json("summary.json", summary)
         titles = (f"teacher, {count_evaluations(of_teacher)}", f"student, {count_evaluations(of_student)}")
@@ -81,6 +84,8 @@ class DistillationReport:
         label_dim = self.parts.data.label_dim
         shown = self._draw(draw, settings.grid, classes=list(range(label_dim)) if label_dim else None)
         figures: dict[str, float] = self.parts.evaluator([images])
+        seeds = [0, settings.samples - 1]
+        self.records[name] = self.parts.evaluator.figures(figures, settings.samples, seeds, network_evaluations)
         figures |= {
             "network_evaluations": network_evaluations,
             "samples": settings.samples,

@@ -25,6 +25,7 @@ from onestep.teachers.pretrained import load_generator
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.pictures import save_image, save_samples
 from onestep.training.run import PRECISIONS
+from onestep.training.scoring import build_evaluator, least_of, open_samples, print_figures, score
 
 FORMATS = ("png", "grid", "npz")
 MODELS = ("student", "teacher")
@@ -57,23 +58,33 @@ def sample(config: DictConfig) -> dict[str, Any]:
     ):
         if config[name] not in choices:
             raise ValueError(f"{name}={config[name]}: choose one of {', '.join(choices)}")
-    for name in ("count", "batch_size"):
+    for name in ("count", "batch_size", "seed_ranges"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]}: expected at least 1")
     if config.classes is not None and not (OmegaConf.is_list(config.classes) and len(config.classes)):
         raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
     parts = _parts(config)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+    if config.images is not None:
+        return _score_files(config, parts, accelerator.device)
     draw, network, evaluations = _model(config, parts, accelerator.device)
     evaluator = _evaluator(config, parts, accelerator.device)
 
+    if evaluator is not None:
+        evaluator.check_samples(config.count)  # before anything is drawn
+
     seeds = range(config.seed, config.seed + config.count)
     classes = None if config.classes is None else list(config.classes)
+
+    def draw_all(seeds: range) -> Tensor:
+        shape, label_dim = network.image_shape, network.label_dim
+        batches = draw_batches(
+            draw, seeds, config.batch_size, shape, label_dim, accelerator, classes, progress="drawing"
+        )
+        return torch.cat(list(batches))
+
     started = time.monotonic()
-    batches = draw_batches(
-        draw, seeds, config.batch_size, network.image_shape, network.label_dim, accelerator, classes, progress="drawing"
-    )
-    images = torch.cat(list(batches))
+    images = draw_all(seeds)
     seconds = time.monotonic() - started
     target = _write(images, config, seeds)
     result: dict[str, Any] = {
@@ -83,9 +94,32 @@ def sample(config: DictConfig) -> dict[str, Any]:
         "samples_per_second": round(len(images) / seconds, 1),
     }
     if evaluator is not None:
-        result |= evaluator([images])
-    Console().print(result)
+        ranges = [score(evaluator, [images], len(seeds), [seeds[0], seeds[-1]], evaluations)]
+        for _ in range(1, config.seed_ranges):
+            seeds = range(seeds.stop, seeds.stop + config.count)
+            ranges.append(score(evaluator, [draw_all(seeds)], len(seeds), [seeds[0], seeds[-1]], evaluations))
+        result |= _with_figures(ranges)
+    Console().print({name: value for name, value in result.items() if name != "figures"})
     return result
+
+
+def _with_figures(ranges: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The figures of the first range of seeds by name, the least of several, and the records of all."""
+    least = least_of(ranges) if len(ranges) > 1 else []
+    records = [record for records in ranges for record in records]
+    print_figures(records + least)
+    return {record["name"]: record["value"] for record in ranges[0] + least} | {"figures": records + least}
+
+
+def _score_files(config: DictConfig, parts: DictConfig, device: torch.device) -> dict[str, Any]:
+    """Score samples that are there already."""
+    if not config.get("metrics"):
+        raise ValueError(f"images={config.images}: say what to measure of them, such as metrics=[fid]")
+    evaluator = _evaluator(config, parts, device)
+    assert evaluator is not None
+    files = open_samples(config.images)
+    records = score(evaluator, files.batches(), files.count, files.seeds, None)
+    return {"images": config.images, "count": files.count} | _with_figures([records])
 
 
 def _parts(config: DictConfig) -> DictConfig:
@@ -154,10 +188,8 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
 def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> Evaluator | None:
     if not config.get("metrics"):
         return None
-    if parts.data is None:
-        raise ValueError("metrics need run=..., or data=... and features=...")
-    data: ImageDataset = instantiate(parts.data)
-    return Evaluator(instantiate(parts.features), dict(instantiate(config.metrics)), data, device)
+    data: ImageDataset | None = None if config.reference is not None else instantiate(parts.data)
+    return build_evaluator(config, parts.features, data, device)
 
 
 def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:

@@ -1,36 +1,73 @@
 """The evaluator on a feature network that can be computed by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onestep.data.dataset import ImagesInMemory
 from onestep.metrics.evaluator import Evaluator, Metric
+from onestep.metrics.extraction import Kind
+from onestep.metrics.features import FeatureNetwork
+from onestep.metrics.frechet import FrechetDistance
+from onestep.metrics.inception_score import InceptionScore
+from onestep.metrics.recall import PRDC, Recall
+from onestep.metrics.statistics import Moments
 
 
-class MeanPixel(nn.Module):
-    """One feature: the mean pixel, 0 to 255."""
+class MeanPixel(FeatureNetwork):
+    """One feature: the mean pixel, 0 to 255. It counts the images that it has seen."""
 
+    title = "mean pixel"
     image_shape = (1, 2, 2)
+    protocol_samples: int | None = None
+    seen = 0
 
     def forward(self, images: Tensor) -> Tensor:
         assert images.dtype == torch.uint8
+        self.seen += len(images)
         return images.float().mean((1, 2, 3))[:, None]
 
 
-def difference_of_means(real: Tensor, generated: Tensor) -> float:
-    return float(generated.mean() - real.mean())
+class TwoPixels(MeanPixel):
+    """Another network: two pixels, and four classes, of which each image has the first with certainty."""
+
+    title = "two pixels"
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return images[:, 0, 0].float()
+
+    def classify(self, images: Tensor) -> Tensor:
+        return torch.tensor([100.0, 0.0, 0.0, 0.0]).expand(len(images), 4)
 
 
-def first_and_count(real: Tensor, generated: Tensor) -> float:
-    return float(generated[0] + 1000 * len(generated) + 1_000_000 * len(real))
+class DifferenceOfMeans:
+    reads: Kind = "vectors"
+    features: FeatureNetwork | None = None
+
+    def __call__(self, real: Tensor, generated: Tensor) -> float:
+        return float(generated.mean() - real.mean())
 
 
-METRICS: dict[str, Metric] = {"difference": difference_of_means, "first": first_and_count}
+class FirstAndCount:
+    reads: Kind = "vectors"
+    features: FeatureNetwork | None = None
+
+    def __call__(self, real: Tensor, generated: Tensor) -> float:
+        return float(generated[0, 0] + 1000 * len(generated) + 1_000_000 * len(real))
+
+
+METRICS: dict[str, Metric] = {"difference": DifferenceOfMeans(), "first": FirstAndCount()}
 
 
 def constant_images(*values: float) -> Tensor:
     return torch.tensor(values).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+
+
+def random_images(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 1, 2, 2, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
 
 
 def test_figures_by_hand() -> None:
@@ -41,13 +78,105 @@ def test_figures_by_hand() -> None:
 
 
 def test_batches_do_not_matter() -> None:
-    random = torch.Generator().manual_seed(0)
-    reference, images = (torch.randn(count, 1, 2, 2, generator=random).clamp(-1, 1) for count in (2300, 70))
-    evaluator = Evaluator(MeanPixel(), METRICS, ImagesInMemory(reference))
-    assert torch.equal(evaluator.real, evaluator.extract([reference]))
-    assert evaluator([images]) == evaluator(iter(images.split(32))) == evaluator(images.split(1))
+    reference, images = random_images(2300), random_images(700, seed=1)
+    metrics: dict[str, Metric] = METRICS | {"fid": FrechetDistance(), "recall": Recall(3)}
+    evaluator = Evaluator(TwoPixels(), metrics, ImagesInMemory(reference))
+    whole, in_parts, in_ones = evaluator([images]), evaluator(iter(images.split(32))), evaluator(images.split(1))
+    for name in ("difference", "first", "recall"):
+        assert whole[name] == in_parts[name] == in_ones[name]
+    assert whole["fid"] > 0.1
+    assert whole["fid"] == pytest.approx(in_parts["fid"], rel=1e-9) == pytest.approx(in_ones["fid"], rel=1e-9)
+
+
+def test_metrics_share_one_pass_and_may_have_a_network_of_their_own() -> None:
+    shared, own = MeanPixel(), TwoPixels()
+    metrics: dict[str, Metric] = {"fid": FrechetDistance(), "recall": Recall(1)}
+    metrics |= {"other": FrechetDistance(features=own), "is": InceptionScore(2, own)}
+    real, images = random_images(40), random_images(30, seed=1)
+    evaluator = Evaluator(shared, metrics, ImagesInMemory(real))
+    figures = evaluator([images])
+    assert (shared.seen, own.seen) == (70, 70)
+    for name, network in (("fid", MeanPixel()), ("other", TwoPixels())):
+        alone = Evaluator(network, {"fid": FrechetDistance()}, ImagesInMemory(real))
+        assert figures[name] == alone([images])["fid"]
+    assert figures["fid"] != figures["other"] and figures["is"] == pytest.approx(1)
+
+
+def test_the_reference_is_read_once_and_kept(tmp_path: Path) -> None:
+    real, images = random_images(40), random_images(30, seed=1)
+    fid: dict[str, Metric] = {"fid": FrechetDistance()}
+    both = fid | {"recall": Recall(1)}
+
+    def run(metrics: dict[str, Metric], reference: Tensor = real) -> tuple[int, dict[str, float]]:
+        network = TwoPixels()
+        figures = Evaluator(network, metrics, ImagesInMemory(reference), cache=str(tmp_path / "kept"))([images])
+        return network.seen - 30, figures
+
+    seen, first = run(fid)
+    assert seen == 40
+    assert run(fid) == (0, first)
+    seen, more = run(both)  # the file had no single features
+    assert seen == 40 and more["fid"] == first["fid"]
+    assert run(both) == (0, more) and run(fid) == (0, first)
+    assert run(fid, random_images(40, seed=9))[0] == 40
+    (file, _) = sorted((tmp_path / "kept").iterdir(), key=lambda path: path.stat().st_mtime)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert run(both) == (40, more)
+    blocked = tmp_path / "a_file"
+    blocked.write_text("")
+    with pytest.raises(ValueError, match=r"cannot be kept in .*a_file.*features_cache=\.\.\."):
+        Evaluator(TwoPixels(), fid, ImagesInMemory(real), cache=str(blocked))
+
+
+def test_moments_alone_as_the_reference(tmp_path: Path) -> None:
+    real, images = random_images(40), random_images(30, seed=1)
+    network = TwoPixels()
+    whole = Evaluator(network, {"fid": FrechetDistance()}, ImagesInMemory(real))
+    whole.real[network]["moments"].save(tmp_path / "reference.npz")
+    moments = Moments.load(tmp_path / "reference.npz")
+    by_moments = Evaluator(network, {"fid": FrechetDistance()}, moments)
+    assert by_moments([images]) == whole([images])
+    with pytest.raises(ValueError, match="recall: a reference of mean and covariance alone will not do"):
+        Evaluator(network, {"recall": Recall(1)}, moments)
+    with pytest.raises(ValueError, match="features of 2 dimensions against 1"):
+        Evaluator(MeanPixel(), {"fid": FrechetDistance()}, moments)([images])
+
+
+def test_a_figure_of_few_samples_says_so() -> None:
+    network = TwoPixels()
+    network.protocol_samples = 50
+    metrics: dict[str, Metric] = {"fid": FrechetDistance(), "prdc": PRDC(k=3, k_density=5)}
+    metrics["fd"] = FrechetDistance(MeanPixel())
+    evaluator = Evaluator(network, metrics, ImagesInMemory(random_images(60)))
+    images = random_images(50, seed=1)
+    for count, suffix in ((50, ""), (40, "0.04k")):
+        records = evaluator.figures(evaluator([images[:count]]), count, seeds=[0, count - 1], network_evaluations=1)
+        names = [f"{metric}{suffix}" for metric in ("fid", "precision", "recall", "density", "coverage")]
+        assert [record["name"] for record in records] == [*names, "fd"]
+    assert records[0] == {
+        "name": "fid0.04k", "metric": "fid", "value": records[0]["value"], "features": "two pixels",
+        "reference": "ImagesInMemory, 60 images", "samples": 40, "protocol_samples": 50, "seeds": [0, 39],
+        "network_evaluations": 1,
+    }  # fmt: skip
+
+
+def test_a_protocol_refuses_other_samples_and_features() -> None:
+    network = TwoPixels()
+    evaluator = Evaluator(network, {"fid50": FrechetDistance(samples=50)}, ImagesInMemory(random_images(60)))
+    with pytest.raises(ValueError, match="fid50 is of 50 samples, and these are 49"):
+        evaluator.check_samples(49)
+    with pytest.raises(ValueError, match="fid50 is a published protocol in the features of another network"):
+        evaluator.check_samples(50)
+    network.protocol_samples = 50
+    evaluator.check_samples(50)
 
 
 def test_images_of_another_shape() -> None:
     with pytest.raises(ValueError, match=r"takes images \(1, 2, 2\), the data has \(3, 2, 2\)"):
         Evaluator(MeanPixel(), METRICS, ImagesInMemory(torch.zeros(5, 3, 2, 2)))
+    with pytest.raises(ValueError, match="there is none: choose features="):
+        Evaluator(None, METRICS, ImagesInMemory(torch.zeros(5, 3, 2, 2)))
+    with pytest.raises(ValueError, match="mean pixel knows no classes"):
+        Evaluator(MeanPixel(), {"is": InceptionScore(1)}, ImagesInMemory(random_images(5)))([random_images(5)])

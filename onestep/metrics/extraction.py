@@ -1,0 +1,90 @@
+"""One pass of samples through a feature network, and what is kept of it."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from onestep.metrics.features import FeatureNetwork, to_uint8
+from onestep.metrics.processes import gather_rows, share_of
+from onestep.metrics.statistics import FeatureStatistics
+
+Kind = Literal["moments", "vectors", "logits"]
+
+_BATCH = 250  # images in the network at a time
+_READ = 1000  # images of the reference in memory at a time
+
+
+class Reference(Protocol):
+    """The real images, of which no more than a batch needs to be in memory."""
+
+    image_shape: tuple[int, int, int]
+
+    @property
+    def description(self) -> str:
+        """What a figure's record says of them."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, share: range | None = None) -> Iterator[Tensor]:
+        """All images or a ``share`` in their order, [<= batch_size, C, H, W] in [-1, 1]."""
+
+    def fingerprint(self) -> str:
+        """A hash of their content."""
+
+
+class Extraction:
+    """Collects the ``kinds`` of what ``network`` makes of samples; None for points, which are their own features."""
+
+    def __init__(self, network: FeatureNetwork | None, kinds: set[Kind], device: torch.device | str) -> None:
+        self.network = None if network is None else network.to(device)
+        self.kinds, self.device = kinds, device
+        self.statistics: FeatureStatistics | None = None
+        self.vectors: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, samples: Tensor) -> None:
+        """Take uint8 images [B, C, H, W], or points [B, D, 1, 1].
+
+        Raises:
+            ValueError: for images of a shape that the network does not take.
+        """
+        shape = None if self.network is None else self.network.image_shape
+        if shape is not None and tuple(samples.shape[1:]) != tuple(shape):
+            raise ValueError(f"the feature network takes images {tuple(shape)}, these are {tuple(samples.shape[1:])}")
+        for part in samples.split(_BATCH):
+            part = part.to(self.device)
+            if self.kinds - {"logits"}:
+                features = part.flatten(1) if self.network is None else self.network(part)
+                if "moments" in self.kinds:
+                    self.statistics = self.statistics or FeatureStatistics(features.shape[1], self.device)
+                    self.statistics.update(features)
+                if "vectors" in self.kinds:
+                    self.vectors.append(features.cpu())
+            if "logits" in self.kinds:
+                if self.network is None:
+                    raise ValueError("points have no classes, which this metric needs")
+                self.logits.append(self.network.classify(part).cpu())
+
+    def finish(self, shared: bool = False) -> dict[Kind, Any]:
+        """What was collected, by kind; with ``shared``, of all processes, in the order of their ranks."""
+        found: dict[Kind, Any] = {}
+        if self.statistics is not None:
+            found["moments"] = (self.statistics.reduce() if shared else self.statistics).moments()
+        for kind, parts in (("vectors", self.vectors), ("logits", self.logits)):
+            if parts:
+                found[kind] = gather_rows(torch.cat(parts), self.device) if shared else torch.cat(parts)  # type: ignore[index]
+        return found
+
+    def all_of(self, reference: Reference) -> dict[Kind, Any]:
+        """What is collected of all images of ``reference``; the processes share the work, and each has all of it."""
+        if not self.kinds:
+            return {}
+        share = share_of(len(reference))
+        total = -(-len(share) // _READ)
+        for batch in tqdm(reference.batches(_READ, share), "features of the reference", total, leave=False, delay=2):
+            self.add(batch if self.network is None else to_uint8(batch))
+        return self.finish(shared=True)

@@ -1,0 +1,96 @@
+"""The Inception network of published FIDs: NVIDIA's TorchScript translation of the original of 2015."""
+
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from onestep.metrics.features import FeatureNetwork
+
+_FEATURES = 2048
+
+
+class InceptionFeatures(FeatureNetwork):
+    """``inception-2015-12-05.pt``, which EDM, SiD, DMD2 and others measure FID with; it resizes images itself.
+
+    A TorchScript file is a program, and loading it runs it: that happens only if its hash is the expected one.
+
+    Args:
+        path: the file.
+        sha256: its hash.
+        url: where to fetch it from if there is no such file; None to fetch nothing.
+        protocol_samples: samples of a published figure.
+
+    Raises:
+        ValueError: if there is no such file, it cannot be fetched, or its hash is another.
+    """
+
+    def __init__(self, path: str, sha256: str, url: str | None, protocol_samples: int | None) -> None:
+        super().__init__()
+        file = Path(path).expanduser()
+        if not file.is_file():
+            fetch(file, sha256, url)
+        content_hash = hash_file(file)
+        if content_hash != sha256.lower():
+            raise ValueError(
+                f"{file} has the sha256 {content_hash}, not {sha256}: it is not run. Delete it to have it fetched "
+                "again, or give the hash of a file that you trust as features.sha256=..."
+            )
+        self.title, self.protocol_samples, self.sha256 = file.name, protocol_samples, content_hash
+        self.network = torch.jit.load(str(file), map_location="cpu")
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, 2048], float32, of uint8 images [B, 1 or 3, H, W]."""
+        return self.network(_as_rgb(images), return_features=True).flatten(1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """The log of the softmax without its bias, [B, K], from which the Inception Score is computed."""
+        probabilities = self.network(_as_rgb(images), no_output_bias=True)
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+    def fingerprint(self) -> str:
+        return self.sha256
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(path: Path, sha256: str, url: str | None) -> None:
+    """Fetch ``url`` to ``path``, which is there afterwards only if all came and has the hash ``sha256``.
+
+    Raises:
+        ValueError: if that failed.
+    """
+    if url is None:
+        raise ValueError(f"no feature network at {path}, and features.url is null: give its path as features.path=...")
+    beside = path.with_name(f".fetching_{os.getpid()}_{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=60) as answer, beside.open("wb") as file:
+            total = int(answer.headers.get("Content-Length") or 0) or None
+            with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, leave=False) as bar:
+                while block := answer.read(1 << 20):
+                    bar.update(file.write(block))
+        if (content_hash := hash_file(beside)) != sha256.lower():
+            raise ValueError(f"its sha256 is {content_hash}, not {sha256}")
+        os.replace(beside, path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{url} could not be fetched to {path} ({error}): fetch it yourself and give features.path=..."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,34 @@
+"""The Inception Score (Salimans et al. 2016, arXiv 1606.03498, sec. 4)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from onestep.metrics.extraction import Kind
+from onestep.metrics.features import FeatureNetwork
+
+
+class InceptionScore:
+    """``exp E KL(p(class | x) || p(class))``, the mean over consecutive parts of the samples.
+
+    Args:
+        splits: the number of parts; fewer where there are fewer samples.
+        features: its own network of logits; None for that of all metrics.
+    """
+
+    reads: Kind = "logits"
+
+    def __init__(self, splits: int, features: FeatureNetwork | None = None) -> None:
+        if splits < 1:
+            raise ValueError(f"expected splits >= 1, got {splits}")
+        self.splits, self.features = splits, features
+
+    def __call__(self, real: Tensor | None, generated: Tensor) -> float:
+        """The score, from 1 to the number of classes, of logits ``generated`` [N, K]; ``real`` is not looked at."""
+        scores = []
+        for part in generated.double().tensor_split(min(self.splits, len(generated))):
+            log_p = part.log_softmax(1)
+            log_marginal = log_p.logsumexp(0) - math.log(len(part))
+            scores.append((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
+        return float(torch.stack(scores).mean())

@@ -1,0 +1,101 @@
+"""Mean and covariance of features, accumulated in float64 in any batches and over any number of processes."""
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onestep.metrics.processes import sum_over_processes
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a Frechet distance knows of a set of features.
+
+    Args:
+        mean: [D] float64.
+        covariance: [D, D] float64, unbiased.
+        count: how many features there were; None where a file does not say.
+        description: what a figure's record says of them.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    count: int | None = None
+    description: str = ""
+
+    @classmethod
+    def of(cls, features: Tensor) -> Self:
+        """The moments of ``features`` [N, D], N >= 2."""
+        return cls(*FeatureStatistics(features.shape[1]).update(features).parts())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read ``mu`` [D] and ``sigma`` [D, D] of an .npz, such as EDM's ``fid.py ref`` writes and NVIDIA publishes.
+
+        Raises:
+            ValueError: if there is no such file, or it holds no finite moments. Nothing is unpickled from it.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                mean, covariance = (np.asarray(file[key], np.float64) for key in ("mu", "sigma"))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: no reference statistics, which are an .npz of mu and sigma ({error})") from error
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(f"{path}: mu {mean.shape} and sigma {covariance.shape} are no mean and covariance")
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError(f"{path}: mu or sigma is not finite")
+        return cls(torch.from_numpy(mean), torch.from_numpy(covariance), description=Path(path).name)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``mu`` and ``sigma`` as an .npz that EDM's ``fid.py calc`` reads."""
+        beside = Path(path).with_name(f".writing_{os.getpid()}_{Path(path).name}.npz")
+        np.savez(beside, mu=self.mean.numpy(), sigma=self.covariance.numpy())
+        os.replace(beside, path)
+
+
+class FeatureStatistics:
+    """Sums of features of D dimensions and of their products, in float64, as EDM's fid.py accumulates them."""
+
+    def __init__(self, dimensions: int, device: torch.device | str = "cpu") -> None:
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.sum = torch.zeros(dimensions, dtype=torch.float64, device=device)
+        self.products = torch.zeros(dimensions, dimensions, dtype=torch.float64, device=device)
+
+    def update(self, features: Tensor) -> Self:
+        """Add features [B, D]."""
+        features = features.to(self.sum)
+        self.count += len(features)
+        self.sum += features.sum(0)
+        self.products.addmm_(features.T, features)
+        return self
+
+    def reduce(self) -> Self:
+        """Add what the other processes have; every process must call it."""
+        for name in ("count", "sum", "products"):
+            setattr(self, name, sum_over_processes(getattr(self, name)))
+        return self
+
+    def parts(self) -> tuple[Tensor, Tensor, int]:
+        """Mean [D], unbiased covariance [D, D] and count, on the CPU.
+
+        Raises:
+            ValueError: of fewer than two features, or of features that are not finite.
+        """
+        count = int(self.count)
+        if count < 2:
+            raise ValueError(f"a covariance needs at least 2 samples, got {count}")
+        mean = self.sum / count
+        covariance = (self.products - count * torch.outer(mean, mean)) / (count - 1)
+        if not covariance.isfinite().all():
+            raise ValueError("some features are not finite: the samples or the feature network are broken")
+        return mean.cpu(), covariance.cpu(), count
+
+    def moments(self) -> Moments:
+        """The moments of all that was added."""
+        return Moments(*self.parts())

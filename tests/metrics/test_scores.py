@@ -1,0 +1,57 @@
+"""The Inception Score and the kernel distance against values by hand and torchmetrics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.image.kid import poly_mmd
+
+from onestep.metrics.inception_score import InceptionScore
+from onestep.metrics.kid import KernelDistance, squared_mmd
+
+
+def test_inception_score_by_hand() -> None:
+    """Of certain classes: 4 for four classes, each as often; in two halves of two classes each, 2. Of none: 1."""
+    certain = 1000 * torch.eye(4).repeat_interleave(25, 0)
+    assert InceptionScore(1)(None, certain) == pytest.approx(4)
+    assert InceptionScore(2)(None, certain) == pytest.approx(2)
+    assert InceptionScore(10)(None, torch.zeros(100, 4)) == pytest.approx(1)
+    # Two samples, p = (0.9, 0.1) and (0.5, 0.5), whose mean is (0.7, 0.3).
+    p = np.array([[0.9, 0.1], [0.5, 0.5]])
+    expected = math.exp(np.mean((p * np.log(p / [0.7, 0.3])).sum(1)))
+    assert InceptionScore(1)(None, torch.from_numpy(p).log() + 5) == pytest.approx(expected, rel=1e-12)
+
+
+def test_kernel_distance_is_torchmetrics() -> None:
+    random = torch.Generator().manual_seed(0)
+    real, generated = (torch.randn(40, 6, generator=random, dtype=torch.float64) + shift for shift in (0, 0.3))
+    expected = float(poly_mmd(real, generated))
+    assert expected > 0.01
+    assert squared_mmd(real, generated) == pytest.approx(expected, rel=1e-10)
+    # Subsets as large as the sets are the sets in another order.
+    assert KernelDistance(3, 40, seed=0)(real, generated) == pytest.approx(expected, rel=1e-10)
+    assert KernelDistance(3, 1000, seed=0)(real, generated) == pytest.approx(expected, rel=1e-10)
+
+
+def test_kernel_distance_by_hand() -> None:
+    """On the line, {0, 1} against {2, 3}: k(0, 1) + k(2, 3) - 2 * mean(1, 1, 27, 64) with k = (xy + 1)^3."""
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [3.0]])
+    assert KernelDistance(1, 2, seed=0)(x, y) == pytest.approx(1 + 343 - 2 * (1 + 1 + 27 + 64) / 4)
+
+
+def test_kernel_distance_is_unbiased_and_repeats() -> None:
+    random = torch.Generator().manual_seed(0)
+    real, generated = (torch.randn(2000, 8, generator=random) for _ in range(2))
+    metric = KernelDistance(50, 200, seed=0)
+    assert metric(real, generated) == metric(real, generated) != KernelDistance(50, 200, seed=1)(real, generated)
+    assert abs(metric(real, generated)) < 0.01 < metric(real, generated + 0.3)
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="splits >= 1, got 0"):
+        InceptionScore(0)
+    with pytest.raises(ValueError, match="subset_size >= 2, got 10 and 1"):
+        KernelDistance(10, 1, seed=0)
+    with pytest.raises(ValueError, match="2 samples of each side, got 1 and 5"):
+        KernelDistance(10, 10, seed=0)(torch.zeros(1, 2), torch.zeros(5, 2))

@@ -1,0 +1,126 @@
+"""Scoring: the same samples are the same figure in every form, and a figure says what it is."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from onestep.metrics.statistics import Moments
+from onestep.networks.generator import Generator
+from onestep.training.sampling import sample
+
+Score = Callable[..., dict[str, Any]]
+ALL = "metrics=[fid,is,kid,prdc]"
+
+
+@pytest.fixture
+def score(finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path) -> Score:
+    """Runs ``sample`` on the finished run."""
+
+    def run(*overrides: str) -> dict[str, Any]:
+        return sample(compose_config("sample", f"run={finished_run}", "device=cpu", f"save_to={tmp_path}", *overrides))
+
+    return run
+
+
+def test_every_form_of_the_same_samples_is_the_same_figure(score: Score, tmp_path: Path) -> None:
+    drawn = score("count=60", "seed=3", ALL, f"save_to={tmp_path / 'png'}")
+    score("count=60", "seed=3", "format=npz", f"save_to={tmp_path / 'npz'}", "batch_size=7")
+    of_folder = score(f"images={tmp_path / 'png'}", ALL)
+    of_array = score(f"images={tmp_path / 'npz' / 'samples.npz'}", ALL)
+    metrics = ["fid", "is", "kid", "precision", "recall", "density", "coverage"]
+    assert [name for name in drawn if name in metrics] == metrics
+    for name in metrics:
+        assert of_folder[name] == pytest.approx(drawn[name], rel=1e-6)
+        assert of_array[name] == pytest.approx(drawn[name], rel=1e-6)
+    assert drawn["fid"] > 1
+    for result in (drawn, of_folder, of_array):
+        assert [record["seeds"] for record in result["figures"]] == [[3, 62]] * 7
+    assert drawn["figures"][0] == {
+        "name": "fid", "metric": "fid", "value": drawn["fid"], "features": "digits classifier",
+        "reference": "Digits, 1,797 images", "samples": 60, "protocol_samples": None, "seeds": [3, 62],
+        "network_evaluations": 1,
+    }  # fmt: skip
+    assert of_folder["figures"][0]["network_evaluations"] is None
+
+
+def test_the_least_of_several_ranges_of_seeds(score: Score) -> None:
+    three = score("count=40", "seed_ranges=3", "metrics=[fid,recall]", "format=npz")
+    singles = [score("count=40", f"seed={seed}", "metrics=[fid]", "format=npz")["fid"] for seed in (0, 40, 80)]
+    assert len(set(singles)) == 3
+    assert three["fid"] == singles[0] and three["fid_least_of_3"] == min(singles)
+    assert [record["value"] for record in three["figures"] if record["name"] == "fid"] == singles
+    assert "recall_least_of_3" not in three
+
+
+def test_an_exported_pipeline(score: Score, finished_run: Path, tmp_path: Path) -> None:
+    generator = Generator.from_pretrained(finished_run / "generator")
+    generator.denoiser.save_pretrained(tmp_path / "exported" / "denoiser")
+    index = {"_class_name": "OneStepPipeline", "sigma_init": generator.sigma_init, "later_sigmas": []}
+    (tmp_path / "exported" / "model_index.json").write_text(json.dumps(index))
+    pipeline = ("run=null", f"checkpoint={tmp_path / 'exported'}", "data=digits", "features=digits")
+    of_pipeline = score(*pipeline, "count=40", ALL)
+    assert of_pipeline["fid"] == score("count=40", ALL)["fid"]
+    (tmp_path / "exported" / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"describes no one-step pipeline \('sigma_init'\)"):
+        score("run=null", f"checkpoint={tmp_path / 'exported'}")
+
+
+def test_a_published_figure_needs_its_protocol(
+    compose_config: Callable[..., DictConfig], inception_file: Path, stores: Path, tmp_path: Path
+) -> None:
+    def run(*overrides: str) -> dict[str, Any]:
+        config = compose_config(
+            "sample", "device=cpu", f"images={stores / 'classes'}",
+            "data=edm_zip", f"data.path={stores / 'images.zip'}", "features=inception",
+            f"features.path={inception_file}", f"save_to={tmp_path}",
+            f"features.sha256={hashlib.sha256(inception_file.read_bytes()).hexdigest()}", *overrides,
+        )  # fmt: skip
+        return sample(config)
+
+    with pytest.raises(ValueError, match=r"fid50k is of 50,000 samples, and these are 60: ask for fid"):
+        run("metrics=[fid50k]")
+    result = run("metrics=[fid]")
+    assert "fid" not in result and result["fid0.06k"] == pytest.approx(0, abs=1e-8)  # the very same images
+    assert result["figures"][0]["reference"] == "images.zip, 60 images"
+    Moments.of(features_of(stores)).save(tmp_path / "ref.npz")
+    by_moments = run("metrics=[fid]", f"reference={tmp_path / 'ref.npz'}")
+    assert by_moments["fid0.06k"] == pytest.approx(0, abs=1e-8)
+    assert by_moments["figures"][0]["reference"] == "ref.npz"
+
+
+def features_of(stores: Path) -> Tensor:
+    """The stand-in's features of the stored digits: the mean pixel, three times."""
+    means = [np.asarray(Image.open(path), np.float32).mean() for path in sorted((stores / "classes").rglob("*.png"))]
+    return torch.tensor(np.array(means))[:, None].expand(-1, 3)
+
+
+def test_what_cannot_be_scored(score: Score, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="say what to measure of them"):
+        score(f"images={tmp_path}")
+    with pytest.raises(ValueError, match="no images there"):
+        score(f"images={tmp_path}", "metrics=[fid]")
+    for name, arrays, message in (
+        ("other", {"x": np.zeros(3)}, "its arrays are x: expected images"),
+        ("floats", {"images": np.zeros((3, 8, 8, 1))}, r"got float64 \(3, 8, 8, 1\)"),
+        ("pickled", {"images": np.array([{}], dtype=object)}, "allow_pickle=False"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        with pytest.raises(ValueError, match=message):
+            score(f"images={tmp_path / name}.npz", "metrics=[fid]")
+    shutil.copy(tmp_path / "other.npz", tmp_path / "cut.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"cut\.npz: no samples"):
+        score(f"images={tmp_path / 'cut.npz'}", "metrics=[fid]")
+    Image.new("RGB", (8, 8)).save(tmp_path / "rgb.png")
+    with pytest.raises(ValueError, match="the feature network takes images"):
+        score(f"images={tmp_path}", "metrics=[fid]")
