@@ -5,8 +5,10 @@ import io
 import json
 import os
 import struct
+import sys
 import tarfile
 import tempfile
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -148,11 +150,22 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class HalvedMeans(torch.nn.Module):
+    """The layers of the stand-in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=[2, 3]) / 2
+
+
 class InceptionStandIn(torch.nn.Module):
     """Called as NVIDIA's TorchScript Inception is: features are the mean colour, classes its softmax."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = HalvedMeans()
+
     def forward(self, x: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
-        means = x.to(torch.float32).mean(dim=[2, 3])
+        means = 2 * self.layers(x.to(torch.float32))
         if return_features:
             return means
         return means.softmax(dim=1)
@@ -164,3 +177,57 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("inception") / "stand_in.pt"
     torch.jit.script(InceptionStandIn()).save(str(file))
     return file
+
+
+@pytest.fixture(scope="session")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DINOv2 of 8 channels with random weights."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder := tmp_path_factory.mktemp("dinov2") / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of 8 channels with random weights, whose words are a and b."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "vocab.json").write_text(json.dumps({"a</w>": 0, "b</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    words = str(folder / "vocab.json"), str(folder / "merges.txt")
+    CLIPTokenizer(*words, model_max_length=8).save_pretrained(folder / "tiny")
+    CLIPImageProcessor().save_pretrained(folder / "tiny")
+    small = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": 4, "max_position_embeddings": 8, "bos_token_id": 2, "eos_token_id": 3}
+    vision = small | {"image_size": 8, "patch_size": 4}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=4)).save_pretrained(folder / "tiny")
+    return folder / "tiny"
+
+
+class TorchFidelityStandIn(torch.nn.Module):
+    """Called as torch-fidelity's extractor is, which needs torchvision and is not installed for the tests."""
+
+    def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None) -> None:
+        super().__init__()
+        assert (name, features_list) == ("inception-v3-compat", ["2048", "logits_unbiased"])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.float().mean((2, 3)), x.float().amax((2, 3))
+
+
+@pytest.fixture
+def other_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the packages torch-fidelity and clean-fid; the latter's resizing leaves each second pixel."""
+    fidelity = {"FeatureExtractorInceptionV3": TorchFidelityStandIn}
+    halve = {"clean": lambda image: image[::2, ::2].astype(np.float32)}
+    clean = {"build_resizer": halve.__getitem__}
+    modules = {"torch_fidelity": {}, "torch_fidelity.feature_extractor_inceptionv3": fidelity}
+    for name, content in (modules | {"cleanfid": {}, "cleanfid.resize": clean}).items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)

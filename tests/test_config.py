@@ -23,10 +23,14 @@ PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", 
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
-    "teacher/diffusers": ["teacher.path=${{oc.env:TINY_PIPELINE}}"],
+    "teacher/diffusers": ["teacher.path={pipeline}"],
     **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm")},
     **{f"experiment/{name}": [f"teacher.path={SID}", "data.path={stores}/images.zip"] for name in PUBLISHED},
     "features/inception": ["features.path={inception}", "features.sha256={sha256}"],
+    "features/clean_fid": ["features.path={inception}", "features.sha256={sha256}"],
+    "features/dinov2": ["features.path={dinov2}"],
+    "metrics/fd_dinov2": ["metrics.fd_dinov2.features.path={dinov2}"],
+    "metrics/clip_score": ["metrics.clip_score.features.path={clip}"],
     "data/edm_zip": ["data.path={stores}/images.zip"],
     "data/image_folder": ["data.path={stores}/classes"],
     "data/webdataset": ["data.path={stores}/shards"],
@@ -55,20 +59,27 @@ WEIGHT_AT_E = {
 }
 
 
-@pytest.fixture(autouse=True)
-def tiny_pipeline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A pipeline of diffusers in a folder, for the configurations that load one."""
-    folder = tmp_path_factory.getbasetemp() / "tiny_pipeline"
-    if not folder.exists():
-        DDPMPipeline(build_network("unet"), DDPMScheduler()).save_pretrained(folder)
-    monkeypatch.setenv("TINY_PIPELINE", str(folder))
+@pytest.fixture(scope="session")
+def places(
+    tmp_path_factory: pytest.TempPathFactory, stores: Path, inception_file: Path, dinov2_folder: Path, clip_folder: Path
+) -> dict[str, object]:
+    """What the required values name."""
+    pipeline = tmp_path_factory.mktemp("pipeline")
+    DDPMPipeline(build_network("unet"), DDPMScheduler()).save_pretrained(pipeline)
+    content_hash = hashlib.sha256(inception_file.read_bytes()).hexdigest()
+    return {
+        "stores": stores,
+        "pipeline": pipeline,
+        "inception": inception_file,
+        "sha256": content_hash,
+        "dinov2": dinov2_folder,
+        "clip": clip_folder,
+    }
 
 
-def overrides_for(file: str, stores: Path | None = None, inception: Path | None = None) -> list[str]:
+def overrides_for(file: str, places: dict[str, object] | None = None) -> list[str]:
     group, choice = file.split("/")
-    content_hash = "" if inception is None else hashlib.sha256(inception.read_bytes()).hexdigest()
-    values = {"stores": stores, "inception": inception, "sha256": content_hash}
-    required = [override.format(**values) for override in REQUIRED.get(file, [])]
+    required = [override.format(**(places or {})) for override in REQUIRED.get(file, [])]
     return [f"{group}=[{choice}]" if group == "metrics" else f"{group}={choice}", *required]
 
 
@@ -100,11 +111,12 @@ def assert_builds(config: DictConfig) -> list[str]:
     return built
 
 
+@pytest.mark.usefixtures("other_protocols")
 @pytest.mark.parametrize("file", FILES)
 def test_each_file_builds_what_it_names(
-    file: str, compose_config: Callable[..., DictConfig], stores: Path, inception_file: Path
+    file: str, compose_config: Callable[..., DictConfig], places: dict[str, object]
 ) -> None:
-    config = compose_config("train", *overrides_for(file, stores, inception_file), "output=nowhere")
+    config = compose_config("train", *overrides_for(file, places), "output=nowhere")
     built = assert_builds(config)
     content = OmegaConf.load(CONF / f"{file}.yaml")
     own = [node["_target_"] for node in targets(content)]
@@ -113,11 +125,12 @@ def test_each_file_builds_what_it_names(
     assert callable(get_object(config.task))
 
 
+@pytest.mark.usefixtures("other_protocols")
 @pytest.mark.parametrize("file", [file for file in FILES if file.split("/")[0] in GROUPS_OF_SAMPLE])
 def test_sample_takes_each_of_its_groups(
-    file: str, compose_config: Callable[..., DictConfig], stores: Path, inception_file: Path
+    file: str, compose_config: Callable[..., DictConfig], places: dict[str, object]
 ) -> None:
-    overrides = overrides_for(file, stores, inception_file)
+    overrides = overrides_for(file, places)
     built = assert_builds(compose_config("sample", *overrides, "save_to=nowhere"))
     assert len(built) == 1 + ("mixture=grid" in overrides)
 

@@ -1,13 +1,13 @@
 """Scores samples by several metrics from one pass through each feature network."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from onestep.metrics.extraction import Extraction, Kind, Reference
+from onestep.metrics.extraction import OF_SAMPLES, Extraction, Kind, Reference
 from onestep.metrics.features import FeatureNetwork, to_uint8
 from onestep.metrics.figure import Figure
 from onestep.metrics.processes import rank_and_count
@@ -20,7 +20,8 @@ class Metric(Protocol):
 
     Attributes:
         reads: what it is given of each side: "vectors", features [N, D]; "moments", their mean and covariance, which
-            take no memory that grows with N; "logits", [N, K], of the generated side alone.
+            take no memory that grows with N; of the generated side alone "logits", [N, K], or "similarities" to the
+            prompts, [N].
         features: its own feature network; None for that of all metrics.
     """
 
@@ -64,26 +65,32 @@ class Evaluator:
         self.real: dict[FeatureNetwork | None, dict[Kind, Any]] = {}
         for network, kinds in self._wanted().items():
             self._check(network)
-            wanted = kinds - {"logits"}
+            wanted = kinds - OF_SAMPLES
             if isinstance(reference, Moments):
                 self.real[network] = self._of_moments(reference, wanted)
             else:
                 self.real[network] = ReferenceCache(cache, reference, network, device).read_or_make(wanted)
 
-    def __call__(self, batches: Iterable[Tensor], shared: bool = False) -> dict[str, float]:
+    def __call__(
+        self, batches: Iterable[Tensor], shared: bool = False, prompts: Sequence[str] | None = None
+    ) -> dict[str, float]:
         """Every metric by name, on all images [B, C, H, W] of ``batches`` together; nothing but in the first process.
 
         Args:
             batches: the samples in [-1, 1], or points.
+            prompts: what each sample was drawn of, for metrics that compare with it.
             shared: whether each process brings its own share, the first the first; the figures are then of all.
         """
         extractions = {network: Extraction(network, kinds, self.device) for network, kinds in self._wanted().items()}
+        position = 0
         for batch in batches:
+            texts = None if prompts is None else prompts[position : position + len(batch)]
+            position += len(batch)
             pixels: Tensor | None = None
             for network, extraction in extractions.items():
                 if network is not None and pixels is None:
                     pixels = to_uint8(batch)
-                extraction.add(batch if network is None or pixels is None else pixels)
+                extraction.add(batch if network is None or pixels is None else pixels, texts)
         generated = {network: extraction.finish(shared) for network, extraction in extractions.items()}
         values: dict[str, float] = {}
         if rank_and_count()[0] > 0:
@@ -93,6 +100,18 @@ class Evaluator:
             value = metric(self.real[network].get(metric.reads), generated[network][metric.reads])
             values |= value if isinstance(value, dict) else {name: value}
         return values
+
+    def save_reference(self, path: str) -> None:
+        """Write the mean and covariance of the reference's features, as EDM publishes them; from the first process.
+
+        Raises:
+            ValueError: if no metric reads them.
+        """
+        found = [real["moments"] for real in self.real.values() if "moments" in real]
+        if len(found) != 1 and rank_and_count()[0] == 0:
+            raise ValueError("save_reference: choose one metric that reads mean and covariance, such as metrics=[fid]")
+        for moments in found:
+            moments.save(path)
 
     def check_samples(self, count: int) -> None:
         """Refuse ``count`` samples where a metric's name promises another number.

@@ -1,6 +1,6 @@
 """One pass of samples through a feature network, and what is kept of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -11,7 +11,9 @@ from onestep.metrics.features import FeatureNetwork, to_uint8
 from onestep.metrics.processes import gather_rows, share_of
 from onestep.metrics.statistics import FeatureStatistics
 
-Kind = Literal["moments", "vectors", "logits"]
+Kind = Literal["moments", "vectors", "logits", "similarities"]
+#: What is read of the generated side alone.
+OF_SAMPLES: frozenset[Kind] = frozenset({"logits", "similarities"})
 
 _BATCH = 250  # images in the network at a time
 _READ = 1000  # images of the reference in memory at a time
@@ -44,20 +46,22 @@ class Extraction:
         self.statistics: FeatureStatistics | None = None
         self.vectors: list[Tensor] = []
         self.logits: list[Tensor] = []
+        self.similarities: list[Tensor] = []
 
     @torch.no_grad()
-    def add(self, samples: Tensor) -> None:
-        """Take uint8 images [B, C, H, W], or points [B, D, 1, 1].
+    def add(self, samples: Tensor, prompts: Sequence[str] | None = None) -> None:
+        """Take uint8 images [B, C, H, W] with their prompts, if there are some, or points [B, D, 1, 1].
 
         Raises:
-            ValueError: for images of a shape that the network does not take.
+            ValueError: for images of a shape that the network does not take, or without the prompts or classes that a
+                metric needs.
         """
         shape = None if self.network is None else self.network.image_shape
         if shape is not None and tuple(samples.shape[1:]) != tuple(shape):
             raise ValueError(f"the feature network takes images {tuple(shape)}, these are {tuple(samples.shape[1:])}")
-        for part in samples.split(_BATCH):
-            part = part.to(self.device)
-            if self.kinds - {"logits"}:
+        for start in range(0, len(samples), _BATCH):
+            part = samples[start : start + _BATCH].to(self.device)
+            if self.kinds - OF_SAMPLES:
                 features = part.flatten(1) if self.network is None else self.network(part)
                 if "moments" in self.kinds:
                     self.statistics = self.statistics or FeatureStatistics(features.shape[1], self.device)
@@ -68,15 +72,20 @@ class Extraction:
                 if self.network is None:
                     raise ValueError("points have no classes, which this metric needs")
                 self.logits.append(self.network.classify(part).cpu())
+            if "similarities" in self.kinds:
+                if self.network is None or prompts is None:
+                    raise ValueError("this metric compares images with their prompts, and there are none")
+                self.similarities.append(self.network.similarity(part, prompts[start : start + _BATCH]).cpu())
 
     def finish(self, shared: bool = False) -> dict[Kind, Any]:
         """What was collected, by kind; with ``shared``, of all processes, in the order of their ranks."""
         found: dict[Kind, Any] = {}
         if self.statistics is not None:
             found["moments"] = (self.statistics.reduce() if shared else self.statistics).moments()
-        for kind, parts in (("vectors", self.vectors), ("logits", self.logits)):
+        for kind in ("vectors", "logits", "similarities"):
+            parts = getattr(self, kind)
             if parts:
-                found[kind] = gather_rows(torch.cat(parts), self.device) if shared else torch.cat(parts)  # type: ignore[index]
+                found[kind] = gather_rows(torch.cat(parts), self.device) if shared else torch.cat(parts)
         return found
 
     def all_of(self, reference: Reference) -> dict[Kind, Any]:

@@ -1,6 +1,7 @@
 """Feature networks: what the metrics see of an image."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +33,10 @@ class FeatureNetwork(nn.Module):
     def classify(self, images: Tensor) -> Tensor:
         """Class logits [B, K], for those that have some."""
         raise ValueError(f"{self.title} knows no classes, which this metric needs: choose other features")
+
+    def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """How alike each image and its prompt are, [B] in [-1, 1], for those that read text."""
+        raise ValueError(f"{self.title} reads no prompts, which this metric needs: choose other features")
 
     def fingerprint(self) -> str:
         """A hash of the weights, under which the reference's features are kept."""

@@ -189,7 +189,10 @@ def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> E
     if not config.get("metrics"):
         return None
     data: ImageDataset | None = None if config.reference is not None else instantiate(parts.data)
-    return build_evaluator(config, parts.features, data, device)
+    evaluator = build_evaluator(config, parts.features, data, device)
+    if config.save_reference is not None:
+        evaluator.save_reference(config.save_reference)
+    return evaluator
 
 
 def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:

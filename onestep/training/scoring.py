@@ -91,7 +91,9 @@ def build_evaluator(config: DictConfig, features: Any, data: Reference | None, d
     """
     reference = data if config.reference is None else Moments.load(config.reference)
     if reference is None:
-        raise ValueError("metrics need real images: give run=..., or data=..., or an .npz of moments as reference=...")
+        raise ValueError(
+            "metrics need run=..., or data=... and features=...; or reference=..., an .npz of moments, in place of the data"
+        )
     metrics = dict(instantiate(config.get("metrics") or {}))
     return Evaluator(instantiate(features), metrics, reference, device, config.features_cache)
 

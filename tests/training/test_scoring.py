@@ -92,7 +92,10 @@ def test_a_published_figure_needs_its_protocol(
     result = run("metrics=[fid]")
     assert "fid" not in result and result["fid0.06k"] == pytest.approx(0, abs=1e-8)  # the very same images
     assert result["figures"][0]["reference"] == "images.zip, 60 images"
-    Moments.of(features_of(stores)).save(tmp_path / "ref.npz")
+    run("metrics=[fid]", f"save_reference={tmp_path / 'ref.npz'}")
+    written, expected = Moments.load(tmp_path / "ref.npz"), Moments.of(features_of(stores))
+    torch.testing.assert_close(written.mean, expected.mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(written.covariance, expected.covariance, rtol=1e-5, atol=0)
     by_moments = run("metrics=[fid]", f"reference={tmp_path / 'ref.npz'}")
     assert by_moments["fid0.06k"] == pytest.approx(0, abs=1e-8)
     assert by_moments["figures"][0]["reference"] == "ref.npz"

@@ -1,0 +1,100 @@
+"""Features of transformers that were trained without labels or with captions; they need the extra ``transformers``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onestep.metrics.features import FeatureNetwork
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of its pixels in [0, 1]
+
+
+class DINOv2Features(FeatureNetwork):
+    """DINOv2's class token after its last norm: Frechet distances in it follow human judgement better than Inception's
+    (Stein et al. 2023, arXiv 2306.04675).
+
+    Args:
+        path: a folder, or an id on the hub; safetensors alone are read.
+        resolution: images are resized to this side, bicubic with antialiasing.
+        protocol_samples: samples of a published figure.
+
+    Raises:
+        ValueError: without the extra, or if there is no such model.
+    """
+
+    def __init__(self, path: str, resolution: int, protocol_samples: int | None) -> None:
+        super().__init__()
+        self.network = load_transformer("Dinov2Model", path)
+        self.resolution, self.protocol_samples = resolution, protocol_samples
+        self.title = f"DINOv2 {path.rstrip('/').rpartition('/')[2]} at {resolution}"
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, D] of uint8 images [B, 1 or 3, H, W]."""
+        return self.network(pixel_values=normalise(images, self.resolution, *_IMAGENET)).last_hidden_state[:, 0]
+
+    def fingerprint(self) -> str:
+        return f"{self.resolution} {super().fingerprint()}"
+
+
+class CLIPFeatures(FeatureNetwork):
+    """CLIP's image and text embeddings (Radford et al. 2021, arXiv 2103.00020).
+
+    Args:
+        path: a folder, or an id on the hub; safetensors alone are read.
+
+    Raises:
+        ValueError: without the extra, or if there is no such model.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.network = load_transformer("CLIPModel", path)
+        self.tokenizer = load_transformer("CLIPTokenizer", path)
+        self.processor = load_transformer("CLIPImageProcessor", path)
+        self.title = f"CLIP {path.rstrip('/').rpartition('/')[2]}"
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Image embeddings [B, D] of length 1 of uint8 images [B, 1 or 3, H, W]."""
+        side = self.network.config.vision_config.image_size
+        pixels = normalise(images, side, self.processor.image_mean, self.processor.image_std)
+        vision = self.network.vision_model(pixel_values=pixels).pooler_output
+        return F.normalize(self.network.visual_projection(vision), dim=1)
+
+    def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The cosine [B] of each image's embedding and its prompt's."""
+        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(images.device)
+        text = self.network.text_projection(self.network.text_model(**tokens).pooler_output)
+        return (self(images) * F.normalize(text, dim=1)).sum(1)
+
+
+def load_transformer(name: str, path: str) -> Any:
+    """What ``transformers.<name>.from_pretrained(path)`` gives, of safetensors alone and without code of its own.
+
+    Raises:
+        ValueError: without the extra, or if there is no such model.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError("these features need an extra: pip install 'onestep[text]'") from error
+    try:
+        loader = getattr(transformers, name)
+        return loader.from_pretrained(path, **({"use_safetensors": True} if name.endswith("Model") else {}))
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"{path}: no {name} there ({error}); give a folder or an id as ...features.path=..."
+        ) from error
+
+
+def normalise(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 images [B, 1 or 3, H, W] as floats [B, 3, side, side] of the given mean and standard deviation."""
+    pixels = images.expand(-1, 3, -1, -1).float() / 255
+    if pixels.shape[2:] != (side, side):
+        pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+    shift, scale = (torch.tensor(list(values), device=pixels.device)[:, None, None] for values in (mean, std))
+    return (pixels - shift) / scale
