@@ -18,6 +18,7 @@ from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import to_uint8
+from onestep.metrics.processes import gather_rows, share_of
 from onestep.networks.base import DenoiserNetwork
 from onestep.networks.planar import are_points
 from onestep.samplers import Sampler
@@ -76,30 +77,39 @@ def sample(config: DictConfig) -> dict[str, Any]:
     seeds = range(config.seed, config.seed + config.count)
     classes = None if config.classes is None else list(config.classes)
 
-    def draw_all(seeds: range) -> Tensor:
-        shape, label_dim = network.image_shape, network.label_dim
+    main, device = accelerator.is_main_process, accelerator.device
+    if config.count < accelerator.num_processes:
+        raise ValueError(f"count={config.count}: {accelerator.num_processes} processes have not one sample each")
+
+    def draw_share(seeds: range) -> Tensor:
+        """This process's share, the first process's the first."""
+        share = share_of(len(seeds))
+        shape, label_dim, title = network.image_shape, network.label_dim, "drawing" if main else None
         batches = draw_batches(
-            draw, seeds, config.batch_size, shape, label_dim, accelerator, classes, progress="drawing"
+            draw, seeds[share.start : share.stop], config.batch_size, shape, label_dim, accelerator, classes, title
         )
         return torch.cat(list(batches))
 
     started = time.monotonic()
-    images = draw_all(seeds)
+    images = draw_share(seeds)
+    accelerator.wait_for_everyone()
     seconds = time.monotonic() - started
-    target = _write(images, config, seeds)
+    every_image = gather_rows(images, device)
     result: dict[str, Any] = {
-        "images": str(target),
-        "count": len(images),
+        "images": str(_write(every_image, config, seeds)) if main else None,
+        "count": len(seeds),
         "network_evaluations": evaluations,
-        "samples_per_second": round(len(images) / seconds, 1),
+        "samples_per_second": round(len(seeds) / seconds, 1),
     }
     if evaluator is not None:
-        ranges = [score(evaluator, [images], len(seeds), [seeds[0], seeds[-1]], evaluations)]
+        ranges = [score(evaluator, images, seeds, evaluations)]
         for _ in range(1, config.seed_ranges):
             seeds = range(seeds.stop, seeds.stop + config.count)
-            ranges.append(score(evaluator, [draw_all(seeds)], len(seeds), [seeds[0], seeds[-1]], evaluations))
-        result |= _with_figures(ranges)
-    Console().print({name: value for name, value in result.items() if name != "figures"})
+            ranges.append(score(evaluator, draw_share(seeds), seeds, evaluations))
+        result |= _with_figures(ranges) if main else {}
+    accelerator.end_training()
+    if main:
+        Console().print({name: value for name, value in result.items() if name != "figures"})
     return result
 
 
@@ -118,7 +128,8 @@ def _score_files(config: DictConfig, parts: DictConfig, device: torch.device) ->
     evaluator = _evaluator(config, parts, device)
     assert evaluator is not None
     files = open_samples(config.images)
-    records = score(evaluator, files.batches(), files.count, files.seeds, None)
+    evaluator.check_samples(files.count)
+    records = evaluator.figures(evaluator(files.batches()), files.count, files.seeds, None)
     return {"images": config.images, "count": files.count} | _with_figures([records])
 
 

@@ -92,22 +92,23 @@ def build_evaluator(config: DictConfig, features: Any, data: Reference | None, d
     reference = data if config.reference is None else Moments.load(config.reference)
     if reference is None:
         raise ValueError(
-            "metrics need run=..., or data=... and features=...; or reference=..., an .npz of moments, in place of the data"
+            "metrics need run=..., or data=... and features=...; reference=..., an .npz of moments, replaces the data"
         )
     metrics = dict(instantiate(config.get("metrics") or {}))
     return Evaluator(instantiate(features), metrics, reference, device, config.features_cache)
 
 
-def score(
-    evaluator: Evaluator, batches: Any, count: int, seeds: list[int] | None, network_evaluations: int | None
-) -> list[dict[str, Any]]:
-    """A record of each figure of ``count`` samples, see :meth:`Evaluator.figures`.
+def score(evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int) -> list[dict[str, Any]]:
+    """A record of each figure of the samples of ``seeds``, see :meth:`Evaluator.figures`; in the first process.
 
-    Raises:
-        ValueError: before the samples are drawn, if a metric's name promises another number of them.
+    Args:
+        evaluator: what measures.
+        images: this process's share of them [N, C, H, W].
+        seeds: those of all processes.
+        network_evaluations: evaluations of the network a sample.
     """
-    evaluator.check_samples(count)
-    return evaluator.figures(evaluator(batches), count, seeds, network_evaluations)
+    values = evaluator([images], shared=True)
+    return evaluator.figures(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
 
 
 def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

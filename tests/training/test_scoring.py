@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
@@ -51,6 +55,34 @@ def test_every_form_of_the_same_samples_is_the_same_figure(score: Score, tmp_pat
         "network_evaluations": 1,
     }  # fmt: skip
     assert of_folder["figures"][0]["network_evaluations"] is None
+
+
+def sample_in_a_process(rank: int, config: DictConfig, folder: Path, port: int) -> None:
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()  # those of the parent
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    (folder / f"{rank}.json").write_text(json.dumps(sample(config)))
+
+
+def test_two_processes_share_the_samples(
+    score: Score, finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    options = ("count=61", "seed_ranges=2", ALL, "format=npz", "features_cache=null")
+    alone = score(*options, f"save_to={tmp_path / 'one'}")
+    config = compose_config("sample", f"run={finished_run}", "device=cpu", f"save_to={tmp_path / 'two'}", *options)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(sample_in_a_process, (config, tmp_path, port), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
+    together, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    arrays = [np.load(tmp_path / place / "samples.npz") for place in ("one", "two")]
+    assert np.abs(arrays[0]["images"].astype(int) - arrays[1]["images"]).max() <= 1  # batches decide rounding
+    assert np.array_equal(arrays[0]["seeds"], arrays[1]["seeds"])
+    for name in ("fid", "is", "kid", "precision", "recall", "fid_least_of_2"):
+        assert together[name] == pytest.approx(alone[name], rel=1e-4)
+    assert [record["seeds"] for record in together["figures"]] == [record["seeds"] for record in alone["figures"]]
+    assert "fid" not in other and other["images"] is None
 
 
 def test_the_least_of_several_ranges_of_seeds(score: Score) -> None:
