@@ -73,7 +73,9 @@ class ImagesInMemory(ImageDataset):
         return self.images[chosen], None if self.conditions is None else self.conditions[chosen]
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def keep_batch(batch: Any) -> Any:

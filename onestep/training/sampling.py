@@ -18,7 +18,9 @@ from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import to_uint8
+from onestep.metrics.inception import PUBLISHED_SHA256, InceptionFeatures
 from onestep.metrics.processes import gather_rows, share_of
+from onestep.metrics.protocols import TorchFidelityFeatures
 from onestep.networks.base import DenoiserNetwork
 from onestep.networks.planar import are_points
 from onestep.samplers import Sampler
@@ -161,6 +163,11 @@ def _refuse_foreign_code(node: Any, saved: Path) -> None:
             raise ValueError(
                 f"{saved} asks to run {plain['_target_']!r}, which is no part of this package: give that part yourself"
             )
+        if "_target_" in plain and _runs_a_file(plain):
+            raise ValueError(
+                f"{saved} asks to run the program {plain.get('path', plain.get('weights'))!r}, whose hash is not the "
+                "published network's: if you trust it, give that part yourself, such as features=inception"
+            )
         for value in plain.values():
             _refuse_foreign_code(value, saved)
     elif isinstance(plain, list):
@@ -168,6 +175,16 @@ def _refuse_foreign_code(node: Any, saved: Path) -> None:
             _refuse_foreign_code(value, saved)
     elif isinstance(plain, str) and "${" in plain:  # train.py writes none, and one can become any of the above
         raise ValueError(f"{saved} has an interpolation, {plain!r}, where a run's config has values: give that part")
+
+
+def _runs_a_file(part: dict[Any, Any]) -> bool:
+    """Whether building a ``part`` would run a file that is not NVIDIA's published network, or let pickle read one."""
+    target = get_object(part["_target_"])
+    if not isinstance(target, type):
+        return False
+    if issubclass(target, InceptionFeatures):
+        return part.get("sha256") != PUBLISHED_SHA256
+    return issubclass(target, TorchFidelityFeatures) and part.get("weights") is not None
 
 
 def _is_part(target: Any) -> bool:

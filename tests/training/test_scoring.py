@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from onestep.metrics.inception import PUBLISHED_SHA256
 from onestep.metrics.statistics import Moments
 from onestep.networks.generator import Generator
 from onestep.training.sampling import sample
@@ -119,6 +120,7 @@ def test_a_published_figure_needs_its_protocol(
         )  # fmt: skip
         return sample(config)
 
+    assert compose_config("sample", "features=inception").features.sha256 == PUBLISHED_SHA256
     with pytest.raises(ValueError, match=r"fid50k is of 50,000 samples, and these are 60: ask for fid"):
         run("metrics=[fid50k]")
     result = run("metrics=[fid]")
@@ -137,6 +139,27 @@ def features_of(stores: Path) -> Tensor:
     """The stand-in's features of the stored digits: the mean pixel, three times."""
     means = [np.asarray(Image.open(path), np.float32).mean() for path in sorted((stores / "classes").rglob("*.png"))]
     return torch.tensor(np.array(means))[:, None].expand(-1, 3)
+
+
+PROGRAMS = ("inception.InceptionFeatures", "protocols.InceptionFeatures", "protocols.CleanFeatures")
+
+
+@pytest.mark.parametrize("target", PROGRAMS)
+def test_a_run_s_folder_cannot_name_a_program(
+    target: str, compose_config: Callable[..., DictConfig], inception_file: Path, tmp_path: Path
+) -> None:
+    """Its hash beside it proves nothing, as both are the folder's; the published one is let through."""
+    content_hash = hashlib.sha256(inception_file.read_bytes()).hexdigest()
+    features = {"_target_": f"onestep.metrics.{target}", "path": str(inception_file), "url": None}
+    for trusted, message in ((content_hash, "asks to run the program"), (PUBLISHED_SHA256, "generator")):
+        config = {"teacher": None, "sampler": None, "data": None, "features": features | {"sha256": trusted}}
+        (tmp_path / "config.yaml").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=message):
+            sample(compose_config("sample", f"run={tmp_path}", "device=cpu", f"save_to={tmp_path}"))
+    weights = {"_target_": "onestep.metrics.protocols.TorchFidelityFeatures", "weights": "a.pth"}
+    (tmp_path / "config.yaml").write_text(json.dumps({"features": weights}))
+    with pytest.raises(ValueError, match=r"asks to run the program 'a\.pth'"):
+        sample(compose_config("sample", f"run={tmp_path}", "device=cpu", f"save_to={tmp_path}"))
 
 
 def test_what_cannot_be_scored(score: Score, tmp_path: Path) -> None:
