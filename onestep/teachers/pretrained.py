@@ -37,8 +37,8 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
     """A generator in eval mode.
 
     Args:
-        path: a generator's folder; or that of the pipeline which it was exported as; or a one-step generator's file of EDM's format, such as those of SiD, SiDA,
-            Uni-Instruct and DMD2.
+        path: a generator's folder; that of the pipeline which it was exported as; or a one-step generator's file of
+            EDM's format, such as those of SiD, SiDA, Uni-Instruct and DMD2.
         sigma_init: the noise level at which it is evaluated first, in data units: a file does not tell it.
 
     Raises:

@@ -138,7 +138,8 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     ).to(accelerator.device)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
-        fake_score = _trainable(config.fake_score, "fake_score", teacher, data).to(accelerator.device)
+        start = _initial_network(config.fake_score, "fake_score", teacher, data)
+        fake_score = _trainable(config, "fake_score", start).to(accelerator.device)
         fake_score.set_guidance(settings.fake_score_guidance)
     set_attention(config.attention, filter(None, [teacher, generator.denoiser, fake_score]))
     if objective.needs_ratio or settings.gan_weight > 0:
@@ -175,7 +176,7 @@ def _initial_generator(
     """The generator's network at the start: that of another generator if the configuration names one."""
     start = config.generator
     if start.init is None:
-        return _trainable(start.network, "generator.network", teacher, data)
+        return _trainable(config, "generator", _initial_network(start.network, "generator.network", teacher, data))
     if start.network is not None:
         raise ValueError("generator.network and generator.init are two ways to start: give one of them")
     try:
@@ -183,30 +184,32 @@ def _initial_generator(
         check_fit(network, data, "generator")
     except ValueError as error:
         raise ValueError(f"generator.init={start.init}, training.sigma_init={settings.sigma_init}: {error}") from error
-    return network.requires_grad_(True)
+    return _trainable(config, "generator", network)
 
 
-def _trainable(description: DictConfig | None, name: str, teacher: Teacher, data: ImageDataset) -> DenoiserNetwork:
-    """The network of this ``description`` or, where it is null, a copy of the teacher, to be trained.
+def _initial_network(
+    description: DictConfig | None, name: str, teacher: Teacher, data: ImageDataset
+) -> DenoiserNetwork:
+    """The network of this ``description`` or, where it is null, the teacher."""
+    if description is not None:
+        network: DenoiserNetwork = instantiate(description)
+        check_fit(network, data, name)
+        return network
+    if not isinstance(teacher, DenoiserNetwork):
+        raise ValueError(f"this teacher is no network that could be copied: describe one as {name}=...")
+    return teacher
 
-    As a whole, or by LoRA where ``config.lora`` names it.
+
+def _trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> DenoiserNetwork:
+    """A copy of ``network`` to be trained: as a whole, or by LoRA where ``config.lora`` names it.
 
     In eval mode, as dropout would make its two uses disagree.
     """
-    network: DenoiserNetwork
-    if description is not None:
-        network = instantiate(description)
-        check_fit(network, data, name)
-    elif isinstance(teacher, DenoiserNetwork):
-        network = teacher
-    else:
-        raise ValueError(f"this teacher is no network that could be copied: describe one as {name}=...")
     lora: LoRA | None = instantiate(config.get("lora"))
     if lora is not None and name in lora.students:
         return lora.apply(network).set_guidance(1.0).eval()
-    network = copy.deepcopy(network) if network is teacher else network
     # Trained in float32, whatever the teacher is kept in.
-    return network.float().requires_grad_(True).set_guidance(1.0).eval()
+    return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0).eval()
 
 
 def _build_discriminator(config: DictConfig, teacher: Teacher, fake_score: DenoiserNetwork | None) -> Discriminator:

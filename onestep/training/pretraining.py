@@ -113,7 +113,7 @@ def pretrain_digits_features(config: DictConfig) -> dict[str, Any]:
     run = Run(config)
     data: ImageDataset = instantiate(config.data)
     images, conditions = data.__getitems__(range(len(data)))
-    assert conditions is not None
+    assert isinstance(conditions, Tensor)
     order = torch.randperm(len(data), generator=seeded_generator(config.seed))
     labels = conditions.argmax(1)
     held_out = order[: len(data) // 5]

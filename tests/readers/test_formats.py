@@ -57,7 +57,11 @@ def test_every_format_gives_the_same(place: str, stores: Path, digits: ImagesInM
     assert (len(data), data.image_shape, data.label_dim) == (60, (1, 8, 8), 10)
     images, conditions = data.__getitems__(range(60))
     assert torch.equal(to_uint8(images).float(), (digits.images + 1) * 120)  # 0 to 16 as 0 to 240
-    assert conditions is not None and digits.conditions is not None and torch.equal(conditions, digits.conditions)
+    assert (
+        isinstance(conditions, torch.Tensor)
+        and digits.conditions is not None
+        and torch.equal(conditions, digits.conditions)
+    )
     options: dict[str, Any] = {"use_labels": False, "xflip": True, "max_size": 7, "random_seed": 1}
     few, zipped = READERS[place](str(stores / place), **options), EDMZip(str(stores / "images.zip"), **options)
     assert few.label_dim == 0 and len(few) == 14
