@@ -23,8 +23,17 @@ class Sampler(ABC):
         """Evaluations of the denoiser that a sample costs."""
 
     @abstractmethod
-    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
-        """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I)."""
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        condition: Condition = None,
+        noises: Iterator[Tensor] | None = None,
+    ) -> Tensor:
+        """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).
+
+        Those that add noise on the way take it from ``noises`` [B, C, H, W].
+        """
 
 
 class EulerSampler(Sampler):
@@ -58,7 +67,13 @@ class EulerSampler(Sampler):
         return denoiser.sampling_sigmas(self.steps)
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        condition: Condition = None,
+        noises: Iterator[Tensor] | None = None,
+    ) -> Tensor:
         sigmas = self.sigmas(denoiser)
         x = latents.double() * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
@@ -121,16 +136,23 @@ class HeunSampler(Sampler):
         return [*_rounded(denoiser, levels).tolist(), 0.0]
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, latents: Tensor, condition: Condition = None) -> Tensor:
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        latents: Tensor,
+        condition: Condition = None,
+        noises: Iterator[Tensor] | None = None,
+    ) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).
 
         The state is kept in float64 around the float32 network, as EDM does: small steps at small sigma matter.
-        A sample's churn is a function of its latent: an image depends on its own seed and on nothing else in the batch.
+        The churn takes its noise from ``noises`` [B, C, H, W]; without them, a sample's is a function of its latent, so
+        that an image depends on nothing else in the batch.
         """
         batch = len(latents)
         sigmas = self.sigmas(denoiser)
         x = latents.double() * sigmas[0]
-        noises = own_noise(latents, x.dtype)
+        noises = own_noise(latents, x.dtype) if noises is None else (noise.to(x) for noise in noises)
         for sigma, sigma_next in pairwise(sigmas):
             sigma_hat, x = self._add_churn(denoiser, x, sigma, noises)
             slope = self._slope(denoiser, x, sigma_hat, condition, batch)

@@ -1,7 +1,7 @@
 """Randomness that depends on what it is for, never on when it is drawn."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,21 @@ def own_noise(latents: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[T
     while True:
         noise = [torch.randn(latents.shape[1:], generator=stream, dtype=dtype) for stream in streams]
         yield torch.stack(noise).to(latents.device)
+
+
+def seeded_noise(seeds: Sequence[int], image_shape: tuple[int, int, int], label_dim: int = 0) -> Iterator[Tensor]:
+    """Noise [N, C, H, W] ~ N(0, I) without end, on the CPU, sample ``i``'s from ``seeds[i]`` alone.
+
+    It goes on in the stream that :func:`seeded_inputs` took the latents from, as pipelines of diffusers do: their
+    ``generator=torch.Generator().manual_seed(seed)`` draws the same.
+    """
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for stream in streams:
+        torch.randn(image_shape, generator=stream)  # the latents
+        if label_dim:
+            torch.randint(label_dim, (), generator=stream)
+    while True:
+        yield torch.stack([torch.randn(image_shape, generator=stream) for stream in streams])
 
 
 def seeded_inputs(

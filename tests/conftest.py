@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 
 from onestep.networks.edm import EDMDenoiser
 from onestep.training.distillation import distill
+from tests.tiny_pipelines import build_pipeline
 
 # The networks of the tests are too small to share among threads, which wait for each other; nor do subprocesses.
 torch.set_num_threads(1)
@@ -231,3 +232,10 @@ def other_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
         module = types.ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny pipeline of each kind, built when first asked for; not to be written to."""
+    root = tmp_path_factory.mktemp("pipelines")
+    return lambda kind: root / kind if (root / kind).exists() else build_pipeline(kind, root / kind)

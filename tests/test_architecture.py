@@ -9,11 +9,11 @@ import onestep
 PACKAGE = Path(onestep.__file__).parent
 # From the bottom to the top. The parts of "kinds" never import each other; other ranks may within themselves.
 RANKS = {
-    "ground": {"noise", "denoiser", "seeding", "config", "assets"},
+    "ground": {"noise", "denoiser", "seeding", "config", "cache", "assets"},
     "parts": {"networks", "divergences", "density_ratio", "gaussian_mixture", "samplers", "discriminators"},
     "kinds": {"objectives", "teachers", "data", "metrics"},
     "training": {"training"},
-    "top": {"pipeline"},
+    "top": {"pipeline", "model_card", "text_to_image_export", "export"},
 }
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS.values()) for part in parts}
 KINDS = list(RANKS).index("kinds")

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from onestep.config import check_config, instantiate
 from onestep.divergences import Divergence
 from tests.diffusers_models import build_network
+from tests.tiny_pipelines import build_pipeline
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/*.yaml"))
@@ -37,6 +38,18 @@ REQUIRED = {
     "data/idx": ["data.path={stores}/idx"],
     "data/fashion_mnist": ["data.path={stores}/idx"],
     "data/hugging_face": ["data.path={stores}/table", "data.label_column=label"],
+    **{f"teacher/{name}": ["teacher.path={text}"] for name in ("sd15", "sdxl", "sd3", "flux")},
+    "data/prompts": ["data.model={text}", "data.size=null", "data.path=[a cat]", "data.cache={cache}"],
+    **{
+        f"experiment/{file.stem}": [
+            "teacher.path={text}",
+            "data.path=[a cat]",
+            "data.image_column=null",
+            "data.cache={cache}",
+        ]
+        for file in CONF.glob("experiment/*.yaml")
+        if file.stem.startswith(("sd", "text"))
+    },
     "divergence/custom": ["divergence.f=torch.square"],
     **{
         f: ["mixture=grid"]
@@ -65,11 +78,14 @@ def places(
 ) -> dict[str, object]:
     """What the required values name."""
     pipeline = tmp_path_factory.mktemp("pipeline")
+    text = build_pipeline("sd", tmp_path_factory.mktemp("text") / "sd")
     DDPMPipeline(build_network("unet"), DDPMScheduler()).save_pretrained(pipeline)
     content_hash = hashlib.sha256(inception_file.read_bytes()).hexdigest()
     return {
         "stores": stores,
         "pipeline": pipeline,
+        "text": text,
+        "cache": tmp_path_factory.mktemp("cache"),
         "inception": inception_file,
         "sha256": content_hash,
         "dinov2": dinov2_folder,

@@ -23,10 +23,14 @@ class ImageDataset(ABC, Dataset[Batch]):
     Attributes:
         image_shape: (C, H, W) of every image.
         label_dim: number of classes; 0 for none.
+        unconditional: what guidance guides away from [1, ...]; None for the zero vector of classes.
+        has_images: False for prompts alone, whose batches have None for images.
     """
 
     image_shape: tuple[int, int, int]
     label_dim: int
+    unconditional: Condition = None
+    has_images = True
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -54,6 +58,14 @@ class ImageDataset(ABC, Dataset[Batch]):
         share = range(len(self)) if share is None else share
         for start in range(0, len(share), batch_size):
             yield self.__getitems__(share[start : start + batch_size])[0]
+
+    def condition_of(self, seeds: Sequence[int]) -> Condition:
+        """What is drawn of ``seeds`` where the conditions are no classes, which seeds know by themselves."""
+        return None
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] of what the networks draw, latents [B, c, h, w] where they lie in between."""
+        return samples
 
 
 class ImagesInMemory(ImageDataset):

@@ -69,6 +69,10 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
     ) -> Any:
         """:meth:`forward` without guidance."""
 
+    def initial_std(self, sigma: float) -> float:
+        """The standard deviation of the noise that a generator starts from at ``sigma``, in data units."""
+        return sigma
+
     def set_guidance(self, guidance: float, unconditional: Condition = None) -> Self:
         """From now on a conditional prediction is ``unconditional + guidance * (conditional - unconditional)``.
 

@@ -112,6 +112,10 @@ class DiffusersDenoiser(DenoiserNetwork):
         """Evaluations of the raw network that a prediction costs: one where it takes guidance as an input."""
         return 1 if self.family.embeds_guidance(self.network.config) else super().network_evaluations
 
+    def initial_std(self, sigma: float) -> float:
+        """That which the network sees as a standard deviation of 1: what pipelines of diffusers start from."""
+        return 1 / self.schedule.scalings(torch.tensor([sigma], dtype=torch.float64)).c_in.item()
+
     def evaluate(
         self,
         x_sigma: Tensor,

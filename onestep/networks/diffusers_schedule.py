@@ -20,7 +20,7 @@ A scheduler's clipping or thresholding of x0 is a habit of its steps, and no par
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import diffusers
@@ -189,3 +189,28 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
             "(DDPM, DDIM, PNDM, Euler, DPMSolver, ...) and of flow matching (FlowMatchEulerDiscreteScheduler) are"
         )
     return VariancePreservingSchedule(scheduler)
+
+
+def tabulated_timesteps(schedule: NoiseSchedule, sigmas: Sequence[float]) -> list[int] | None:
+    """The integer timesteps of noise levels, None for flow matching, whose timesteps are real numbers.
+
+    A scheduler of diffusers steps through these alone.
+
+    Raises:
+        ValueError: for a level between two of them, or that of timestep 0, which schedulers take for the image itself.
+    """
+    if not isinstance(schedule, VariancePreservingSchedule):
+        return None
+    timesteps = []
+    for sigma in sigmas:
+        exact = schedule.timestep(torch.tensor([sigma])).item()
+        nearest = max(1, round(exact))
+        if abs(exact - nearest) > 0.01:  # no more than 1e-4 of sigma
+            around = [max(1, int(exact)), max(1, int(exact)) + 1]
+            levels = " and ".join(f"{schedule.sigmas[t]:.7g} (timestep {t})" for t in around)
+            raise ValueError(
+                f"sigma={sigma}: schedulers of diffusers take the noise levels of whole timesteps alone, of which the "
+                f"nearest are {levels}; use one of them in training.sigma_init and training.later_sigmas"
+            )
+        timesteps.append(nearest)
+    return timesteps

@@ -1,7 +1,7 @@
 """The generator: a denoiser evaluated once, at a fixed high noise level, or a few times at falling ones."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,8 @@ _MOST_STEPS = 8  # more are a mistake: a student of this kind takes few
 
 class Generator(nn.Module):
     """``x_generated = D(sigma_init * z, sigma_init, condition)`` with ``z ~ N(0, I)`` (SiD, arXiv 2404.04057, sec. 3).
+
+    A network of diffusers sees ``z`` itself at first, as in its pipelines, see its ``initial_std``.
 
     Each later step noises the image anew and predicts again, ``x = D(x + sigma * z, sigma, condition)`` with a fresh
     ``z`` (DMD2, arXiv 2405.14867, sec. 4.4).
@@ -61,13 +63,14 @@ class Generator(nn.Module):
         """Network evaluations a sample costs: the number of steps."""
         return 1 + len(self.later_sigmas)
 
-    def forward(self, latents: Tensor, condition: Condition = None) -> Tensor:
+    def forward(self, latents: Tensor, condition: Condition = None, noises: Iterator[Tensor] | None = None) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I), after all steps.
 
-        A sample's noise of the later steps is a function of its latent: an image depends on its own seed and on nothing
-        else in the batch.
+        The later steps take their noise from ``noises`` [B, C, H, W]; without them, a sample's is a function of its
+        latent, so that an image depends on nothing else in the batch.
         """
-        return self.simulate([latents, *islice(own_noise(latents), len(self.later_sigmas))], condition)
+        later = own_noise(latents) if noises is None else (noise.to(latents) for noise in noises)
+        return self.simulate([latents, *islice(later, len(self.later_sigmas))], condition)
 
     def simulate(self, noises: Sequence[Tensor], condition: Condition = None) -> Tensor:
         """Images [B, C, H, W] after the first ``len(noises)`` steps; the gradient is that of the last of these alone.
@@ -81,7 +84,7 @@ class Generator(nn.Module):
         """
         sigmas = (self.sigma_init, *self.later_sigmas)[: len(noises)]
         *earlier, (last_sigma, last_noise) = zip(sigmas, noises, strict=True)
-        x = torch.zeros_like(last_noise)
+        x: Tensor | None = None
         with torch.no_grad():
             for sigma, noise in earlier:
                 x = self._step(x, noise, sigma, condition)
@@ -90,9 +93,10 @@ class Generator(nn.Module):
         torch.clear_autocast_cache()
         return self._step(x, last_noise, last_sigma, condition)
 
-    def _step(self, x: Tensor, noise: Tensor, sigma: float, condition: Condition) -> Tensor:
+    def _step(self, x: Tensor | None, noise: Tensor, sigma: float, condition: Condition) -> Tensor:
         level = torch.full((len(noise),), sigma, device=noise.device)
-        return self.denoiser(x + sigma * noise, level, condition)
+        x_sigma = self.denoiser.initial_std(sigma) * noise if x is None else x + sigma * noise
+        return self.denoiser(x_sigma, level, condition)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network as safetensors with its config, and this class's settings beside them."""

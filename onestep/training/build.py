@@ -11,11 +11,14 @@ from torch import nn
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
+from onestep.denoiser import map_condition
 from onestep.discriminators import Discriminator
 from onestep.divergences import ReverseKL
 from onestep.metrics.evaluator import Evaluator
 from onestep.networks.attention import check_attention, set_attention
 from onestep.networks.base import DenoiserNetwork
+from onestep.networks.diffusers_network import DiffusersDenoiser
+from onestep.networks.diffusers_schedule import tabulated_timesteps
 from onestep.networks.generator import Generator
 from onestep.networks.lora import LoRA
 from onestep.noise import SigmaDistribution
@@ -113,6 +116,25 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
         )
 
 
+def check_real_images(data: ImageDataset, discriminator: Any) -> None:
+    """Refuse a discriminator where there are no real images for it.
+
+    Raises:
+        ValueError: saying how to have both or neither.
+    """
+    if discriminator is not None and not data.has_images:
+        raise ValueError(
+            "the discriminator compares with real images, and these prompts have none: name a parquet file's by "
+            "data.image_column=..., or choose discriminator=none with divergence=reverse_kl and training.gan_weight=0"
+        )
+
+
+def guide(network: Teacher, data: ImageDataset, guidance: float) -> None:
+    """Set the guidance of a ``network``, away from what ``data`` says is no condition."""
+    if isinstance(network, DenoiserNetwork):
+        network.set_guidance(guidance, map_condition(lambda x: x.to(network.device), data.unconditional))
+
+
 def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distillation:
     """Build all parts, the networks under the run's seed, each on the accelerator's device.
 
@@ -129,6 +151,8 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     data: ImageDataset = instantiate(config.data)
     teacher: Teacher = instantiate(config.teacher).to(accelerator.device)
     check_fit(teacher, data)
+    check_real_images(data, config.get("discriminator"))
+    guide(teacher, data, teacher.guidance)
 
     sigma: SigmaDistribution = instantiate(config.sigma)
     # Seeded before any network is made; the same weights in every process.
@@ -136,11 +160,12 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     generator = Generator(
         _initial_generator(config, settings, teacher, data), settings.sigma_init, settings.later_sigmas
     ).to(accelerator.device)
+    _check_steps(generator)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
         start = _initial_network(config.fake_score, "fake_score", teacher, data)
         fake_score = _trainable(config, "fake_score", start).to(accelerator.device)
-        fake_score.set_guidance(settings.fake_score_guidance)
+        guide(fake_score, data, settings.fake_score_guidance)
     set_attention(config.attention, filter(None, [teacher, generator.denoiser, fake_score]))
     if objective.needs_ratio or settings.gan_weight > 0:
         discriminator = _build_discriminator(config, teacher, fake_score).to(accelerator.device)
@@ -168,6 +193,13 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         # The last: nothing is drawn for parts that are refused.
         pairs=_build_pairs(config, settings, teacher, sampler, accelerator),
     )
+
+
+def _check_steps(generator: Generator) -> None:
+    """Refuse, before it is trained, a text-to-image generator that no pipeline of diffusers could draw with."""
+    denoiser = generator.denoiser
+    if isinstance(denoiser, DiffusersDenoiser) and denoiser.condition_keys:
+        tabulated_timesteps(denoiser.schedule, [generator.sigma_init, *generator.later_sigmas])
 
 
 def _initial_generator(

@@ -8,10 +8,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from onestep.denoiser import Condition, map_condition
-from onestep.seeding import seeded_inputs
+from onestep.seeding import seeded_inputs, seeded_noise
 
-#: From latents [B, C, H, W] and condition to images [B, C, H, W] in data units.
-Draw = Callable[[Tensor, Condition], Tensor]
+#: From latents [B, C, H, W], condition and further noise to images [B, C, H, W] in data units.
+Draw = Callable[[Tensor, Condition, Iterator[Tensor]], Tensor]
 
 
 @torch.no_grad()
@@ -23,6 +23,7 @@ def draw_batches(
     label_dim: int,
     accelerator: Accelerator,
     classes: list[int] | None = None,
+    condition_of: Callable[[list[int]], Condition] | None = None,
     progress: str | None = None,
 ) -> Iterator[Tensor]:
     """Images [<= batch_size, C, H, W] of ``seeds``, float32 on the CPU, drawn in the accelerator's precision.
@@ -30,6 +31,7 @@ def draw_batches(
     Args:
         draw: what draws.
         seeds, classes, image_shape, label_dim: see :func:`onestep.seeding.seeded_inputs`.
+        condition_of: from seeds to what is drawn of them, for data of other conditions than classes.
         batch_size: images drawn at a time.
         accelerator: says where, and in which precision.
         progress: the progress bar's title; None for no bar.
@@ -37,11 +39,11 @@ def draw_batches(
     with tqdm(total=len(seeds), desc=progress, disable=progress is None, unit="img", leave=False) as bar:
         for start in range(0, len(seeds), batch_size):
             batch = list(seeds[start : start + batch_size])
-            latents, condition = seeded_inputs(batch, image_shape, label_dim, classes)
+            latents, labels = seeded_inputs(batch, image_shape, label_dim, classes)
+            condition = labels if condition_of is None else condition_of(batch)
+            condition = map_condition(lambda tensor: tensor.to(accelerator.device), condition)
+            noises = seeded_noise(batch, image_shape, label_dim)
             with accelerator.autocast():
-                images = draw(
-                    latents.to(accelerator.device),
-                    map_condition(lambda tensor: tensor.to(accelerator.device), condition),
-                )
+                images = draw(latents.to(accelerator.device), condition, noises)
             yield images.float().cpu()
             bar.update(len(batch))

@@ -1,27 +1,21 @@
 """Pairs of noise and the image that the teacher draws from it, for DMD's regression: drawn once and kept in a cache.
 
 Pair ``i`` is a function of its seed, ``i``: its latents and condition are ``seeded_inputs([i])``, so that the images
-alone are stored. They lie in chunks, each a safetensors file with its checksum that is written beside and renamed when
-complete: an interrupted drawing goes on at the first chunk that is missing, and more pairs are drawn behind those
-there. The folder's name is a hash of all that the images depend on.
+alone are stored. They lie in the chunks of a :class:`onestep.cache.ChunkCache`: an interrupted drawing goes on at the
+first chunk that is missing, and more pairs are drawn behind those there.
 """
 
-import hashlib
-import json
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from onestep.cache import ChunkCache, fingerprint
 from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition, map_condition
 from onestep.samplers import Sampler
@@ -125,17 +119,20 @@ class PairCache:
         self.batch_size = settings.batch_size
         self.teacher, self.sampler, self.accelerator = teacher, sampler, accelerator
         key = _fingerprint(teacher, sampler, settings.batch_size, accelerator.mixed_precision)
-        self.folder = Path(settings.cache).expanduser() / key
-        with _writing_to(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.chunks = ChunkCache(settings.cache, key, "pairs", "pairs.cache")
+
+    @property
+    def folder(self) -> Path:
+        """Where the chunks lie."""
+        return self.chunks.folder
 
     def path(self, chunk: int) -> Path:
         """Where a chunk lies."""
-        return self.folder / f"images_{chunk:06d}.safetensors"
+        return self.chunks.path(self._name(chunk))
 
     def read_or_draw(self, chunks: Sequence[int]) -> dict[int, Tensor]:
         """The images [batch_size, C, H, W] of each of ``chunks``; those that are missing are drawn and kept."""
-        held = {chunk: images for chunk in chunks if (images := self._read(chunk)) is not None}
+        held = {chunk: kept["images"] for chunk in chunks if (kept := self.chunks.read(self._name(chunk))) is not None}
         missing = [chunk for chunk in chunks if chunk not in held]
         if not missing:
             return held
@@ -152,45 +149,16 @@ class PairCache:
             progress="drawing pairs from the teacher" if self.accelerator.is_main_process else None,
         )
         for images, chunk in zip(batches, missing, strict=True):
-            self._write(chunk, images)
+            self.chunks.write(self._name(chunk), {"images": images})
             held[chunk] = images
         return held
 
+    @staticmethod
+    def _name(chunk: int) -> str:
+        return f"images_{chunk:06d}"
+
     def _seeds(self, chunk: int) -> range:
         return range(chunk * self.batch_size, (chunk + 1) * self.batch_size)
-
-    def _write(self, chunk: int, images: Tensor) -> None:
-        beside = self.folder / f".writing_{os.getpid()}_{self.path(chunk).name}"  # another run may write the same chunk
-        with _writing_to(self.folder):
-            save_file({"images": images.contiguous()}, beside, metadata={"sha256": _checksum(images)})
-            os.replace(beside, self.path(chunk))
-
-    def _read(self, chunk: int) -> Tensor | None:
-        """A chunk's images, None where there are none or, with a notice, where the file is damaged."""
-        path = self.path(chunk)
-        if not path.is_file():
-            return None
-        try:
-            with safe_open(path, "pt") as file:
-                images: Tensor = file.get_tensor("images")
-                whole = (file.metadata() or {}).get("sha256") == _checksum(images)
-        except (OSError, SafetensorError):
-            whole = False
-        if not whole:
-            print(f"{path} is damaged or cannot be read: drawing its pairs again", flush=True)
-            return None
-        return images
-
-
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"the pairs cannot be written to {folder} ({error}): make room there, or choose another folder by "
-            "pairs.cache=..."
-        ) from error
 
 
 def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision: str) -> str:
@@ -203,11 +171,4 @@ def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision:
         "batch_size": batch_size,
         "precision": precision,
     }
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name, value in sorted(teacher.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} {_checksum(value)}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _checksum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+    return fingerprint(description, teacher.state_dict())

@@ -25,6 +25,7 @@ from onestep.networks.base import DenoiserNetwork
 from onestep.networks.planar import are_points
 from onestep.samplers import Sampler
 from onestep.teachers.pretrained import load_generator
+from onestep.training.build import guide
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.pictures import save_image, save_samples
 from onestep.training.run import PRECISIONS
@@ -71,6 +72,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     if config.images is not None:
         return _score_files(config, parts, accelerator.device)
     draw, network, evaluations = _model(config, parts, accelerator.device)
+    prompts = _prompts(config, parts, network)
     evaluator = _evaluator(config, parts, accelerator.device)
 
     if evaluator is not None:
@@ -86,11 +88,18 @@ def sample(config: DictConfig) -> dict[str, Any]:
     def draw_share(seeds: range) -> Tensor:
         """This process's share, the first process's the first."""
         share = share_of(len(seeds))
-        shape, label_dim, title = network.image_shape, network.label_dim, "drawing" if main else None
         batches = draw_batches(
-            draw, seeds[share.start : share.stop], config.batch_size, shape, label_dim, accelerator, classes, title
+            draw,
+            seeds[share.start : share.stop],
+            config.batch_size,
+            network.image_shape,
+            network.label_dim,
+            accelerator,
+            classes,
+            condition_of=None if prompts is None else prompts.condition_of,
+            progress="drawing" if main else None,
         )
-        return torch.cat(list(batches))
+        return torch.cat([batch if prompts is None else prompts.decode(batch) for batch in batches])
 
     started = time.monotonic()
     images = draw_share(seeds)
@@ -211,6 +220,21 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
     place = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
     generator = load_generator(place, config.sigma_init).to(device)
     return generator, generator.denoiser, generator.network_evaluations
+
+
+def _prompts(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> ImageDataset | None:
+    """The prompts that a text-to-image network draws of; None for networks of another kind."""
+    if not getattr(network, "condition_keys", ()):
+        if config.prompts is not None:
+            raise ValueError("prompts=...: this network takes none")
+        return None
+    if parts.data is None:
+        raise ValueError("a text-to-image network needs run=..., or data=prompts with data.path=... and data.model=...")
+    if config.prompts is not None:
+        parts.data.path, parts.data.image_column = config.prompts, None
+    data: ImageDataset = instantiate(parts.data)
+    guide(network, data, network.guidance)
+    return data
 
 
 def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> Evaluator | None:

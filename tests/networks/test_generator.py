@@ -44,6 +44,9 @@ class GaussianDenoiser(nn.Module):
 
     sigma_min, sigma_max = 0.002, 80.0
 
+    def initial_std(self, sigma: float) -> float:
+        return sigma
+
     def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
         return MEAN + gain(sigma.reshape(-1, 1, 1, 1)) * (x_sigma - MEAN)
 

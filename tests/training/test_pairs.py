@@ -56,11 +56,11 @@ class Draws:
 def draws(monkeypatch: pytest.MonkeyPatch) -> Draws:
     seen, draw = Draws(), HeunSampler.__call__
 
-    def watched(self: HeunSampler, denoiser: EDMDenoiser, latents: Tensor, condition: Tensor | None) -> Tensor:
+    def watched(self: HeunSampler, denoiser: EDMDenoiser, latents: Tensor, *given: Any) -> Tensor:
         if len(seen.latents) == seen.dies_at:
             raise KeyboardInterrupt
         seen.latents.append(latents)
-        return draw(self, denoiser, latents, condition)
+        return draw(self, denoiser, latents, *given)
 
     monkeypatch.setattr(HeunSampler, "__call__", watched)
     return seen
@@ -195,7 +195,7 @@ def test_a_damaged_chunk_is_drawn_again(
     capsys.readouterr()
     assert torch.equal(prepare().images, straight.images)
     assert draws.chunks == [1]
-    assert f"{path} is damaged or cannot be read: drawing its pairs again" in capsys.readouterr().out
+    assert f"{path} is damaged or cannot be read: making its pairs again" in capsys.readouterr().out
     assert files(tmp_path / "cache") == whole
 
 

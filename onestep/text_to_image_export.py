@@ -1,0 +1,124 @@
+"""A text-to-image generator as its teacher's standard pipeline, under a scheduler that takes the generator's steps.
+
+Plain diffusers then draws, from the same seeds, what ``sample.py`` draws:
+
+- variance preserving: ``LCMScheduler`` renoises its prediction of x0 at each later timestep, as the generator does. Its
+  boundary scalings are 1 and 0 here, and its table of timesteps ends at the generator's first one.
+- flow matching: ``FlowMatchEulerDiscreteScheduler`` does the same under ``stochastic_sampling``, without a shift. Its
+  pipelines hand it no generator: the noise of later steps comes from torch's own, which has to be seeded.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+
+from onestep.networks.diffusers_network import DiffusersDenoiser
+from onestep.networks.diffusers_schedule import build_scheduler, tabulated_timesteps
+from onestep.networks.generator import Generator
+from onestep.networks.pipeline_parts import Autoencoder
+
+_KEPT = (".safetensors", ".json", ".txt", ".model")  # no weights that would be unpickled, and no code
+
+
+def save_text_to_image(generator: Generator, teacher: Path, output: Path) -> str:
+    """Write the pipeline in the folder ``teacher`` with the generator's network and scheduler into ``output``.
+
+    Returns:
+        The Python code that draws with it.
+
+    Raises:
+        ValueError: for noise levels that no scheduler of diffusers takes.
+    """
+    denoiser = generator.denoiser
+    assert isinstance(denoiser, DiffusersDenoiser)
+    scheduler, arguments = match_scheduler(generator)
+    if denoiser.config["size"] is not None:
+        factor = Autoencoder.from_pretrained(teacher).downsampling
+        height, width = (side * factor for side in denoiser.image_shape[1:])
+        arguments |= {"height": height, "width": width}
+    index: dict[str, Any] = json.loads((teacher / "model_index.json").read_text())
+    network = next(name for name, entry in index.items() if _class_of(entry) == type(denoiser.network).__name__)
+    for name, entry in index.items():
+        if _class_of(entry) is not None and name not in (network, "scheduler"):
+            _copy(teacher / name, output / name)
+    denoiser.network.save_pretrained(output / network)
+    scheduler.save_pretrained(output / "scheduler")
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return _usage(output.name, generator, arguments)
+
+
+def match_scheduler(generator: Generator) -> tuple[Any, dict[str, Any]]:
+    """The scheduler of diffusers that takes the generator's steps, and what a pipeline's call has to say besides.
+
+    Raises:
+        ValueError: for noise levels between the timesteps of a variance-preserving schedule.
+    """
+    denoiser = generator.denoiser
+    assert isinstance(denoiser, DiffusersDenoiser)
+    sigmas = [generator.sigma_init, *generator.later_sigmas]
+    timesteps = tabulated_timesteps(denoiser.schedule, sigmas)
+    if timesteps is None:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+            denoiser.config["scheduler_config"].get("num_train_timesteps", 1000),
+            shift=1.0,
+            use_dynamic_shifting=False,
+            stochastic_sampling=True,
+        )
+        t = [sigma / (1 + sigma) for sigma in sigmas]
+        return scheduler, {"sigmas": t} if len(t) > 1 or t[0] < 1 - 1e-6 else {}
+    scheduler = _lcm_scheduler(denoiser, timesteps[0])
+    scheduler.set_timesteps(len(timesteps))
+    return scheduler, {} if scheduler.timesteps.tolist() == timesteps else {"timesteps": timesteps}
+
+
+def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:
+    """An LCMScheduler over the timesteps up to ``first``."""
+    teacher = build_scheduler(denoiser.config["scheduler_config"])
+    config = {key: value for key, value in teacher.config.items() if key in ("beta_start", "beta_end", "beta_schedule")}
+    if first + 1 < len(teacher.betas) or teacher.config.get("rescale_betas_zero_snr"):
+        config["trained_betas"] = teacher.betas[: first + 1].tolist()
+    elif teacher.config.get("trained_betas") is not None:
+        config["trained_betas"] = np.asarray(teacher.config.trained_betas).tolist()
+    return diffusers.LCMScheduler(
+        num_train_timesteps=first + 1,
+        original_inference_steps=first + 1,
+        prediction_type=teacher.config.prediction_type,
+        clip_sample=False,
+        steps_offset=1,  # unused; the pipelines of Stable Diffusion complain of another
+        timestep_scaling=1e4,  # c_skip = 0 and c_out = 1 to 1e-8
+        **config,
+    )
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.is_file() and file.suffix in _KEPT:
+            shutil.copyfile(file, target / file.name)
+
+
+def _class_of(entry: Any) -> str | None:
+    """The class that an entry of a pipeline's index names, None for other entries."""
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else None
+
+
+def _usage(name: str, generator: Generator, arguments: dict[str, Any]) -> str:
+    given: dict[str, Any] = {"num_inference_steps": generator.network_evaluations, "guidance_scale": 1.0} | arguments
+    seeding = ""
+    if "sigmas" in arguments:  # pipelines of flow matching hand no generator on to the scheduler's later steps
+        seeding = "torch.manual_seed(0)\n"
+    else:
+        given["generator"] = "torch.Generator().manual_seed(0)"
+    lines = "".join(f"    {key}={value},\n" for key, value in given.items())
+    return f"""import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{name}")  # this folder, or its id on the hub
+{seeding}images = pipeline(
+    "a photo of a cat",
+{lines}).images"""
