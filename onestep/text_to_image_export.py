@@ -8,6 +8,7 @@ Plain diffusers then draws, from the same seeds, what ``sample.py`` draws:
   pipelines hand it no generator: the noise of later steps comes from torch's own, which has to be seeded.
 """
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -21,11 +22,20 @@ from onestep.networks.diffusers_schedule import build_scheduler, tabulated_times
 from onestep.networks.generator import Generator
 from onestep.networks.pipeline_parts import Autoencoder
 
+_LORA_USAGE = """
+
+# The same of the teacher and pytorch_lora_weights.safetensors, the change alone:
+# import diffusers
+# pipeline = DiffusionPipeline.from_pretrained("<the teacher>")
+# pipeline.load_lora_weights("{name}")
+# pipeline.scheduler = diffusers.{scheduler}.from_pretrained("{name}", subfolder="scheduler")"""
 _KEPT = (".safetensors", ".json", ".txt", ".model")  # no weights that would be unpickled, and no code
 
 
 def save_text_to_image(generator: Generator, teacher: Path, output: Path) -> str:
     """Write the pipeline in the folder ``teacher`` with the generator's network and scheduler into ``output``.
+
+    Of a LoRA student the change alone is written beside it too, as ``pytorch_lora_weights.safetensors``.
 
     Returns:
         The Python code that draws with it.
@@ -45,11 +55,16 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path) -> str
     for name, entry in index.items():
         if _class_of(entry) is not None and name not in (network, "scheduler"):
             _copy(teacher / name, output / name)
-    denoiser.network.save_pretrained(output / network)
+    if denoiser.config["lora"] is not None:
+        _save_lora(getattr(diffusers, index["_class_name"]), network, denoiser, output)
+    _without_lora(denoiser).save_pretrained(output / network)
     scheduler.save_pretrained(output / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return _usage(output.name, generator, arguments)
+    usage = _usage(output.name, generator, arguments)
+    if denoiser.config["lora"] is not None:
+        usage += _LORA_USAGE.format(name=output.name, scheduler=type(scheduler).__name__)
+    return usage
 
 
 def match_scheduler(generator: Generator) -> tuple[Any, dict[str, Any]]:
@@ -74,6 +89,32 @@ def match_scheduler(generator: Generator) -> tuple[Any, dict[str, Any]]:
     scheduler = _lcm_scheduler(denoiser, timesteps[0])
     scheduler.set_timesteps(len(timesteps))
     return scheduler, {} if scheduler.timesteps.tolist() == timesteps else {"timesteps": timesteps}
+
+
+def _save_lora(pipeline_class: Any, network: str, denoiser: DiffusersDenoiser, output: Path) -> None:
+    """Write a LoRA student's change alone, as ``load_lora_weights`` takes it: on the teacher it gives the generator."""
+    from peft import get_peft_model_state_dict
+
+    scale = denoiser.config["lora"]["alpha"] / denoiser.config["lora"]["rank"]
+    # Without a note of alpha a reader takes it to be the rank: the scale goes into the weights.
+    layers = {
+        name: value * scale if ".lora_B." in name else value
+        for name, value in get_peft_model_state_dict(denoiser.network).items()
+    }
+    pipeline_class.save_lora_weights(output, **{f"{network}_lora_layers": layers})
+
+
+def _without_lora(denoiser: DiffusersDenoiser) -> Any:
+    """The network, a LoRA student's with its change merged into the weights."""
+    if denoiser.config["lora"] is None:
+        return denoiser.network
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    network = copy.deepcopy(denoiser.network)
+    for layer in [module for module in network.modules() if isinstance(module, BaseTunerLayer)]:
+        layer.merge()
+    return recurse_remove_peft_layers(network)
 
 
 def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:

@@ -81,6 +81,7 @@ def test_the_pipelines_network_is_given_the_same(
 ) -> None:
     """What the whole pipeline hands to its network under guidance: the empty prompt's, then the prompt's."""
     data = make(kind=kind)
+    assert isinstance(data.unconditional, dict)
     with quiet():
         pipeline = DiffusionPipeline.from_pretrained(str(pipelines(kind)))
     pipeline.set_progress_bar_config(disable=True)

@@ -1,0 +1,138 @@
+"""The recipes of text-to-image run with a tiny network in place of the big one, and refuse what cannot be."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from omegaconf import DictConfig
+from PIL import Image
+
+from onestep.networks.diffusers_schedule import VariancePreservingSchedule, tabulated_timesteps
+from onestep.networks.generator import Generator
+from onestep.text_to_image_export import match_scheduler
+from onestep.training.distillation import distill
+from onestep.training.log import read_log
+from onestep.training.sampling import sample
+from tests.diffusers_models import build_denoiser
+from tests.tiny_pipelines import SCHEDULERS
+
+RECIPES = {  # the tiny pipeline, and the generator's steps
+    "sd15_f_distill": ("sd", 1),
+    "sd15_dmd2": ("sd", 1),
+    "sdxl_f_distill": ("sdxl", 4),
+    "sdxl_dmd2": ("sdxl", 4),
+    "sd3_f_distill": ("sd3", 4),
+    "sd3_dmd2": ("sd3", 4),
+}
+Pipelines = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A parquet file of three prompts with images."""
+    file, rows = tmp_path_factory.mktemp("images") / "data.parquet", []
+    for seed in range(3):
+        encoded = io.BytesIO()
+        pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(encoded, "PNG")
+        rows.append(encoded.getvalue())
+    pyarrow.parquet.write_table(pa.table({"prompt": ["a cat", "the sea", "red"], "image": rows}), file)
+    return file
+
+
+@pytest.fixture
+def recipe(train_config: Callable[..., DictConfig], pipelines: Pipelines, images: Path, tmp_path: Path) -> Callable:
+    def build(experiment: str, kind: str, *overrides: str) -> DictConfig:
+        return train_config(
+            tmp_path / "run", f"experiment={experiment}", f"teacher.path={pipelines(kind)}", "teacher.size=8",
+            f"data.path={images}", f"data.cache={images.parent / 'cache'}", "training.images=4",
+            "training.batch_size=2", "evaluation.samples=2", "evaluation.grid=2", "training.evaluate_every=9",
+            "training.checkpoint_every=9", *overrides,
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.mark.parametrize("experiment", RECIPES)
+def test_a_recipe_takes_two_steps(experiment: str, recipe: Callable[..., DictConfig], tmp_path: Path) -> None:
+    kind, steps = RECIPES[experiment]
+    summary = distill(recipe(experiment, kind))
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
+    assert len(lines) == 2
+    assert {name for name in lines[1] if name.endswith("_loss")} == {
+        "fake_score_loss", "discriminator_loss", "adversarial_loss",
+    }  # fmt: skip
+    assert all(line["generator_gradient"] > 0 for line in lines)
+    assert lines[0]["adversarial_loss"] == pytest.approx(np.log(2), rel=0.01)  # a fresh discriminator knows nothing
+    assert summary["student"]["network_evaluations"] == steps
+    generator = Generator.from_pretrained(tmp_path / "run" / "generator")
+    match_scheduler(generator)  # diffusers can draw with it
+    assert generator.denoiser.guidance == 1.0
+
+
+# How the levels of a generator are those of a scheduler.
+
+
+def test_levels_of_the_table_are_whole_timesteps() -> None:
+    schedule = VariancePreservingSchedule(SCHEDULERS["sd"]())
+    chosen = [999, 749, 499, 249, 1]
+    assert tabulated_timesteps(schedule, [schedule.sigmas[t].item() for t in chosen]) == chosen
+    with pytest.raises(ValueError, match=r"sigma=14.0: .* nearest are 13.9\d+ \(timestep 991\) and 14.0\d+ \(timestep"):
+        tabulated_timesteps(schedule, [14.0])
+    with pytest.raises(ValueError, match="sigma=0.029"):  # timestep 0
+        tabulated_timesteps(schedule, [schedule.sigmas[0].item()])
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "arguments"),
+    [
+        ([999], {}),
+        ([399], {}),  # the table ends there
+        ([999, 749, 499, 249], {}),
+        ([899, 674, 449, 224], {}),
+        ([999, 700], {"timesteps": [999, 700]}),
+    ],
+)
+def test_the_scheduler_takes_these_steps(timesteps: list[int], arguments: dict[str, list[int]]) -> None:
+    denoiser = build_denoiser("sd", SCHEDULERS["sd"]())
+    first, *later = (VariancePreservingSchedule(SCHEDULERS["sd"]()).sigmas[t].item() for t in timesteps)
+    scheduler, given = match_scheduler(Generator(denoiser, first, later))
+    assert given == arguments
+    scheduler.set_timesteps(**given) if given else scheduler.set_timesteps(len(timesteps))
+    assert scheduler.timesteps.tolist() == timesteps
+    teacher = SCHEDULERS["sd"]()
+    assert (scheduler.alphas_cumprod == teacher.alphas_cumprod[: len(scheduler.alphas_cumprod)]).all()
+    skip, out = scheduler.get_scalings_for_boundary_condition_discrete(timesteps[-1])
+    assert skip < 1e-8 and out == pytest.approx(1, abs=1e-8)
+
+
+# What is refused, before anything is trained or drawn.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data.image_column=null",), "these prompts have none: name a parquet file's by data.image_column="),
+        (("training.sigma_init=14.0",), "schedulers of diffusers take the noise levels of whole timesteps alone"),
+        (("data.size=6",), r"does not fit the data: resolution \(8, 8\) against \(6, 6\)"),
+        (("data.model=nowhere/at-all",), "no pipeline of diffusers at 'nowhere/at-all'"),
+    ],
+)
+def test_what_is_refused(
+    overrides: tuple[str, ...], message: str, recipe: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=message):
+        distill(recipe("sd15_dmd2", "sd", *overrides))
+
+
+def test_prompts_for_a_network_that_takes_none(
+    finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    options = (f"run={finished_run}", "count=1", "device=cpu", f"save_to={tmp_path}", "prompts=[a cat]")
+    with pytest.raises(ValueError, match="this network takes none"):
+        sample(compose_config("sample", *options))
