@@ -1,6 +1,7 @@
 """The model card of an exported generator: what it is, what it was measured to be, and how to draw with it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def write_card(run: Path, output: Path, generator: Generator, usage: str, text_t
         pipeline_tag=task,
         tags=["onestep", "distillation", "one-step" if generator.network_evaluations == 1 else "few-step"],
         model_name=output.name,
+        base_model=_hub_id(config["teacher"].get("path") or ""),
         eval_results=results or None,
     )
     card = ModelCard.from_template(
@@ -91,11 +93,17 @@ def _facts(
 
 
 def _describe(node: dict[str, Any] | None) -> str:
-    """What a part of the configuration builds, with the last name of its ``path`` alone: folders stay private."""
+    """What a part of the configuration builds, of its ``path`` no more than may be seen."""
     if node is None:
         return "none"
     name = str(node["_target_"]).rpartition(".")[2]
-    return f"{name} ({Path(node['path']).name})" if node.get("path") else name
+    path = node.get("path")
+    return f"{name} ({_hub_id(path) or Path(path).name})" if isinstance(path, str) else name
+
+
+def _hub_id(path: str) -> str | None:
+    """``path`` if it is a hub id, None if a local one: where things lie on a machine stays private."""
+    return path if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists() else None
 
 
 def _evaluations(count: int) -> str:

@@ -113,7 +113,7 @@ def test_what_is_kept_in_half_precision(make: Make) -> None:
     ours, kept = (make(dtype=dtype).condition_of([0, 1]) for dtype in ("float32", "bfloat16"))
     difference = (ours["encoder_hidden_states"] - kept["encoder_hidden_states"]).abs()
     assert kept["encoder_hidden_states"].dtype == torch.float32
-    assert 0 < difference.max() < 2**-8 * ours["encoder_hidden_states"].abs().max()
+    assert 0 < difference.max() < 0.02 * ours["encoder_hidden_states"].abs().max()  # 8 bits, through two layers
     with pytest.raises(ValueError, match=r"data.dtype='int8': choose one of float32, bfloat16, float16"):
         make(dtype="int8")
 

@@ -37,7 +37,7 @@ class PromptDataset(ImageDataset):
         model: the pipeline's folder or hub id.
         size: height and width of the latents; null for what the model was made for.
         batch_size: prompts or images encoded at a time, and kept in one file.
-        dtype: what is kept: "float32", "bfloat16" or "float16".
+        dtype: what the text encoders run in, and what is kept: "float32", "bfloat16" or "float16".
         cache: the folder under which they are kept; it may start with ~.
 
     Raises:
@@ -104,7 +104,7 @@ class PromptDataset(ImageDataset):
         encoders: list[TextEncoder] = []
 
         def encoder() -> TextEncoder:
-            encoders[:] = encoders or [TextEncoder(self.folder, PartialState().device)]
+            encoders[:] = encoders or [TextEncoder(self.folder, PartialState().device, _DTYPES[self.dtype])]
             return encoders[0]
 
         files = TextEncoder.files(self.folder)

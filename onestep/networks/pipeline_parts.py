@@ -46,20 +46,20 @@ class TextEncoder:
 
     Args:
         folder: the pipeline's folder.
-        device: where the encoders run.
+        device, dtype: where and in which precision the encoders run.
 
     Raises:
         ValueError: for a pipeline of another kind, or without the package transformers.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         require_text_libraries()
         index = json.loads((folder / _INDEX).read_text())
         self.kind = index["_class_name"]
         if self.kind not in _ENCODE:
             raise ValueError(f"{folder}: a {self.kind} takes no prompts that could be encoded: {', '.join(_ENCODE)} do")
         self.folder, self.device = folder, torch.device(device)
-        self.pipeline = _load_without_network(folder, index)
+        self.pipeline = _load_without_network(folder, index, dtype)
         for name in self.encoders(index):
             getattr(self.pipeline, name).to(self.device)
 
@@ -95,11 +95,11 @@ class TextEncoder:
         return condition
 
 
-def _load_without_network(folder: Path, index: dict[str, Any]) -> Any:
+def _load_without_network(folder: Path, index: dict[str, Any], dtype: torch.dtype) -> Any:
     """The pipeline with its network's config but not its weights, and without autoencoder and safety checker."""
     import diffusers
 
-    replaced: dict[str, Any] = {"vae": None}
+    replaced: dict[str, Any] = {"vae": None, "torch_dtype": dtype}
     for name in ("unet", "transformer"):
         if name in index:
             network_class = getattr(diffusers, index[name][1])

@@ -116,17 +116,19 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
         )
 
 
-def check_real_images(data: ImageDataset, discriminator: Any) -> None:
-    """Refuse a discriminator where there are no real images for it.
+def check_prompts(config: DictConfig, data: ImageDataset) -> None:
+    """Refuse a discriminator where prompts come without real images for it, and pairs of prompts.
 
     Raises:
-        ValueError: saying how to have both or neither.
+        ValueError: saying what to do instead.
     """
-    if discriminator is not None and not data.has_images:
+    if config.get("discriminator") is not None and not data.has_images:
         raise ValueError(
             "the discriminator compares with real images, and these prompts have none: name a parquet file's by "
             "data.image_column=..., or choose discriminator=none with divergence=reverse_kl and training.gan_weight=0"
         )
+    if config.get("pairs") is not None and data.unconditional is not None:
+        raise ValueError("pairs of noise and teacher image are drawn of classes, not of prompts: use objective=dmd2")
 
 
 def guide(network: Teacher, data: ImageDataset, guidance: float) -> None:
@@ -151,7 +153,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     data: ImageDataset = instantiate(config.data)
     teacher: Teacher = instantiate(config.teacher).to(accelerator.device)
     check_fit(teacher, data)
-    check_real_images(data, config.get("discriminator"))
+    check_prompts(config, data)
     guide(teacher, data, teacher.guidance)
 
     sigma: SigmaDistribution = instantiate(config.sigma)
