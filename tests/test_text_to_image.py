@@ -21,11 +21,10 @@ from onestep.export import export
 from onestep.networks.diffusers_schedule import VariancePreservingSchedule
 from onestep.networks.generator import Generator
 from onestep.networks.pipeline_parts import TextEncoder
-from onestep.training.distillation import distill
 from onestep.training.log import read_log
 from onestep.training.sampling import sample
 from tests.test_train_and_sample import assert_same_checkpoint, distill_until_cycle_5
-from tests.tiny_pipelines import SCHEDULERS
+from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
 
 PROMPTS = ["a cat", "the sea", "red"]
 SEEDS = [3, 4]
@@ -116,7 +115,7 @@ def lora_code(code: str, teacher: Path) -> str:
 def straight_run(text_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished distillation of six cycles of the tiny Stable Diffusion by LoRA; not to be written to."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    distill(text_config("sd", folder, *LORA))
+    distill_without_pictures(text_config("sd", folder, *LORA))
     return folder
 
 
@@ -153,7 +152,7 @@ def exported(
         if case == ("sd", 1, True):
             run = straight_run
         elif lora:
-            distill(text_config(kind, run, "training.images=8", *LORA))
+            distill_without_pictures(text_config(kind, run, "training.images=8", *LORA))
         else:
             stand_in(text_config(kind, run, sigmas=sigmas))
         export(run, folder)
@@ -203,7 +202,7 @@ def test_a_run_is_resumed_as_the_same_run(
     overrides = (*LORA, "training.checkpoint_every=3")
     distill_until_cycle_5(monkeypatch, text_config("sd", tmp_path, *overrides))
     monkeypatch.setattr(TextEncoder, "__call__", refuse)  # the embeddings are in the cache
-    distill(text_config("sd", tmp_path, *overrides, "resume=auto"))
+    distill_without_pictures(text_config("sd", tmp_path, *overrides, "resume=auto"))
     assert_same_checkpoint(*(folder / "checkpoints" / "cycle_00000006" for folder in (straight_run, tmp_path)))
     losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line]
     assert len(losses) == 6 and len(set(losses)) == 6

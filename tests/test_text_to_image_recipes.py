@@ -14,11 +14,10 @@ from PIL import Image
 from onestep.networks.diffusers_schedule import VariancePreservingSchedule, tabulated_timesteps
 from onestep.networks.generator import Generator
 from onestep.text_to_image_export import match_scheduler
-from onestep.training.distillation import distill
 from onestep.training.log import read_log
 from onestep.training.sampling import sample
 from tests.diffusers_models import build_denoiser
-from tests.tiny_pipelines import SCHEDULERS
+from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
 
 RECIPES = {  # the tiny pipeline, and the generator's steps
     "sd15_f_distill": ("sd", 1),
@@ -60,7 +59,7 @@ def recipe(train_config: Callable[..., DictConfig], pipelines: Pipelines, images
 @pytest.mark.parametrize("experiment", RECIPES)
 def test_a_recipe_takes_two_steps(experiment: str, recipe: Callable[..., DictConfig], tmp_path: Path) -> None:
     kind, steps = RECIPES[experiment]
-    summary = distill(recipe(experiment, kind))
+    summary = distill_without_pictures(recipe(experiment, kind))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert len(lines) == 2
     assert {name for name in lines[1] if name.endswith("_loss")} == {
@@ -128,7 +127,7 @@ def test_what_is_refused(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=message):
-        distill(recipe("text_to_image", "sd", "data.image_column=image", *overrides))
+        distill_without_pictures(recipe("text_to_image", "sd", "data.image_column=image", *overrides))
 
 
 def test_prompts_for_a_network_that_takes_none(
