@@ -50,7 +50,7 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
 
     def sampling_sigmas(self, steps: int) -> list[float]:
         """The descending noise levels by which its own sampler takes ``steps`` steps, the end, 0, included."""
-        return [*karras_sigmas(steps, self.sigma_min, self.sigma_max).tolist(), 0.0]
+        return [*self.round_sigma(karras_sigmas(steps, self.sigma_min, self.sigma_max)).tolist(), 0.0]
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The levels next to ``sigma`` (of any shape) among those that the network was trained at: by default, all."""
