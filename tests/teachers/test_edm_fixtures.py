@@ -21,7 +21,12 @@ from onestep.teachers.edm_checkpoint import load_edm
 
 TESTS = Path(__file__).parents[1]
 SHARED = TESTS.parents[1] / "shared" / "fixtures" / "edm"
-FILES = {file.stem: file for folder in (TESTS / "data", SHARED) for file in sorted(folder.glob("*.pkl"))}
+FILES = {
+    file.stem: file
+    for folder in (TESTS / "data", SHARED)
+    for file in sorted(folder.glob("*"))
+    if file.suffix in (".pkl", ".pt", ".pth", ".bin")
+}
 RECORDED = {name: file.with_suffix(".npz") for name, file in FILES.items() if file.with_suffix(".npz").is_file()}
 TOLERANCE = 1e-5  # of each sample's largest value
 
