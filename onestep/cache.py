@@ -98,26 +98,22 @@ class CachedRows:
     def __init__(self, cache: ChunkCache, names: Sequence[str], rows: int) -> None:
         self.cache, self.names, self.rows = cache, names, rows
 
-    def fill(self, make_compute: Callable[[], Callable[[int], Mapping[str, Tensor]]], progress: str) -> None:
-        """Compute the chunks that are missing, shared among the processes.
+    def fill(self, compute: Callable[[int], Mapping[str, Tensor]], progress: str) -> None:
+        """Have the chunks that are missing computed, each by its position, shared among the processes.
 
-        Args:
-            make_compute: makes what computes a chunk by its position; called only if one is missing.
-            progress: the progress bar's title.
+        ``progress`` is the progress bar's title.
         """
         state = PartialState()
         missing = [chunk for chunk, name in enumerate(self.names) if not self.cache.holds(name)]
         state.wait_for_everyone()  # all have looked before any writes, so that all see the same ones missing
         own = missing[state.process_index :: state.num_processes]
-        if own:
-            compute = make_compute()
-            bar = tqdm(own, desc=progress, unit="chunk", disable=not state.is_main_process, leave=False)
-            for chunk in bar:
-                self.cache.write(self.names[chunk], compute(chunk))
+        silent = not own or not state.is_main_process
+        for chunk in tqdm(own, desc=progress, unit="chunk", disable=silent, leave=False):
+            self.cache.write(self.names[chunk], compute(chunk))
         state.wait_for_everyone()
         for chunk in missing:  # the other processes' too, which may be on a machine with a cache of its own
             if not self.cache.holds(self.names[chunk]):
-                self.cache.write(self.names[chunk], make_compute()(chunk))
+                self.cache.write(self.names[chunk], compute(chunk))
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows [len(indices), ...] under each name."""

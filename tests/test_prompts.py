@@ -46,7 +46,8 @@ def make(pipelines: Pipelines, tmp_path: Path) -> Make:
 def with_images(tmp_path: Path) -> Path:
     """A parquet file of the prompts with an image each, as Hugging Face datasets keep them."""
     cells = [{"bytes": png(row), "path": f"{row}.png"} for row in range(len(PROMPTS))]
-    pyarrow.parquet.write_table(pa.table({"prompt": PROMPTS, "image": cells}), tmp_path / "data.parquet")
+    table = pa.table({"prompt": PROMPTS, "image": cells})
+    pyarrow.parquet.write_table(table, tmp_path / "data.parquet", row_group_size=3)
     return tmp_path / "data.parquet"
 
 
@@ -128,7 +129,7 @@ def test_latents_are_those_of_the_pipelines_autoencoder(
     data = make(with_images, kind, "image")
     latents, _ = data.__getitems__([4, 0])
     vae = Autoencoder.from_pretrained(pipelines(kind)).vae
-    images = torch.stack([decode_image(png(row), (16, 16)) for row in (4, 0)])
+    images = torch.stack([decode_image(png(row), (16, 16), "") for row in (4, 0)])
     shift = {"sd": 0.0, "flux": 0.1159}[kind]
     expected = (vae.encode(images).latent_dist.mean - shift) * {"sd": 0.18215, "flux": 0.3611}[kind]
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-6)
@@ -157,8 +158,8 @@ def test_images_are_cropped_to_their_middle() -> None:
     wide[:, 16:32] = 255
     file = io.BytesIO()
     Image.fromarray(wide).save(file, "PNG")
-    assert torch.equal(decode_image(file.getvalue(), (16, 16)), torch.ones(3, 16, 16))
-    assert decode_image(png(0, (20, 37)), (8, 16)).shape == (3, 8, 16)
+    assert torch.equal(decode_image(file.getvalue(), (16, 16), ""), torch.ones(3, 16, 16))
+    assert decode_image(png(0, (20, 37)), (8, 16), "").shape == (3, 8, 16)
 
 
 # What the cache keeps.
@@ -228,5 +229,9 @@ def test_images_that_are_none(make: Make, with_images: Path) -> None:
         make(image_column="image")
     with pytest.raises(ValueError, match="column 'prompt' holds other things than encoded images"):
         make(with_images, image_column="prompt")
+    broken = pa.table({"prompt": PROMPTS[:3], "image": [png(0), png(1)[:40], png(2)]})
+    pyarrow.parquet.write_table(broken, with_images)
+    with pytest.raises(ValueError, match=r"row 1 of .*data.parquet: the image cannot be read"):
+        make(with_images, image_column="image")
     with pytest.raises(ValueError, match="no pipeline of diffusers at '.*': expected a folder with model_index.json"):
         make(model=str(with_images.parent))

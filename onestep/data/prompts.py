@@ -1,9 +1,12 @@
 """Prompts for a text-to-image model, with or without images; their embeddings and latents are computed once."""
 
-import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +65,13 @@ class PromptDataset(ImageDataset):
             raise ValueError(f"data.batch_size must be positive, got {batch_size}")
         self.prompts = read_prompts(path, column)
         self.label_dim = 0
-        self.folder, self.cache, self.batch_size, self.dtype = pipeline_folder(model), cache, batch_size, dtype
+        self.folder, self.cache_folder, self.batch_size, self.dtype = pipeline_folder(model), cache, batch_size, dtype
         self.autoencoder = Autoencoder.from_pretrained(self.folder)
         self.image_shape = _latent_shape(self.folder, size)
         factor = self.autoencoder.downsampling
         self.image_size = (self.image_shape[1] * factor, self.image_shape[2] * factor)
         self.text, self.unconditional = self._encode_prompts()
-        self.latents = None if image_column is None else self._encode_images(read_images(path, image_column))
+        self.latents = None if image_column is None else self._encode_images(path, image_column)
         self.has_images = self.latents is not None
 
     def __len__(self) -> int:
@@ -96,55 +99,46 @@ class PromptDataset(ImageDataset):
     def fingerprint(self) -> str:
         """A hash of the prompts, the images and what encodes them."""
         caches = [self.text] if self.latents is None else [self.text, self.latents]
-        return fingerprint({str(rows.cache.folder): rows.names for rows in caches})
+        return fingerprint({rows.cache.folder.name: rows.names for rows in caches})
 
     def _encode_prompts(self) -> tuple[CachedRows, dict[str, Tensor]]:
         """The embeddings of all prompts, and of the empty one [1, ...]."""
+        dtype = _DTYPES[self.dtype]
+        encoder = cache(lambda: TextEncoder(self.folder, PartialState().device, dtype))  # loaded only if it is needed
         index = json.loads((self.folder / "model_index.json").read_text())
-        encoders: list[TextEncoder] = []
-
-        def encoder() -> TextEncoder:
-            encoders[:] = encoders or [TextEncoder(self.folder, PartialState().device, _DTYPES[self.dtype])]
-            return encoders[0]
-
-        files = TextEncoder.files(self.folder)
-        description = {"format": _FORMAT, "pipeline": index, "dtype": self.dtype, "image_size": self.image_size}
-        cache = ChunkCache(self.cache, fingerprint(description, files=files), "text embeddings", "data.cache")
-        text = self._rows(cache, [prompt.encode() for prompt in self.prompts])
-        text.fill(lambda: lambda chunk: self._kept(encoder()(self._chunk(self.prompts, chunk), self.image_size)),
-                  "encoding prompts")  # fmt: skip
-        empty = CachedRows(cache, ["empty"], 1)
-        empty.fill(lambda: lambda _: self._kept(encoder().empty(self.image_size)), "encoding the empty prompt")
+        kind = {name: entry for name, entry in index.items() if name == "_class_name" or not name.startswith("_")}
+        kept = self._cache("text embeddings", TextEncoder.files(self.folder), pipeline=kind)
+        chunks = range(0, len(self), self.batch_size)
+        names = [fingerprint({"prompts": self.prompts[start : start + self.batch_size]}) for start in chunks]
+        text, empty = CachedRows(kept, names, self.batch_size), CachedRows(kept, ["empty"], 1)
+        text.fill(
+            lambda chunk: self._kept(encoder()(self._chunk(self.prompts, chunk), self.image_size)), "encoding prompts"
+        )
+        empty.fill(lambda _: self._kept(encoder().empty(self.image_size)), "encoding the empty prompt")
         return text, {name: values.float() for name, values in empty[[0]].items()}
 
-    def _encode_images(self, images: Sequence[bytes]) -> CachedRows:
-        description = {"format": _FORMAT, "dtype": self.dtype, "image_size": self.image_size}
-        files = sorted(path for path in (self.folder / "vae").iterdir() if path.is_file())
-        cache = ChunkCache(self.cache, fingerprint(description, files=files), "latents", "data.cache")
-        latents = self._rows(cache, images)
+    def _encode_images(self, path: str | list[str], column: str) -> CachedRows:
+        images = ParquetImages(path, column)
+        if len(images) != len(self):
+            raise ValueError(f"{path}: {len(images)} images for {len(self)} prompts")
+        files = sorted(file for file in (self.folder / "vae").iterdir() if file.is_file())
+        kept = self._cache("latents", [*files, Path(images.path)], column=column, rows=self.batch_size)
+        device = PartialState().device
 
-        def make_compute() -> Callable[[int], dict[str, Tensor]]:
-            device = PartialState().device
-            autoencoder = self.autoencoder.to(device)
+        def compute(chunk: int) -> dict[str, Tensor]:
+            start = chunk * self.batch_size
+            rows = range(start, min(start + self.batch_size, len(images)))
+            pixels = torch.stack([decode_image(images[row], self.image_size, f"row {row} of {path}") for row in rows])
+            return self._kept({"latents": self.autoencoder.to(device).encode(pixels.to(device)).cpu()})
 
-            def compute(chunk: int) -> dict[str, Tensor]:
-                pixels = [decode_image(encoded, self.image_size) for encoded in self._chunk(images, chunk)]
-                return self._kept({"latents": autoencoder.encode(torch.stack(pixels).to(device)).cpu()})
-
-            return compute
-
-        latents.fill(make_compute, "encoding images")
+        names = [f"{chunk:06d}" for chunk in range(math.ceil(len(images) / self.batch_size))]
+        latents = CachedRows(kept, names, self.batch_size)
+        latents.fill(compute, "encoding images")
         return latents
 
-    def _rows(self, cache: ChunkCache, items: Sequence[bytes]) -> CachedRows:
-        """The rows of ``items``, in chunks that are named by what is in them."""
-        names = []
-        for start in range(0, len(items), self.batch_size):
-            digest = hashlib.sha256()
-            for item in items[start : start + self.batch_size]:
-                digest.update(hashlib.sha256(item).digest())
-            names.append(digest.hexdigest()[:32])
-        return CachedRows(cache, names, self.batch_size)
+    def _cache(self, what: str, files: Sequence[Path], **depends_on: Any) -> ChunkCache:
+        description = {"format": _FORMAT, "dtype": self.dtype, "image_size": self.image_size, **depends_on}
+        return ChunkCache(self.cache_folder, fingerprint(description, files=files), what, "data.cache")
 
     def _chunk(self, items: Sequence[Any], chunk: int) -> Sequence[Any]:
         return items[chunk * self.batch_size : (chunk + 1) * self.batch_size]
@@ -164,7 +158,7 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
     if not isinstance(path, str):
         prompts = [str(prompt) for prompt in path]
     elif path.endswith(".parquet"):
-        prompts = _read_column(path, column)
+        prompts = _open_parquet(path, column).read(columns=[column]).column(column).to_pylist()
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(
                 f"{path}: column {column!r} holds other things than text; choose another by data.column=..."
@@ -182,20 +176,54 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
     return prompts
 
 
-def read_images(path: str | list[str], column: str) -> list[bytes]:
-    """The encoded images of a parquet file's ``column``: bytes, or Hugging Face's ``{"bytes": ..., "path": ...}``."""
-    if not (isinstance(path, str) and path.endswith(".parquet")):
-        raise ValueError(f"data.image_column={column}: images are read from a .parquet file, and data.path is {path}")
-    cells = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in _read_column(path, column)]
-    encoded = [cell for cell in cells if isinstance(cell, bytes)]
-    if len(encoded) < len(cells):
-        raise ValueError(f"{path}: column {column!r} holds other things than encoded images")
-    return encoded
+class ParquetImages(Sequence[bytes]):
+    """The encoded images of a parquet file's ``column``: bytes, or Hugging Face's ``{"bytes": ..., "path": ...}``.
+
+    They are read as they are asked for, a row group at a time.
+
+    Raises:
+        ValueError: if there is no such file or column, or it holds other things.
+    """
+
+    def __init__(self, path: str | list[str], column: str) -> None:
+        if not (isinstance(path, str) and path.endswith(".parquet")):
+            raise ValueError(
+                f"data.image_column={column}: images are read from a .parquet file, and data.path is {path}"
+            )
+        self.path, self.column = path, column
+        self.file = _open_parquet(path, column)
+        kind = str(self.file.schema_arrow.field(column).type)
+        if kind not in ("binary", "large_binary") and not kind.startswith("struct<bytes: "):
+            raise ValueError(f"{path}: column {column!r} holds other things than encoded images: {kind}")
+        sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
+        self.ends = list(accumulate(sizes))
+        self._group = lru_cache(1)(self._read_group)
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, row: Any) -> Any:
+        group = bisect_right(self.ends, row)
+        cell = self._group(group)[row - (self.ends[group - 1] if group else 0)]
+        encoded = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(encoded, bytes):
+            raise ValueError(f"row {row} of {self.path}: there is no image in column {self.column!r}")
+        return encoded
+
+    def _read_group(self, group: int) -> list[Any]:
+        return self.file.read_row_group(group, columns=[self.column]).column(0).to_pylist()
 
 
-def decode_image(encoded: bytes, size: tuple[int, int]) -> Tensor:
-    """An image [3, H, W] in [-1, 1]: resized so that it covers ``size`` (H, W), and cropped to its middle."""
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+def decode_image(encoded: bytes, size: tuple[int, int], name: str) -> Tensor:
+    """An image [3, H, W] in [-1, 1]: resized so that it covers ``size`` (H, W), and cropped to its middle.
+
+    Raises:
+        ValueError: if the image, of this ``name``, cannot be read as PNG, JPEG or WebP.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP")).convert("RGB")
+    except Exception as error:  # Pillow's plugins raise almost anything at broken bytes
+        raise ValueError(f"{name}: the image cannot be read: {error}") from error
     height, width = size
     scale = max(height / image.height, width / image.width)
     resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
@@ -205,18 +233,18 @@ def decode_image(encoded: bytes, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _read_column(path: str, column: str) -> list[Any]:
+def _open_parquet(path: str, column: str) -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError("parquet files need the package pyarrow: pip install 'onestep[text]'") from error
     try:
-        names = pyarrow.parquet.read_schema(path).names
-        if column not in names:
-            raise ValueError(f"{path} has no column {column!r}; its columns are: {', '.join(names)}")
-        return pyarrow.parquet.read_table(path, columns=[column]).column(column).to_pylist()
+        file = pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"data.path={path}: it cannot be read as parquet: {error}") from error
+    if column not in file.schema_arrow.names:
+        raise ValueError(f"{path} has no column {column!r}; its columns are: {', '.join(file.schema_arrow.names)}")
+    return file
 
 
 def _latent_shape(folder: Path, size: int | None) -> tuple[int, int, int]:
