@@ -24,7 +24,7 @@ class ImageDataset(ABC, Dataset[Batch]):
         image_shape: (C, H, W) of every image.
         label_dim: number of classes; 0 for none.
         unconditional: what guidance guides away from [1, ...]; None for the zero vector of classes.
-        has_images: False for prompts alone, whose batches have None for images.
+        has_images: False for prompts alone, in whose batches zeros stand for images; nothing may read them.
     """
 
     image_shape: tuple[int, int, int]

@@ -81,8 +81,11 @@ class PromptDataset(ImageDataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        """Latents [B, c, h, w] or None, and the condition: embeddings [B, ...] by name."""
-        latents = None if self.latents is None else self.latents[indices]["latents"].float()
+        """Latents [B, c, h, w], zeros where there are no images, and the condition: embeddings [B, ...] by name."""
+        if self.latents is None:
+            latents = torch.zeros(len(indices), *self.image_shape)
+        else:
+            latents = self.latents[indices]["latents"].float()
         return latents, {name: rows.float() for name, rows in self.text[indices].items()}
 
     def condition_of(self, seeds: Sequence[int]) -> dict[str, Tensor]:

@@ -44,12 +44,11 @@ def distill(config: DictConfig) -> dict[str, Any]:
         if state.cycle == settings.cycles:
             break
         started = time.monotonic()
-        random = seeded_generator(config.seed, run.accelerator.process_index, state.cycle, device=run.device)
+        random = seeded_generator(config.seed, run.accelerator.process_index, state.cycle, device=x_real.device)
 
         exit_step = draw_exit_step(config.seed, state.cycle, parts.generator.network_evaluations)
         # One draw for the whole batch: sample by sample, as in drawing, it takes a Python loop over the batch.
-        shape = (settings.share_of(run.accelerator.num_processes), *parts.data.image_shape)
-        noises = [torch.randn(shape, generator=random, device=run.device) for _ in range(exit_step + 1)]
+        noises = [_noise_like(x_real, random) for _ in range(exit_step + 1)]
         with run.accelerator.autocast():
             x_generated = parts.generator.simulate(noises, condition)
         for _ in range(settings.fake_score_steps if "fake_score" in parts.optimizers else 0):
@@ -79,19 +78,18 @@ def update_fake_score(
     parts: Distillation,
     cycle: int,
     x_generated: Tensor,
-    x_real: Tensor | None,
+    x_real: Tensor,
     condition: Condition,
     random: torch.Generator,
 ) -> dict[str, Tensor]:
     """One step of the fake score (denoising score matching on generated images) and of the discriminator (logistic).
 
-    Both see the same noised images; ``x_real`` may be None where there is no discriminator.
-    Returns diagnostics: the two losses [B], the logits and the gradient's norm.
+    Both see the same noised images. Returns diagnostics: the two losses [B], the logits and the gradient's norm.
     """
     judges, settings = parts.judges, parts.settings
     sigma = parts.fake_sigma.sample(len(x_generated), random)
     x_sigma = add_noise(x_generated, _noise_like(x_generated, random), sigma)
-    x_real_sigma = None if x_real is None else add_noise(x_real, _noise_like(x_real, random), sigma)
+    x_real_sigma = add_noise(x_real, _noise_like(x_real, random), sigma)
     terms: dict[str, Tensor] = {}
     diagnostics: dict[str, Tensor] = {}
 
@@ -106,7 +104,6 @@ def update_fake_score(
             terms["fake score"] = losses.mean()
             diagnostics["fake_score_loss"] = losses
         if judges.discriminator is not None and judges.discriminator_host is not None:
-            assert x_real_sigma is not None  # data without images are refused when a run is built
             host = judges.discriminator_host
             if features is not None:  # the fake score's, from the pass above
                 features_real = host(x_real_sigma, sigma, condition, outputs="features")

@@ -74,11 +74,8 @@ class Run:
             every=settings.log_every,
         )
 
-    def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Any, Condition]]:
-        """This process's share of the batches from cycle ``start`` on, without end, on its device.
-
-        Their images are None where the ``data`` has none.
-        """
+    def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Tensor, Condition]]:
+        """This process's share of the batches from cycle ``start`` on, without end, on its device."""
         accelerator = self.accelerator
         settings.share_of(accelerator.num_processes)
         order = PositionSampler(
@@ -91,8 +88,7 @@ class Run:
         )
         loader = DataLoader(data, batch_sampler=order, collate_fn=keep_batch, num_workers=self.config.num_workers)
         for images, condition in loader:
-            images = None if images is None else images.to(accelerator.device)
-            yield images, map_condition(lambda tensor: tensor.to(accelerator.device), condition)
+            yield images.to(accelerator.device), map_condition(lambda tensor: tensor.to(accelerator.device), condition)
 
     def draw(self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any) -> Tensor:
         """Images [count, C, H, W] of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_batches`."""
