@@ -1,6 +1,8 @@
 """A finished run's generator as a diffusers pipeline folder with a model card: ``python -m onestep.export --help``."""
 
 import argparse
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -42,7 +44,18 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
             raise ValueError(f"{run} holds no {name}: expected the folder of a finished run, which train.py names")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is there already: give a new folder")
-    generator = Generator.from_pretrained(run / WEIGHTS[weights])
+    # Beside, under the same name, and renamed when complete: what is killed leaves no half of a pipeline.
+    beside = output.absolute().parent / f".writing_{os.getpid()}" / output.name
+    try:
+        _write(run, Generator.from_pretrained(run / WEIGHTS[weights]), beside)
+        os.replace(beside, output)
+    finally:
+        shutil.rmtree(beside.parent, ignore_errors=True)
+    return output
+
+
+def _write(run: Path, generator: Generator, output: Path) -> None:
+    output.mkdir(parents=True)
     if text_to_image := bool(getattr(generator.denoiser, "condition_keys", ())):
         teacher = OmegaConf.load(run / "config.yaml").teacher.path
         usage = save_text_to_image(generator, pipeline_folder(teacher), output)
@@ -50,7 +63,6 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
         OneStepPipeline.from_generator(generator).save_pretrained(output)
         usage = _usage(output, generator)
     write_card(run, output, generator, usage, text_to_image)
-    return output
 
 
 def _usage(output: Path, generator: Generator) -> str:

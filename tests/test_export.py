@@ -123,6 +123,17 @@ def test_what_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_killed_export_leaves_nothing(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("onestep.export.write_card", killed)
+        export(finished_run, tmp_path / "digits")
+    assert list(tmp_path.iterdir()) == []
+    assert export(finished_run, tmp_path / "digits").joinpath("README.md").is_file()
+
+
 def test_nothing_but_safetensors_is_read(exported: Path, tmp_path: Path) -> None:
     OneStepPipeline.from_pretrained(exported).save_pretrained(tmp_path, safe_serialization=False)
     assert (tmp_path / "denoiser" / "diffusion_pytorch_model.bin").is_file()
