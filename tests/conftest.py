@@ -53,6 +53,7 @@ SMALL = (
     "training.checkpoint_every=1",
     "training.evaluate_every=3",
     "training.keep_last=6",
+    "training.max_bad_steps=1",
 )
 
 

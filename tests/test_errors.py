@@ -73,10 +73,10 @@ def composition_error(compose_config: Compose, *overrides: str) -> str:
 def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
     message = composition_error(compose_config, "training.imagez=3")
     assert message == (
-        "unknown key 'training.imagez'; did you mean 'images'? The keys of training are: batch_size, checkpoint_every, "
-        "discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_guidance, fake_score_steps, "
-        "final_lr, gan_weight, grad_clip, images, keep_last, later_sigmas, log_every, regression_weight, sigma_init, "
-        "warmup_images"
+        "unknown key 'training.imagez'; did you mean 'images'? The keys of training are: accumulation, batch_size, "
+        "checkpoint_every, discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_guidance, "
+        "fake_score_steps, final_lr, gan_weight, grad_clip, images, keep_last, later_sigmas, log_every, max_bad_steps, "
+        "regression_weight, retreat_rate, retreats, sigma_init, warmup_images"
     )
 
 
@@ -88,7 +88,7 @@ def test_an_unknown_key_of_the_top_lists_the_valid_ones(compose_config: Compose)
 
 def test_an_added_key_that_nothing_takes_is_refused(train_config: Compose, tmp_path: Path) -> None:
     message = refused(train_config(tmp_path, "+training.foo=1"))
-    assert message.startswith("unknown key 'training.foo'. The keys of training are: batch_size, ")
+    assert message.startswith("unknown key 'training.foo'. The keys of training are: accumulation, ")
     message = refused(train_config(tmp_path, "+discriminator.hiden=3"))
     assert "unknown key 'discriminator.hiden'; did you mean 'hidden'?" in message
 

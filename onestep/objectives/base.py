@@ -25,6 +25,8 @@ class Evaluation:
     x0_teacher: Tensor  # [B, ...], the teacher's x0-prediction at (x_sigma, sigma)
     x0_fake: Tensor | None = None  # [B, ...], the fake score's
     log_ratio: Tensor | None = None  # [B], log p/q at (x_sigma, sigma): p the teacher's (or the data's) law, q ours
+    # [N], the log_ratio of all of this process's samples, where they are evaluated a part [B] at a time
+    log_ratio_of_batch: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -110,19 +112,22 @@ def score_distance(
     return (squared_weight * per_sample_sum(d.square()) + projected_weight * projected) / evaluation.sigma**4
 
 
+def weight_of_batch(weight: Tensor, evaluation: Evaluation, divergence: Divergence) -> Tensor:
+    """The ``divergence``'s weights of all of this process's samples: ``weight`` [B], or [N] where these are a part."""
+    if evaluation.log_ratio_of_batch is None or not divergence.needs_ratio:
+        return weight
+    return divergence.weight(evaluation.log_ratio_of_batch.detach())
+
+
 def weight_statistics(weight: Tensor, x0_fake: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
-    """Detached scalars for the log: of the divergence's ``weight`` [B], of the ratio, and of teacher minus fake score.
+    """For the log, detached: the divergence's ``weight`` [B], the ``log_ratio`` [B], and teacher minus fake score.
 
     ``score_gap`` is the mean |x0_teacher - x0_fake| per dimension, in data units.
     """
-    weight = weight.detach()
     statistics = {
-        "weight_mean": weight.mean(),
-        "weight_std": weight.std(correction=0),
-        "weight_max": weight.max(),
+        "weight": weight.detach(),
         "score_gap": (evaluation.x0_teacher - x0_fake).detach().abs().mean(),
     }
     if evaluation.log_ratio is not None:
-        log_ratio = evaluation.log_ratio.detach()
-        statistics |= {"log_ratio_mean": log_ratio.mean(), "log_ratio_std": log_ratio.std(correction=0)}
+        statistics["log_ratio"] = evaluation.log_ratio.detach()
     return statistics

@@ -10,6 +10,7 @@ from onestep.objectives.base import (
     require_log_ratio,
     require_x0_fake,
     score_difference,
+    weight_of_batch,
     weight_statistics,
 )
 from onestep.objectives.weighting import Weighting, weight_scale
@@ -38,7 +39,8 @@ class FDistill:
         log_ratio = require_log_ratio(evaluation, self.divergence)
 
         h = self.divergence.weight(log_ratio.detach())
-        factor = self.weighting(evaluation, power=2) * h / weight_scale(h, self.normalize_weight)
+        scale = weight_scale(weight_of_batch(h, evaluation, self.divergence), self.normalize_weight)
+        factor = self.weighting(evaluation, power=2) * h / scale
         delta = score_difference(evaluation.x0_teacher, x0_fake, evaluation.sigma)
         losses = descend(evaluation.x_generated, -expand_like(factor, delta) * delta)
         return losses, weight_statistics(h, x0_fake, evaluation)

@@ -9,6 +9,7 @@ from onestep.objectives.base import (
     require_path_gradient,
     require_x0_fake,
     score_distance,
+    weight_of_batch,
     weight_statistics,
 )
 from onestep.objectives.weighting import Weighting, weight_scale
@@ -56,5 +57,5 @@ class UniInstruct:
         slope = self.divergence.weight_slope(log_ratio)  # r h'(r)
         surrogate = score_distance(evaluation, x0_fake, squared_weight=h - slope, projected_weight=2 * h)
 
-        factor = self.weighting(evaluation, power=4) / weight_scale(h, self.normalize_weight)
-        return factor * surrogate, weight_statistics(h, x0_fake, evaluation)
+        scale = weight_scale(weight_of_batch(h, evaluation, self.divergence), self.normalize_weight)
+        return self.weighting(evaluation, power=4) / scale * surrogate, weight_statistics(h, x0_fake, evaluation)

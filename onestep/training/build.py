@@ -2,12 +2,13 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from omegaconf import DictConfig
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
@@ -26,10 +27,13 @@ from onestep.objectives.base import Objective
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_generator
 from onestep.teachers.pretrained import load_generator
+from onestep.training.ema import EMA
 from onestep.training.judges import Judges, Teacher
 from onestep.training.pairs import PairSettings, TeacherPairs, prepare_pairs
 from onestep.training.scoring import build_evaluator
-from onestep.training.settings import DistillationSettings, EvaluationSettings
+from onestep.training.settings import DistillationSettings, EvaluationSettings, TrainingSettings
+from onestep.training.shard import checkpoint_activations, shard
+from onestep.training.steps import GuardedOptimizer
 
 
 @dataclass
@@ -45,7 +49,8 @@ class Distillation:
     fake_sigma: SigmaDistribution  # where the fake score and the discriminator are trained
     generator: Generator
     judges: Judges
-    optimizers: dict[str, torch.optim.Optimizer]
+    ema: EMA[Generator]
+    optimizers: dict[str, GuardedOptimizer]
     sampler: Sampler
     evaluator: Evaluator
     pairs: TeacherPairs | None  # for the regression, if there is one
@@ -179,6 +184,12 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     for count in {evaluation.samples, evaluation.interim_samples}:
         evaluator.check_samples(count)
+    ema = EMA(generator, settings.ema_halflife, settings.ema_rampup)
+    # Behind all that may be refused, and before the networks are shared: it is drawn by each process alone.
+    pairs = _build_pairs(config, settings, teacher, sampler, accelerator)
+    prepare_networks(
+        config, accelerator.device, trained=[generator.denoiser, fake_score], others=[teacher, ema.average.denoiser]
+    )
     return Distillation(
         accelerator=accelerator,
         settings=settings,
@@ -189,11 +200,11 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         fake_sigma=instantiate(config.fake_sigma),
         generator=generator,
         judges=Judges(teacher, fake_score, discriminator, normalizer),
-        optimizers=_build_optimizers(config, generator, fake_score, discriminator),
+        ema=ema,
+        optimizers=_build_optimizers(config, settings, generator, fake_score, discriminator),
         sampler=sampler,
         evaluator=evaluator,
-        # The last: nothing is drawn for parts that are refused.
-        pairs=_build_pairs(config, settings, teacher, sampler, accelerator),
+        pairs=pairs,
     )
 
 
@@ -271,16 +282,47 @@ def _build_pairs(
     return prepare_pairs(pairs, teacher, sampler, accelerator, settings.batch_size, config.seed)
 
 
-def _build_optimizers(config: DictConfig, generator: nn.Module, *critics: nn.Module | None) -> dict[str, Any]:
+def prepare_networks(
+    config: DictConfig, device: torch.device, trained: list[nn.Module | None], others: list[nn.Module | None]
+) -> None:
+    """Share, compile and checkpoint the networks as ``config`` says, in place and before their optimisers are made.
+
+    Raises:
+        ValueError: for a single process that would share with nobody.
+    """
+    networks = [network for network in [*trained, *others] if isinstance(network, DenoiserNetwork)]
+    if config.gradient_checkpointing:
+        for network in trained:
+            if network is not None:
+                checkpoint_activations(network)
+    if config.shard:
+        if not torch.distributed.is_initialized():
+            raise ValueError("shard=true shares the networks among processes, and there is one: accelerate launch ...")
+        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        for network in networks:
+            shard(network, mesh)
+    if config.compile:
+        for network in networks:
+            network.compile()
+
+
+def _build_optimizers(
+    config: DictConfig, settings: TrainingSettings, generator: nn.Module, *critics: nn.Module | None
+) -> dict[str, GuardedOptimizer]:
     """One optimiser for the generator, one for the fake score and the discriminator with a group for each."""
-    optimizers = {"generator": instantiate(config.optimizer.generator)(_trained_parameters(generator))}
+    fp16 = config.precision == "fp16"
+    own = instantiate(config.optimizer.generator)(_trained_parameters(generator))
+    optimizers = {"generator": GuardedOptimizer(own, settings, fp16, [generator])}
     groups = []
     for name, critic in zip(("fake_score", "discriminator"), critics, strict=True):
         if critic is not None:
             options = {key: value for key, value in config.optimizer[name].items() if not key.startswith("_")}
             groups.append({**instantiate(options), "params": _trained_parameters(critic)})
     if groups:
-        optimizers["fake_score"] = instantiate(config.optimizer.fake_score)(groups)
+        theirs = instantiate(config.optimizer.fake_score)(groups)
+        optimizers["fake_score"] = GuardedOptimizer(
+            theirs, settings, fp16, [critic for critic in critics if critic is not None]
+        )
     return optimizers
 
 

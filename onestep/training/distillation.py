@@ -2,11 +2,15 @@
 
 One forward pass of the generator, with its graph, serves the whole cycle: the fake score is trained on its detached
 output under fresh noise each time. Of a generator of several steps, each cycle trains one, drawn at random, on what the
-steps before it make. Every network is in eval mode throughout, so that all see the same function of their weights. All
-randomness of a cycle comes from (seed, rank, cycle), so that a resumed run is the same run.
+steps before it make. Every network is in eval mode throughout, so that all see the same function of their weights.
+
+All randomness of a cycle comes from (seed, cycle) and a sample's place in the global batch: a resumed run is the same
+run, and so is one with other processes. With ``training.accumulation`` each process works off its share in rounds; the
+generator's forward pass is then made once more for its update, rather than keeping the graphs of all rounds.
 """
 
 import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,53 +21,71 @@ from onestep.denoiser import Condition, concatenate_conditions
 from onestep.noise import add_noise
 from onestep.objectives.adversarial import discriminator_loss, generator_loss
 from onestep.objectives.regression import regression_loss
-from onestep.seeding import seeded_generator
+from onestep.seeding import GlobalDraws, seeded_generator
 from onestep.training.build import Distillation, build_distillation
-from onestep.training.ema import EMA
 from onestep.training.report import DistillationReport
 from onestep.training.run import Run
 from onestep.training.state import TrainingState
-from onestep.training.steps import denoising_loss, optimizer_step
+from onestep.training.steps import NonFiniteError, RefusedStepError, Term, denoising_loss, in_rounds
+
+
+@dataclass
+class Round:
+    """The samples [b, ...] that a process works on at a time; all of its share, without accumulation."""
+
+    x_real: Tensor
+    condition: Tensor | None
+    noises: list[Tensor]  # of each step of the generator up to the one that is trained
+    x_generated: Tensor  # with its graph, if there is but one round
 
 
 def distill(config: DictConfig) -> dict[str, Any]:
     """Run the configured distillation to its end and return its summary, see :class:`DistillationReport`.
 
     Raises:
-        ValueError: before training, for parts that do not fit each other; during it, for a non-finite loss or gradient.
+        ValueError: before training, for parts that do not fit each other; during it, for losses or gradients that stay
+            non-finite, a disk that is full, or a process that is lost.
+        SystemExit: with :data:`onestep.training.signals.STOPPED`, if a signal asked it to stop; all is saved then.
     """
     run = Run(config)
     parts = build_distillation(config, run.accelerator)
+    state = TrainingState({**parts.trained_networks, "generator_ema": parts.ema.average}, parts.optimizers)
+    report = DistillationReport(run, parts)
+    run.start(state, parts.settings)
+    with run.guarded():
+        while state.cycle < parts.settings.cycles:
+            try:
+                train(run, parts, state, report)
+            except NonFiniteError as error:
+                run.retreat(error, state, parts.settings)
+    return report.final(state)
+
+
+def train(run: Run, parts: Distillation, state: TrainingState, report: DistillationReport) -> None:
+    """The cycles from ``state.cycle`` on."""
     settings = parts.settings
-    ema = EMA(parts.generator, settings.ema_halflife, settings.ema_rampup)
-    state = TrainingState({**parts.trained_networks, "generator_ema": ema.average}, parts.optimizers)
-    report = DistillationReport(run, parts, ema.average)
-    run.start(state, settings)
-
     for x_real, condition in run.batches(parts.data, settings, start=state.cycle):
-        if state.cycle == settings.cycles:
-            break
         started = time.monotonic()
-        random = seeded_generator(config.seed, run.accelerator.process_index, state.cycle, device=x_real.device)
-
-        exit_step = draw_exit_step(config.seed, state.cycle, parts.generator.network_evaluations)
-        # One draw for the whole batch: sample by sample, as in drawing, it takes a Python loop over the batch.
-        noises = [_noise_like(x_real, random) for _ in range(exit_step + 1)]
-        with run.accelerator.autocast():
-            x_generated = parts.generator.simulate(noises, condition)
-        for _ in range(settings.fake_score_steps if "fake_score" in parts.optimizers else 0):
-            run.log.add(update_fake_score(parts, state.cycle, x_generated.detach(), x_real, condition, random))
-        run.log.add(update_generator(parts, state.cycle, x_generated, condition, random))
-        ema.update(parts.generator, state.cycle * settings.batch_size, settings.batch_size)
+        draws = run.draws(settings, state.cycle)
+        exit_step = draw_exit_step(run.config.seed, state.cycle, parts.generator.network_evaluations)
+        noises = [draws.normal(x_real.shape[1:]) for _ in range(exit_step + 1)]
+        try:
+            rounds = generate(parts, x_real, condition, noises)
+            for _ in range(settings.fake_score_steps if "fake_score" in parts.optimizers else 0):
+                run.log.add(update_fake_score(parts, state.cycle, rounds, draws))
+            run.log.add(update_generator(parts, state.cycle, rounds, draws))
+            parts.ema.update(parts.generator, state.cycle * settings.batch_size, settings.batch_size)
+            state.refusals = 0
+        except RefusedStepError as refusal:  # ends the cycle's updates
+            run.refuse(refusal, state, settings, parts.data)
 
         state.cycle += 1
         state.seconds += time.monotonic() - started
         run.log.end_cycle(state.cycle)
-        if state.cycle % settings.evaluate_every == 0:
-            report.interim(state)
-        if state.cycle % settings.checkpoint_every == 0 or state.cycle == settings.cycles:
-            run.save(state, settings)
-    return report.final(state)
+        figures = report.interim(state) if state.cycle % settings.evaluate_every == 0 else {}
+        run.end_cycle(state, settings, figures)
+        if state.cycle == settings.cycles:
+            return
 
 
 def draw_exit_step(seed: int, cycle: int, steps: int) -> int:
@@ -74,25 +96,42 @@ def draw_exit_step(seed: int, cycle: int, steps: int) -> int:
     return int(torch.randint(steps, (), generator=seeded_generator(seed, 0, cycle, 1)))
 
 
-def update_fake_score(
-    parts: Distillation,
-    cycle: int,
-    x_generated: Tensor,
-    x_real: Tensor,
-    condition: Condition,
-    random: torch.Generator,
-) -> dict[str, Tensor]:
+def generate(parts: Distillation, x_real: Tensor, condition: Condition, noises: list[Tensor]) -> list[Round]:
+    """What the generator makes of ``noises``, in as many rounds as the settings say."""
+    count = parts.settings.accumulation
+    rounds = []
+    shares = (in_rounds(value, count) for value in (x_real, condition, *noises))
+    for images, labels, *noise in zip(*shares, strict=True):
+        with torch.set_grad_enabled(count == 1), parts.accelerator.autocast():
+            rounds.append(Round(images, labels, noise, parts.generator.simulate(noise, labels)))
+    return rounds
+
+
+def update_fake_score(parts: Distillation, cycle: int, rounds: list[Round], draws: GlobalDraws) -> dict[str, Tensor]:
     """One step of the fake score (denoising score matching on generated images) and of the discriminator (logistic).
 
-    Both see the same noised images. Returns diagnostics: the two losses [B], the logits and the gradient's norm.
+    Both see the same noised images. Returns diagnostics: the two losses, the logits and the gradient's norm.
     """
-    judges, settings = parts.judges, parts.settings
-    sigma = parts.fake_sigma.sample(len(x_generated), random)
-    x_sigma = add_noise(x_generated, _noise_like(x_generated, random), sigma)
-    x_real_sigma = add_noise(x_real, _noise_like(x_real, random), sigma)
-    terms: dict[str, Tensor] = {}
-    diagnostics: dict[str, Tensor] = {}
+    optimizer = parts.optimizers["fake_score"]
+    shape = rounds[0].x_real.shape[1:]
+    drawn = (draws.sigma(parts.fake_sigma), draws.normal(shape), draws.normal(shape))
+    diagnostics = []
+    for samples, sigma, noise, noise_real in zip(rounds, *(x.chunk(len(rounds)) for x in drawn), strict=True):
+        terms, round_diagnostics = _judges_losses(parts, samples, sigma, noise, noise_real)
+        optimizer.backward(terms, sigma)
+        diagnostics.append(round_diagnostics)
+    return _together(diagnostics) | {"fake_score_gradient": optimizer.step(cycle)}
 
+
+def _judges_losses(
+    parts: Distillation, samples: Round, sigma: Tensor, noise: Tensor, noise_real: Tensor
+) -> tuple[dict[str, Term], dict[str, Tensor]]:
+    """The terms of the fake score and the discriminator, and diagnostics."""
+    judges, condition, x_generated = parts.judges, samples.condition, samples.x_generated.detach()
+    x_sigma = add_noise(x_generated, noise, sigma)
+    x_real_sigma = add_noise(samples.x_real, noise_real, sigma)
+    terms: dict[str, Term] = {}
+    diagnostics: dict[str, Tensor] = {}
     with parts.accelerator.autocast():
         features: Tensor | None = None
         if judges.fake_score is not None:
@@ -101,7 +140,7 @@ def update_fake_score(
             else:
                 x0_fake = judges.fake_score(x_sigma, sigma, condition)
             losses = denoising_loss(judges.fake_score, x0_fake, x_generated, sigma)
-            terms["fake score"] = losses.mean()
+            terms["fake score"] = Term(losses)
             diagnostics["fake_score_loss"] = losses
         if judges.discriminator is not None and judges.discriminator_host is not None:
             host = judges.discriminator_host
@@ -119,49 +158,69 @@ def update_fake_score(
                     )
             logit_real, logit_generated = judges.discriminator(features).chunk(2)
             losses = discriminator_loss(logit_real, logit_generated)
-            terms["discriminator"] = settings.discriminator_weight * losses.mean()
+            terms["discriminator"] = Term(losses, parts.settings.discriminator_weight)
             diagnostics |= {"discriminator_loss": losses, "logit_real": logit_real, "logit_generated": logit_generated}
-
-    optimizer = parts.optimizers["fake_score"]
-    diagnostics["fake_score_gradient"] = optimizer_step(optimizer, terms, settings, cycle)
-    return diagnostics
+    return terms, diagnostics
 
 
-def update_generator(
-    parts: Distillation, cycle: int, x_generated: Tensor, condition: Condition, random: torch.Generator
-) -> dict[str, Tensor]:
+def update_generator(parts: Distillation, cycle: int, rounds: list[Round], draws: GlobalDraws) -> dict[str, Tensor]:
     """One step of the generator: the objective and the adversarial term, from one pass of each judge; the regression.
 
-    Returns diagnostics: the losses [B] of each term, the objective's own and the gradient's norm.
+    Returns diagnostics: the losses of each term, the objective's own and the gradient's norm.
     """
-    settings = parts.settings
-    sigma = parts.sigma.sample(len(x_generated), random)
+    optimizer, judges, count = parts.optimizers["generator"], parts.judges, len(rounds)
+    drawn = (draws.sigma(parts.sigma), draws.normal(rounds[0].x_real.shape[1:]))
+    sigmas, noises = (x.chunk(count) for x in drawn)
+    pairs = (None, None, None) if parts.pairs is None else parts.pairs.batch(cycle)
+    # The objective's batch statistics are those of all rounds, which the single ones cannot know.
+    log_ratios = None
+    if count > 1 and parts.objective.needs_ratio:
+        with parts.accelerator.autocast():
+            log_ratios = torch.cat([
+                judges.log_ratio(samples.x_generated, noise, sigma, samples.condition)
+                for samples, noise, sigma in zip(rounds, noises, sigmas, strict=True)
+            ])  # fmt: skip
+    diagnostics, logits = [], []
+    for samples, sigma, noise, *pair in zip(rounds, sigmas, noises, *(in_rounds(x, count) for x in pairs), strict=True):
+        terms, round_diagnostics, logit = _generator_losses(parts, samples, sigma, noise, pair, log_ratios)
+        optimizer.backward(terms, sigma)
+        diagnostics.append(round_diagnostics)
+        logits.append(logit)
+    norm = optimizer.step(cycle)
+    if judges.normalizer is not None:
+        judges.normalizer.update(torch.cat([logit for logit in logits if logit is not None]), drawn[0])
+    return _together(diagnostics) | {"generator_gradient": norm}
+
+
+def _generator_losses(
+    parts: Distillation, samples: Round, sigma: Tensor, noise: Tensor, pair: list[Tensor | None],
+    log_ratios: Tensor | None,
+) -> tuple[dict[str, Term], dict[str, Tensor], Tensor | None]:  # fmt: skip
+    """The generator's terms, diagnostics, and the discriminator's logits."""
+    settings, condition, x_generated = parts.settings, samples.condition, samples.x_generated
     with parts.accelerator.autocast():
+        if not x_generated.requires_grad:
+            x_generated = parts.generator.simulate(samples.noises, condition)
         evaluation, logit = parts.judges.evaluate(
-            parts.objective,
-            x_generated,
-            _noise_like(x_generated, random),
-            sigma,
-            condition,
-            adversarial=settings.gan_weight > 0,
+            parts.objective, x_generated, noise, sigma, condition, adversarial=settings.gan_weight > 0
         )
-        losses, diagnostics = parts.objective(evaluation)
-        terms = {"objective": losses.mean()}
+        losses, diagnostics = parts.objective(replace(evaluation, log_ratio_of_batch=log_ratios))
+        terms = {"objective": Term(losses)}
         if settings.gan_weight > 0 and logit is not None:
             gan_losses = generator_loss(logit)
-            terms["adversarial"] = settings.gan_weight * gan_losses.mean()
+            terms["adversarial"] = Term(gan_losses, settings.gan_weight)
             diagnostics["adversarial_loss"] = gan_losses
-        if parts.pairs is not None:
-            pair_latents, pair_condition, x_teacher = parts.pairs.batch(cycle)
+        pair_latents, pair_condition, x_teacher = pair
+        if pair_latents is not None and x_teacher is not None:
             # Of several steps the first: what later ones make depends on fresh noise too, which no pair knows.
             x_paired = parts.generator.simulate([pair_latents], pair_condition)
             regression_losses = regression_loss(x_paired, x_teacher)
-            terms["regression"] = settings.regression_weight * regression_losses.mean()
+            terms["regression"] = Term(regression_losses, settings.regression_weight)
             diagnostics["regression_loss"] = regression_losses
     diagnostics["loss"] = losses
-    diagnostics["generator_gradient"] = optimizer_step(parts.optimizers["generator"], terms, settings, cycle)
-    return diagnostics
+    return terms, diagnostics, None if logit is None else logit.detach()
 
 
-def _noise_like(x: Tensor, random: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=random, device=x.device)
+def _together(diagnostics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The rounds' diagnostics as those of one batch."""
+    return {name: torch.stack([values[name].detach() for values in diagnostics]) for name in diagnostics[0]}

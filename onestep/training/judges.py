@@ -85,5 +85,13 @@ class Judges:
                 logit = log_ratio = self.discriminator(features)
                 if self.normalizer is not None:
                     log_ratio = self.normalizer(logit, sigma)
-                    self.normalizer.update(logit, sigma)
         return Evaluation(x_generated, x_sigma, sigma, x0_teacher, x0_fake, log_ratio), logit
+
+    @torch.no_grad()
+    def log_ratio(self, x_generated: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """The ``log_ratio`` [B] of :meth:`evaluate` alone, without a graph."""
+        host = self.discriminator_host
+        assert host is not None and self.discriminator is not None
+        features = host(add_noise(x_generated, noise, sigma), sigma, condition, outputs="features")
+        logit: Tensor = self.discriminator(features)
+        return logit if self.normalizer is None else self.normalizer(logit, sigma)

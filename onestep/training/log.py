@@ -1,6 +1,8 @@
 """What a run says while it runs: a progress bar, JSON lines, and accelerate's trackers."""
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+#: Of these the log has more than the mean; the standard deviation and the maximum are those within a global batch.
+_SPREADS = {"weight": ("mean", "std", "max"), "log_ratio": ("mean", "std")}
+
 
 class RunLog:
-    """Collects the diagnostics of every cycle on the device and writes their means every so often.
+    """Collects the diagnostics of every cycle over all its samples and writes their means every so often.
 
     Args:
         accelerator: its main process writes; its trackers, if any, are written too.
@@ -19,17 +24,25 @@ class RunLog:
         total, start: cycles of the run, and those already done.
         batch_size: images a cycle, for the bar's rate.
         every: cycles between two lines.
+        pending: what :meth:`state` gave when the cycle ``start`` was saved.
     """
 
     def __init__(
-        self, accelerator: Accelerator, path: Path, total: int, start: int, batch_size: int, every: int
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        total: int,
+        start: int,
+        batch_size: int,
+        every: int,
+        pending: Sequence[dict[str, list[float]]] = (),
     ) -> None:
-        self.accelerator, self.path, self.every = accelerator, path, every
-        self.pending: dict[str, list[Tensor]] = {}
+        self.accelerator, self.path, self.batch_size, self.every = accelerator, path, batch_size, every
+        self._of_cycle: dict[str, Tensor] = {}  # moments by name, of this process
+        self._cycles = [dict(cycle) for cycle in pending]  # those of all processes, a cycle each
         main = accelerator.is_main_process
         if main:
-            kept = [line for line in read_log(path) if line["cycle"] <= start]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            _rewrite(path, [line for line in read_log(path) if line["cycle"] <= start])
         self.bar = tqdm(
             total=total * batch_size,
             initial=start * batch_size,
@@ -39,24 +52,43 @@ class RunLog:
             disable=not main,
             mininterval=1.0,
         )
-        self.batch_size = batch_size
         self.shown: dict[str, str] = {}
 
     def add(self, diagnostics: dict[str, Tensor]) -> None:
         """Keep a cycle's values, tensors of any shape, for the next line."""
         for name, value in diagnostics.items():
-            self.pending.setdefault(name, []).append(value.detach().float().mean())
+            moments, held = _moments(value), self._of_cycle.get(name)
+            self._of_cycle[name] = moments if held is None else _join(torch.stack([held, moments]))
 
     def end_cycle(self, cycle: int) -> None:
-        """Advance the bar; at every ``every``-th cycle reduce what was kept over processes and write it."""
+        """Take the cycle's values of all processes together, advance the bar, and at every ``every``-th cycle write."""
+        if self._of_cycle:
+            # A message of a few hundred bytes in every cycle: what is kept is then the run's, and of no process alone.
+            gathered = self.accelerator.gather(torch.stack(list(self._of_cycle.values()))[None]).cpu()
+            self._cycles.append(dict(zip(self._of_cycle, _join(gathered).tolist(), strict=True)))
+        self._of_cycle = {}
         self.bar.update(self.batch_size)
-        if cycle % self.every == 0 and self.pending:
-            means = torch.stack([torch.stack(values).mean() for values in self.pending.values()])
-            means = self.accelerator.reduce(means, "mean")
-            self.write(cycle, dict(zip(self.pending, means.tolist(), strict=True)))
-            self.pending = {}
+        if cycle % self.every == 0 and self._cycles:
+            self.write(cycle, self._means())
+            self._cycles = []
 
-    def write(self, cycle: int, values: dict[str, float]) -> None:
+    def _means(self) -> dict[str, float]:
+        """The means over the cycles since the last line, of each cycle's mean, standard deviation and maximum."""
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for cycle in self._cycles for name in cycle):
+            moments = [cycle[name] for cycle in self._cycles if name in cycle]
+            count, total, squares, largest = torch.tensor(moments, dtype=torch.float64).unbind(1)
+            mean = total / count
+            figures = {"mean": mean, "std": (squares / count - mean**2).clamp_min(0).sqrt(), "max": largest}
+            for figure in _SPREADS.get(name, ("mean",)):
+                means[f"{name}_{figure}" if name in _SPREADS else name] = figures[figure].mean().item()
+        return means
+
+    def state(self) -> list[dict[str, list[float]]]:
+        """What has not been written yet, for a checkpoint: a line is over the same cycles whenever the run resumes."""
+        return list(self._cycles)
+
+    def write(self, cycle: int, values: dict[str, Any]) -> None:
         """Append one line and show it."""
         if not self.accelerator.is_main_process:
             return
@@ -64,12 +96,36 @@ class RunLog:
         line: dict[str, Any] = {"cycle": cycle, "images_seen": images_seen, **values}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self.accelerator.log(values, step=images_seen)
-        self.shown |= {key: f"{values[key]:.3g}" for key in ("loss", "fake_score_loss", "fid") if key in values}
+        numbers = {key: value for key, value in values.items() if isinstance(value, float)}
+        self.accelerator.log(numbers, step=images_seen)
+        self.shown |= {key: f"{values[key]:.3g}" for key in ("loss", "fake_score_loss", "fid") if key in numbers}
         self.bar.set_postfix(self.shown, refresh=False)
+
+    def sync(self) -> None:
+        """Wait until the lines are on the disk: a checkpoint must not outlive the lines before it."""
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         self.bar.close()
+
+
+def _moments(value: Tensor) -> Tensor:
+    """Count, sum, sum of squares and maximum [4] of a tensor's elements, in float64."""
+    exact = value.detach().double()
+    return torch.stack([torch.full_like(exact.sum(), exact.numel()), exact.sum(), exact.square().sum(), exact.max()])
+
+
+def _join(moments: Tensor) -> Tensor:
+    """The moments [..., 4] of several sets [N, ..., 4] taken together."""
+    return torch.cat([moments[..., :3].sum(0), moments[..., 3:].amax(0)], -1)
+
+
+def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
+    beside = path.with_name(f".{path.name}")
+    beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.replace(beside, path)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,19 +16,37 @@ from tqdm.auto import tqdm
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
+from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import DigitsFeatures, to_uint8
 from onestep.networks.base import DenoiserNetwork
 from onestep.noise import SigmaDistribution, add_noise
+from onestep.samplers import Sampler
 from onestep.seeding import seeded_generator
-from onestep.training.build import check_fit
+from onestep.training.build import check_fit, prepare_networks
 from onestep.training.ema import EMA
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_samples
 from onestep.training.run import Run
 from onestep.training.scoring import build_evaluator
 from onestep.training.settings import EvaluationSettings, TrainingSettings
+from onestep.training.shard import whole_state_dict
 from onestep.training.state import TrainingState
-from onestep.training.steps import denoising_loss, optimizer_step
+from onestep.training.steps import GuardedOptimizer, NonFiniteError, RefusedStepError, Term, denoising_loss, in_rounds
+
+
+@dataclass
+class Pretraining:
+    """Everything that the loop works with."""
+
+    settings: TrainingSettings
+    evaluation: EvaluationSettings
+    data: ImageDataset
+    sigma: SigmaDistribution
+    network: DenoiserNetwork
+    ema: EMA[DenoiserNetwork]
+    optimizer: GuardedOptimizer
+    sampler: Sampler
+    evaluator: Evaluator
 
 
 def pretrain(config: DictConfig) -> dict[str, Any]:
@@ -36,70 +55,112 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     The folder ``teacher`` of the run then loads with ``teacher=local teacher.path=...``.
 
     Returns:
-        The metrics of the kept teacher, with ``network_evaluations``, ``samples`` and ``images_seen``.
+        The metrics of the kept teacher, with ``network_evaluations``, ``samples`` and ``images_seen``; empty outside
+        the main process.
 
     Raises:
-        ValueError: before training, for parts that do not fit each other; during it, for a non-finite loss or gradient.
+        ValueError, SystemExit: as :func:`onestep.training.distillation.distill`.
     """
     run = Run(config)
+    parts = _build(config, run)
+    state = TrainingState({"network": parts.network, "network_ema": parts.ema.average}, {"network": parts.optimizer})
+    run.start(state, parts.settings)
+    with run.guarded():
+        while state.cycle < parts.settings.cycles:
+            try:
+                _train(run, parts, state)
+            except NonFiniteError as error:
+                run.retreat(error, state, parts.settings)
+    run.log.close()
+    return _finish_pretraining(run, parts.sampler.network_evaluations, parts.evaluation.samples)
+
+
+def _build(config: DictConfig, run: Run) -> Pretraining:
     settings: TrainingSettings = instantiate(config.training)
-    evaluation: EvaluationSettings = instantiate(config.evaluation)
+    settings.share_of(run.accelerator.num_processes)
     data: ImageDataset = instantiate(config.data)
-    sigma_distribution: SigmaDistribution = instantiate(config.sigma)
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
-    sampler, evaluator = instantiate(config.sampler), build_evaluator(config, config.get("features"), data, run.device)
-    optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
     ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
-    state = TrainingState({"network": network, "network_ema": ema.average}, {"network": optimizer})
-    run.start(state, settings)
+    prepare_networks(config, run.device, trained=[network], others=[ema.average])
+    optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
+    return Pretraining(
+        settings=settings,
+        evaluation=instantiate(config.evaluation),
+        data=data,
+        sigma=instantiate(config.sigma),
+        network=network,
+        ema=ema,
+        optimizer=GuardedOptimizer(optimizer, settings, config.precision == "fp16", [network]),
+        sampler=instantiate(config.sampler),
+        evaluator=build_evaluator(config, config.get("features"), data, run.device),
+    )
 
-    for x0, condition in run.batches(data, settings, start=state.cycle):
-        if state.cycle == settings.cycles:
-            break
+
+def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
+    """The cycles from ``state.cycle`` on."""
+    settings, network = parts.settings, parts.network
+    for batch in run.batches(parts.data, settings, start=state.cycle):
         started = time.monotonic()
-        random = seeded_generator(config.seed, run.accelerator.process_index, state.cycle, device=x0.device)
-        torch.manual_seed(random.initial_seed())  # dropout draws from the global generator
-        sigma = sigma_distribution.sample(len(x0), random)
-        x_sigma = add_noise(x0, torch.randn(x0.shape, generator=random, device=x0.device), sigma)
-        with run.accelerator.autocast():
-            prediction = network(x_sigma, sigma, condition)
-        losses = denoising_loss(network, prediction, x0, sigma)
-        norm = optimizer_step(optimizer, {"denoising": losses.mean()}, settings, state.cycle)
-        ema.update(network, state.cycle * settings.batch_size, settings.batch_size)
+        draws = run.draws(settings, state.cycle)
+        # Dropout draws from the global generator: unlike all else, it differs with the number of processes and rounds.
+        of_process = seeded_generator(run.config.seed, run.accelerator.process_index, state.cycle, device=run.device)
+        torch.manual_seed(of_process.initial_seed())
+        drawn = (draws.sigma(parts.sigma), draws.normal(batch[0].shape[1:]))
+        count = settings.accumulation
+        try:
+            for x0, condition, sigma, noise in zip(*(in_rounds(x, count) for x in (*batch, *drawn)), strict=True):
+                with run.accelerator.autocast():
+                    prediction = network(add_noise(x0, noise, sigma), sigma, condition)
+                losses = denoising_loss(network, prediction, x0, sigma)
+                parts.optimizer.backward({"denoising": Term(losses)}, sigma)
+                run.log.add({"loss": losses})
+            run.log.add({"gradient": parts.optimizer.step(state.cycle)})
+            parts.ema.update(network, state.cycle * settings.batch_size, settings.batch_size)
+            state.refusals = 0
+        except RefusedStepError as refusal:
+            run.refuse(refusal, state, settings, parts.data)
+
         state.cycle += 1
         state.seconds += time.monotonic() - started
-        run.log.add({"loss": losses, "gradient": norm})
         run.log.end_cycle(state.cycle)
-
         last = state.cycle == settings.cycles
-        if (state.cycle % settings.evaluate_every == 0 or last) and run.accelerator.is_main_process:
-            images = run.draw(partial(sampler, ema.average), evaluation.samples, evaluation.batch_size, data)
-            _keep_the_best(run, state.cycle, evaluator([images]), ema.average)
-            save_samples(images[: evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
-        if state.cycle % settings.checkpoint_every == 0 or last:
-            run.save(state, settings)
-    run.log.close()
-    return _finish_pretraining(run, sampler.network_evaluations, evaluation.samples)
+        run.end_cycle(
+            state, settings, _evaluate(run, parts, state) if state.cycle % settings.evaluate_every == 0 or last else {}
+        )
+        if last:
+            return
 
 
-def _keep_the_best(run: Run, cycle: int, figures: dict[str, float], average: DenoiserNetwork) -> None:
-    """Log the figures of ``average``, and save it as the run's teacher if none before had a smaller FID."""
-    earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
-    run.log.write(cycle, figures)
-    if figures["fid"] < min(earlier, default=math.inf):
-        average.save_pretrained(run.folder / "teacher")
+def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, float]:
+    """The average's figures, in the main process; logged, and it is saved as the run's teacher if its FID is the least.
+
+    Every process must call it.
+    """
+    evaluation, average = parts.evaluation, parts.ema.average
+    images = run.draw(partial(parts.sampler, average), evaluation.samples, evaluation.batch_size, parts.data)
+    with whole_state_dict(average):
+        if not run.accelerator.is_main_process:
+            return {}
+        figures = parts.evaluator([images])
+        earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
+        run.log.write(state.cycle, figures)
+        if figures["fid"] < min(earlier, default=math.inf):
+            average.save_pretrained(run.folder / "teacher")
+    save_samples(images[: evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+    return figures
 
 
 def _finish_pretraining(run: Run, network_evaluations: int, samples: int) -> dict[str, Any]:
+    if not run.accelerator.is_main_process:
+        return {}
     lines = read_log(run.folder / "log.jsonl")
     best = min((line for line in lines if "fid" in line), key=lambda line: line["fid"])
     summary = best | {"network_evaluations": network_evaluations, "samples": samples}
-    if run.accelerator.is_main_process:
-        run.write_json("summary.json", summary)
-        save_curves(lines, ("fid", "recall", "loss", "gradient"), run.folder / "curves.png")
-        Console().print(f"kept the teacher of cycle {best['cycle']}: FID {best['fid']:.3f}; {run.folder / 'teacher'}")
+    run.write_json("summary.json", summary)
+    save_curves(lines, ("fid", "recall", "loss", "gradient"), run.folder / "curves.png")
+    Console().print(f"kept the teacher of cycle {best['cycle']}: FID {best['fid']:.3f}; {run.folder / 'teacher'}")
     run.finish()
     return summary
 
@@ -111,6 +172,7 @@ def pretrain_digits_features(config: DictConfig) -> dict[str, Any]:
         ``held_out_accuracy`` of the twin, and ``images``, how many the kept network was trained on.
     """
     run = Run(config)
+    run.write_config()
     data: ImageDataset = instantiate(config.data)
     images, conditions = data.__getitems__(range(len(data)))
     assert isinstance(conditions, Tensor)

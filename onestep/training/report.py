@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from onestep.networks.generator import Generator
 from onestep.training.build import Distillation
 from onestep.training.draw import Draw
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_samples, save_side_by_side
 from onestep.training.run import Run
+from onestep.training.shard import whole_state_dict
 from onestep.training.state import TrainingState
 
 _CURVES = (
@@ -26,20 +26,28 @@ _CURVES = (
 
 
 class DistillationReport:
-    """Draws from the teacher and from the averaged generator, and scores both in the same way."""
+    """Draws from the teacher and from the averaged generator, and scores both in the same way.
 
-    def __init__(self, run: Run, parts: Distillation, average: Generator) -> None:
-        self.run, self.parts, self.average = run, parts, average
+    Every process must call its methods, as they share the drawing.
+    """
+
+    def __init__(self, run: Run, parts: Distillation) -> None:
+        self.run, self.parts = run, parts
         self.records: dict[str, list[dict[str, Any]]] = {}
 
-    def interim(self, state: TrainingState) -> None:
-        """Score the averaged generator, write the figures to the log and a grid into ``samples/``."""
-        if self.run.accelerator.is_main_process:
-            settings = self.parts.evaluation
-            images = self._draw(self.average, settings.interim_samples)
-            self.run.log.write(state.cycle, self.parts.evaluator([images]))
-            save_samples(images[: settings.grid], self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
-        self.run.accelerator.wait_for_everyone()
+    def interim(self, state: TrainingState) -> dict[str, float]:
+        """Score the averaged generator, write the figures to the log and a grid into ``samples/``.
+
+        Returns the figures in the main process.
+        """
+        settings = self.parts.evaluation
+        images = self._draw(self.parts.ema.average, settings.interim_samples)
+        if not self.run.accelerator.is_main_process:
+            return {}
+        figures: dict[str, float] = self.parts.evaluator([images])
+        self.run.log.write(state.cycle, figures)
+        save_samples(images[: settings.grid], self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+        return figures
 
     def final(self, state: TrainingState) -> dict[str, Any]:
         """Save the generator, score it and the teacher on the same seeds, and write the summary and the pictures.
@@ -50,16 +58,18 @@ class DistillationReport:
             empty outside the main process.
         """
         self.run.log.close()
-        if not self.run.accelerator.is_main_process:
-            return {}
-        folder, parts = self.run.folder, self.parts
-        self.average.save_pretrained(folder / "generator")
-        parts.generator.save_pretrained(folder / "generator_raw")
+        folder, parts, average = self.run.folder, self.parts, self.parts.ema.average
+        for generator, name in ((average, "generator"), (parts.generator, "generator_raw")):
+            with whole_state_dict(generator.denoiser):
+                if self.run.accelerator.is_main_process:
+                    generator.save_pretrained(folder / name)
 
         of_teacher = parts.sampler.network_evaluations * parts.judges.teacher.network_evaluations
-        of_student = self.average.network_evaluations
+        of_student = average.network_evaluations
         teacher, teacher_images = self._score("teacher", partial(parts.sampler, parts.judges.teacher), of_teacher)
-        student, student_images = self._score("student", self.average, of_student)
+        student, student_images = self._score("student", average, of_student)
+        if not self.run.accelerator.is_main_process:
+            return {}
         summary = {
             "teacher": teacher,
             "student": student,
@@ -77,13 +87,13 @@ class DistillationReport:
 
     def _score(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, float], Tensor]:
         """The figures of one side, and its first images, one class a column where there are classes."""
-        settings = self.parts.evaluation
+        settings, main = self.parts.evaluation, self.run.accelerator.is_main_process
         started = time.monotonic()
-        images = self._draw(draw, settings.samples, progress=f"drawing from the {name}")
+        images = self._draw(draw, settings.samples, progress=f"drawing from the {name}" if main else None)
         seconds = time.monotonic() - started
         label_dim = self.parts.data.label_dim
         shown = self._draw(draw, settings.grid, classes=list(range(label_dim)) if label_dim else None)
-        figures: dict[str, float] = self.parts.evaluator([images])
+        figures: dict[str, float] = self.parts.evaluator([images]) if main else {}
         seeds = [0, settings.samples - 1]
         self.records[name] = self.parts.evaluator.figures(figures, settings.samples, seeds, network_evaluations)
         figures |= {

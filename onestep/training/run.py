@@ -1,32 +1,44 @@
 """A run's folder, processes and records: what the distillation and the pretrainings share."""
 
 import json
+import math
+import sys
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
 from onestep.denoiser import Condition, map_condition
+from onestep.seeding import GlobalDraws
+from onestep.training.checkpoint import best_score, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.log import RunLog
 from onestep.training.settings import TrainingSettings
-from onestep.training.state import TrainingState, find_checkpoint, list_checkpoints
+from onestep.training.signals import STOPPED, StopSignals
+from onestep.training.state import TrainingState
+from onestep.training.steps import NonFiniteError, RefusedStepError
 
-PRECISIONS = ("no", "bf16")
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 class Run:
-    """Starts a run: its accelerator, its folder ``config.output`` and the resolved config in it.
+    """Starts a run: its accelerator and its folder ``config.output``, which :meth:`start` first writes to.
 
     Raises:
-        ValueError: for an unknown precision or a negative number of workers.
+        ValueError: for an unknown precision, a negative number of workers, a checkpoint that is not there, or a folder
+            that holds another run's.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -36,35 +48,67 @@ class Run:
             raise ValueError(f"num_workers={config.num_workers}: expected 0 (read in the main process) or more")
         self.config = config
         self.folder = Path(config.output)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             cpu=config.device == "cpu",
             log_with=list(config.trackers) or None,
             project_dir=self.folder,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
         )
+        if (engine := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError(
+                f"accelerate is set to {engine.value}, made for one network: launch without, as shard=true"
+            )
         set_seed(config.seed, device_specific=True)
-        if self.accelerator.is_main_process:
-            (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-        if config.trackers:
-            self.accelerator.init_trackers("onestep", config={"config": OmegaConf.to_yaml(config, resolve=True)})
+        self.checkpoint = self._find_checkpoint()
         self.log: RunLog
+        self.signals = StopSignals()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+        self._saved_cycle = -1
 
-    def start(self, state: TrainingState, settings: TrainingSettings) -> None:
-        """Resume ``state`` where ``config.resume`` says, and open the log there.
-
-        Raises:
-            ValueError: if there is no such checkpoint, or it does not fit.
-        """
-        checkpoint = find_checkpoint(self.config.resume, self.folder)
-        if checkpoint is None and list_checkpoints(self.folder):
+    def _find_checkpoint(self) -> Path | None:
+        """What to resume, found by the main process for all."""
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found[0] = find_checkpoint(self.config.resume, self.folder)
+            except ValueError as error:
+                found[1] = str(error)
+        broadcast_object_list(found)
+        if found[1] is not None:
+            raise ValueError(found[1])
+        if found[0] is None and list_checkpoints(self.folder):
             raise ValueError(
                 f"{self.folder} holds the checkpoints of another run: go on with it by resume=auto, or choose another "
                 "folder by hydra.run.dir=..."
             )
-        if checkpoint is not None:
-            state.load(checkpoint)
-            self.accelerator.print(f"resumed {checkpoint} at cycle {state.cycle} of {settings.cycles}")
+        return found[0]
+
+    def write_config(self) -> None:
+        """Make the run's folder, and write the resolved configuration into it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resolved = OmegaConf.to_yaml(self.config, resolve=True)
+        if self.accelerator.is_main_process:
+            (self.folder / "config.yaml").write_text(resolved)
+        if self.config.trackers:
+            self.accelerator.init_trackers("onestep", config={"config": resolved})
+
+    def start(self, state: TrainingState, settings: TrainingSettings) -> None:
+        """Resume ``state`` where ``config.resume`` says, write the configuration, and open the log there.
+
+        Raises:
+            ValueError: if the checkpoint does not fit.
+        """
+        self._go_on_from(self.checkpoint, state, settings)
+        if self.checkpoint is not None:
+            self.accelerator.print(f"resumed {self.checkpoint} at cycle {state.cycle} of {settings.cycles}")
+
+    def _go_on_from(self, checkpoint: Path | None, state: TrainingState, settings: TrainingSettings) -> None:
+        pending = state.load(checkpoint) if checkpoint is not None else []
+        self.write_config()
+        if self.accelerator.is_main_process:
+            set_later_aside(self.folder, state.cycle)  # before their lines go
         self.log = RunLog(
             self.accelerator,
             self.folder / "log.jsonl",
@@ -72,29 +116,43 @@ class Run:
             start=state.cycle,
             batch_size=settings.batch_size,
             every=settings.log_every,
+            pending=pending,
         )
+        if checkpoint is not None and checkpoint.parent.parent == self.folder:
+            self._saved_cycle = state.cycle
+
+    def _order(self, data: ImageDataset, settings: TrainingSettings, start: int) -> PositionSampler:
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return PositionSampler(len(data), settings.batch_size, self.config.seed, start, rank, processes)
 
     def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Tensor, Condition]]:
         """This process's share of the batches from cycle ``start`` on, without end, on its device."""
-        accelerator = self.accelerator
-        settings.share_of(accelerator.num_processes)
-        order = PositionSampler(
-            len(data),
-            settings.batch_size,
-            self.config.seed,
-            start,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
+        device = self.accelerator.device
+        order = self._order(data, settings, start)
         loader = DataLoader(data, batch_sampler=order, collate_fn=keep_batch, num_workers=self.config.num_workers)
         for images, condition in loader:
-            yield images.to(accelerator.device), map_condition(lambda tensor: tensor.to(accelerator.device), condition)
+            yield images.to(device), map_condition(lambda tensor: tensor.to(device), condition)
+
+    def draws(self, settings: TrainingSettings, cycle: int) -> GlobalDraws:
+        """The randomness of a cycle's batch: this process's rows of what the whole batch is given."""
+        share = settings.share_of(self.accelerator.num_processes)
+        rows = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+        return GlobalDraws(self.config.seed, 0, cycle, batch_size=settings.batch_size, rows=rows, device=self.device)
 
     def draw(self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any) -> Tensor:
-        """Images [count, C, H, W] of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_batches`."""
+        """Images [count, C, H, W] of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_batches`.
+
+        The processes share the drawing; every one must call it, and gets all images.
+        """
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        seeds: list[int] = list(range(count))
+        if processes > 1:  # as many batches in each, the last ones with seeds that are drawn twice
+            rounds = math.ceil(count / (batch_size * processes))
+            padded = torch.arange(rounds * processes * batch_size) % count
+            seeds = padded.view(rounds, processes, batch_size)[:, rank].flatten().tolist()
         batches = draw_batches(
             draw,
-            range(count),
+            seeds,
             batch_size,
             data.image_shape,
             data.label_dim,
@@ -102,13 +160,119 @@ class Run:
             condition_of=data.condition_of if data.unconditional is not None else None,
             **options,
         )
-        return torch.cat([data.decode(batch) for batch in batches])
+        images = torch.cat([data.decode(batch) for batch in batches])
+        if processes > 1:
+            gathered = self.accelerator.gather(images.to(self.device)[None]).cpu()
+            images = gathered.unflatten(1, (rounds, batch_size)).transpose(0, 1).flatten(0, 2)[:count]
+        return images
 
-    def save(self, state: TrainingState, settings: TrainingSettings) -> None:
-        """Write a checkpoint, from the main process."""
-        if self.accelerator.is_main_process:
-            state.save(self.folder, settings.keep_last)
+    def refuse(
+        self, refusal: RefusedStepError, state: TrainingState, settings: TrainingSettings, data: ImageDataset
+    ) -> None:
+        """Note a step that was refused, with the samples to blame by their indices in ``data``.
+
+        Raises:
+            NonFiniteError: if it is the last of as many in a row as ``settings`` bear.
+        """
+        indices = next(iter(self._order(data, settings, state.cycle)))
+        samples = [asdict(sample) | {"index": indices[sample.place]} for sample in refusal.samples]
+        if self.accelerator.num_processes > 1:
+            samples = gather_object(samples)
+        values = {name: value if math.isfinite(value) else str(value) for name, value in refusal.values.items()}
+        self.log.write(state.cycle + 1, {"refused": values, "samples": samples})
+        if refusal.overflow:
+            return
+        state.refusals += 1
+        message = f"non-finite value in cycle {state.cycle}: {refusal.values}, samples {samples[:10]}"
+        if state.refusals >= settings.max_bad_steps:
+            raise NonFiniteError(
+                f"{message}. Nothing of this step was applied, nor of the {state.refusals - 1} refused before it in a "
+                "row, and the last checkpoint is whole: lower the learning rate or the weight of that term and go on "
+                "with resume=auto, or set training.retreats"
+            )
+        warnings.warn(f"{message}: step refused, {state.refusals} in a row", stacklevel=2)
+
+    def retreat(self, error: NonFiniteError, state: TrainingState, settings: TrainingSettings) -> None:
+        """Go back to the last good checkpoint with a lower rate, as often as ``settings`` allow; else raise."""
+        self._wait_for_writer()
         self.accelerator.wait_for_everyone()
+        checkpoint = find_checkpoint("auto", self.folder)
+        retreats = state.retreats + 1
+        if checkpoint is None or retreats > settings.retreats:
+            raise error
+        self.log.close()
+        self._go_on_from(checkpoint, state, settings)
+        state.retreats, state.refusals = retreats, 0
+        for optimizer in state.optimizers.values():
+            optimizer.rate = settings.retreat_rate**retreats
+        self.log.write(state.cycle, {"went_back": f"{error}"})
+        self.accelerator.print(f"{error}\nwent back to {checkpoint} with {settings.retreat_rate**retreats} of the rate")
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Within it, signals wait for the end of a cycle, and a process that is lost ends this one with the reason."""
+        try:
+            with self.signals:
+                yield
+                self._wait_for_writer()
+        except RuntimeError as error:
+            if self.accelerator.num_processes == 1 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"process {self.accelerator.process_index} lost another one, or failed: {error}. The last checkpoint "
+                "is whole: go on with resume=auto"
+            ) from error
+
+    def end_cycle(self, state: TrainingState, settings: TrainingSettings, figures: dict[str, float]) -> None:
+        """Save if it is time or ``figures`` have the least FID so far, and stop if a signal asked for it.
+
+        Raises:
+            SystemExit: with :data:`onestep.training.signals.STOPPED`, when stopped and saved.
+        """
+        if self._writing is not None and self._writing.done():
+            self._wait_for_writer()  # which says if it failed
+        score, best = figures.get("fid"), False
+        if score is not None:
+            self._wait_for_writer()
+            earlier = best_score(self.folder)
+            best = earlier is None or score < earlier
+        stop, best = self._in_any_process(self.signals.received is not None, best)
+        due = state.cycle % settings.checkpoint_every == 0 or state.cycle == settings.cycles
+        if due or best or stop:
+            self.save(state, settings, score)
+        if stop:
+            self._wait_for_writer()
+            self.log.close()
+            self.accelerator.wait_for_everyone()
+            self.accelerator.print(f"stopped by a signal after cycle {state.cycle}, saved; go on with resume=auto")
+            self.signals.hand_on()
+            sys.exit(STOPPED)
+
+    def _in_any_process(self, *flags: bool) -> list[bool]:
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        counts = self.accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device))
+        return [count > 0 for count in counts.tolist()]
+
+    def save(self, state: TrainingState, settings: TrainingSettings, score: float | None = None) -> None:
+        """Copy ``state`` and have the copy written while the run goes on.
+
+        Raises:
+            ValueError: if the checkpoint before it could not be written.
+        """
+        if state.cycle == self._saved_cycle:
+            return
+        self._wait_for_writer()
+        self.log.sync()
+        snapshot = state.snapshot(self.log.state(), score, keep=self.accelerator.is_main_process)
+        if snapshot is not None:
+            self._writing = self._writer.submit(write_checkpoint, self.folder, snapshot, settings.keep_last)
+        self._saved_cycle = state.cycle
+
+    def _wait_for_writer(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write ``values`` into the run's folder."""

@@ -10,12 +10,16 @@ class TrainingSettings:
     Args:
         images: images the trained network sees in all.
         batch_size: images a step over all processes.
+        accumulation: rounds in which each process works off its share of a step: less memory, the same result.
         warmup_images: images over which the learning rates rise linearly from 0.
         final_lr: share of the learning rate that is left at the end of a cosine decay; 1 keeps it constant.
         grad_clip: gradients are scaled down to this norm.
         ema_halflife, ema_rampup: see :class:`onestep.training.ema.EMA`.
         log_every, checkpoint_every, evaluate_every: cycles between log lines, checkpoints, grids with figures.
-        keep_last: newest checkpoints kept.
+        keep_last: newest checkpoints kept, beside the one with the least FID.
+        max_bad_steps: cycles in a row with a refused step, which was not finite, after which the run stops.
+        retreats: how often the run may go back to its last checkpoint then, instead.
+        retreat_rate: what the learning rates are multiplied by each time.
 
     Raises:
         ValueError: for a number out of its range.
@@ -23,6 +27,7 @@ class TrainingSettings:
 
     images: int
     batch_size: int
+    accumulation: int
     warmup_images: int
     final_lr: float
     grad_clip: float
@@ -32,14 +37,23 @@ class TrainingSettings:
     checkpoint_every: int
     evaluate_every: int
     keep_last: int
+    max_bad_steps: int
+    retreats: int
+    retreat_rate: float
 
     def __post_init__(self) -> None:
-        positive = ("images", "batch_size", "grad_clip", "log_every", "checkpoint_every", "evaluate_every", "keep_last")
-        for name in positive:
+        for name in (
+            "images", "batch_size", "accumulation", "grad_clip", "log_every", "checkpoint_every", "evaluate_every",
+            "keep_last", "max_bad_steps",
+        ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.final_lr <= 1:
             raise ValueError(f"training.final_lr is a share in (0, 1], got {self.final_lr}")
+        if self.retreats < 0:
+            raise ValueError(f"training.retreats must not be negative, got {self.retreats}")
+        if not 0 < self.retreat_rate <= 1:
+            raise ValueError(f"training.retreat_rate is a share in (0, 1], got {self.retreat_rate}")
         if self.images < self.batch_size:
             raise ValueError(f"training.images={self.images} is less than one batch of {self.batch_size}")
 
@@ -52,12 +66,14 @@ class TrainingSettings:
         """Images a step in each process.
 
         Raises:
-            ValueError: if the processes do not divide the batch.
+            ValueError: if the processes and their rounds do not divide the batch.
         """
-        if self.batch_size % processes:
+        parts = processes * self.accumulation
+        if self.batch_size % parts:
+            rounds = "" if self.accumulation == 1 else f" and {self.accumulation} rounds (training.accumulation)"
             raise ValueError(
-                f"training.batch_size={self.batch_size} cannot be divided among {processes} processes: choose a "
-                f"multiple, such as {-(-self.batch_size // processes) * processes}"
+                f"training.batch_size={self.batch_size} cannot be divided among {processes} processes{rounds}: choose "
+                f"a multiple, such as {-(-self.batch_size // parts) * parts}"
             )
         return self.batch_size // processes
 

@@ -1,103 +1,99 @@
-"""Everything of a run that training changes, and its way to a checkpoint and back.
+"""Everything of a run that training changes, and its way to a checkpoint and back."""
 
-A checkpoint is a folder of safetensors and JSON; nothing in it is ever unpickled. It is written under another name and
-renamed when complete, so a run that dies while saving leaves the last good one.
-"""
-
+import copy
 import json
-import os
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-_FOLDER = "checkpoints"
+from onestep.training.checkpoint import Snapshot, damage, write_checkpoint
+from onestep.training.shard import shard_like, whole
+from onestep.training.steps import GuardedOptimizer
+
+_COUNTERS = ("cycle", "seconds", "refusals", "retreats")
 
 
 class TrainingState:
-    """The networks and optimisers of a run under their names, and how many cycles they have seen.
+    """The networks and optimisers of a run under their names, and its counters.
+
+    A checkpoint holds whole tensors, however the processes share them: any number of processes can go on from it.
 
     Args:
         networks: modules whose ``state_dict`` is kept, averages and running statistics among them.
         optimizers: their optimisers, keyed as the reader of a checkpoint should see them.
     """
 
-    def __init__(self, networks: dict[str, nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> None:
+    def __init__(self, networks: dict[str, nn.Module], optimizers: dict[str, GuardedOptimizer]) -> None:
         self.networks, self.optimizers = networks, optimizers
         self.cycle = 0
         self.seconds = 0.0
+        self.refusals = 0  # cycles in a row in which a step was refused
+        self.retreats = 0  # times that the run went back to a checkpoint with a lower rate
+
+    def snapshot(self, log: Sequence[Any] = (), score: float | None = None, keep: bool = True) -> Snapshot | None:
+        """Copies of everything on the CPU; every process must call it.
+
+        Args:
+            log: what the log has not written yet, see :class:`onestep.training.log.RunLog`.
+            score: what the run is judged by now.
+            keep: False returns None, for the processes that only give their share.
+        """
+        tensors: dict[str, dict[str, Tensor]] = {}
+        values: dict[str, Any] = {"log": log}
+        for name, network in self.networks.items():
+            tensors[name] = _copies(network.state_dict(), keep)
+        for name, optimizer in self.optimizers.items():
+            flat, groups = _split_optimizer_state(optimizer.optimizer.state_dict())
+            tensors[f"{name}.optimizer"] = _copies(flat, keep)
+            values[f"{name}.optimizer"] = {"groups": copy.deepcopy(groups), "guard": optimizer.state_dict()}
+        values["state"] = {counter: getattr(self, counter) for counter in _COUNTERS}
+        return Snapshot(self.cycle, tensors, values, score) if keep else None
 
     def save(self, run: Path, keep_last: int) -> Path:
-        """Write ``run/checkpoints/cycle_NNNNNNNN`` and delete all but the newest ``keep_last`` up to it."""
-        folder = run / _FOLDER / f"cycle_{self.cycle:08d}"
-        beside = folder.with_name(f".writing_{folder.name}")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        for name, network in self.networks.items():
-            save_file(
-                {key: value.contiguous() for key, value in network.state_dict().items()}, beside / f"{name}.safetensors"
-            )
-        for name, optimizer in self.optimizers.items():
-            tensors, groups = _split_optimizer_state(optimizer.state_dict())
-            save_file(tensors, beside / f"{name}.optimizer.safetensors")
-            (beside / f"{name}.optimizer.json").write_text(json.dumps(groups))
-        (beside / "state.json").write_text(json.dumps({"cycle": self.cycle, "seconds": self.seconds}))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
-        # Later ones are of a run that went on from here before: they must not push out the one just written.
-        for old in [path for path in list_checkpoints(run) if path <= folder][:-keep_last]:
-            shutil.rmtree(old)
-        return folder
+        """Write a checkpoint at once, see :func:`onestep.training.checkpoint.write_checkpoint`."""
+        snapshot = self.snapshot()
+        assert snapshot is not None
+        return write_checkpoint(run, snapshot, keep_last)
 
-    def load(self, folder: Path) -> None:
-        """Take over the checkpoint in ``folder``.
+    def load(self, folder: Path) -> list[Any]:
+        """Take over the checkpoint in ``folder``, and return the log's part of it.
 
         Raises:
-            ValueError: if it is incomplete or belongs to a run with other networks.
+            ValueError: if it is damaged, before anything is taken over, or belongs to a run with other networks.
         """
+        if reason := damage(folder):
+            raise ValueError(f"cannot resume from {folder}: {reason}")
         try:
             for name, network in self.networks.items():
-                network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+                saved = load_file(folder / f"{name}.safetensors")
+                own = network.state_dict()
+                network.load_state_dict({key: shard_like(own.get(key), value) for key, value in saved.items()})
             for name, optimizer in self.optimizers.items():
                 tensors = load_file(folder / f"{name}.optimizer.safetensors")
-                groups = json.loads((folder / f"{name}.optimizer.json").read_text())
-                optimizer.load_state_dict(_join_optimizer_state(tensors, groups))
+                saved_values = json.loads((folder / f"{name}.optimizer.json").read_text())
+                _load_optimizer(optimizer.optimizer, tensors, saved_values["groups"])
+                optimizer.load_state_dict(saved_values["guard"])
             counters = json.loads((folder / "state.json").read_text())
-            self.cycle, self.seconds = counters["cycle"], counters["seconds"]
+            for counter in _COUNTERS:
+                setattr(self, counter, counters[counter])
+            return json.loads((folder / "log.json").read_text())
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(f"cannot resume from {folder}: {error}") from error
 
 
-def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
-    return sorted((run / _FOLDER).glob("cycle_*"))
-
-
-def find_checkpoint(resume: str | None, run: Path) -> Path | None:
-    """The checkpoint that ``resume`` names: None for a fresh start.
-
-    Args:
-        resume: "auto" for the newest in this run's folder if there is any, a run's folder for its newest, or a
-            checkpoint's own folder; None for a fresh start.
-        run: this run's folder.
-
-    Raises:
-        ValueError: if a path is given that holds no checkpoint.
-    """
-    if resume is None:
-        return None
-    if resume == "auto":
-        return next(reversed(list_checkpoints(run)), None)
-    path = Path(resume)
-    if (path / "state.json").is_file():
-        return path
-    if found := list_checkpoints(path):
-        return found[-1]
-    raise ValueError(f"resume={resume}: no checkpoint there; give a run's folder, a checkpoint's folder, or 'auto'")
+def _copies(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole copies on the CPU that training does not touch; nothing where they are not to be kept."""
+    copies = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor.detach())
+        if keep:
+            copies[name] = gathered.to("cpu", copy=True).contiguous()
+    return copies
 
 
 def _split_optimizer_state(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -106,9 +102,13 @@ def _split_optimizer_state(state: dict[str, Any]) -> tuple[dict[str, Tensor], li
     return tensors, state["param_groups"]
 
 
-def _join_optimizer_state(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": groups}
+        parameter = parameters[int(index)]
+        # Adam's moments have the parameter's shape, its counter of steps has none.
+        own = parameter if value.shape == parameter.shape else None
+        state.setdefault(int(index), {})[name] = shard_like(own, value)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

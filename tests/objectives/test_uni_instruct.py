@@ -83,4 +83,4 @@ def test_what_it_needs(gaussian_pair: Any) -> None:
     with pytest.raises(ValueError, match="x0_fake is missing"):
         objective(replace(gaussian_pair.evaluation, x0_fake=None))
     free = UniInstruct(ReverseKL(), UnitWeighting(), normalize_weight=False)
-    assert "log_ratio_mean" not in free(replace(gaussian_pair.evaluation, log_ratio=None))[1]
+    assert "log_ratio" not in free(replace(gaussian_pair.evaluation, log_ratio=None))[1]

@@ -95,9 +95,12 @@ def test_values_are_those_of_direct_calls(world: World, home: Home) -> None:
 @torch.no_grad()
 def test_log_ratio_is_normalised_by_the_batches_before(world: World) -> None:
     first, logit = world.evaluate(differentiates_scores=False, adversarial=False)
+    assert logit is not None and world.judges.normalizer is not None
+    world.judges.normalizer.update(logit, world.sigma)
     second, _ = world.evaluate(differentiates_scores=False, adversarial=False)
-    assert logit is not None and first.log_ratio is not None and second.log_ratio is not None
-    assert torch.equal(first.log_ratio, logit)
+    alone = world.judges.log_ratio(world.x_generated, world.noise, world.sigma, world.condition)
+    assert first.log_ratio is not None and second.log_ratio is not None
+    assert torch.equal(first.log_ratio, logit) and torch.equal(alone, second.log_ratio)
     torch.testing.assert_close(second.log_ratio, logit - logit.exp().mean().log())
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from accelerate import Accelerator
 from onestep.training.log import RunLog, read_log
 
 
-def open_log(accelerator: Accelerator, path: Path, start: int = 0, every: int = 2) -> RunLog:
-    return RunLog(accelerator, path, total=20, start=start, batch_size=16, every=every)
+def open_log(accelerator: Accelerator, path: Path, start: int = 0, every: int = 2, **options: Any) -> RunLog:
+    return RunLog(accelerator, path, total=20, start=start, batch_size=16, every=every, **options)
 
 
 @pytest.fixture
@@ -40,6 +41,38 @@ def test_value_given_several_times_a_cycle(accelerator: Accelerator, path: Path)
     log.end_cycle(1)
     log.close()
     assert read_log(path) == [{"cycle": 1, "images_seen": 16, "fake_score_loss": 3.0, "loss": 4.0}]
+
+
+def test_spreads_are_those_within_a_batch(accelerator: Accelerator, path: Path) -> None:
+    """Weights 1, 3 and 5, 5: standard deviations 1 and 0, in rounds or not."""
+    log = open_log(accelerator, path)
+    log.add({"weight": torch.tensor([[1.0], [3.0]]), "log_ratio": torch.tensor([0.0, 2.0])})
+    log.end_cycle(1)
+    log.add({"weight": torch.tensor([5.0]), "log_ratio": torch.tensor([4.0, 4.0])})
+    log.add({"weight": torch.tensor([5.0])})
+    log.end_cycle(2)
+    log.close()
+    (line,) = read_log(path)
+    assert line == {"cycle": 2, "images_seen": 32, "weight_mean": 3.5, "weight_std": 0.5, "weight_max": 4.0,
+                    "log_ratio_mean": 2.5, "log_ratio_std": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [4, 5, 6])
+def test_a_line_is_over_the_same_cycles_whenever_a_run_resumes(
+    accelerator: Accelerator, tmp_path: Path, stop: int
+) -> None:
+    def cycles(log: RunLog, numbers: range) -> RunLog:
+        for cycle in numbers:
+            log.add({"loss": torch.tensor([cycle, 1.5])} | ({"rare": torch.tensor([3.0])} if cycle == 4 else {}))
+            log.end_cycle(cycle)
+        return log
+
+    straight, resumed = tmp_path / "straight.jsonl", tmp_path / "resumed.jsonl"
+    cycles(open_log(accelerator, straight, every=3), range(1, 10)).close()
+    pending = cycles(open_log(accelerator, resumed, every=3), range(1, stop + 1)).state()
+    assert len(pending) == {4: 1, 5: 2, 6: 0}[stop]
+    cycles(open_log(accelerator, resumed, start=stop, every=3, pending=pending), range(stop + 1, 10)).close()
+    assert resumed.read_text() == straight.read_text() and len(read_log(resumed)) == 3
 
 
 def write_lines(path: Path, cycles: range) -> None:

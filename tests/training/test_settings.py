@@ -20,10 +20,24 @@ def test_batch_that_the_processes_do_not_divide(make_settings: Settings) -> None
     message = r"training\.batch_size=10 cannot be divided among 4 processes: choose a multiple, such as 12$"
     with pytest.raises(ValueError, match=message):
         make_settings(batch_size=10).share_of(4)
+    message = r"batch_size=10 cannot be divided among 2 processes and 3 rounds \(training\.accumulation\): .* as 12$"
+    with pytest.raises(ValueError, match=message):
+        make_settings(batch_size=10, accumulation=3).share_of(2)
 
 
 @pytest.mark.parametrize(
-    "name", ["images", "batch_size", "grad_clip", "log_every", "checkpoint_every", "evaluate_every", "keep_last"]
+    "name",
+    [
+        "images",
+        "batch_size",
+        "accumulation",
+        "grad_clip",
+        "log_every",
+        "checkpoint_every",
+        "evaluate_every",
+        "keep_last",
+        "max_bad_steps",
+    ],
 )
 def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> None:
     with pytest.raises(ValueError, match=rf"training\.{name} must be positive, got 0"):
@@ -35,6 +49,8 @@ def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> No
     [
         ({"final_lr": 0.0}, r"training\.final_lr is a share in \(0, 1\], got 0\.0"),
         ({"final_lr": 1.5}, r"training\.final_lr is a share in \(0, 1\], got 1\.5"),
+        ({"retreats": -1}, r"training\.retreats must not be negative, got -1"),
+        ({"retreat_rate": 0.0}, r"training\.retreat_rate is a share in \(0, 1\], got 0\.0"),
         ({"images": 5}, r"training\.images=5 is less than one batch of 10"),
         ({"later_sigmas": 0.5}, r"later_sigmas=0\.5: expected a list of noise levels such as \[0\.5,0\.2\], or \[\]"),
         ({"later_sigmas": None}, r"later_sigmas=None: expected a list of noise levels"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onestep.training.settings import DistillationSettings
-from onestep.training.steps import lr_factor, optimizer_step
+from onestep.training.steps import BadSample, GuardedOptimizer, RefusedStepError, Term, lr_factor
 
 Settings = Callable[..., DistillationSettings]
 
@@ -38,54 +38,139 @@ def weights() -> nn.Parameter:
     return nn.Parameter(torch.tensor([1.0, 2.0]))
 
 
-def terms_of(weights: Tensor) -> dict[str, Tensor]:
+SIGMA = torch.tensor([0.5, 2.0])
+STRETCH = torch.tensor([0.5, 1.5])  # of two samples, whose mean is 1
+
+
+def terms_of(weights: Tensor) -> dict[str, Term]:
     """Two terms, whose gradients add up to (3, 4), of norm 5."""
-    return {"first": 3 * weights[0], "second": 4 * weights[1]}
+    return {"first": Term(3 * weights[0] * STRETCH), "second": Term(weights[1] * STRETCH, weight=4.0)}
+
+
+def take_step(optimizer: GuardedOptimizer, terms: dict[str, Term], cycle: int = 0) -> Tensor:
+    optimizer.backward(terms, SIGMA)
+    return optimizer.step(cycle)
 
 
 @pytest.mark.parametrize("grad_clip, gradient", [(10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])])
 def test_step_descends_the_sum_of_the_clipped_terms(
     make_settings: Settings, weights: nn.Parameter, grad_clip: float, gradient: list[float]
 ) -> None:
-    optimizer = torch.optim.SGD([weights], lr=0.1)
-    norm = optimizer_step(optimizer, terms_of(weights), make_settings(grad_clip=grad_clip), cycle=0)
+    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings(grad_clip=grad_clip))
+    norm = take_step(optimizer, terms_of(weights))
     assert norm.item() == pytest.approx(5) and not norm.requires_grad
     expected = [1 - 0.1 * gradient[0], 2 - 0.1 * gradient[1]]
     assert weights.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_rounds_add_up_to_their_mean(make_settings: Settings, weights: nn.Parameter) -> None:
+    """Of gradients (3, 4) and (9, 12) the mean is (6, 8), of norm 10."""
+    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings(accumulation=2))
+    for factor in (1, 3):
+        optimizer.backward({name: Term(factor * t.losses, t.weight) for name, t in terms_of(weights).items()}, SIGMA)
+    assert optimizer.step(cycle=0).item() == pytest.approx(10)
+    assert weights.tolist() == pytest.approx([0.4, 1.2])
+
+
 def test_gradients_of_earlier_backward_passes_do_not_enter(make_settings: Settings, weights: nn.Parameter) -> None:
     weights.grad = torch.full((2,), 100.0)
-    optimizer_step(torch.optim.SGD([weights], lr=0.1), terms_of(weights), make_settings(), cycle=0)
+    take_step(GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings()), terms_of(weights))
     assert weights.tolist() == pytest.approx([0.7, 1.6])
 
 
 def test_every_groups_lr_follows_the_course(make_settings: Settings, weights: nn.Parameter) -> None:
-    other = nn.Parameter(torch.zeros(()))
-    optimizer = torch.optim.SGD([{"params": [weights], "lr": 0.4}, {"params": [other], "lr": 0.02}], lr=1.0)
-    settings = make_settings(warmup_images=200)  # ten cycles are half of it
+    other = nn.Parameter(torch.zeros(2))
+    sgd = torch.optim.SGD([{"params": [weights], "lr": 0.4}, {"params": [other], "lr": 0.02}], lr=1.0)
+    optimizer = GuardedOptimizer(sgd, make_settings(warmup_images=200))  # ten cycles are half of it
     for cycle in (3, 10):  # each from the initial rate, not from the one before
-        optimizer_step(optimizer, terms_of(weights) | {"third": other}, settings, cycle)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.01])
+        take_step(optimizer, terms_of(weights) | {"third": Term(other)}, cycle)
+    assert [group["lr"] for group in sgd.param_groups] == pytest.approx([0.2, 0.01])
+    optimizer.rate = 0.5  # as after a retreat
+    take_step(optimizer, terms_of(weights) | {"third": Term(other)}, 10)
+    assert [group["lr"] for group in sgd.param_groups] == pytest.approx([0.1, 0.005])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_term_stops_the_run_and_changes_nothing(
+def test_non_finite_term_is_refused_and_changes_nothing(
     make_settings: Settings, weights: nn.Parameter, value: float
 ) -> None:
-    optimizer = torch.optim.Adam([weights], lr=0.1)
-    optimizer_step(optimizer, terms_of(weights), make_settings(), cycle=6)
+    optimizer = GuardedOptimizer(torch.optim.Adam([weights], lr=0.1), make_settings(accumulation=2))
+    for _ in range(2):
+        optimizer.backward(terms_of(weights), SIGMA)
+    optimizer.step(cycle=6)
     before = weights.detach().clone()
-    moments = {name: moment.clone() for name, moment in optimizer.state[weights].items()}
-    terms = terms_of(weights) | {"adversarial": weights.sum() * value}
-    with pytest.raises(ValueError, match=rf"non-finite value in cycle 7: .*'adversarial': {value}.*resume=auto"):
-        optimizer_step(optimizer, terms, make_settings(), cycle=7)
+    moments = {name: moment.clone() for name, moment in optimizer.optimizer.state[weights].items()}
+    optimizer.backward(terms_of(weights) | {"adversarial": Term(weights.sum() * STRETCH)}, SIGMA)
+    bad = weights.sum() * torch.tensor([1.0, value])  # the second sample of the second round
+    optimizer.backward(terms_of(weights) | {"adversarial": Term(bad)}, SIGMA)
+    with pytest.raises(RefusedStepError) as refused:
+        optimizer.step(cycle=7)
+    assert refused.value.samples == [BadSample("adversarial", place=3, sigma=2.0)] and not refused.value.overflow
+    assert not math.isfinite(refused.value.values["adversarial"]) and refused.value.values["first"] == before[0] * 3
     assert torch.equal(weights, before)
-    assert all(torch.equal(moment, moments[name]) for name, moment in optimizer.state[weights].items())
+    assert all(torch.equal(moment, moments[name]) for name, moment in optimizer.optimizer.state[weights].items())
+    for _ in range(2):  # and leaves nothing behind
+        optimizer.backward(terms_of(weights), SIGMA)
+    assert optimizer.step(cycle=7).item() == pytest.approx(5)
 
 
 def test_non_finite_gradient_of_a_finite_term(make_settings: Settings) -> None:
-    weight = nn.Parameter(torch.zeros(()))
-    with pytest.raises(ValueError, match=r"'root': 0\.0, 'gradient norm': inf"):
-        optimizer_step(torch.optim.SGD([weight], lr=0.1), {"root": weight.sqrt()}, make_settings(), cycle=0)
-    assert weight.item() == 0
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = GuardedOptimizer(torch.optim.SGD([weight], lr=0.1), make_settings())
+    with pytest.raises(RefusedStepError, match=r"'root': 0\.0, 'gradient norm': inf") as refused:
+        take_step(optimizer, {"root": Term(weight.sqrt())})
+    assert weight.item() == 0 and refused.value.samples == []
+
+
+# fp16's loss scale: the gradient that is descended is the loss's own, and small ones survive.
+
+
+class HalfGradient(torch.autograd.Function):
+    """The identity, whose gradient passes through fp16 as those of a network under autocast do."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient.half().float()
+
+
+def half_terms(weight: nn.Parameter, factor: float) -> dict[str, Term]:
+    return {"loss": Term(HalfGradient.apply(weight) * factor * torch.ones(2))}
+
+
+@pytest.mark.parametrize("fp16, gradient", [(False, 0.0), (True, 1e-8)])
+def test_a_gradient_below_half_precision(make_settings: Settings, fp16: bool, gradient: float) -> None:
+    """1e-8 is 0 in fp16, 65536 times it is 6.6e-4."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = GuardedOptimizer(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16)
+    optimizer.backward(half_terms(weight, 1e-8), SIGMA)
+    optimizer.step(0)
+    assert weight.item() == pytest.approx(-gradient, rel=1e-3)
+
+
+def test_overflow_halves_the_scale_of_this_optimizer_alone(make_settings: Settings) -> None:
+    weight, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizers = [GuardedOptimizer(torch.optim.SGD([w], lr=1.0), make_settings(), fp16=True) for w in (weight, other)]
+    for _ in range(2):  # 3 * 65536 and 3 * 32768 are beyond 65504, fp16's largest
+        with pytest.raises(RefusedStepError) as refused:
+            take_step(optimizers[0], half_terms(weight, 3.0))
+        assert refused.value.overflow and weight.item() == 0
+    take_step(optimizers[0], half_terms(weight, 3.0))
+    assert weight.item() == pytest.approx(-3.0)
+    assert [optimizer.loss_scale for optimizer in optimizers] == [2.0**14, 2.0**16]
+    for _ in range(1999):
+        take_step(optimizers[0], half_terms(weight, 0.0))
+    assert optimizers[0].loss_scale == 2.0**15
+    resumed = GuardedOptimizer(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16=True)
+    resumed.load_state_dict(optimizers[0].state_dict())
+    assert resumed.loss_scale == 2.0**15
+
+
+def test_a_term_that_is_not_finite_is_no_overflow(make_settings: Settings, weights: nn.Parameter) -> None:
+    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=1.0), make_settings(), fp16=True)
+    with pytest.raises(RefusedStepError) as refused:
+        take_step(optimizer, {"loss": Term(weights.sum() * torch.tensor([math.nan, 1.0]))})
+    assert not refused.value.overflow and optimizer.loss_scale == 2.0**16

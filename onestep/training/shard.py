@@ -1,0 +1,73 @@
+"""Networks whose parameters the processes share (FSDP2), and what every large network can be told besides."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The units that a network is a list of: what its outermost ModuleLists and ModuleDicts hold."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            found += child.children()
+        else:
+            found += blocks_of(child)
+    return found
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Keep a share of every parameter in each process of ``mesh``; a block is gathered while it computes (FSDP2).
+
+    Gradients come out averaged over the processes. Only the network's own ``forward`` gathers what it needs.
+    """
+    for block in blocks_of(network):
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh)
+    # Gathered again for the backward pass: between the two, parameters are frozen and thawed as shares.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def checkpoint_activations(network: nn.Module) -> None:
+    """Keep no activations within the network's blocks: the backward pass computes each block anew."""
+    for block in blocks_of(network):
+        forward: Any = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = forward
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a shared tensor, which every process must ask for; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(own: Tensor | None, value: Tensor) -> Tensor:
+    """``value``, which is whole, shared as ``own`` is."""
+    if not isinstance(own, DTensor):
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+
+
+@contextmanager
+def whole_state_dict(network: nn.Module) -> Iterator[None]:
+    """Within the context ``network.state_dict()`` gives whole tensors, so that any one process can save it.
+
+    Every process must enter it.
+    """
+    tensors = {name: whole(tensor.detach()) for name, tensor in network.state_dict().items()}
+    network.state_dict = lambda *_, **__: tensors  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del network.state_dict
+
+
+def is_shared(parameter: Tensor) -> bool:
+    """Whether each process has a share of ``parameter``."""
+    return isinstance(parameter, DTensor)

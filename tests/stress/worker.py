@@ -1,0 +1,39 @@
+"""One process of a distillation: ``worker.py CONF DTYPE OVERRIDE...``, in DTYPE from the data to the weights.
+
+Nothing is drawn or scored: samplers and features are float32's.
+"""
+
+import sys
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from onestep.config import instantiate
+from onestep.data.dataset import ImagesInMemory
+from onestep.networks.edm import EDMDenoiser
+from onestep.training import build
+from onestep.training.distillation import distill
+from onestep.training.report import DistillationReport
+
+conf, dtype, *overrides = sys.argv[1:]
+torch.set_num_threads(1)
+torch.set_default_dtype(getattr(torch, dtype))
+
+
+def instantiate_in_dtype(node: Any) -> Any:
+    """What ``node`` describes, its tensors in the default type."""
+    built = instantiate(node)
+    if isinstance(built, EDMDenoiser):
+        built.to(torch.get_default_dtype())
+    if isinstance(built, ImagesInMemory):
+        built.images = built.images.to(torch.get_default_dtype())
+        built.conditions = None if built.conditions is None else built.conditions.to(torch.get_default_dtype())
+    return built
+
+
+vars(build)["instantiate"] = instantiate_in_dtype
+DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
+with initialize_config_dir(conf, version_base="1.3"):
+    config = compose("train", [*overrides, "metrics=[]"])
+distill(config)
