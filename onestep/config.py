@@ -72,6 +72,8 @@ def explain(error: Exception) -> str:
         if OmegaConf.is_dict(parent):
             full_key = str(cause.full_key)
             return unknown_key(full_key, (str(key) for key in parent))
+    if "hydra/launcher/submitit" in str(error):
+        return "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
     if "Config group override must be" in str(error):
         return "a group cannot be set to null: choose one of its options, such as discriminator=none, or write ~GROUP"
     return str(error)

@@ -24,6 +24,7 @@ from onestep.denoiser import Condition, map_condition
 from onestep.seeding import GlobalDraws
 from onestep.training.checkpoint import best_score, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
 from onestep.training.draw import Draw, draw_batches
+from onestep.training.launch import join_submitit_job
 from onestep.training.log import RunLog
 from onestep.training.settings import TrainingSettings
 from onestep.training.signals import STOPPED, StopSignals
@@ -48,6 +49,7 @@ class Run:
             raise ValueError(f"num_workers={config.num_workers}: expected 0 (read in the main process) or more")
         self.config = config
         self.folder = Path(config.output)
+        join_submitit_job()
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
             cpu=config.device == "cpu",

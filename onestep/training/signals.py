@@ -25,6 +25,8 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
+            if number == signal.SIGTERM and signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
+                continue  # submitit lets it pass, as Slurm sends it beside the signal that matters
             try:
                 self._previous[number] = signal.signal(number, self._note)
             except ValueError:  # not the main thread

@@ -1,0 +1,127 @@
+"""Cycles a second and bytes exchanged a cycle, for 1 and more processes with as many images each.
+
+``python benchmarks/weak_scaling.py [--processes 1 2] [--cycles 30] [OVERRIDE ...]`` trains on this machine's CPU and
+prints a table. What the gradients alone need is what an all-reduce takes of each trained parameter, once a step.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from onestep.training import distillation
+from onestep.training.build import Distillation, build_distillation
+from onestep.training.report import DistillationReport
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+IMAGES_EACH = 32
+
+
+class CountBytes(TorchDispatchMode):
+    """Counts what this process gives into collective operations, and into which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: dict[str, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        name = str(function)
+        if name.startswith(("c10d.", "_c10d_functional.")):
+            inputs = arguments[1] if "gather" in name or "scatter" in name else arguments[0]
+            tensors = inputs if isinstance(inputs, list | tuple) else [inputs]
+            size = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+            self.sent[name] = self.sent.get(name, 0) + size
+        return function(*arguments, **(options or {}))
+
+
+def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
+    """One process of a training: the main one writes what it measured, without the first ``skip`` cycles."""
+    torch.set_num_threads(1)
+    count, clock = CountBytes(), list[float]()
+    DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
+    generate, build = distillation.generate, build_distillation
+    built: list[Distillation] = []
+
+    def look_and_generate(*inputs: Any) -> Any:
+        if len(clock) == skip:
+            count.sent.clear()
+        clock.append(time.monotonic())
+        return generate(*inputs)
+
+    def build_and_keep(*inputs: Any) -> Distillation:
+        built.append(build(*inputs))
+        return built[-1]
+
+    vars(distillation).update(generate=look_and_generate, build_distillation=build_and_keep)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", overrides)
+    with count:
+        distillation.distill(config)
+    cycles, parts = len(clock) - skip, built[0]
+    gradients = 0
+    for name, optimizer in parts.optimizers.items():
+        steps = 1 if name == "generator" else parts.settings.fake_score_steps
+        parameters = [p for group in optimizer.optimizer.param_groups for p in group["params"]]
+        gradients += steps * sum(p.nbytes for p in parameters if p.grad is not None)
+    if parts.accelerator.is_main_process:
+        result = {
+            "cycles_per_second": (cycles - 1) / (clock[-1] - clock[skip]),
+            "bytes_per_cycle": sum(count.sent.values()) / cycles,
+            "gradient_bytes": gradients,
+            "by_operation": {name: size / cycles for name, size in count.sent.items()},
+        }
+        (output / "measured.json").write_text(json.dumps(result))
+
+
+def main() -> None:
+    """Read the command line, train with each number of processes, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--cycles", type=int, default=30)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure, arguments.overrides)
+        return
+    table = Table(title=f"{IMAGES_EACH} images a cycle and process")
+    for title in (
+        "processes",
+        "cycles/s",
+        "images/s",
+        "bytes given a cycle and process",
+        "the gradients alone",
+        "ratio",
+    ):
+        table.add_column(title, justify="right")
+    for processes in arguments.processes:
+        with tempfile.TemporaryDirectory() as folder:
+            overrides = [
+                "device=cpu", "precision=no", f"training.batch_size={IMAGES_EACH * processes}", f"output={folder}/run",
+                f"training.images={IMAGES_EACH * processes * arguments.cycles}", *arguments.overrides,
+            ]  # fmt: skip
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--measure", folder, *overrides]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            found = json.loads((Path(folder) / "measured.json").read_text())
+        needed = found["gradient_bytes"] if processes > 1 else 0
+        rate, given = found["cycles_per_second"], found["bytes_per_cycle"]
+        ratio = f"{given / needed:.4f}" if needed else ""
+        table.add_row(str(processes), f"{rate:.2f}", f"{rate * IMAGES_EACH * processes:.0f}", f"{given:,.0f}",
+                      f"{needed:,}", ratio)  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

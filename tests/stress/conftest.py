@@ -1,0 +1,47 @@
+"""Runs in processes of their own, to which things are done; and the table of what they survived."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+
+import pytest
+from omegaconf import DictConfig
+
+from onestep.training.distillation import distill
+
+_table: list[tuple[str, int, int, str]] = []
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["onestep.training.distillation"])  # a start takes no seconds of imports
+
+StartRun = Callable[[DictConfig], BaseProcess]
+Survived = Callable[[str, int, int, str], None]
+
+
+@pytest.fixture
+def start_run() -> Iterator[StartRun]:
+    """Starts a distillation in a process of its own."""
+    started: list[BaseProcess] = []
+
+    def start(config: DictConfig) -> BaseProcess:
+        started.append(_processes.Process(target=distill, args=(config,)))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def survived() -> Survived:
+    """Enters a row: the fault, how often it was tried and survived, and the work that was lost."""
+    return lambda fault, tried, survived, lost: _table.append((fault, tried, survived, lost))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of faults."""
+    if _table:
+        terminalreporter.write_line("\n| fault | tried | survived | lost work |\n| --- | ---: | ---: | --- |")
+        for fault, tried, lived, lost in _table:
+            terminalreporter.write_line(f"| {fault} | {tried} | {lived} | {lost} |")

@@ -1,0 +1,197 @@
+"""What else can happen in days: disks, bits, numbers and machines that fail."""
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from onestep.training import distillation
+from onestep.training.checkpoint import list_checkpoints
+from onestep.training.distillation import distill
+from onestep.training.log import read_log
+from onestep.training.signals import STOPPED
+from tests.stress.conftest import StartRun, Survived
+from tests.stress.harness import (
+    assert_same_run,
+    is_saving,
+    kill,
+    largest_difference,
+    last_cycle,
+    newest_whole,
+    start_workers,
+    wait_until,
+)  # fmt: skip
+
+TrainConfig = Callable[..., DictConfig]
+OVERRIDES = (
+    "training.images=192",
+    "training.evaluate_every=100",
+    "training.checkpoint_every=2",
+    "training.keep_last=3",
+)
+
+
+@pytest.fixture(scope="module")
+def straight(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with nothing done to it."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    distill(train_config(folder, *OVERRIDES))
+    return folder
+
+
+def go_on(train_config: TrainConfig, run: Path, *overrides: str) -> None:
+    distill(train_config(run, *OVERRIDES, "resume=auto", *overrides))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 16
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault, damage", [("a byte flipped", flip), ("cut short", cut), ("deleted", Path.unlink)])
+def test_damaged_files(
+    fault: str, damage: Callable[[Path], None], straight: Path, train_config: TrainConfig, survived: Survived,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Of each file in the newest checkpoint in turn: the run goes on from the one before, 2 cycles earlier."""
+    names = sorted(path.name for path in list_checkpoints(straight)[-1].iterdir())
+    for name in names:
+        run = tmp_path / name
+        shutil.copytree(straight, run)
+        damage(list_checkpoints(run)[-1] / name)
+        with pytest.warns(UserWarning, match="is damaged and passed over"):
+            go_on(train_config, run)
+        assert_same_run(straight, run)
+    survived(f"a checkpoint's file {fault}", len(names), len(names), "2 cycles, of a checkpoint every 2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spare", [1.5, 0.4])
+def test_full_disk(
+    spare: float, straight: Path, train_config: TrainConfig, start_run: StartRun, survived: Survived, tmp_path: Path
+) -> None:
+    """A file system of a few checkpoints' size, filled beforehand or by the run itself."""
+    disk, run = tmp_path / "disk", tmp_path / "disk" / "run"
+    disk.mkdir()
+    size = sum(file.stat().st_size for file in list_checkpoints(straight)[-1].iterdir())
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int((3 + spare) * size + 2**20)}", "tmpfs", disk])
+    if mounted.returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        process = start_run(train_config(run, *OVERRIDES))
+        wait_until(lambda: newest_whole(run) >= 4)
+        (disk / "ballast").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - int(spare * size))))
+        process.join()
+        assert process.exitcode == 1 and not is_saving(run)
+        kept = newest_whole(run)
+        assert kept >= 4
+        (disk / "ballast").unlink()
+        go_on(train_config, run, "training.keep_last=1")
+        assert largest_difference(straight, run) == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    survived(f"a disk with room for {spare} checkpoints", 1, 1, "none before the last checkpoint")
+
+
+@pytest.mark.slow
+def test_signals_during_saving(
+    straight: Path, train_config: TrainConfig, start_run: StartRun, survived: Survived, tmp_path: Path
+) -> None:
+    codes = []
+    for attempt, times in enumerate((1, 2, 1, 2)):
+        run = tmp_path / str(attempt)
+        process = start_run(train_config(run, *OVERRIDES))
+        wait_until(lambda: newest_whole(run) >= 2 and is_saving(run))  # noqa: B023
+        for _ in range(times):
+            kill(process, signal.SIGTERM)
+            time.sleep(0.002)
+        process.join()
+        codes.append(process.exitcode)
+        assert newest_whole(run) >= 2
+        go_on(train_config, run)
+        assert_same_run(straight, run)
+    assert codes[0::2] == [STOPPED] * 2 and set(codes[1::2]) <= {STOPPED, 128 + signal.SIGTERM}
+    survived("SIGTERM while saving, once or twice", 4, 4, "0 cycles; twice: those after the last checkpoint")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_of_two_processes_is_lost(how: signal.Signals, survived: Survived, tmp_path: Path) -> None:
+    """The other one ends by itself, within the timeout, and says why."""
+    timeout = 20
+    settings = (
+        "float32", "device=cpu", "precision=no", f"process_timeout={timeout}", f"output={tmp_path}",
+        "training.images=64000", "training.batch_size=16", "training.log_every=1", "training.checkpoint_every=2",
+    )  # fmt: skip
+    workers = start_workers(2, *settings)
+    try:
+        wait_until(lambda: last_cycle(tmp_path) >= 5, seconds=120)
+        workers[1].send_signal(how)
+        begun = time.monotonic()
+        said, _ = workers[0].communicate(timeout=timeout + 30)
+        seconds = time.monotonic() - begun
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert workers[0].returncode == 1 and "process 0 lost another one" in said and "resume=auto" in said
+    cycles = last_cycle(tmp_path) - newest_whole(tmp_path)
+    assert newest_whole(tmp_path) >= 2 and cycles <= 4
+    survived(f"one of two processes: {how.name}", 1, 1, f"{cycles} cycles; the other ended after {seconds:.0f} s")
+
+
+@pytest.mark.parametrize("bad, retreats", [(2, 0), (3, 1)])
+def test_numbers_that_are_not_finite(
+    bad: int, retreats: int, train_config: TrainConfig, survived: Survived, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In ``bad`` cycles in a row, of 3 that would be too many: refused, and named; or back to a checkpoint."""
+    judge = distillation._judges_losses
+    broken = set(range(5, 5 + bad))
+
+    def break_one(parts: Any, samples: Any, sigma: Any, noise: Any, noise_real: Any) -> Any:
+        state = samples.x_real
+        if cycles[-1] in broken:
+            broken.discard(cycles[-1])
+            state = samples.x_real.clone()
+            state[3] = torch.nan
+        samples.x_real = state
+        return judge(parts, samples, sigma, noise, noise_real)
+
+    cycles: list[int] = []
+    update = distillation.update_fake_score
+
+    def update_and_count(parts: Any, cycle: int, *inputs: Any) -> Any:
+        cycles.append(cycle)
+        return update(parts, cycle, *inputs)
+
+    monkeypatch.setattr(distillation, "_judges_losses", break_one)
+    monkeypatch.setattr(distillation, "update_fake_score", update_and_count)
+    overrides = (*OVERRIDES, "training.max_bad_steps=3", f"training.retreats={retreats}")
+    with pytest.warns(UserWarning, match="non-finite value in cycle 5: .*'discriminator': nan.*'place': 3, 'sigma'"):
+        distill(train_config(tmp_path, *overrides))
+    lines = read_log(tmp_path / "log.jsonl")
+    if retreats:
+        assert cycles == [*range(8), *range(4, 12)]  # the checkpoint before cycle 5 is that after 4
+        assert [line["cycle"] for line in lines if "went_back" in line] == [4]
+    else:
+        refused = [line for line in lines if "refused" in line]
+        assert [line["cycle"] for line in refused] == [6, 7] and cycles == list(range(12))
+        (sample,) = refused[0]["samples"]
+        assert sample["term"] == "discriminator" and sample["sigma"] > 0 and sample["index"] < 1797
+    assert [line["cycle"] for line in lines if "loss" in line] == [
+        c for c in range(1, 13) if retreats or c not in (6, 7)
+    ]
+    survived("NaN in a sample", bad, bad, "went back 3 cycles" if retreats else "the refused steps alone")

@@ -1,0 +1,70 @@
+"""The same losses and weights however the processes share a batch and the networks: real processes, talking by gloo."""
+
+from pathlib import Path
+
+import pytest
+
+from onestep.training.log import read_log
+from tests.stress.harness import largest_difference, start_workers
+
+TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
+CYCLES = 20  # of a whole comparison
+SETTINGS = (
+    "device=cpu", "precision=no", "process_timeout=60", f"training.images={16 * CYCLES}", "training.batch_size=16",
+    "training.warmup_images=0", "training.log_every=1", f"training.checkpoint_every={CYCLES}",
+)  # fmt: skip
+LAYOUTS = {
+    "two processes": (2, ()),
+    "two in rounds": (2, ("training.accumulation=4",)),
+    "two that share networks": (2, ("shard=true",)),
+    "two that share networks, in rounds": (2, ("shard=true", "training.accumulation=2", "gradient_checkpointing=true")),
+}
+METHODS = {
+    "f_distill": (),
+    "uni_instruct": ("objective=uni_instruct", "discriminator=shared_encoder", "training.later_sigmas=[0.5,0.2]"),
+}
+
+
+def train(folder: Path, dtype: str, processes: int, *overrides: str) -> Path:
+    for worker in (workers := start_workers(processes, dtype, *SETTINGS, f"output={folder}", *overrides)):
+        said, _ = worker.communicate(timeout=300)
+        assert worker.returncode == 0, said
+    assert len(workers) == processes
+    return folder
+
+
+def assert_same(one: Path, other: Path, dtype: str, cycles: int = CYCLES) -> None:
+    assert largest_difference(one, other) <= TOLERANCE[dtype]
+    left, right = (read_log(run / "log.jsonl") for run in (one, other))
+    assert [line["cycle"] for line in left] == [line["cycle"] for line in right] == list(range(1, cycles + 1))
+    for ours, theirs in zip(left, right, strict=True):
+        assert ours.keys() == theirs.keys() and len(ours) > 10
+        assert ours == pytest.approx(theirs, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
+
+
+def test_the_hardest_layout_is_the_same_run(tmp_path: Path) -> None:
+    """Which has all of the others' parts; for a few cycles."""
+    few = "training.images=64"
+    one = train(tmp_path / "one", "float64", 1, few)
+    processes, overrides = LAYOUTS["two that share networks, in rounds"]
+    assert_same(one, train(tmp_path / "other", "float64", processes, few, *overrides), "float64", cycles=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_layout_is_the_same_run(method: str, dtype: str, tmp_path: Path) -> None:
+    one = train(tmp_path / "one", dtype, 1, *METHODS[method])
+    for name, (processes, overrides) in LAYOUTS.items():
+        assert_same(one, train(tmp_path / name, dtype, processes, *overrides, *METHODS[method]), dtype)
+
+
+@pytest.mark.slow
+def test_other_processes_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """From one process to two that share the networks, and back."""
+    constant_rate = "training.final_lr=1"  # whatever the length of the run
+    one = train(tmp_path / "one", "float64", 1, constant_rate)
+    for processes, cycles, overrides in ((1, 6, ()), (2, 13, ("shard=true",)), (1, CYCLES, ())):
+        part = (f"training.images={16 * cycles}", "resume=auto", constant_rate, *overrides)
+        train(tmp_path / "other", "float64", processes, *part)
+    assert_same(one, tmp_path / "other", "float64")
