@@ -5,7 +5,8 @@ from itertools import islice
 import pytest
 import torch
 
-from onestep.seeding import own_noise, seeded_generator, seeded_inputs
+from onestep.noise import LogUniformSigma
+from onestep.seeding import GlobalDraws, own_noise, seeded_generator, seeded_inputs
 
 SHAPE = (3, 4, 4)
 
@@ -77,3 +78,21 @@ def test_own_noise_is_standard_normal_and_independent_of_the_latents() -> None:
         assert noise.var().item() == pytest.approx(1, abs=0.0258)
         assert (noise * latents).mean().item() == pytest.approx(0, abs=0.0183)
     assert (first * second).mean().item() == pytest.approx(0, abs=0.0183)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shares_of_a_draw_make_up_the_whole(processes: int) -> None:
+    law = LogUniformSigma(0.1, 10.0)
+
+    def draw(rows: slice) -> list[torch.Tensor]:
+        draws = GlobalDraws(3, 0, 7, batch_size=8, rows=rows)
+        return [draws.normal(SHAPE), draws.sigma(law), draws.normal(SHAPE)]
+
+    whole = draw(slice(None))
+    shares = [draw(slice(8 // processes * rank, 8 // processes * (rank + 1))) for rank in range(processes)]
+    for number, drawn in enumerate(whole):
+        assert torch.equal(torch.cat([share[number] for share in shares]), drawn) and len(drawn) == 8
+    # One process has the stream of its key.
+    random = seeded_generator(3, 0, 7)
+    expected = [torch.randn((8, *SHAPE), generator=random), law.sample(8, random)]
+    assert torch.equal(whole[0], expected[0]) and torch.equal(whole[1], expected[1])

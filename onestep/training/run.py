@@ -239,8 +239,9 @@ class Run:
             earlier = best_score(self.folder)
             best = earlier is None or score < earlier
         stop, best = self._in_any_process(self.signals.received is not None, best)
-        due = state.cycle % settings.checkpoint_every == 0 or state.cycle == settings.cycles
-        if due or best or stop:
+        # Not while steps are refused: what a run goes back to is from before that began.
+        due = state.cycle % settings.checkpoint_every == 0 and state.refusals == 0
+        if due or best or stop or state.cycle == settings.cycles:
             self.save(state, settings, score)
         if stop:
             self._wait_for_writer()
