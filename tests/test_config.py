@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onestep.config import check_config, instantiate
+from onestep.config import check_config, explain, instantiate
 from onestep.divergences import Divergence
 from tests.diffusers_models import build_network
 from tests.tiny_pipelines import build_pipeline
@@ -209,3 +211,15 @@ def test_no_pairs_unless_they_are_asked_for(compose_config: Callable[..., DictCo
     for objective in ("f_distill", "uni_instruct"):
         config = compose_config("train", f"objective={objective}")
         assert config.pairs is None and config.training.regression_weight == 0
+
+
+def test_a_slurm_job_is_warned_in_time_and_comes_back() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        launcher = compose("train", ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.signal_delay_s, launcher.max_num_timeout) == (300, 100)
+
+
+def test_slurm_without_submitit_names_the_extra() -> None:
+    error = HydraException("In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'")
+    assert explain(error) == "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
