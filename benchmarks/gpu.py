@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from onestep.data.dataset import ImageDataset
+from onestep.data.dataset import ImagesInMemory
 from onestep.networks.edm import EDMDenoiser
 from onestep.training import build, distillation
 from onestep.training.report import DistillationReport
@@ -25,11 +25,11 @@ BATCH, CYCLES, WARM_UP = 256, 20, 5
 CIFAR_10 = (3, 32, 32)
 
 
-def random_images(count: int = 4096) -> ImageDataset:
+def random_images(count: int = 4096) -> ImagesInMemory:
     """As many as an epoch of 16 batches, with 10 classes."""
     random = torch.Generator().manual_seed(0)
     images = torch.rand((count, *CIFAR_10), generator=random) * 2 - 1
-    return ImageDataset(images, torch.randint(10, (count,), generator=random), 10)
+    return ImagesInMemory(images, torch.randint(10, (count,), generator=random), 10)
 
 
 def random_teacher() -> nn.Module:

@@ -81,7 +81,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         DINOv2Features(str(tmp_path), 224, None)
     for name in ("transformers", "torch_fidelity", "cleanfid"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=r"pip install 'onestep\[transformers\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'onestep\[text\]'"):
         CLIPFeatures(str(tmp_path))
     with pytest.raises(ValueError, match=r"pip install 'onestep\[torch-fidelity\]'"):
         TorchFidelityFeatures(None, 50000)
