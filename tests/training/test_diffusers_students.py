@@ -90,8 +90,8 @@ def test_sampling_from_a_lora_generator(
 
 def test_smaller_generator_and_whole_fake_score(config: TrainConfig, tmp_path: Path) -> None:
     smaller = digits_unet(tmp_path / "smaller", block_out_channels=(4, 8))
-    node = f"generator.network={{_target_:onestep.teachers.diffusers.load_diffusers,path:{smaller},guidance:1.0,size:null,"
-    node += "dtype:bfloat16,variant:null,revision:null,local_files_only:true}"
+    node = f"generator.network={{_target_:onestep.teachers.diffusers.load_diffusers,path:{smaller},guidance:1.0,"
+    node += "size:null,dtype:bfloat16,variant:null,revision:null,local_files_only:true}"
     distill(config(tmp_path / "run", node, "training.images=16"))
     before, after = weights(smaller / "unet"), weights(tmp_path / "run" / "generator_raw")
     assert sum(value.numel() for value in after.values()) < 30_000
