@@ -14,12 +14,9 @@ from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import map_condition
 from onestep.discriminators import Discriminator
-from onestep.divergences import ReverseKL
 from onestep.metrics.evaluator import Evaluator
 from onestep.networks.attention import check_attention, set_attention
 from onestep.networks.base import DenoiserNetwork
-from onestep.networks.diffusers_network import DiffusersDenoiser
-from onestep.networks.diffusers_schedule import tabulated_timesteps
 from onestep.networks.generator import Generator
 from onestep.networks.lora import LoRA
 from onestep.noise import SigmaDistribution
@@ -27,6 +24,7 @@ from onestep.objectives.base import Objective
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_generator
 from onestep.teachers.pretrained import load_generator
+from onestep.training.checks import check_fit, check_optimizers, check_prompts, check_steps, check_terms
 from onestep.training.ema import EMA
 from onestep.training.judges import Judges, Teacher
 from onestep.training.pairs import PairSettings, TeacherPairs, prepare_pairs
@@ -68,74 +66,6 @@ class Distillation:
         return {name: module for name, module in modules.items() if module is not None}
 
 
-def check_fit(network: Teacher, data: ImageDataset, name: str = "teacher") -> None:
-    """Refuse a network that was made for other images or classes.
-
-    Raises:
-        ValueError: naming both sides.
-    """
-    for what, network_has, data_has in (
-        ("channels", network.image_shape[0], data.image_shape[0]),
-        ("resolution", network.image_shape[1:], data.image_shape[1:]),
-        ("classes", network.label_dim, data.label_dim),
-    ):
-        if network_has != data_has:
-            raise ValueError(
-                f"the {name} does not fit the data: {what} {network_has} against {data_has}; choose another {name} "
-                f"({name}=...) or other data (data=...)"
-            )
-
-
-def check_terms(config: DictConfig, settings: DistillationSettings, objective: Objective) -> None:
-    """Refuse terms of the loss that lack what they need, and pairs that no term needs.
-
-    Raises:
-        ValueError: saying how to have both or neither.
-    """
-    if (objective.needs_ratio or settings.gan_weight > 0) and config.get("discriminator") is None:
-        reason = (
-            "this divergence needs the density ratio"
-            if objective.needs_ratio
-            else f"training.gan_weight={settings.gan_weight} needs a discriminator"
-        )
-        raise ValueError(
-            f"{reason}, and there is none: choose discriminator=teacher_features or "
-            "discriminator=shared_encoder, or divergence=reverse_kl with training.gan_weight=0"
-        )
-    is_reverse_kl = isinstance(instantiate(config.get("divergence")), ReverseKL | None)
-    if not hasattr(objective, "divergence") and not is_reverse_kl:
-        raise ValueError(
-            f"{type(objective).__name__} descends no other divergence than reverse KL's: leave divergence=... out, or "
-            "choose objective=f_distill or objective=uni_instruct"
-        )
-    if settings.regression_weight > 0 and config.get("pairs") is None:
-        raise ValueError(
-            f"training.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
-            "there are none: choose objective=dmd, describe them under pairs as conf/objective/dmd.yaml does, or set "
-            "training.regression_weight=0"
-        )
-    if settings.regression_weight == 0 and config.get("pairs") is not None:
-        raise ValueError(
-            "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it "
-            "a weight, or set pairs=null"
-        )
-
-
-def check_prompts(config: DictConfig, data: ImageDataset) -> None:
-    """Refuse a discriminator where prompts come without real images for it, and pairs of prompts.
-
-    Raises:
-        ValueError: saying what to do instead.
-    """
-    if config.get("discriminator") is not None and not data.has_images:
-        raise ValueError(
-            "the discriminator compares with real images, and these prompts have none: name a parquet file's by "
-            "data.image_column=..., or choose discriminator=none with divergence=reverse_kl and training.gan_weight=0"
-        )
-    if config.get("pairs") is not None and data.unconditional is not None:
-        raise ValueError("pairs of noise and teacher image are drawn of classes, not of prompts: use objective=dmd2")
-
-
 def guide(network: Teacher, data: ImageDataset, guidance: float) -> None:
     """Set the guidance of a ``network``, away from what ``data`` says is no condition."""
     if isinstance(network, DenoiserNetwork):
@@ -154,6 +84,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     settings.share_of(accelerator.num_processes)
     objective: Objective = instantiate(config.objective)
     check_terms(config, settings, objective)
+    check_optimizers(config.optimizer)
     check_attention(config.attention, accelerator.device)
     data: ImageDataset = instantiate(config.data)
     teacher: Teacher = instantiate(config.teacher).to(accelerator.device)
@@ -167,7 +98,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     generator = Generator(
         _initial_generator(config, settings, teacher, data), settings.sigma_init, settings.later_sigmas
     ).to(accelerator.device)
-    _check_steps(generator)
+    check_steps(generator)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
         start = _initial_network(config.fake_score, "fake_score", teacher, data)
@@ -206,13 +137,6 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         evaluator=evaluator,
         pairs=pairs,
     )
-
-
-def _check_steps(generator: Generator) -> None:
-    """Refuse, before it is trained, a text-to-image generator that no pipeline of diffusers could draw with."""
-    denoiser = generator.denoiser
-    if isinstance(denoiser, DiffusersDenoiser) and denoiser.condition_keys:
-        tabulated_timesteps(denoiser.schedule, [generator.sigma_init, *generator.later_sigmas])
 
 
 def _initial_generator(

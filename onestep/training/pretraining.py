@@ -22,7 +22,8 @@ from onestep.networks.base import DenoiserNetwork
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_generator
-from onestep.training.build import check_fit, prepare_networks
+from onestep.training.build import prepare_networks
+from onestep.training.checks import check_fit
 from onestep.training.ema import EMA
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_samples

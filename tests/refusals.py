@@ -1,0 +1,18 @@
+"""How tests read what a task refuses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from onestep.config import check_config
+from onestep.training.distillation import distill
+
+
+def refused(config: DictConfig, task: Callable[[DictConfig], Any] = distill) -> str:
+    """The message with which ``task`` refuses the configuration."""
+    with pytest.raises(ValueError) as caught:
+        check_config(config)
+        task(config)
+    return str(caught.value)
