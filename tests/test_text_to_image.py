@@ -112,11 +112,12 @@ def lora_code(code: str, teacher: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def straight_run(text_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished distillation of six cycles of the tiny Stable Diffusion by LoRA; not to be written to."""
-    folder = tmp_path_factory.mktemp("straight") / "run"
-    distill_without_pictures(text_config("sd", folder, *LORA))
-    return folder
+def straight_runs(text_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished distillations of six cycles of a tiny Stable Diffusion and a tiny SD3 by LoRA; not to be written to."""
+    runs = {kind: tmp_path_factory.mktemp("straight") / kind for kind in ("sd", "sd3")}
+    for kind, folder in runs.items():
+        distill_without_pictures(text_config(kind, folder, *LORA))
+    return runs
 
 
 def stand_in(config: DictConfig) -> None:
@@ -139,7 +140,7 @@ def exported(
     text_config: Callable[..., DictConfig],
     compose_config: Callable[..., DictConfig],
     pipelines: Callable[[str], Path],
-    straight_run: Path,
+    straight_runs: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Case, tuple[Path, np.ndarray]]:
     """For each case the exported folder, and what sample.py draws; plain diffusers' drawings lie beside the folder."""
@@ -149,10 +150,8 @@ def exported(
         kind, steps, lora = case
         run, folder = root / f"{kind}_{steps}_run", root / f"{kind}_{steps}"
         sigmas = FOUR_STEPS[kind] if steps == 4 else None
-        if case == ("sd", 1, True):
-            run = straight_run
-        elif lora:
-            distill_without_pictures(text_config(kind, run, "training.images=8", *LORA))
+        if lora:
+            run = straight_runs[kind]
         else:
             stand_in(text_config(kind, run, sigmas=sigmas))
         export(run, folder)
@@ -196,14 +195,19 @@ def test_the_folder_is_a_pipeline_with_a_card(exported: dict[Case, tuple[Path, n
                    for line in card.text.splitlines())  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_a_run_is_resumed_as_the_same_run(
-    straight_run: Path, text_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    straight_runs: dict[str, Path],
+    text_config: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     overrides = (*LORA, "training.checkpoint_every=3")
-    distill_until_cycle_5(monkeypatch, text_config("sd", tmp_path, *overrides))
+    distill_until_cycle_5(monkeypatch, text_config(kind, tmp_path, *overrides))
     monkeypatch.setattr(TextEncoder, "__call__", refuse)  # the embeddings are in the cache
-    distill_without_pictures(text_config("sd", tmp_path, *overrides, "resume=auto"))
-    assert_same_checkpoint(*(folder / "checkpoints" / "cycle_00000006" for folder in (straight_run, tmp_path)))
+    distill_without_pictures(text_config(kind, tmp_path, *overrides, "resume=auto"))
+    assert_same_checkpoint(*(folder / "checkpoints" / "cycle_00000006" for folder in (straight_runs[kind], tmp_path)))
     losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line]
     assert len(losses) == 6 and len(set(losses)) == 6
 
