@@ -50,6 +50,9 @@ def test_each_setting_composes_with_each_method(
     assert config.training.fake_score_steps == (5 if "dmd2" in (objective, setting[11:]) else 1)
     assert (config.training.gan_weight == 0) == (objective == "sid") == (config.discriminator is None)
     assert config.data.use_labels == (SETTINGS[setting][1] > 0)
+    # As the published figures are: in NVIDIA's Inception, of 50,000 samples.
+    assert config.features._target_.endswith("InceptionFeatures") and list(config.metrics) == ["fid"]
+    assert config.evaluation.samples == 50000
 
 
 @pytest.fixture
@@ -87,7 +90,8 @@ def test_two_steps(
     teacher, data = files(*SETTINGS[setting][:3])
     small = ("training.images=8", "training.batch_size=4", "evaluation.samples=4", "evaluation.interim_samples=4",
              "evaluation.batch_size=4", "evaluation.grid=4")  # fmt: skip
-    chosen = (f"experiment={setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}")
+    chosen = (f"experiment={setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}",
+              "~features", "metrics=[]")  # fmt: skip
     distill(train_config(tmp_path / "run", *chosen, *small))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert [line["images_seen"] for line in lines] == [4, 8]
