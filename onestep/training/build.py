@@ -177,8 +177,8 @@ def _trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> Denoi
     lora: LoRA | None = instantiate(config.get("lora"))
     if lora is not None and name in lora.students:
         return lora.apply(network).set_guidance(1.0).eval()
-    # Trained in the default type, float32, whatever the teacher is kept in.
-    return copy.deepcopy(network).to(torch.get_default_dtype()).requires_grad_(True).set_guidance(1.0).eval()
+    # Trained in float32, whatever the teacher is kept in.
+    return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0).eval()
 
 
 def _build_discriminator(config: DictConfig, teacher: Teacher, fake_score: DenoiserNetwork | None) -> Discriminator:
