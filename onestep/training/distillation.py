@@ -1,8 +1,9 @@
 """The distillation loop: ``fake_score_steps`` updates of fake score and discriminator, then one of the generator.
 
 One forward pass of the generator, with its graph, serves the whole cycle: the fake score is trained on its detached
-output under fresh noise each time. Of a generator of several steps, each cycle trains one, drawn at random, on what the
-steps before it make. Every network is in eval mode throughout, so that all see the same function of their weights.
+output under fresh noise each time, or by ``training.fresh_latents`` on other images each time. Of a generator of
+several steps, each cycle trains one, drawn at random, on what the steps before it make. Every network is in eval mode
+throughout, so that all see the same function of their weights.
 
 All randomness of a cycle comes from (seed, cycle) and a sample's place in the global batch: a resumed run is the same
 run, and so is one with other processes. With ``training.accumulation`` each process works off its share in rounds; the
@@ -10,6 +11,7 @@ generator's forward pass is then made once more for its update, rather than keep
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,13 +69,9 @@ def train(run: Run, parts: Distillation, state: TrainingState, report: Distillat
     for x_real, condition in run.batches(parts.data, settings, start=state.cycle):
         started = time.monotonic()
         draws = run.draws(settings, state.cycle)
-        exit_step = draw_exit_step(run.config.seed, state.cycle, parts.generator.network_evaluations)
-        noises = [draws.normal(x_real.shape[1:]) for _ in range(exit_step + 1)]
         try:
-            rounds = generate(parts, x_real, condition, noises)
-            for _ in range(settings.fake_score_steps if "fake_score" in parts.optimizers else 0):
-                run.log.add(update_fake_score(parts, state.cycle, rounds, draws))
-            run.log.add(update_generator(parts, state.cycle, rounds, draws))
+            for diagnostics in updates(parts, run.config.seed, state.cycle, draws, x_real, condition):
+                run.log.add(diagnostics)
             parts.ema.update(parts.generator, state.cycle * settings.batch_size, settings.batch_size)
             state.refusals = 0
         except RefusedStepError as refusal:  # ends the cycle's updates
@@ -88,6 +86,28 @@ def train(run: Run, parts: Distillation, state: TrainingState, report: Distillat
             return
 
 
+def updates(
+    parts: Distillation, seed: int, cycle: int, draws: GlobalDraws, x_real: Tensor, condition: Condition
+) -> Iterator[dict[str, Tensor]]:
+    """The updates of one cycle on this process's share of a batch: the diagnostics of each, once it is made.
+
+    Raises:
+        RefusedStepError: see :meth:`onestep.training.steps.GuardedOptimizer.step`.
+    """
+    settings = parts.settings
+    exit_step = draw_exit_step(seed, cycle, parts.generator.network_evaluations)
+
+    def make(keep_graph: bool) -> list[Round]:
+        noises = [draws.normal(x_real.shape[1:]) for _ in range(exit_step + 1)]
+        return generate(parts, x_real, condition, noises, keep_graph)
+
+    rounds = make(keep_graph=settings.accumulation == 1)
+    for _ in range(settings.fake_score_steps if "fake_score" in parts.optimizers else 0):
+        fakes = make(keep_graph=False) if settings.fresh_latents else rounds
+        yield update_fake_score(parts, cycle, fakes, draws)
+    yield update_generator(parts, cycle, rounds, draws)
+
+
 def draw_exit_step(seed: int, cycle: int, steps: int) -> int:
     """Which of the generator's ``steps``, counted from 0, this cycle trains: each as often, the same in every process.
 
@@ -96,13 +116,15 @@ def draw_exit_step(seed: int, cycle: int, steps: int) -> int:
     return int(torch.randint(steps, (), generator=seeded_generator(seed, 0, cycle, 1)))
 
 
-def generate(parts: Distillation, x_real: Tensor, condition: Condition, noises: list[Tensor]) -> list[Round]:
+def generate(
+    parts: Distillation, x_real: Tensor, condition: Condition, noises: list[Tensor], keep_graph: bool
+) -> list[Round]:
     """What the generator makes of ``noises``, in as many rounds as the settings say."""
     count = parts.settings.accumulation
     rounds = []
     shares = (in_rounds(value, count) for value in (x_real, condition, *noises))
     for images, labels, *noise in zip(*shares, strict=True):
-        with torch.set_grad_enabled(count == 1), parts.accelerator.autocast():
+        with torch.set_grad_enabled(keep_graph), parts.accelerator.autocast():
             rounds.append(Round(images, labels, noise, parts.generator.simulate(noise, labels)))
     return rounds
 

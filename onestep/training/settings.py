@@ -86,6 +86,8 @@ class DistillationSettings(TrainingSettings):
         sigma_init: the noise level at which the generator evaluates its network first, in data units.
         later_sigmas: those of its further steps, descending; empty for a one-step generator.
         fake_score_steps: updates of the fake score and the discriminator per update of the generator.
+        fresh_latents: whether each of those is given images of its own, for a forward pass of the generator, instead of
+            those that the generator's own update is about.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
         regression_weight: weight of the regression on pairs of noise and teacher image beside it; 0 for none.
         discriminator_weight: weight of the discriminator's loss beside the fake score's.
@@ -96,6 +98,7 @@ class DistillationSettings(TrainingSettings):
     sigma_init: float
     later_sigmas: list[float]
     fake_score_steps: int
+    fresh_latents: bool
     gan_weight: float
     regression_weight: float
     discriminator_weight: float

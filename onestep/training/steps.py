@@ -149,6 +149,11 @@ class GuardedOptimizer:
         self._grow_loss_scale()
         return norm.detach()
 
+    def discard(self) -> None:
+        """Forget what was accumulated."""
+        self._rounds = []
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _refusal(self, values: dict[str, float], rounds: list[tuple[Mapping[str, Term], Tensor]]) -> RefusedStepError:
         terms_are_finite = all(math.isfinite(value) for name, value in values.items() if name != "gradient norm")
         overflow = self.fp16 and terms_are_finite and self.loss_scale > 1

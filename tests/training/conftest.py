@@ -33,6 +33,7 @@ def make_settings() -> Callable[..., DistillationSettings]:
             "sigma_init": 2.5,
             "later_sigmas": [],
             "fake_score_steps": 1,
+            "fresh_latents": False,
             "gan_weight": 0.0,
             "regression_weight": 0.0,
             "discriminator_weight": 1.0,
