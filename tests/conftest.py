@@ -11,6 +11,7 @@ import tempfile
 import types
 import zipfile
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import datasets
@@ -231,6 +232,7 @@ def other_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {"torch_fidelity": {}, "torch_fidelity.feature_extractor_inceptionv3": fidelity}
     for name, content in (modules | {"cleanfid": {}, "cleanfid.resize": clean}).items():
         module = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)  # torchmetrics looks for it
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
 

@@ -13,7 +13,7 @@ RANKS = {
     "parts": {"networks", "divergences", "density_ratio", "gaussian_mixture", "samplers", "discriminators"},
     "kinds": {"objectives", "teachers", "data", "metrics"},
     "training": {"training"},
-    "top": {"pipeline", "model_card", "text_to_image_export", "export"},
+    "top": {"pipeline", "model_card", "text_to_image_export", "export", "benchmark"},
 }
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS.values()) for part in parts}
 KINDS = list(RANKS).index("kinds")

@@ -1,10 +1,13 @@
 """The benchmark counts what a cycle costs as the documentation says, and measures presets beside each other."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from hydra.core.hydra_config import HydraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 from onestep.benchmark import subject
@@ -20,6 +23,14 @@ PASSES = {
     "uni_instruct": (19, 8),
 }  # fmt: skip
 BARS = {"f_distill": (4, 20.6), "dmd2": (4, 20.6), "sid": (1, 10.1), "sida": (1, 11.1), "uni_instruct": (1, 11.1)}
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """accelerate and Hydra keep a state of the whole process, which a subject's own is put in place of."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture

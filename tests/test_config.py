@@ -28,7 +28,15 @@ REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "teacher/diffusers": ["teacher.path={pipeline}"],
     **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm")},
-    **{f"experiment/{name}": [f"teacher.path={SID}", "data.path={stores}/images.zip"] for name in PUBLISHED},
+    **{
+        f"experiment/{name}": [
+            f"teacher.path={SID}",
+            "data.path={stores}/images.zip",
+            "features.path={inception}",
+            "features.sha256={sha256}",
+        ]
+        for name in PUBLISHED
+    },
     "features/inception": ["features.path={inception}", "features.sha256={sha256}"],
     "features/clean_fid": ["features.path={inception}", "features.sha256={sha256}"],
     "features/dinov2": ["features.path={dinov2}"],

@@ -66,8 +66,8 @@ def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
     assert message == (
         "unknown key 'training.imagez'; did you mean 'images'? The keys of training are: accumulation, batch_size, "
         "checkpoint_every, discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_guidance, "
-        "fake_score_steps, final_lr, gan_weight, grad_clip, images, keep_last, later_sigmas, log_every, max_bad_steps, "
-        "regression_weight, retreat_rate, retreats, sigma_init, warmup_images"
+        "fake_score_steps, final_lr, fresh_latents, gan_weight, grad_clip, images, keep_last, later_sigmas, log_every, "
+        "max_bad_steps, regression_weight, retreat_rate, retreats, sigma_init, warmup_images"
     )
 
 
