@@ -23,7 +23,7 @@ from onestep.networks.generator import Generator
 from onestep.networks.pipeline_parts import TextEncoder
 from onestep.training.log import read_log
 from onestep.training.sampling import sample
-from tests.test_train_and_sample import assert_same_checkpoint, distill_until_cycle_5
+from tests.killed_run import assert_same_checkpoint, distill_until_cycle_5
 from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
 
 PROMPTS = ["a cat", "the sea", "red"]

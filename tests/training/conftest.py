@@ -1,12 +1,19 @@
-"""Settings of a training, of which a test gives those that it is about."""
+"""Settings of a training, of which a test gives those that it is about; and runs that several files look at."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from omegaconf import DictConfig
 
+from onestep.training.distillation import distill
 from onestep.training.settings import DistillationSettings
+
+TrainConfig = Callable[..., DictConfig]
+
+FEW_STEPS = ("training.later_sigmas=[0.5,0.2]",)
 
 
 @pytest.fixture
@@ -49,3 +56,17 @@ def make_settings() -> Callable[..., DistillationSettings]:
 def accelerator() -> Accelerator:
     """One process on the CPU."""
     return Accelerator(cpu=True)
+
+
+@pytest.fixture(scope="session")
+def few_step_run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished distillation into a generator of three steps; not to be written to."""
+    folder = tmp_path_factory.mktemp("few_steps") / "run"
+    distill(train_config(folder, *FEW_STEPS))
+    return folder
+
+
+@pytest.fixture
+def dmd(tmp_path: Path) -> tuple[str, ...]:
+    """The overrides of DMD with 24 pairs in a cache of the test's own."""
+    return ("objective=dmd", "pairs.count=24", "pairs.batch_size=8", f"pairs.cache={tmp_path / 'pairs'}")

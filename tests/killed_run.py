@@ -1,0 +1,47 @@
+"""A run that is killed, and the check that what went on from it is the same run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+from torch import Tensor
+
+from onestep.training import distillation
+from onestep.training.build import Distillation
+from onestep.training.distillation import distill
+
+
+class KilledError(Exception):
+    """Stands for a process that dies."""
+
+
+def assert_same_checkpoint(left: Path, right: Path) -> None:
+    files = sorted(path.name for path in left.iterdir())
+    assert files == sorted(path.name for path in right.iterdir())
+    for name in files:
+        if name.endswith(".safetensors"):
+            ours, theirs = load_file(left / name), load_file(right / name)
+            assert ours.keys() == theirs.keys() and ours
+            assert [key for key, value in ours.items() if not torch.equal(value, theirs[key])] == [], name
+        elif name not in ("state.json", "manifest.json"):  # which know how long it took
+            assert (left / name).read_text() == (right / name).read_text()
+    cycles = [json.loads((folder / "state.json").read_text())["cycle"] for folder in (left, right)]
+    assert cycles[0] == cycles[1]
+
+
+def distill_until_cycle_5(monkeypatch: pytest.MonkeyPatch, config: DictConfig) -> None:
+    """A run that is killed in the update of the generator of cycle 5."""
+    update_generator = distillation.update_generator
+
+    def killed_in_cycle_5(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, Tensor]:
+        if cycle == 5:
+            raise KilledError
+        return update_generator(parts, cycle, *inputs)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(distillation, "update_generator", killed_in_cycle_5)
+        distill(config)
