@@ -218,7 +218,7 @@ def test_the_command_line_goes_before_a_preset(compose_config: Callable[..., Dic
 def test_no_pairs_unless_they_are_asked_for(compose_config: Callable[..., DictConfig]) -> None:
     for objective in ("f_distill", "uni_instruct"):
         config = compose_config("train", f"objective={objective}")
-        assert config.pairs is None and config.training.regression_weight == 0
+        assert config.get("pairs") is None and config.training.regression_weight == 0
 
 
 def test_a_slurm_job_is_warned_in_time_and_comes_back() -> None:

@@ -56,8 +56,7 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
     if settings.regression_weight > 0 and config.get("pairs") is None:
         raise ValueError(
             f"training.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
-            "there are none: choose objective=dmd, describe them under pairs as conf/objective/dmd.yaml does, or set "
-            "training.regression_weight=0"
+            "there are none: choose pairs=teacher, or set training.regression_weight=0"
         )
     if settings.regression_weight == 0 and config.get("pairs") is not None:
         raise ValueError(

@@ -33,7 +33,7 @@ def test_a_regression_without_pairs(train_config: Compose, tmp_path: Path) -> No
     message = refused(train_config(tmp_path, "training.regression_weight=0.25"))
     assert message.startswith(
         "training.regression_weight=0.25 needs pairs of noise and teacher image, and there are none: choose "
-        "objective=dmd, describe them under pairs as conf/objective/dmd.yaml does, or set training.regression_weight=0"
+        "pairs=teacher, or set training.regression_weight=0"
     )
 
 
