@@ -90,7 +90,7 @@ def card_code(folder: Path) -> str:
 
 
 #: Kind, steps, and whether the student is a LoRA.
-CASES = [("sd", 1, True), ("sdxl", 1, False), ("sd3", 1, True), ("flux", 1, False), ("sd", 4, False), ("sd3", 4, False)]
+CASES = [("sd", 1, True), ("sdxl", 1, False), ("sd3", 1, True), ("flux", 1, True), ("sd", 4, False), ("sd3", 4, False)]
 LORA = ("lora=attention", "lora.rank=4", "lora.alpha=8")
 Case = tuple[str, int, bool]
 
@@ -113,8 +113,8 @@ def lora_code(code: str, teacher: Path) -> str:
 
 @pytest.fixture(scope="session")
 def straight_runs(text_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Finished distillations of six cycles of a tiny Stable Diffusion and a tiny SD3 by LoRA; not to be written to."""
-    runs = {kind: tmp_path_factory.mktemp("straight") / kind for kind in ("sd", "sd3")}
+    """Finished distillations of six cycles of tiny teachers by LoRA; not to be written to."""
+    runs = {kind: tmp_path_factory.mktemp("straight") / kind for kind in ("sd", "sd3", "flux")}
     for kind, folder in runs.items():
         distill_without_pictures(text_config(kind, folder, *LORA))
     return runs

@@ -31,7 +31,8 @@ class EDMDenoiser(DenoiserNetwork):
         preconditioning_options: its further arguments, see :mod:`onestep.networks.preconditioning`.
 
     Raises:
-        ValueError: for an unknown architecture or preconditioning, or images that are not square.
+        ValueError: for an unknown architecture or preconditioning, images that are not square, or dropout that is no
+            probability.
     """
 
     @register_to_config
@@ -50,6 +51,9 @@ class EDMDenoiser(DenoiserNetwork):
         super().__init__()
         if architecture not in ARCHITECTURES:
             raise ValueError(f"unknown architecture {architecture!r}: choose one of {sorted(ARCHITECTURES)}")
+        for name in ("dropout", "label_dropout"):
+            if not 0 <= (probability := (options or {}).get(name, 0)) < 1:
+                raise ValueError(f"{name}={probability}: expected a probability below 1")
         channels, height, width = image_shape
         if height != width:
             raise ValueError(f"this network takes square images, got {height}x{width}")

@@ -3,6 +3,7 @@
 Nothing in them is run: see :mod:`onestep.teachers.pickle_machine`. The names below are all that the format has.
 """
 
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ class RecordedTensor:
         if count == 0:
             return torch.empty(self.shape, dtype=self.storage.dtype)
         numbers = torch.frombuffer(self.storage.content, dtype=self.storage.dtype)
-        return numbers.as_strided(self.shape, self.stride, self.offset)
+        # The step along a dimension of one is never taken, and may be anything.
+        stride = [step if size > 1 else 1 for size, step in zip(self.shape, self.stride, strict=True)]
+        return numbers.as_strided(self.shape, stride, self.offset)
 
 
 class _NumpyDtype(Recorded):
@@ -113,11 +116,32 @@ def _parameter(tensor: Any, *_: Any) -> RecordedTensor:
     return tensor
 
 
-def _storage_of_blob(blob: Any) -> Storage:
-    storage = _read_legacy(BytesIO(blob), _STORAGE_NAMES) if type(blob) is bytes else None
-    if not isinstance(storage, Storage):
-        raise ValueError(f"a storage's bytes hold {short(storage)}")
-    return storage
+class _Copies:
+    """What is copied out of the file: never more than is in it, however often the file asks for the same."""
+
+    def __init__(self, file_size: int) -> None:
+        self.storages_left = self.texts_left = file_size
+
+    def storage_of_blob(self, blob: Any) -> Storage:
+        """A storage that is a torch file of its own."""
+        if type(blob) is not bytes:
+            raise ValueError(f"a storage is made of {short(blob)}")
+        self.storages_left -= len(blob)
+        if self.storages_left < 0:
+            raise ValueError("its storages are larger than the file")
+        storage = _read_legacy(BytesIO(blob), _STORAGE_NAMES)
+        if not isinstance(storage, Storage):
+            raise ValueError(f"a storage's bytes hold {short(storage)}")
+        return storage
+
+    def bytes_of_text(self, text: Any, encoding: Any) -> bytes:
+        """Bytes as protocols before 3 spell them."""
+        if type(text) is not str or encoding != "latin1":
+            raise ValueError(f"its bytes are spelt as {short(text)} in {short(encoding)}")
+        self.texts_left -= len(text)
+        if self.texts_left < 0:
+            raise ValueError("its bytes are more than those of the file")
+        return text.encode("latin1")
 
 
 def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype:
@@ -133,18 +157,28 @@ def _numpy_scalar(dtype: Any, content: Any) -> Any:
 
 
 _STORAGE_NAMES: Names = {("torch", name): None for name in _DTYPES}
-_NAMES: Names = {
+_NAMES: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
     ("collections", "OrderedDict"): lambda: {},
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch.storage", "_load_from_bytes"): _storage_of_blob,
     ("torch.nn.modules.container", "ModuleDict"): lambda: Recorded("ModuleDict"),
     ("numpy.core.multiarray", "scalar"): _numpy_scalar,  # before numpy 2
     ("numpy._core.multiarray", "scalar"): _numpy_scalar,
     ("numpy", "dtype"): _numpy_dtype,
+    # Sets as protocols before 4 spell them; none that the format has is needed.
+    ("builtins", "set"): lambda _: Recorded("set"),
+    ("__builtin__", "set"): lambda _: Recorded("set"),
     **_STORAGE_NAMES,
 }
+
+
+def _names(file_size: int) -> Names:
+    copies = _Copies(file_size)
+    return _NAMES | {
+        ("torch.storage", "_load_from_bytes"): copies.storage_of_blob,
+        ("_codecs", "encode"): copies.bytes_of_text,
+    }
 
 
 def _storage_by_id(storages: dict[str, Storage]) -> Callable[[Any], Storage]:
@@ -181,7 +215,7 @@ def _read_legacy(file: BytesIO, names: Names) -> Any:
     return content
 
 
-def _read_zip(file: BytesIO) -> Any:
+def _read_zip(file: BytesIO, names: Names) -> Any:
     """What torch.save writes since version 1.6: a zip archive of a pickle and a member for each storage."""
     storages: dict[str, Storage] = {}
     with zipfile.ZipFile(file) as archive:
@@ -190,10 +224,10 @@ def _read_zip(file: BytesIO) -> Any:
             raise ValueError("it is a zip archive, but not of a torch file")
         if f"{roots[0]}/byteorder" in archive.namelist() and archive.read(f"{roots[0]}/byteorder") != b"little":
             raise ValueError("it was written on a big-endian machine")
-        machine = PickleMachine(_NAMES, _storage_by_id(storages))
+        machine = PickleMachine(names, _storage_by_id(storages))
         content = machine.read(BytesIO(archive.read(f"{roots[0]}/data.pkl")))
         # Members can be made to overlap, so that a small file fills the memory.
-        if sum(storage.byte_count for storage in storages.values()) > file.getbuffer().nbytes:
+        if sum(storage.byte_count for storage in storages.values()) > file.seek(0, os.SEEK_END):
             raise ValueError("its storages are larger than the file")
         for key, storage in storages.items():
             storage.fill(archive.read(f"{roots[0]}/data/{key}"))
@@ -210,16 +244,15 @@ def read_checkpoint(path: str | Path) -> Any:
         ValueError: if there is no such file, it is damaged, or it asks for anything that the format does not have. The
             message names the reason; nothing in the file was run.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"there is no file {str(path)!r}")
-    content = path.read_bytes()
-    file = BytesIO(content)
     try:
+        content = Path(path).read_bytes()
+        file, names = BytesIO(content), _names(len(content))
         if content.startswith(b"PK"):
-            return _read_zip(file)
+            return _read_zip(file, names)
         if content.startswith(b"\x80\x02\x8a\x0a"):  # the magic number as a pickle
-            return _read_legacy(file, _NAMES)
-        return PickleMachine(_NAMES).read(file)
-    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            return _read_legacy(file, names)
+        return PickleMachine(names).read(file)
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

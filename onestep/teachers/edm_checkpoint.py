@@ -8,6 +8,8 @@ hold is read as data (:mod:`onestep.teachers.checkpoint_file`): nothing in them 
 import inspect
 import math
 import re
+from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,13 @@ _PRECONDITIONING_OPTIONS = {
     "iddpm": {"C_1": "c_1", "C_2": "c_2", "M": "steps"},
 }
 _MODELS = ("SongUNet", "DhariwalUNet")
+_SHARED_ENCODER = "_EncoderDecoder"  # how SiDA and Uni-Instruct end the names of their copies of these classes
 _SAID_ELSEWHERE = ("img_resolution", "in_channels", "out_channels", "label_dim")
 _EDM_DEFAULTS = {"SongUNet": {"channel_mult": [1, 2, 2, 2]}, "DhariwalUNet": {}}  # where they are not this package's
+# Parts of a file can be referred to from many places, so that a small one describes what fills the memory.
 _LONGEST_NAME = 200
+_MOST_MEMBERS = 10_000
+_MOST_STEPS = 10_000
 
 Tensors = dict[str, RecordedTensor]
 
@@ -57,25 +63,25 @@ def load_edm(path: str | Path) -> EDMDenoiser:
 
 def _from_object(network: Recorded) -> EDMDenoiser:
     """From the object of a preconditioned network with all its attributes."""
-    if network.class_name not in _PRECONDITIONINGS:
+    preconditioning = _PRECONDITIONINGS.get(network.class_name.removesuffix(_SHARED_ENCODER))
+    if preconditioning is None:
         raise ValueError(f"its class is {short(network.class_name)}; {', '.join(_PRECONDITIONINGS)} are known")
     tensors = _tensors_of(network)
     model = network.state["_modules"].get("model")
-    if not isinstance(model, Recorded) or model.class_name not in _MODELS:
-        name = model.class_name if isinstance(model, Recorded) else model
-        raise ValueError(f"its raw network is {short(name)}; {' and '.join(_MODELS)} are known")
-    preconditioning = _PRECONDITIONINGS[network.class_name]
+    architecture = model.class_name.removesuffix(_SHARED_ENCODER) if isinstance(model, Recorded) else model
+    if architecture not in _MODELS:
+        raise ValueError(f"its raw network is {short(architecture)}; {' and '.join(_MODELS)} are known")
     renamed = _PRECONDITIONING_OPTIONS.get(preconditioning, {})
     settings: dict[str, Any] = {
         "preconditioning": preconditioning,
-        "preconditioning_options": {ours: _number(network, theirs) for theirs, ours in renamed.items()},
+        "preconditioning_options": {ours: _positive(network, theirs) for theirs, ours in renamed.items()},
     }
     if preconditioning == "edm":
-        settings["sigma_data"] = _number(network, "sigma_data")
+        settings["sigma_data"] = _positive(network, "sigma_data")
     if preconditioning == "iddpm":
-        levels = tensors.pop("u", None)
-        if levels is None or levels.shape != (settings["preconditioning_options"]["steps"] + 1,):
-            raise ValueError("its table of noise levels (u) is not of its number of steps (M)")
+        levels, steps = tensors.pop("u", None), settings["preconditioning_options"]["steps"]
+        if levels is None or levels.shape != (steps + 1,) or steps > _MOST_STEPS:
+            raise ValueError(f"its table of noise levels (u) is not of its number of steps (M), up to {_MOST_STEPS:,}")
         tensors["precondition.u"] = levels
     sigma_min, sigma_max = _number(network, "sigma_min"), _number(network, "sigma_max")
     if 0 < sigma_min < sigma_max < math.inf:  # EDM's own networks say 0 and infinity, for no limit
@@ -85,8 +91,8 @@ def _from_object(network: Recorded) -> EDMDenoiser:
         tensors,
         image_shape=(channels, size, size),
         label_dim=_number(network, "label_dim"),
-        architecture=model.class_name,
-        options=_options(model),
+        architecture=architecture,
+        options=_options(architecture, model),
         **settings,
     )
 
@@ -98,15 +104,21 @@ def _number(record: Recorded, name: str) -> Any:
     return value
 
 
-def _options(model: Recorded) -> dict[str, Any]:
+def _positive(record: Recorded, name: str) -> Any:
+    if not 0 < (value := _number(record, name)) < math.inf:
+        raise ValueError(f"its {name} is {value}")
+    return value
+
+
+def _options(architecture: str, model: Recorded) -> dict[str, Any]:
     """The arguments that the raw network was made with, as its object remembers them."""
     arguments = model.state.get("_init_kwargs")
     if type(arguments) is not dict or model.state.get("_init_args") != ():
         raise ValueError("it does not say what its raw network was made with")
-    options = _EDM_DEFAULTS[model.class_name] | {k: v for k, v in arguments.items() if k not in _SAID_ELSEWHERE}
+    options = _EDM_DEFAULTS[architecture] | {k: v for k, v in arguments.items() if k not in _SAID_ELSEWHERE}
     if (decoder := options.pop("decoder_type", "standard")) != "standard":
         raise ValueError(f"its decoder_type is {short(decoder)}; only the standard one is known")
-    known = inspect.signature(ARCHITECTURES[model.class_name]).parameters
+    known = inspect.signature(ARCHITECTURES[architecture]).parameters
     for name, value in options.items():
         items = value if type(value) is list else [value]
         if name not in known or not all(type(item) in (int, float, str) for item in items):
@@ -117,31 +129,48 @@ def _options(model: Recorded) -> dict[str, Any]:
 def _tensors_of(network: Recorded) -> Tensors:
     """All parameters and buffers by their names in a state dict."""
     tensors: Tensors = {}
-    pending, seen = [("", network)], {id(network)}
+    pending, seen, count = [("", network)], {id(network)}, 0
     while pending:
         prefix, module = pending.pop()
-        if len(prefix) > _LONGEST_NAME:  # else a chain of modules has names that fill the memory
-            raise ValueError("its modules are nested too deeply")
         for kind in ("_parameters", "_buffers", "_modules"):
             members = module.state.get(kind)
             if type(members) is not dict:
                 raise ValueError(f"its module {prefix!r} has no {kind}")
-            for name, value in members.items():
+            count = _counted(count, members)
+            for key, value in members.items():
+                name = _name(prefix, key)
                 if isinstance(value, RecordedTensor) and kind != "_modules":
-                    tensors[f"{prefix}{name}"] = value
+                    tensors[name] = value
                 elif isinstance(value, Recorded) and kind == "_modules" and id(value) not in seen:
                     seen.add(id(value))  # a module within itself would have no end
-                    pending.append((f"{prefix}{name}.", value))
+                    pending.append((f"{name}.", value))
                 elif value is not None:
-                    raise ValueError(f"its {prefix}{name} is {short(value)}, where {kind} was expected")
+                    raise ValueError(f"its {name} is {short(value)}, where {kind} was expected")
     return tensors
+
+
+def _counted(count: int, members: dict[Any, Any]) -> int:
+    if count + len(members) > _MOST_MEMBERS:
+        raise ValueError(f"it has more than {_MOST_MEMBERS:,} tensors and modules")
+    return count + len(members)
+
+
+def _name(prefix: str, key: Any) -> str:
+    if len(name := f"{prefix}{key}") > _LONGEST_NAME:
+        raise ValueError(f"its tensors and modules have names as long as {short(name)}")
+    return name
 
 
 def _from_state_dict(content: dict[Any, Any]) -> EDMDenoiser:
     """From the tensors of an ADM network, under whatever prefix."""
     found: dict[str, Any] = {}
+    count = _counted(0, content)
     for key, value in content.items():
-        found |= {f"{key}.{name}": inner for name, inner in value.items()} if type(value) is dict else {str(key): value}
+        if type(value) is dict:
+            count = _counted(count, value)
+            found |= {_name(f"{key}.", name): inner for name, inner in value.items()}
+        else:
+            found[str(key)] = value
     anchor = "map_layer0.weight"
     prefixes = sorted(name.removesuffix(anchor) for name in found if name.endswith(anchor))
     if len(prefixes) != 1:
@@ -201,20 +230,27 @@ def _build(tensors: Tensors, **settings: Any) -> EDMDenoiser:
     """
     options = settings["options"]
     try:
-        if len(options.get("channel_mult", ())) * options.get("num_blocks", 0) > len(tensors):
+        if len(options.get("channel_mult", ())) * max(options.get("num_blocks", 1), 1) > len(tensors):
             raise ValueError("it has more blocks than tensors")
         with torch.device("meta"):
             denoiser = EDMDenoiser(**settings)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, OverflowError) as error:
+    except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"its settings make no network: {error}") from error
     expected = {name: tuple(value.shape) for name, value in denoiser.state_dict().items()}
     shapes = {name: value.shape for name, value in tensors.items()}
     if wrong := sorted(name for name in expected | shapes if expected.get(name) != shapes.get(name)):
         first = ", ".join(f"{short(n)} ({shapes.get(n)} for {expected.get(n)})" for n in wrong[:4])
         raise ValueError(f"{len(wrong)} of its tensors are not those of its settings: {first}")
-    if len({id(value.storage) for value in tensors.values()}) != len(tensors):
-        raise ValueError("some of its tensors share their memory")
-    weights = {name: value.tensor().float().clone() for name, value in tensors.items()}
+    taken: Counter[int] = Counter()
+    for name, value in tensors.items():
+        taken[id(value.storage)] += prod(value.shape)
+        if taken[id(value.storage)] > value.storage.size:
+            raise ValueError(f"its {name} and others do not fit into their storage of {value.storage.size} numbers")
+    if other := [name for name, value in tensors.items() if not value.storage.dtype.is_floating_point]:
+        raise ValueError(f"its {other[0]} holds {tensors[other[0]].storage.dtype} and no floating-point numbers")
+    weights = {
+        name: value.tensor().float().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
     if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(f"its {broken[0]} has values that are not finite")
     denoiser.load_state_dict(weights, assign=True)

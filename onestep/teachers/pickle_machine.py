@@ -15,6 +15,9 @@ from typing import Any
 #: By (module, name) as the file spells it; None for a name that is mentioned, never called.
 Names = Mapping[tuple[str, str], Callable[..., Any] | None]
 
+_MOST_OPCODES = 1_000_000  # published networks of the format take less than 100,000
+_LARGEST_KEY = 1 << 32  # of dictionaries: larger integers can be chosen such that their hashes are all the same
+
 
 class Recorded:
     """An object that the file describes, of a class that is known by name alone."""
@@ -43,12 +46,18 @@ class Name:
 
 
 def short(value: Any) -> str:
-    """``value`` for an error message: nothing deep or long is printed."""
+    """``value`` for an error message: nothing deep, long or that a terminal would obey is printed."""
     if type(value) is str:
-        return value if len(value) <= 80 else value[:80] + "..."
+        text = value if len(value) <= 80 else value[:80] + "..."
+        return text if text.isprintable() else ascii(text)
     if isinstance(value, Name):
         return f"{value.module}.{value.name}"
     return repr(value) if isinstance(value, int | float | None) else f"a {type(value).__name__}"
+
+
+def _is_key(key: Any) -> bool:
+    """No others: Python can be made to crash by hashing a tuple that is nested deeply enough."""
+    return type(key) is str or (type(key) is int and 0 <= key < _LARGEST_KEY)
 
 
 class PickleMachine:
@@ -74,7 +83,9 @@ class PickleMachine:
                 pickle that ends early or makes no sense.
         """
         try:
-            for opcode, argument, _ in pickletools.genops(file):
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+                if count == _MOST_OPCODES:
+                    raise ValueError(f"it has more than {_MOST_OPCODES:,} opcodes, which no network checkpoint needs")
                 operation = _OPERATIONS.get(opcode.name)
                 if operation is None:
                     raise ValueError(f"it uses pickle's {opcode.name}, which no network checkpoint needs: refused")
@@ -139,9 +150,10 @@ class PickleMachine:
         self.stack[-1].extend(items)
 
     def set_items(self, target: Any, items: list[Any]) -> None:
-        # No other keys: Python can be made to crash by hashing a tuple that is nested deeply enough.
-        if type(target) is not dict or not all(type(key) in (str, int) for key in items[::2]):
-            raise ValueError(f"it would set items of {short(target)} by keys that are no strings or integers: refused")
+        if type(target) is not dict or not all(map(_is_key, items[::2])):
+            raise ValueError(
+                f"it would set items of {short(target)} by keys that are no strings or small integers: refused"
+            )
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def add_to_set(self, items: list[Any]) -> None:

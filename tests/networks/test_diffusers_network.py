@@ -60,6 +60,20 @@ def test_trajectory_is_that_of_the_ddim_pipeline(prediction_type: str) -> None:
     assert_same(sampled(denoiser, latents * (1 + sigma**-2) ** 0.5, None), results[-1])
 
 
+@torch.no_grad()
+def test_trajectory_with_classes_is_that_of_the_ddim_scheduler() -> None:
+    """diffusers has no pipeline for a class-conditional UNet2DModel: its users write this loop."""
+    scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    denoiser = build_denoiser("class unet", scheduler)
+    latents = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(STEPS)
+    x, classes = latents, torch.tensor([7, 2])
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(denoiser.network(x, timestep, class_labels=classes).sample, timestep, x).prev_sample
+    sigma = denoiser.sampling_sigmas(STEPS)[0]
+    assert_same(sampled(denoiser, latents * (1 + sigma**-2) ** 0.5, torch.eye(10)[classes]), x)
+
+
 @pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
 def test_trajectory_is_that_of_the_dit_pipeline(guidance: float) -> None:
     """Whose null class is number 1000: of a network with 1000 classes it is the one behind them."""

@@ -3,9 +3,12 @@
 import io
 import pickle
 import struct
+import sys
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -128,3 +131,35 @@ def snapshot(denoiser: EDMDenoiser, **changes: Any) -> dict[str, Any]:
     state |= {"img_resolution": size, "img_channels": channels, "label_dim": config["label_dim"], "use_fp16": False}
     state |= ATTRIBUTES[config["preconditioning"]] | changes
     return {"ema": persistent(CLASSES[config["preconditioning"]], state)}
+
+
+def repickled(value: Any, protocol: int, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """``value`` as Python's own pickler writes it in this protocol."""
+    persistence: Any = ModuleType("torch_utils.persistence")
+    name = "_reconstruct_persistent_obj"
+    setattr(persistence, name, type(name, (), {"__module__": persistence.__name__}))
+    for module in (ModuleType("torch_utils"), persistence):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return pickle.dumps(_python_object(value), protocol)
+
+
+class _Called:
+    """An object that is pickled as a call."""
+
+    def __init__(self, *reduced: Any) -> None:
+        self.reduced = reduced
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def _python_object(value: Any) -> Any:
+    match value:
+        case Call():
+            function = getattr(sys.modules[value.module], value.name)
+            return _Called(function, _python_object(value.arguments), _python_object(value.state))
+        case dict():
+            return {key: _python_object(item) for key, item in value.items()}
+        case tuple():
+            return tuple(map(_python_object, value))
+    return value

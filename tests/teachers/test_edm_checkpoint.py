@@ -11,7 +11,7 @@ import torch
 
 from onestep.networks.edm import EDMDenoiser
 from onestep.teachers.edm_checkpoint import load_edm
-from tests.teachers.edm_format import Call, module_state, persistent, pickled, recorded, snapshot
+from tests.teachers.edm_format import Call, persistent, pickled, recorded, repickled, snapshot
 
 SMALL: dict[str, Any] = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 ADM = SMALL | {"model_channels": 32, "channel_mult_emb": 2}
@@ -57,6 +57,37 @@ def test_a_snapshot_comes_back(name: str, tmp_path: Path) -> None:
     assert ours.config["options"].items() >= original.config["options"].items()
 
 
+@pytest.mark.parametrize("architecture, options", [("SongUNet", SMALL), ("DhariwalUNet", ADM)])
+def test_a_generator_of_sida_or_uni_instruct_comes_back(
+    architecture: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whose classes have names of their own: they also return what the encoder makes, for the discriminator."""
+    original = make(architecture=architecture, options=options, label_dim=4)
+    network = renamed(snapshot(original)["ema"], "EDMPrecond_EncoderDecoder")
+    network = changed(network, _modules={"model": renamed(model_of(network), f"{architecture}_EncoderDecoder")})
+    (tmp_path / "in.pkl").write_bytes(pickled({"ema": network}))
+    assert_same(load_edm(tmp_path / "in.pkl"), original)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 5])
+def test_other_protocols(protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own pickler spells bytes and sets in its own way in each of them; EDM's files are of protocol 4."""
+    original = make(**NETWORKS["ddpmpp_edm"])
+    (tmp_path / "in.pkl").write_bytes(repickled(snapshot(original), protocol, monkeypatch))
+    assert_same(load_edm(tmp_path / "in.pkl"), original)
+
+
+def test_tensors_that_are_parts_of_one_storage_or_of_any_strides(tmp_path: Path) -> None:
+    original = make(architecture="DhariwalUNet", options=ADM | {"dropout": 0.0}, label_dim=4)
+    weights = original.state_dict()
+    parts = torch.cat([value.flatten() for value in weights.values()]).split([v.numel() for v in weights.values()])
+    together = {key: part.view(weights[key].shape) for key, part in zip(weights, parts, strict=True)}
+    ordered = {key: v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for key, v in weights.items()}
+    for state in (together, ordered):
+        torch.save(state, tmp_path / "in.bin")
+        assert_same(load_edm(tmp_path / "in.bin"), original)
+
+
 @pytest.mark.parametrize("prefix", ["", "model.", "module.model.", "feedforward_model.model."])
 @pytest.mark.parametrize("new_format", [True, False])
 def test_a_state_dict_of_adm_comes_back(prefix: str, new_format: bool, tmp_path: Path) -> None:
@@ -76,6 +107,12 @@ def test_half_precision_is_read_in_float32(tmp_path: Path) -> None:
     assert_same(load_edm(tmp_path / "in.bin"), original.float())
 
 
+def endless(length: int) -> Call:
+    """A tensor that says it has this length; there is one number in it."""
+    one = recorded(torch.ones(1))
+    return Call(one.module, one.name, (one.arguments[0], 0, (length,), (0,), False, {}))
+
+
 def changed(network: Call, **state: Any) -> Call:
     """The persistent object with some attributes changed."""
     meta = network.arguments[0]
@@ -84,6 +121,13 @@ def changed(network: Call, **state: Any) -> Call:
 
 def renamed(network: Call, class_name: str) -> Call:
     return persistent(class_name, network.arguments[0]["state"])
+
+
+def with_tensor(network: Call, value: Any) -> Call:
+    """The network with another weight of its labels' augmentation, [8, 9]."""
+    layers = model_of(network).arguments[0]["state"]["_modules"]
+    other = changed(layers["map_augment"], _parameters={"weight": value})
+    return changed(network, _modules={"model": changed(model_of(network), _modules=layers | {"map_augment": other})})
 
 
 def model_of(network: Call) -> Call:
@@ -120,12 +164,31 @@ REFUSED: dict[str, tuple[Callable[[Call], Any], str]] = {
         r"1 of its tensors are not those of its settings: stray \(\(1,\) for None\)",
     ),
     "infinite weights": (
-        lambda n: {"ema": changed(n, _modules={"model": changed(model_of(n), _modules={
-            **model_of(n).arguments[0]["state"]["_modules"],
-            "map_augment": persistent("Linear", module_state({"weight": torch.full((8, 9), torch.inf)}, set())),
-        })})},
+        lambda n: {"ema": with_tensor(n, recorded(torch.full((8, 9), torch.inf)))},
         "its model.map_augment.weight has values that are not finite",
     ),
+    "whole numbers": (
+        lambda n: {"ema": with_tensor(n, recorded(torch.ones(8, 9, dtype=torch.int64)))},
+        r"its model.map_augment.weight holds torch\.int64",
+    ),
+    "no noise": (lambda n: {"ema": changed(n, sigma_data=0.0)}, r"its sigma_data is 0\.0"),
+    "no levels": (lambda n: {"ema": with_options(n, channel_mult=[])}, "its settings make no network"),
+    "levels without end": (
+        lambda n: {"ema": changed(with_options(n, channel_mult=[1] * 10_000, num_blocks=0), img_resolution=0)},
+        "more blocks than tensors",
+    ),
+    "dropout of 7": (lambda n: {"ema": with_options(n, dropout=7.0)}, r"dropout=7\.0: expected a probability below 1"),
+    "noise levels without end": (
+        lambda n: {"ema": changed(
+            renamed(n, "iDDPMPrecond"), M=10**9, C_1=0.001, C_2=0.008, _buffers={"u": endless(10**9 + 1)}
+        )},
+        "its table of noise levels .u. is not of its number of steps .M., up to 10,000",
+    ),
+    "more members than memory": (
+        lambda n: {"ema": changed(n, _buffers=dict.fromkeys(map(str, range(10_001))))},
+        "more than 10,000 tensors and modules",
+    ),
+    "a name without end": (lambda n: {"ema": changed(n, _buffers={"x" * 300: None})}, "have names as long as xxxxx"),
 }  # fmt: skip
 
 

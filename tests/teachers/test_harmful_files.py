@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from onestep.teachers.checkpoint_file import read_checkpoint
 from onestep.teachers.edm_checkpoint import load_edm
-from tests.teachers.edm_format import Call, Raw, blob, persistent, pickled, recorded, text
+from tests.teachers.edm_format import Call, Raw, assemble, blob, persistent, pickled, recorded, text
 
 SHELL = Call("os", "system", ("touch PWNED_MARKER",))
 EVALUATED = Call("builtins", "eval", ("open('PWNED_MARKER', 'w')",))
@@ -31,6 +32,27 @@ def torch_zip(data: bytes, **members: bytes) -> bytes:
 def legacy(data: bytes) -> bytes:
     """A torch file of the format before version 1.6 whose object is the pickle ``data``."""
     return blob(torch.zeros(1)).split(b"\x80\x02(", 1)[0] + data
+
+
+def far_away() -> bytes:
+    """A zip archive whose only member begins at byte 2^64 - 1."""
+    content = torch_zip(pickled({}))
+    start, end = content.rfind(b"PK\x01\x02"), content.rfind(b"PK\x05\x06")
+    entry, extra = content[start:end], struct.pack("<HHQ", 1, 8, (1 << 64) - 1)
+    entry = entry[:30] + struct.pack("<H", len(extra)) + entry[32:42] + b"\xff" * 4 + entry[46:] + extra
+    return content[:start] + entry + content[end : end + 12] + struct.pack("<I", len(entry)) + content[end + 16 :]
+
+
+def called_often(module: str, name: str, *arguments: Any, times: int = 100) -> bytes:
+    """A list of what one call with the same arguments gives, which the file holds once."""
+    call = text(module) + text(name) + pickle.STACK_GLOBAL + b"q\x40" + assemble(arguments) + b"q\x41"
+    return pickle.PROTO + b"\x04](" + call + b"R" + b"h\x40h\x41R" * times + b"e."
+
+
+def same_hash(count: int) -> bytes:
+    """A dictionary whose integer keys Python hashes to 0: to make it takes time by the square of their number."""
+    keys = [b"\x8a\x0c" + (i * sys.hash_info.modulus).to_bytes(12, "little") for i in range(1, count)]
+    return pickle.PROTO + b"\x04}(" + b"N".join(keys) + b"Nu."
 
 
 ONE = torch.ones(1)
@@ -80,6 +102,14 @@ HARMFUL: dict[str, tuple[bytes, str]] = {
         )), **{"0": b"1234"}),
         "storages are larger than the file",
     ),
+    "one storage many times": (
+        called_often("torch.storage", "_load_from_bytes", blob(torch.ones(9999))), "storages are larger than the file",
+    ),
+    "one text many times": (called_often("_codecs", "encode", "x" * 9999, "latin1"), "its bytes are more than those"),
+    "another encoding": (pickled(Call("_codecs", "encode", ("x", "rot13"))), "bytes are spelt as x in rot13"),
+    "keys of one hash": (same_hash(9), "keys that are no strings or small integers"),
+    "what a terminal obeys": (pickled(Call("os", "\x1b[2J")), r"asks for os\.'\\x1b\[2J'"),
+    "a member far away": (far_away(), "int too large"),
     "nothing left": (pickle.PROTO + b"\x04" + b".", "0 objects are left"),
     "an unknown memo": (b"\x80\x04h\x07.", "its pickle is broken .KeyError: 7"),
     "no pickle": (b"\x89PNG\r\n\x1a\n", "cannot be read"),
@@ -96,6 +126,14 @@ def test_is_refused_by_name(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match=f"in.pkl cannot be read: .*{message}|in.pkl {message}"):
         load_edm("in.pkl")
     assert [file.name for file in tmp_path.iterdir()] == ["in.pkl"]
+
+
+def test_opcodes_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onestep.teachers.pickle_machine._MOST_OPCODES", 1000)
+    for depth, message in ((1001, "more than 1,000 opcodes"), (990, "it holds a tuple, no network")):
+        (tmp_path / "in.pkl").write_bytes(b"\x80\x04)" + b"\x85" * depth + b".")
+        with pytest.raises(ValueError, match=message):
+            load_edm(tmp_path / "in.pkl")
 
 
 @pytest.mark.parametrize("name", ["a command", "by protocol 0", "by INST", "by OBJ", "in a storage"])

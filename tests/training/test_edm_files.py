@@ -15,7 +15,7 @@ from onestep.networks.generator import Generator
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 from onestep.teachers.edm_checkpoint import load_edm
-from onestep.training import draw
+from onestep.training import draw, sampling
 from onestep.training.build import build_distillation
 from onestep.training.distillation import distill
 from onestep.training.sampling import sample
@@ -36,7 +36,13 @@ def test_a_one_step_pickle_draws_its_recorded_samples(
     arrays = np.load(SID.with_suffix(".npz"))
     inputs = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["sampler_class_labels"])
     monkeypatch.setattr(draw, "seeded_inputs", lambda *_: inputs)  # in place of those of the seeds
+    written: list[torch.Tensor] = []
+    write = sampling._write
+    monkeypatch.setattr(sampling, "_write", lambda batch, *rest: (written.append(batch), write(batch, *rest))[1])
     images = drawn(compose_config, tmp_path, f"checkpoint={SID}", "sigma_init=2.5", "count=3")
+    expected = arrays["G_out"].reshape(3, -1)
+    error = abs(written[0].double().flatten(1).numpy() - expected).max(1) / abs(expected).max(1)
+    assert error.max() <= 1e-5
     difference = images - arrays["G_uint8"].astype(int)
     assert abs(difference).max() <= 1 and (difference != 0).mean() < 0.01  # but for one level at a rounding edge
 
