@@ -35,7 +35,7 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_path: str, config_
     def explained() -> Iterator[None]:
         try:
             yield
-        except (HydraException, ValueError) as error:
+        except (HydraException, ValueError, OSError) as error:  # the last such as a disk that is full
             if wants_traceback:
                 raise
             sys.exit(f"error: {explain(error)}")

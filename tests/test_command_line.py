@@ -1,22 +1,12 @@
 """The scripts, as a user starts them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-REPOSITORY = Path(__file__).parents[1]
-
-
-def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )  # fmt: skip
+from tests.scripts import REPOSITORY, run_python
 
 
 @pytest.mark.parametrize("script", ["train.py", "sample.py"])

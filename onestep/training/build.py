@@ -113,6 +113,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     sampler: Sampler = instantiate(config.sampler)
     evaluator = build_evaluator(config, config.get("features"), data, accelerator.device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
+    evaluation.check_processes(accelerator.num_processes)
     for count in {evaluation.samples, evaluation.interim_samples}:
         evaluator.check_samples(count)
     ema = EMA(generator, settings.ema_halflife, settings.ema_rampup)

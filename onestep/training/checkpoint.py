@@ -66,7 +66,8 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
         beside.mkdir()
         _write_files(beside, snapshot)
         os.replace(beside, target)
-        _sync(parent)
+        for folder in (parent, run, run.parent):  # which may have been made for it
+            _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise ValueError(

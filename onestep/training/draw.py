@@ -1,13 +1,16 @@
-"""Drawing many images, each from its own seed."""
+"""Drawing many images, each from its own seed, in one process or shared by several."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition, map_condition
+from onestep.metrics.processes import rank_and_count, share_of
 from onestep.seeding import seeded_inputs, seeded_noise
 
 #: From latents [B, C, H, W], condition and further noise to images [B, C, H, W] in data units.
@@ -47,3 +50,32 @@ def draw_batches(
                 images = draw(latents.to(accelerator.device), condition, noises)
             yield images.float().cpu()
             bar.update(len(batch))
+
+
+def draw_share(
+    draw: Draw,
+    seeds: range,
+    batch_size: int,
+    image_shape: tuple[int, int, int],
+    label_dim: int,
+    accelerator: Accelerator,
+    prompts: ImageDataset | None = None,
+    **options: Any,
+) -> Iterator[Tensor]:
+    """This process's share of the images of ``seeds``, the first process's the first; else as :func:`draw_batches`.
+
+    Every process must take all of it: each draws as many batches as the others, as those that share a network must, and
+    some a seed more than it keeps.
+
+    Args:
+        prompts: what is drawn of, and decodes it; None for networks of classes.
+    """
+    share, longest = share_of(len(seeds)), -(-len(seeds) // rank_and_count()[1])
+    kept = len(share)
+    own = [*seeds[share.start : share.stop], *[seeds[0]] * (longest - kept)]
+    condition_of = None if prompts is None else prompts.condition_of
+    for batch in draw_batches(
+        draw, own, batch_size, image_shape, label_dim, accelerator, condition_of=condition_of, **options
+    ):
+        yield (batch if prompts is None else prompts.decode(batch))[:kept]
+        kept = max(0, kept - len(batch))

@@ -124,7 +124,10 @@ def _join(moments: Tensor) -> Tensor:
 
 def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
     beside = path.with_name(f".{path.name}")
-    beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with beside.open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, path)
 
 

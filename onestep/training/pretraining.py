@@ -78,7 +78,9 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
 
 def _build(config: DictConfig, run: Run) -> Pretraining:
     settings: TrainingSettings = instantiate(config.training)
+    evaluation: EvaluationSettings = instantiate(config.evaluation)
     settings.share_of(run.accelerator.num_processes)
+    evaluation.check_processes(run.accelerator.num_processes)
     data: ImageDataset = instantiate(config.data)
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
@@ -88,7 +90,7 @@ def _build(config: DictConfig, run: Run) -> Pretraining:
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
     return Pretraining(
         settings=settings,
-        evaluation=instantiate(config.evaluation),
+        evaluation=evaluation,
         data=data,
         sigma=instantiate(config.sigma),
         network=network,
@@ -140,16 +142,17 @@ def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, f
     Every process must call it.
     """
     evaluation, average = parts.evaluation, parts.ema.average
-    images = run.draw(partial(parts.sampler, average), evaluation.samples, evaluation.batch_size, parts.data)
+    draw, batch_size = partial(parts.sampler, average), evaluation.batch_size
+    figures = parts.evaluator(run.draw_share(draw, evaluation.samples, batch_size, parts.data), shared=True)
+    shown = run.draw(draw, evaluation.grid, batch_size, parts.data)
     with whole_state_dict(average):
         if not run.accelerator.is_main_process:
-            return {}
-        figures = parts.evaluator([images])
+            return figures
         earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
         run.log.write(state.cycle, figures)
         if figures["fid"] < min(earlier, default=math.inf):
             average.save_pretrained(run.folder / "teacher")
-    save_samples(images[: evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+    save_samples(shown, run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
     return figures
 
 

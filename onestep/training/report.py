@@ -1,6 +1,7 @@
 """What a distillation shows for itself: grids and figures on the way, the summary of teacher and student at the end."""
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,12 @@ class DistillationReport:
 
         Returns the figures in the main process.
         """
-        settings = self.parts.evaluation
-        images = self._draw(self.parts.ema.average, settings.interim_samples)
-        if not self.run.accelerator.is_main_process:
-            return {}
-        figures: dict[str, float] = self.parts.evaluator([images])
-        self.run.log.write(state.cycle, figures)
-        save_samples(images[: settings.grid], self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+        settings, average = self.parts.evaluation, self.parts.ema.average
+        figures: dict[str, float] = self.parts.evaluator(self._share(average, settings.interim_samples), shared=True)
+        shown = self._shown(average)
+        if self.run.accelerator.is_main_process:
+            self.run.log.write(state.cycle, figures)
+            save_samples(shown, self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
         return figures
 
     def final(self, state: TrainingState) -> dict[str, Any]:
@@ -87,24 +87,42 @@ class DistillationReport:
 
     def _score(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, float], Tensor]:
         """The figures of one side, and its first images, one class a column where there are classes."""
-        settings, main = self.parts.evaluation, self.run.accelerator.is_main_process
-        started = time.monotonic()
-        images = self._draw(draw, settings.samples, progress=f"drawing from the {name}" if main else None)
-        seconds = time.monotonic() - started
+        samples, evaluator = self.parts.evaluation.samples, self.parts.evaluator
+        title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
+        clock = Clock(self._share(draw, samples, progress=title))
+        figures: dict[str, float] = evaluator(clock, shared=True)
         label_dim = self.parts.data.label_dim
-        shown = self._draw(draw, settings.grid, classes=list(range(label_dim)) if label_dim else None)
-        figures: dict[str, float] = self.parts.evaluator([images]) if main else {}
-        seeds = [0, settings.samples - 1]
-        self.records[name] = self.parts.evaluator.figures(figures, settings.samples, seeds, network_evaluations)
+        shown = self._shown(draw, classes=list(range(label_dim)) if label_dim else None)
+        self.records[name] = evaluator.figures(figures, samples, [0, samples - 1], network_evaluations)
         figures |= {
             "network_evaluations": network_evaluations,
-            "samples": settings.samples,
-            "samples_per_second": round(settings.samples / seconds, 1),
+            "samples": samples,
+            "samples_per_second": round(samples / clock.seconds, 1),
         }
         return figures, shown
 
-    def _draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
-        return self.run.draw(draw, count, self.parts.evaluation.batch_size, self.parts.data, **options)
+    def _share(self, draw: Draw, count: int, **options: Any) -> Iterator[Tensor]:
+        """This process's share of the samples, batch by batch."""
+        return self.run.draw_share(draw, count, self.parts.evaluation.batch_size, self.parts.data, **options)
+
+    def _shown(self, draw: Draw, **options: Any) -> Tensor:
+        """The samples of a picture."""
+        settings = self.parts.evaluation
+        return self.run.draw(draw, settings.grid, settings.batch_size, self.parts.data, **options)
+
+
+class Clock:
+    """Hands on what ``items`` give, and counts the ``seconds`` that they took, without what is done with them."""
+
+    def __init__(self, items: Iterator[Tensor]) -> None:
+        self.items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        started = time.monotonic()
+        for item in self.items:
+            self.seconds += time.monotonic() - started
+            yield item
+            started = time.monotonic()
 
 
 def count_evaluations(count: int) -> str:

@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader
 
 from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
 from onestep.denoiser import Condition, map_condition
+from onestep.metrics.processes import gather_rows
 from onestep.seeding import GlobalDraws
 from onestep.training.checkpoint import best_score, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
-from onestep.training.draw import Draw, draw_batches
+from onestep.training.draw import Draw, draw_share
 from onestep.training.launch import join_submitit_job
 from onestep.training.log import RunLog
 from onestep.training.settings import TrainingSettings
-from onestep.training.signals import STOPPED, StopSignals
+from onestep.training.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.training.state import TrainingState
 from onestep.training.steps import NonFiniteError, RefusedStepError
 
@@ -131,7 +132,13 @@ class Run:
         """This process's share of the batches from cycle ``start`` on, without end, on its device."""
         device = self.accelerator.device
         order = self._order(data, settings, start)
-        loader = DataLoader(data, batch_sampler=order, collate_fn=keep_batch, num_workers=self.config.num_workers)
+        loader = DataLoader(
+            data,
+            batch_sampler=order,
+            collate_fn=keep_batch,
+            num_workers=self.config.num_workers,
+            worker_init_fn=leave_signals_to_parent,
+        )
         for images, condition in loader:
             yield images.to(device), map_condition(lambda tensor: tensor.to(device), condition)
 
@@ -141,32 +148,17 @@ class Run:
         rows = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
         return GlobalDraws(self.config.seed, 0, cycle, batch_size=settings.batch_size, rows=rows, device=self.device)
 
-    def draw(self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any) -> Tensor:
-        """Images [count, C, H, W] of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_batches`.
+    def draw_share(
+        self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any
+    ) -> Iterator[Tensor]:
+        """This process's images of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_share`."""
+        prompts = None if data.unconditional is None else data
+        shape, classes = data.image_shape, data.label_dim
+        return draw_share(draw, range(count), batch_size, shape, classes, self.accelerator, prompts, **options)
 
-        The processes share the drawing; every one must call it, and gets all images.
-        """
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        seeds: list[int] = list(range(count))
-        if processes > 1:  # as many batches in each, the last ones with seeds that are drawn twice
-            rounds = math.ceil(count / (batch_size * processes))
-            padded = torch.arange(rounds * processes * batch_size) % count
-            seeds = padded.view(rounds, processes, batch_size)[:, rank].flatten().tolist()
-        batches = draw_batches(
-            draw,
-            seeds,
-            batch_size,
-            data.image_shape,
-            data.label_dim,
-            self.accelerator,
-            condition_of=data.condition_of if data.unconditional is not None else None,
-            **options,
-        )
-        images = torch.cat([data.decode(batch) for batch in batches])
-        if processes > 1:
-            gathered = self.accelerator.gather(images.to(self.device)[None]).cpu()
-            images = gathered.unflatten(1, (rounds, batch_size)).transpose(0, 1).flatten(0, 2)[:count]
-        return images
+    def draw(self, *of_share: Any, **options: Any) -> Tensor:
+        """All of them [count, C, H, W], in every process."""
+        return gather_rows(torch.cat(list(self.draw_share(*of_share, **options))), self.device)
 
     def refuse(
         self, refusal: RefusedStepError, state: TrainingState, settings: TrainingSettings, data: ImageDataset
@@ -217,6 +209,11 @@ class Run:
             with self.signals:
                 yield
                 self._wait_for_writer()
+        except OSError as error:
+            raise ValueError(
+                f"the run in {self.folder} cannot go on: {error}. The last checkpoint is whole: mend this, and go on "
+                "with resume=auto"
+            ) from error
         except RuntimeError as error:
             if self.accelerator.num_processes == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -233,7 +230,7 @@ class Run:
         """
         if self._writing is not None and self._writing.done():
             self._wait_for_writer()  # which says if it failed
-        score, best = figures.get("fid"), False
+        score, best = figures.get("fid", figures.get("fid50k")), False
         if score is not None:
             self._wait_for_writer()
             earlier = best_score(self.folder)

@@ -19,14 +19,14 @@ from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import to_uint8
 from onestep.metrics.inception import PUBLISHED_SHA256, InceptionFeatures
-from onestep.metrics.processes import gather_rows, share_of
+from onestep.metrics.processes import gather_rows
 from onestep.metrics.protocols import TorchFidelityFeatures
 from onestep.networks.base import DenoiserNetwork
 from onestep.networks.planar import are_points
 from onestep.samplers import Sampler
 from onestep.teachers.pretrained import load_generator
 from onestep.training.build import guide
-from onestep.training.draw import Draw, draw_batches
+from onestep.training.draw import Draw, draw_share
 from onestep.training.pictures import save_image, save_samples
 from onestep.training.run import PRECISIONS
 from onestep.training.scoring import build_evaluator, least_of, open_samples, print_figures, score
@@ -85,24 +85,22 @@ def sample(config: DictConfig) -> dict[str, Any]:
     if config.count < accelerator.num_processes:
         raise ValueError(f"count={config.count}: {accelerator.num_processes} processes have not one sample each")
 
-    def draw_share(seeds: range) -> Tensor:
-        """This process's share, the first process's the first."""
-        share = share_of(len(seeds))
-        batches = draw_batches(
+    def own_images(seeds: range) -> Tensor:
+        batches = draw_share(
             draw,
-            seeds[share.start : share.stop],
+            seeds,
             config.batch_size,
             network.image_shape,
             network.label_dim,
             accelerator,
-            classes,
-            condition_of=None if prompts is None else prompts.condition_of,
+            prompts,
+            classes=classes,
             progress="drawing" if main else None,
         )
-        return torch.cat([batch if prompts is None else prompts.decode(batch) for batch in batches])
+        return torch.cat(list(batches))
 
     started = time.monotonic()
-    images = draw_share(seeds)
+    images = own_images(seeds)
     accelerator.wait_for_everyone()
     seconds = time.monotonic() - started
     every_image = gather_rows(images, device)
@@ -116,7 +114,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
         ranges = [score(evaluator, images, seeds, evaluations)]
         for _ in range(1, config.seed_ranges):
             seeds = range(seeds.stop, seeds.stop + config.count)
-            ranges.append(score(evaluator, draw_share(seeds), seeds, evaluations))
+            ranges.append(score(evaluator, own_images(seeds), seeds, evaluations))
         result |= _with_figures(ranges) if main else {}
     accelerator.end_training()
     if main:

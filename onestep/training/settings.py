@@ -141,3 +141,15 @@ class EvaluationSettings:
         for name, value in vars(self).items():
             if value <= 0:
                 raise ValueError(f"evaluation.{name} must be positive, got {value}")
+
+    def check_processes(self, processes: int) -> None:
+        """Refuse fewer samples than ``processes``, each of which is to bring features of some.
+
+        Raises:
+            ValueError: naming both.
+        """
+        for name in ("samples", "interim_samples"):
+            if getattr(self, name) < processes:
+                raise ValueError(
+                    f"evaluation.{name}={getattr(self, name)}: {processes} processes have not one sample each"
+                )

@@ -136,7 +136,8 @@ class GuardedOptimizer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         average_over_processes([terms, *(p.grad for p in parameters if not is_shared(p))])
         if self.fp16:
-            torch._foreach_mul_([p.grad for p in parameters], 1 / self.loss_scale)
+            for part in _by_kind(parameters):
+                torch._foreach_mul_([p.grad for p in part if p.grad is not None], 1 / self.loss_scale)
         norm = _clip(parameters, self.settings.grad_clip)
         values = torch.stack([*terms.float(), norm.float()])
         if not values.isfinite().all():  # the step's one wait for the device
@@ -183,9 +184,14 @@ class GuardedOptimizer:
             self.loss_scale, self.steps_at_scale = state["loss_scale"], int(state["steps_at_scale"])
 
 
+def _by_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """The whole ones and the shared ones, which torch takes no list of both of; only what there is."""
+    return [part for shared in (False, True) if (part := [p for p in parameters if is_shared(p) is shared])]
+
+
 def _clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     """Scale the gradients down to the norm ``largest`` over all of them; returns the norm that they had."""
-    parts = [part for shared in (False, True) if (part := [p for p in parameters if is_shared(p) is shared])]
+    parts = _by_kind(parameters)
     norms = [whole(nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     for part in parts:

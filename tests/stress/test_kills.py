@@ -1,5 +1,6 @@
 """A run that is killed at any moment and resumed is the same run."""
 
+import os
 import random
 import signal
 import time
@@ -63,11 +64,14 @@ def test_killed_and_resumed(
 def test_a_signal_ends_the_cycle_and_saves(
     name: str, train_config: TrainConfig, start_run: StartRun, survived: Survived, tmp_path: Path
 ) -> None:
+    """Sent to all processes of a run, as Slurm and torchrun do: the one that reads its data leaves it to its parent."""
     overrides = (*OVERRIDES, "training.images=192", "training.checkpoint_every=100")
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     distill(train_config(straight, *overrides))
-    process = start_run(train_config(stopped, *overrides))
+    process = start_run(train_config(stopped, *overrides, "num_workers=1"))
     wait_until(lambda: last_cycle(stopped) >= 4)
+    (reader,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(reader), signal.Signals[name])
     kill(process, signal.Signals[name])
     process.join()
     assert process.exitcode == STOPPED == 75

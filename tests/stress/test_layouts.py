@@ -1,10 +1,12 @@
 """The same losses and weights however the processes share a batch and the networks: real processes, talking by gloo."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from onestep.training.log import read_log
+from tests.stress.conftest import Differs
 from tests.stress.harness import largest_difference, start_workers
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
@@ -17,7 +19,7 @@ LAYOUTS = {
     "two processes": (2, ()),
     "two in rounds": (2, ("training.accumulation=4",)),
     "two that share networks": (2, ("shard=true",)),
-    "two that share networks, in rounds": (2, ("shard=true", "training.accumulation=2", "gradient_checkpointing=true")),
+    "two that share networks and rounds": (2, ("shard=true", "training.accumulation=2", "gradient_checkpointing=true")),
 }
 METHODS = {
     "f_distill": (),
@@ -25,38 +27,50 @@ METHODS = {
 }
 
 
+def start(folder: Path, dtype: str, processes: int, *overrides: str) -> list[subprocess.Popen[str]]:
+    return start_workers(processes, dtype, *SETTINGS, f"output={folder}", *overrides)
+
+
 def train(folder: Path, dtype: str, processes: int, *overrides: str) -> Path:
-    for worker in (workers := start_workers(processes, dtype, *SETTINGS, f"output={folder}", *overrides)):
-        said, _ = worker.communicate(timeout=300)
-        assert worker.returncode == 0, said
-    assert len(workers) == processes
+    finish(start(folder, dtype, processes, *overrides))
     return folder
 
 
-def assert_same(one: Path, other: Path, dtype: str, cycles: int = CYCLES) -> None:
-    assert largest_difference(one, other) <= TOLERANCE[dtype]
+def finish(workers: list[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        said, _ = worker.communicate(timeout=300)
+        assert worker.returncode == 0, said
+
+
+def assert_same(one: Path, other: Path, dtype: str, cycles: int = CYCLES) -> float:
+    difference = largest_difference(one, other)
+    assert difference <= TOLERANCE[dtype]
     left, right = (read_log(run / "log.jsonl") for run in (one, other))
     assert [line["cycle"] for line in left] == [line["cycle"] for line in right] == list(range(1, cycles + 1))
     for ours, theirs in zip(left, right, strict=True):
         assert ours.keys() == theirs.keys() and len(ours) > 10
         assert ours == pytest.approx(theirs, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
+    return difference
 
 
 def test_the_hardest_layout_is_the_same_run(tmp_path: Path) -> None:
     """Which has all of the others' parts; for a few cycles."""
-    few = "training.images=64"
-    one = train(tmp_path / "one", "float64", 1, few)
-    processes, overrides = LAYOUTS["two that share networks, in rounds"]
-    assert_same(one, train(tmp_path / "other", "float64", processes, few, *overrides), "float64", cycles=4)
+    few, one, other = "training.images=64", tmp_path / "one", tmp_path / "other"
+    processes, overrides = LAYOUTS["two that share networks and rounds"]
+    workers = start(one, "float64", 1, few) + start(other, "float64", processes, few, *overrides)  # side by side
+    finish(workers)
+    assert len(workers) == 3
+    assert_same(one, other, "float64", cycles=4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_layout_is_the_same_run(method: str, dtype: str, tmp_path: Path) -> None:
+def test_every_layout_is_the_same_run(method: str, dtype: str, differs: Differs, tmp_path: Path) -> None:
     one = train(tmp_path / "one", dtype, 1, *METHODS[method])
     for name, (processes, overrides) in LAYOUTS.items():
-        assert_same(one, train(tmp_path / name, dtype, processes, *overrides, *METHODS[method]), dtype)
+        other = train(tmp_path / name, dtype, processes, *overrides, *METHODS[method])
+        differs(f"{method}, {dtype}, {name}", assert_same(one, other, dtype))
 
 
 @pytest.mark.slow

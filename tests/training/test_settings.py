@@ -71,3 +71,10 @@ def test_evaluation_of_nothing(name: str) -> None:
     values = {"samples": 10, "interim_samples": 10, "batch_size": 5, "grid": 10}
     with pytest.raises(ValueError, match=rf"evaluation\.{name} must be positive, got 0"):
         EvaluationSettings(**(values | {name: 0}))
+
+
+def test_fewer_samples_than_processes() -> None:
+    settings = EvaluationSettings(samples=100, interim_samples=8, batch_size=4, grid=1)
+    settings.check_processes(8)
+    with pytest.raises(ValueError, match=r"evaluation\.interim_samples=8: 9 processes have not one sample each"):
+        settings.check_processes(9)

@@ -21,11 +21,19 @@ def test_the_first_is_noted_and_no_more(name: str) -> None:
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("first, second, code", [("SIGTERM", "SIGTERM", 143), ("SIGUSR1", "SIGINT", 130)])
-def test_the_second_ends_the_process_at_once(first: str, second: str, code: int) -> None:
+@pytest.mark.parametrize(
+    "first, pause, second, code",
+    [
+        ("SIGTERM", 0.2, "SIGTERM", 143),
+        ("SIGUSR1", 0.0, "SIGINT", 130),
+        ("SIGTERM", 0.0, "SIGTERM", 0),  # the first's echo, by the way of a launcher
+    ],
+)
+def test_the_second_ends_the_process_at_once(first: str, pause: float, second: str, code: int) -> None:
     script = (
-        "import os, signal\nfrom onestep.training.signals import StopSignals\n"
-        f"with StopSignals():\n for s in (signal.{first}, signal.{second}):\n  os.kill(os.getpid(), s)\nos._exit(0)"
+        "import os, signal, time\nfrom onestep.training import signals\nsignals._ECHO_SECONDS /= 10\n"
+        f"with signals.StopSignals():\n os.kill(os.getpid(), signal.{first})\n time.sleep({pause})\n"
+        f" os.kill(os.getpid(), signal.{second})\nos._exit(0)"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == code
 

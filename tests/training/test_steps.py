@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from onestep.training.settings import DistillationSettings
+from onestep.training.shard import shard, whole
 from onestep.training.steps import BadSample, GuardedOptimizer, RefusedStepError, Term, lr_factor
 
 Settings = Callable[..., DistillationSettings]
@@ -174,3 +178,23 @@ def test_a_term_that_is_not_finite_is_no_overflow(make_settings: Settings, weigh
     with pytest.raises(RefusedStepError) as refused:
         take_step(optimizer, {"loss": Term(weights.sum() * torch.tensor([math.nan, 1.0]))})
     assert not refused.value.overflow and optimizer.loss_scale == 2.0**16
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_whole_and_shared_parameters_of_one_optimizer(make_settings: Settings, fp16: bool, tmp_path: Path) -> None:
+    """A fake score of FSDP2 and its discriminator: of (h1 + h2) (w . x), all gradients are 3."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        network, head = nn.Linear(2, 1, bias=False), nn.Parameter(torch.tensor([1.0, 2.0]))
+        network.weight.data = torch.tensor([[1.0, 2.0]])
+        shard(network, init_device_mesh("cpu", (1,)))
+        parameters = [*network.parameters(), head]
+        optimizer = GuardedOptimizer(
+            torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1), make_settings(), fp16, [network]
+        )
+        norm = take_step(optimizer, {"product": Term((head * network(torch.ones(2, 2))).sum(1))})
+        assert norm.item() == pytest.approx(6)
+        assert whole(network.weight).flatten().tolist() == pytest.approx([0.7, 1.7])
+        assert head.tolist() == pytest.approx([0.7, 1.7])
+    finally:
+        torch.distributed.destroy_process_group()
