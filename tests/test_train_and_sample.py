@@ -27,11 +27,12 @@ from onestep.networks.generator import Generator
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_generator, seeded_inputs
 from onestep.teachers.pretrained import load_teacher
-from onestep.training import distillation, report, sampling
+from onestep.training import distillation, report
 from onestep.training.build import Distillation, build_distillation
 from onestep.training.distillation import distill, draw_exit_step
 from onestep.training.log import read_log
 from onestep.training.sampling import sample
+from onestep.training.writing import SampleWriter
 
 REPOSITORY = Path(__file__).parents[1]
 TrainConfig = Callable[..., DictConfig]
@@ -424,13 +425,13 @@ def test_one_step_takes_one_draw_of_its_cycle_s_randomness(
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The images of every call of ``sample``, before they are quantised."""
     kept: list[Tensor] = []
-    write = sampling._write
+    finish = SampleWriter.finish
 
-    def write_and_keep(images: Tensor, *arguments: Any) -> Path:
+    def finish_and_keep(writer: SampleWriter, images: Tensor, seeds: range) -> Path:
         kept.append(images)
-        return write(images, *arguments)
+        return finish(writer, images, seeds)
 
-    monkeypatch.setattr(sampling, "_write", write_and_keep)
+    monkeypatch.setattr(SampleWriter, "finish", finish_and_keep)
     return kept
 
 

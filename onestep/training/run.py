@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
 from onestep.denoiser import Condition, map_condition
 from onestep.seeding import GlobalDraws
+from onestep.training.ahead import ahead
 from onestep.training.checkpoint import best_score, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
 from onestep.training.draw import Draw, draw_batches
 from onestep.training.launch import join_submitit_job
@@ -128,12 +130,16 @@ class Run:
         return PositionSampler(len(data), settings.batch_size, self.config.seed, start, rank, processes)
 
     def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Tensor, Condition]]:
-        """This process's share of the batches from cycle ``start`` on, without end, on its device."""
-        device = self.accelerator.device
-        order = self._order(data, settings, start)
-        loader = DataLoader(data, batch_sampler=order, collate_fn=keep_batch, num_workers=self.config.num_workers)
-        for images, condition in loader:
-            yield images.to(device), map_condition(lambda tensor: tensor.to(device), condition)
+        """This process's share of the batches from cycle ``start`` on, without end, on its device.
+
+        The next one is read while one is used, also without workers.
+        """
+        order, workers = self._order(data, settings, start), self.config.num_workers
+        pinned = self.device.type == "cuda"  # whence copies need not be waited for
+        loader = DataLoader(data, batch_sampler=order, collate_fn=keep_batch, num_workers=workers, pin_memory=pinned)
+        move = partial(Tensor.to, device=self.device, non_blocking=pinned)
+        for images, condition in ahead(iter(loader)):
+            yield move(images), map_condition(move, condition)
 
     def draws(self, settings: TrainingSettings, cycle: int) -> GlobalDraws:
         """The randomness of a cycle's batch: this process's rows of what the whole batch is given."""
