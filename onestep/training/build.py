@@ -221,9 +221,8 @@ def prepare_networks(
         for network in networks:
             network.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
-        for network in trained:
-            if network is not None:
-                checkpoint_activations(network)
+        for module in filter(None, trained):
+            checkpoint_activations(module)
     if config.shard:
         if not torch.distributed.is_initialized():
             raise ValueError("shard=true shares the networks among processes, and there is one: accelerate launch ...")

@@ -113,7 +113,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
         "images": str(place) if main else None,
         "count": len(seeds),
         "network_evaluations": evaluations,
-        "samples_per_second": round(len(seeds) / seconds, 1),
+        "samples_per_second": float(f"{len(seeds) / seconds:.4g}"),
     }
     if evaluator is not None:
         ranges = [score(evaluator, images, seeds, evaluations)]
