@@ -71,8 +71,9 @@ class RatioNormalizer(nn.Module):
         Every process must call it; sums and counts are reduced over them, so that all hold the same means.
         """
         ratio = log_ratio.double().clamp(-self.log_ratio_bound, self.log_ratio_bound).exp()
-        # A product with the one-hot membership, as scattered additions are not deterministic on a GPU.
-        membership = nn.functional.one_hot(self._bin(sigma), self.bins).double()
+        # A product with the one-hot membership, as scattered additions are not deterministic on a GPU. (torch's one_hot
+        # checks its input, for which the device would be waited for.)
+        membership = (self._bin(sigma)[:, None] == torch.arange(self.bins, device=sigma.device)).double()
         sums, counts = _sum_over_processes(torch.stack([ratio, torch.ones_like(ratio)]) @ membership)
         kept = torch.where(counts > 0, self.decay, 1.0)
         self.sums.mul_(kept).add_(sums)

@@ -60,7 +60,8 @@ class LogNormalSigma(SigmaDistribution):
     def __init__(self, log_mean: float, log_std: float) -> None:
         if log_std <= 0:
             raise ValueError(f"log_std must be positive, got {log_std}")
-        self.normal = torch.distributions.Normal(log_mean, log_std)
+        # Its own checks of each value would have the device waited for.
+        self.normal = torch.distributions.Normal(log_mean, log_std, validate_args=False)
 
     def quantile(self, u: Tensor) -> Tensor:
         # torch.rand can return 0 exactly, whose quantile is 0: a noise level that no denoiser is defined at.

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import types
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -18,7 +18,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -56,6 +58,18 @@ SMALL = (
     "training.keep_last=6",
     "training.max_bad_steps=1",
 )
+
+
+@pytest.fixture
+def process_as_it_was() -> Iterator[None]:
+    """accelerate and Hydra keep a state of the whole process, which a benchmark's subject puts its own in place of."""
+    states = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
+    kept, config = [dict(state) for state in states], HydraConfig.instance().cfg
+    yield
+    for state, values in zip(states, kept, strict=True):
+        state.clear()
+        state.update(values)
+    HydraConfig.instance().cfg = config
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from onestep.networks.generator import Generator
 from onestep.networks.pipeline_parts import TextEncoder
 from onestep.training.log import read_log
 from onestep.training.sampling import sample
+from onestep.training.writing import SampleWriter
 from tests.killed_run import assert_same_checkpoint, distill_until_cycle_5
 from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
 
@@ -78,9 +79,10 @@ def text_config(
 def draw(run: Path, compose_config: Callable[..., DictConfig]) -> np.ndarray:
     """What sample.py draws of SEEDS [N, H, W, C], as floats in [0, 1]."""
     drawn: list[torch.Tensor] = []
-    options = (f"run={run}", f"seed={SEEDS[0]}", f"count={len(SEEDS)}", "device=cpu", "save_to=nowhere")
+    seeds, place = (f"seed={SEEDS[0]}", f"count={len(SEEDS)}"), run.parent / "drawn"
+    options = (f"run={run}", *seeds, "device=cpu", f"save_to={place}", "format=npz")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onestep.training.sampling._write", lambda images, *_: drawn.append(images))
+        patch.setattr(SampleWriter, "finish", lambda _, images, seeds: drawn.append(images))
         sample(compose_config("sample", *options))
     return (drawn[0] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 

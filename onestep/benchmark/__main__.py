@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             return records
         peak = peak_tflops(options.peak_tflops)
         for record, seconds in zip(records, seconds_a_cycle(subjects, options.cycles), strict=True):
-            record |= {"seconds_a_cycle": seconds, "images_per_second": options.batch_size / seconds}
+            record |= {"seconds_a_cycle": seconds.clock, "processor_seconds_a_cycle": seconds.processor,
+                       "images_per_second": options.batch_size / seconds.clock}  # fmt: skip
             if peak is not None:
                 record["share_of_peak"] = record["gflop_per_image"] * record["images_per_second"] / 1000 / peak
         del subjects
@@ -101,8 +102,8 @@ def show(records: list[dict[str, Any]], console: Console) -> None:
             table.add_row(*map(str, texts), *(f"{figure:.2f}" for figure in figures))
         console.print(table)
     table = Table("", *names, *(["ratio"] if len(records) == 2 else []))
-    for key in ("forward_equivalents", "gflop_per_image", "seconds_a_cycle", "images_per_second", "peak_memory_gb",
-                "share_of_peak"):  # fmt: skip
+    for key in ("forward_equivalents", "gflop_per_image", "seconds_a_cycle", "processor_seconds_a_cycle",
+                "images_per_second", "peak_memory_gb", "share_of_peak"):  # fmt: skip
         values = [record[key] for record in records if key in record]
         if values:
             ratio = [f"{values[0] / values[1]:.3f}"] if len(values) == 2 else []

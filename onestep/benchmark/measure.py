@@ -6,7 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -18,18 +20,24 @@ from onestep.benchmark.subject import Subject
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165, "A6000": 155}
 
 
-def in_turn(actions: Sequence[Callable[[], object]], rounds: int, title: str = "measuring") -> list[list[float]]:
-    """The seconds of each of ``actions``, called in turn ``rounds`` times after one round that does not count."""
-    seconds: list[list[float]] = [[] for _ in actions]
-    for number in tqdm(range(rounds + 1), desc=title, leave=False):
-        for action, taken in zip(actions, seconds, strict=True):
-            started = time.perf_counter()
+class Seconds(NamedTuple):
+    """What something took: on the clock, and of this process on its processors, which other jobs do not lengthen."""
+
+    clock: float
+    processor: float
+
+
+def in_turn(actions: Sequence[Callable[[], object]], rounds: int, title: str = "measuring") -> list[Seconds]:
+    """The medians of each of ``actions``, called in turn ``rounds`` times after one round that does not count."""
+    taken: list[list[Seconds]] = [[] for _ in actions]
+    for _ in tqdm(range(rounds + 1), desc=title, leave=False):
+        for action, seconds in zip(actions, taken, strict=True):
+            clock, processor = time.perf_counter(), time.process_time()
             action()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if number:
-                taken.append(time.perf_counter() - started)
-    return seconds
+            seconds.append(Seconds(time.perf_counter() - clock, time.process_time() - processor))
+    return [Seconds(*map(statistics.median, zip(*seconds[1:], strict=True))) for seconds in taken]
 
 
 def run_cycle(subject: Subject) -> None:
@@ -38,10 +46,9 @@ def run_cycle(subject: Subject) -> None:
         pass
 
 
-def seconds_a_cycle(subjects: Sequence[Subject], cycles: int) -> list[float]:
-    """The median seconds of a cycle of each of ``subjects``, which take turns."""
-    found = in_turn([lambda one=one: run_cycle(one) for one in subjects], cycles)  # type: ignore[misc]
-    return [statistics.median(taken) for taken in found]
+def seconds_a_cycle(subjects: Sequence[Subject], cycles: int) -> list[Seconds]:
+    """What a cycle of each of ``subjects`` takes, which take turns."""
+    return in_turn([partial(run_cycle, subject) for subject in subjects], cycles)
 
 
 def peak_memory(network: str, overrides: Sequence[str], batch_size: int, sources: Path | None) -> float:

@@ -210,16 +210,20 @@ def _build_pairs(
 def prepare_networks(
     config: DictConfig, device: torch.device, trained: list[nn.Module | None], others: list[nn.Module | None]
 ) -> None:
-    """Share, compile and checkpoint the networks as ``config`` says, in place and before their optimisers are made.
+    """Lay out, share, compile and checkpoint the networks as ``config`` says, in place, before their optimisers exist.
 
     Raises:
-        ValueError: for a single process that would share with nobody.
+        ValueError: for a single process that would share with nobody, or a mode of torch.compile that there is not.
     """
     networks = [network for network in [*trained, *others] if isinstance(network, DenoiserNetwork)]
+    if config.channels_last:
+        if config.shard:
+            raise ValueError("channels_last=true and shard=true: FSDP2 takes contiguous weights alone; choose one")
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
-        for network in trained:
-            if network is not None:
-                checkpoint_activations(network)
+        for module in filter(None, trained):
+            checkpoint_activations(module)
     if config.shard:
         if not torch.distributed.is_initialized():
             raise ValueError("shard=true shares the networks among processes, and there is one: accelerate launch ...")
@@ -227,8 +231,12 @@ def prepare_networks(
         for network in networks:
             shard(network, mesh)
     if config.compile:
-        for network in networks:
-            network.compile()
+        mode = None if config.compile is True else config.compile
+        try:
+            for network in networks:
+                network.compile(mode=mode)
+        except RuntimeError as error:
+            raise ValueError(f"compile={mode}: expected true, false or a mode of torch.compile: {error}") from error
 
 
 def _build_optimizers(

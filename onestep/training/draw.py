@@ -12,6 +12,7 @@ from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition, map_condition
 from onestep.metrics.processes import rank_and_count, share_of
 from onestep.seeding import seeded_inputs, seeded_noise
+from onestep.training.ahead import ahead
 
 #: From latents [B, C, H, W], condition and further noise to images [B, C, H, W] in data units.
 Draw = Callable[[Tensor, Condition, Iterator[Tensor]], Tensor]
@@ -39,12 +40,16 @@ def draw_batches(
         accelerator: says where, and in which precision.
         progress: the progress bar's title; None for no bar.
     """
-    with tqdm(total=len(seeds), desc=progress, disable=progress is None, unit="img", leave=False) as bar:
+
+    def inputs() -> Iterator[tuple[list[int], Tensor, Condition]]:
         for start in range(0, len(seeds), batch_size):
             batch = list(seeds[start : start + batch_size])
             latents, labels = seeded_inputs(batch, image_shape, label_dim, classes)
-            condition = labels if condition_of is None else condition_of(batch)
-            condition = map_condition(lambda tensor: tensor.to(accelerator.device), condition)
+            yield batch, latents, labels if condition_of is None else condition_of(batch)
+
+    with tqdm(total=len(seeds), desc=progress, disable=progress is None, unit="img", leave=False) as bar:
+        for batch, latents, given in ahead(inputs()):
+            condition = map_condition(lambda tensor: tensor.to(accelerator.device), given)
             noises = seeded_noise(batch, image_shape, label_dim)
             with accelerator.autocast():
                 images = draw(latents.to(accelerator.device), condition, noises)

@@ -38,7 +38,8 @@ class RunLog:
         pending: Sequence[dict[str, list[float]]] = (),
     ) -> None:
         self.accelerator, self.path, self.batch_size, self.every = accelerator, path, batch_size, every
-        self._of_cycle: dict[str, Tensor] = {}  # moments by name, of this process
+        self._of_cycle: dict[str, Tensor] = {}  # moments by name, of this process, where they were computed
+        self._of_cycles: list[dict[str, Tensor]] = []  # likewise, those of the cycles since they were last gathered
         self._cycles = [dict(cycle) for cycle in pending]  # those of all processes, a cycle each
         main = accelerator.is_main_process
         if main:
@@ -61,16 +62,25 @@ class RunLog:
             self._of_cycle[name] = moments if held is None else _join(torch.stack([held, moments]))
 
     def end_cycle(self, cycle: int) -> None:
-        """Take the cycle's values of all processes together, advance the bar, and at every ``every``-th cycle write."""
+        """Advance the bar, and at every ``every``-th cycle write a line; every process must call it."""
         if self._of_cycle:
-            # A message of a few hundred bytes in every cycle: what is kept is then the run's, and of no process alone.
-            gathered = self.accelerator.gather(torch.stack(list(self._of_cycle.values()))[None]).cpu()
-            self._cycles.append(dict(zip(self._of_cycle, _join(gathered).tolist(), strict=True)))
+            self._of_cycles.append(self._of_cycle)
         self._of_cycle = {}
         self.bar.update(self.batch_size)
-        if cycle % self.every == 0 and self._cycles:
-            self.write(cycle, self._means())
+        if cycle % self.every == 0:
+            self._gather()
+            if self._cycles:
+                self.write(cycle, self._means())
             self._cycles = []
+
+    def _gather(self) -> None:
+        """Take the values of all processes together: the log's one wait for them and for the device."""
+        if not self._of_cycles:
+            return
+        moments = torch.stack([value for cycle in self._of_cycles for value in cycle.values()])
+        joined = iter(_join(self.accelerator.gather(moments[None]).cpu()).tolist())
+        self._cycles += [dict(zip(cycle, joined, strict=False)) for cycle in self._of_cycles]
+        self._of_cycles = []
 
     def _means(self) -> dict[str, float]:
         """The means over the cycles since the last line, of each cycle's mean, standard deviation and maximum."""
@@ -85,7 +95,11 @@ class RunLog:
         return means
 
     def state(self) -> list[dict[str, list[float]]]:
-        """What has not been written yet, for a checkpoint: a line is over the same cycles whenever the run resumes."""
+        """What has not been written yet, for a checkpoint: a line is over the same cycles whenever the run resumes.
+
+        Every process must call it; the values are those of all.
+        """
+        self._gather()
         return list(self._cycles)
 
     def write(self, cycle: int, values: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
 from onestep.denoiser import Condition, map_condition
 from onestep.metrics.processes import gather_rows
 from onestep.seeding import GlobalDraws
+from onestep.training.ahead import ahead
 from onestep.training.checkpoint import best_score, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
 from onestep.training.draw import Draw, draw_share
 from onestep.training.launch import join_submitit_job
@@ -129,18 +131,22 @@ class Run:
         return PositionSampler(len(data), settings.batch_size, self.config.seed, start, rank, processes)
 
     def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Tensor, Condition]]:
-        """This process's share of the batches from cycle ``start`` on, without end, on its device."""
-        device = self.accelerator.device
-        order = self._order(data, settings, start)
+        """This process's share of the batches from cycle ``start`` on, without end, on its device.
+
+        The next one is read while one is used, also without workers.
+        """
+        pinned = self.device.type == "cuda"  # whence copies need not be waited for
         loader = DataLoader(
             data,
-            batch_sampler=order,
+            batch_sampler=self._order(data, settings, start),
             collate_fn=keep_batch,
             num_workers=self.config.num_workers,
+            pin_memory=pinned,
             worker_init_fn=leave_signals_to_parent,
         )
-        for images, condition in loader:
-            yield images.to(device), map_condition(lambda tensor: tensor.to(device), condition)
+        move = partial(Tensor.to, device=self.device, non_blocking=pinned)
+        for images, condition in ahead(iter(loader)):
+            yield move(images), map_condition(move, condition)
 
     def draws(self, settings: TrainingSettings, cycle: int) -> GlobalDraws:
         """The randomness of a cycle's batch: this process's rows of what the whole batch is given."""

@@ -5,33 +5,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
-from onestep.metrics.features import to_uint8
 from onestep.metrics.inception import PUBLISHED_SHA256, InceptionFeatures
-from onestep.metrics.processes import gather_rows
+from onestep.metrics.processes import gather_rows, rank_and_count, share_of
 from onestep.metrics.protocols import TorchFidelityFeatures
 from onestep.networks.base import DenoiserNetwork
-from onestep.networks.planar import are_points
 from onestep.samplers import Sampler
 from onestep.teachers.pretrained import load_generator
 from onestep.training.build import guide
 from onestep.training.draw import Draw, draw_share
-from onestep.training.pictures import save_image, save_samples
 from onestep.training.run import PRECISIONS
 from onestep.training.scoring import build_evaluator, least_of, open_samples, print_figures, score
+from onestep.training.writing import FORMATS, SampleWriter
 
-FORMATS = ("png", "grid", "npz")
 MODELS = ("student", "teacher")
 WEIGHTS = {"ema": "generator", "raw": "generator_raw"}
 
@@ -48,8 +43,8 @@ def sample(config: DictConfig) -> dict[str, Any]:
     """Draw ``config.count`` images as ``config`` says, write them, and score them where it names metrics.
 
     Returns:
-        What is also printed: where the images lie, how many, network evaluations an image, images a second, and
-        the metrics.
+        What is also printed: where the images lie, how many, network evaluations an image, images a second, drawn and
+        written, and the metrics.
 
     Raises:
         ValueError: for an unknown choice, a missing run or checkpoint, or parts that do not fit each other.
@@ -85,7 +80,8 @@ def sample(config: DictConfig) -> dict[str, Any]:
     if config.count < accelerator.num_processes:
         raise ValueError(f"count={config.count}: {accelerator.num_processes} processes have not one sample each")
 
-    def own_images(seeds: range) -> Tensor:
+    def own_images(seeds: range, writer: SampleWriter | None = None) -> Tensor:
+        """This process's share, the first process's the first; the ``writer`` is given each batch."""
         batches = draw_share(
             draw,
             seeds,
@@ -97,18 +93,26 @@ def sample(config: DictConfig) -> dict[str, Any]:
             classes=classes,
             progress="drawing" if main else None,
         )
-        return torch.cat(list(batches))
+        own, drawn = [seeds[place] for place in share_of(len(seeds))], []
+        for batch in batches:
+            if writer is not None:
+                writer.add(batch, own[: len(batch)])
+                own = own[len(batch) :]
+            drawn.append(batch)
+        return torch.cat(drawn)
 
     started = time.monotonic()
-    images = own_images(seeds)
+    writer = SampleWriter(Path(config.save_to), config.format, network.image_shape)
+    images = own_images(seeds, writer)
+    writer.wait()
+    place = _finish(writer, images, seeds, device)
     accelerator.wait_for_everyone()
     seconds = time.monotonic() - started
-    every_image = gather_rows(images, device)
     result: dict[str, Any] = {
-        "images": str(_write(every_image, config, seeds)) if main else None,
+        "images": str(place) if main else None,
         "count": len(seeds),
         "network_evaluations": evaluations,
-        "samples_per_second": round(len(seeds) / seconds, 1),
+        "samples_per_second": float(f"{len(seeds) / seconds:.4g}"),
     }
     if evaluator is not None:
         ranges = [score(evaluator, images, seeds, evaluations)]
@@ -120,6 +124,12 @@ def sample(config: DictConfig) -> dict[str, Any]:
     if main:
         Console().print({name: value for name, value in result.items() if name != "figures"})
     return result
+
+
+def _finish(writer: SampleWriter, images: Tensor, seeds: range, device: torch.device) -> Path | None:
+    """What the first process writes of all samples, and where they are; ``images`` are this process's share of them."""
+    every_image = gather_rows(images, device) if writer.format != "png" else images
+    return writer.finish(every_image, seeds) if rank_and_count()[0] == 0 else None
 
 
 def _with_figures(ranges: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -243,21 +253,3 @@ def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> E
     if config.save_reference is not None:
         evaluator.save_reference(config.save_reference)
     return evaluator
-
-
-def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:
-    """Write images [N, C, H, W] in [-1, 1] in the asked format, or points; PNG files are named by their seeds."""
-    folder = Path(config.save_to)
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.format == "grid":
-        save_samples(images, folder / "grid.png")
-        return folder / "grid.png"
-    if are_points(images) and config.format == "png":
-        raise ValueError("format=png: these samples are points, no images; choose format=npz or format=grid")
-    pixels = images if are_points(images) else to_uint8(images).permute(0, 2, 3, 1)
-    if config.format == "npz":
-        np.savez(folder / "samples.npz", images=pixels.numpy(), seeds=np.array(seeds))
-        return folder / "samples.npz"
-    for seed, image in zip(tqdm(seeds, desc="writing", leave=False), pixels, strict=True):
-        save_image(image, folder / f"{seed:06d}.png")
-    return folder

@@ -56,11 +56,11 @@ def shard_like(own: Tensor | None, value: Tensor) -> Tensor:
 
 @contextmanager
 def whole_state_dict(network: nn.Module) -> Iterator[None]:
-    """Within the context ``network.state_dict()`` gives whole tensors, so that any one process can save it.
+    """Within the context ``network.state_dict()`` gives whole, contiguous tensors, so that any one process can save it.
 
     Every process must enter it.
     """
-    tensors = {name: whole(tensor.detach()) for name, tensor in network.state_dict().items()}
+    tensors = {name: whole(tensor.detach()).contiguous() for name, tensor in network.state_dict().items()}
     network.state_dict = lambda *_, **__: tensors  # type: ignore[method-assign, assignment]
     try:
         yield

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from onestep.training.checkpoint import Snapshot, damage, write_checkpoint
-from onestep.training.shard import shard_like, whole
+from onestep.training.shard import is_shared, shard_like, whole
 from onestep.training.steps import GuardedOptimizer
 
 _COUNTERS = ("cycle", "seconds", "refusals", "retreats")
@@ -110,5 +110,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         parameter = parameters[int(index)]
         # Adam's moments have the parameter's shape, its counter of steps has none.
         own = parameter if value.shape == parameter.shape else None
+        if own is not None and not is_shared(own):  # a fused step takes them to lie in memory as the parameter does
+            value = torch.empty_like(own, dtype=value.dtype, device=value.device).copy_(value)
         state.setdefault(int(index), {})[name] = shard_like(own, value)
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 from omegaconf import DictConfig
+from torch import Tensor
 
 from onestep.training.distillation import distill
 from onestep.training.settings import DistillationSettings
+from onestep.training.writing import SampleWriter
 
 TrainConfig = Callable[..., DictConfig]
 
@@ -70,3 +72,17 @@ def few_step_run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFac
 def dmd(tmp_path: Path) -> tuple[str, ...]:
     """The overrides of DMD with 24 pairs in a cache of the test's own."""
     return ("objective=dmd", "pairs.count=24", "pairs.batch_size=8", f"pairs.cache={tmp_path / 'pairs'}")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The images of every call of ``sample``, before they are quantised."""
+    kept: list[Tensor] = []
+    finish = SampleWriter.finish
+
+    def finish_and_keep(writer: SampleWriter, images: Tensor, seeds: range) -> Path:
+        kept.append(images)
+        return finish(writer, images, seeds)
+
+    monkeypatch.setattr(SampleWriter, "finish", finish_and_keep)
+    return kept

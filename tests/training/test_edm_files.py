@@ -15,7 +15,7 @@ from onestep.networks.generator import Generator
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 from onestep.teachers.edm_checkpoint import load_edm
-from onestep.training import draw, sampling
+from onestep.training import draw
 from onestep.training.build import build_distillation
 from onestep.training.distillation import distill
 from onestep.training.sampling import sample
@@ -25,23 +25,20 @@ SID = Path(__file__).parents[1] / "data" / "sid_ddpmpp_cond10_16.pkl"
 Compose = Callable[..., DictConfig]
 
 
-def drawn(compose_config: Compose, folder: Path, *overrides: str) -> np.ndarray:
+def pixels_of(compose_config: Compose, folder: Path, *overrides: str) -> np.ndarray:
     sample(compose_config("sample", *overrides, f"save_to={folder}", "format=npz", "device=cpu"))
     return np.load(folder / "samples.npz")["images"].astype(int)
 
 
 def test_a_one_step_pickle_draws_its_recorded_samples(
-    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[torch.Tensor]
 ) -> None:
     arrays = np.load(SID.with_suffix(".npz"))
     inputs = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["sampler_class_labels"])
     monkeypatch.setattr(draw, "seeded_inputs", lambda *_: inputs)  # in place of those of the seeds
-    written: list[torch.Tensor] = []
-    write = sampling._write
-    monkeypatch.setattr(sampling, "_write", lambda batch, *rest: (written.append(batch), write(batch, *rest))[1])
-    images = drawn(compose_config, tmp_path, f"checkpoint={SID}", "sigma_init=2.5", "count=3")
+    images = pixels_of(compose_config, tmp_path, f"checkpoint={SID}", "sigma_init=2.5", "count=3")
     expected = arrays["G_out"].reshape(3, -1)
-    error = abs(written[0].double().flatten(1).numpy() - expected).max(1) / abs(expected).max(1)
+    error = abs(drawn[0].double().flatten(1).numpy() - expected).max(1) / abs(expected).max(1)
     assert error.max() <= 1e-5
     difference = images - arrays["G_uint8"].astype(int)
     assert abs(difference).max() <= 1 and (difference != 0).mean() < 0.01  # but for one level at a rounding edge
@@ -49,7 +46,7 @@ def test_a_one_step_pickle_draws_its_recorded_samples(
 
 def test_a_pickle_draws_as_a_teacher(compose_config: Compose, tmp_path: Path) -> None:
     options = ("model=teacher", "teacher=edm", f"teacher.path={SID}", "sampler=heun", "sampler.steps=3", "count=2")
-    images = drawn(compose_config, tmp_path, *options)
+    images = pixels_of(compose_config, tmp_path, *options)
     latents, labels = seeded_inputs([0, 1], (3, 16, 16), 10)
     expected = HeunSampler(3, 0.002, 80.0)(load_edm(SID), latents, labels).permute(0, 2, 3, 1)
     assert abs(images - (expected * 127.5 + 128).clamp(0, 255).numpy().astype(int)).max() <= 1

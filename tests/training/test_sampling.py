@@ -20,24 +20,9 @@ from onestep.networks.generator import Generator
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 from onestep.teachers.pretrained import load_teacher
-from onestep.training import sampling
 from onestep.training.sampling import sample
 
 TrainConfig = Callable[..., DictConfig]
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The images of every call of ``sample``, before they are quantised."""
-    kept: list[Tensor] = []
-    write = sampling._write
-
-    def write_and_keep(images: Tensor, *arguments: Any) -> Path:
-        kept.append(images)
-        return write(images, *arguments)
-
-    monkeypatch.setattr(sampling, "_write", write_and_keep)
-    return kept
 
 
 Draw = Callable[..., tuple[Tensor, dict[str, Any]]]
