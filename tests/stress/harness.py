@@ -19,7 +19,7 @@ from onestep.training.log import read_log
 REPOSITORY = Path(__file__).parents[2]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     """Look every millisecond; fail when it takes longer."""
     end = time.monotonic() + seconds
     while not condition():

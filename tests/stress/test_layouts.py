@@ -12,7 +12,7 @@ from tests.stress.harness import largest_difference, start_workers
 TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
 CYCLES = 20  # of a whole comparison
 SETTINGS = (
-    "device=cpu", "precision=no", "process_timeout=60", f"training.images={16 * CYCLES}", "training.batch_size=16",
+    "device=cpu", "precision=no", "process_timeout=300", f"training.images={16 * CYCLES}", "training.batch_size=16",
     "training.warmup_images=0", "training.log_every=1", f"training.checkpoint_every={CYCLES}",
 )  # fmt: skip
 LAYOUTS = {
@@ -38,7 +38,7 @@ def train(folder: Path, dtype: str, processes: int, *overrides: str) -> Path:
 
 def finish(workers: list[subprocess.Popen[str]]) -> None:
     for worker in workers:
-        said, _ = worker.communicate(timeout=300)
+        said, _ = worker.communicate(timeout=600)
         assert worker.returncode == 0, said
 
 
