@@ -81,7 +81,9 @@ def main() -> None:
     if options.fid and options.network != "digits":
         parser.error("--fid is for --network digits, whose features are in the package")
     with tempfile.TemporaryDirectory() as folder:
-        teacher, sigma = (load_teacher("digits", 1.0), 1.0) if options.network == "digits" else (random_teacher(1.0), 2.5)
+        teacher, sigma = (
+            (load_teacher("digits", 1.0), 1.0) if options.network == "digits" else (random_teacher(1.0), 2.5)
+        )
         Generator(teacher, sigma).save_pretrained(folder)
         del teacher
         place = Path(folder)
