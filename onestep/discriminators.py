@@ -36,6 +36,8 @@ class Discriminator(nn.Module):
         nn.init.zeros_(self.logit.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = F.silu(self.conv0(self.norm(features)))
+        # Contiguous, as torch 2.13's GroupNorm on the CPU crashes in the backward pass of an input in the channels-last
+        # format that needs no gradient, as the features of a frozen teacher.
+        x = F.silu(self.conv0(self.norm(features.contiguous())))
         x = F.silu(self.conv1(x))
         return self.logit(x.mean((2, 3))).squeeze(1).float()

@@ -32,6 +32,26 @@ def test_lines_are_means_over_their_cycles(accelerator: Accelerator, path: Path)
     ]
 
 
+def test_the_device_and_other_processes_are_waited_for_at_log_time_alone(
+    accelerator: Accelerator, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[int] = []
+
+    def gather(moments: torch.Tensor) -> torch.Tensor:
+        gathered.append(moments.numel() // 4)
+        return moments
+
+    monkeypatch.setattr(accelerator, "gather", gather)
+    log = open_log(accelerator, path, every=3)
+    for cycle in range(1, 9):
+        log.add({"loss": torch.tensor([cycle, 1.5]), "norm": torch.tensor(1.0)})
+        log.end_cycle(cycle)
+    assert gathered == [6, 6]  # two values of three cycles each
+    assert [cycle["loss"][:2] for cycle in log.state()] == [[2.0, 8.5], [2.0, 9.5]]  # a checkpoint's: count and sum
+    assert gathered == [6, 6, 4]
+    log.close()
+
+
 def test_value_given_several_times_a_cycle(accelerator: Accelerator, path: Path) -> None:
     """As the fake score's losses are, with several updates a cycle."""
     log = open_log(accelerator, path, every=1)

@@ -77,6 +77,29 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     assert_equal(resumed, state)
 
 
+def test_a_fused_step_goes_on_in_another_memory_format(tmp_path: Path) -> None:
+    """Files are contiguous, and a fused step takes its moments to lie in memory as the parameter does."""
+
+    def make() -> tuple[TrainingState, nn.Parameter]:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(4, 8, 3, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+        settings: Any = None
+        return TrainingState({"layer": layer}, {"layer": GuardedOptimizer(optimizer, settings)}), layer.weight
+
+    def step(state: TrainingState, weight: nn.Parameter, number: int) -> None:
+        state.optimizers["layer"].optimizer.zero_grad()
+        (weight * torch.arange(weight.numel()).view_as(weight).roll(number)).square().sum().backward()
+        state.optimizers["layer"].optimizer.step()
+
+    (state, weight), (resumed, other) = make(), make()
+    step(state, weight, 0)
+    resumed.load(state.save(tmp_path, keep_last=1))
+    for one in ((state, weight), (resumed, other)):
+        step(*one, 5)
+    assert not other.is_contiguous() and torch.equal(weight, other)
+
+
 def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     state = make_state(0)
     for cycle in (5, 90, 100, 1000):  # in the order of numbers, not of letters
