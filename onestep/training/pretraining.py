@@ -1,4 +1,4 @@
-"""Pretraining of what a distillation starts from: a teacher, and the feature network of the digits' FID."""
+"""Pretraining of what a distillation starts from: a teacher."""
 
 import math
 import time
@@ -7,17 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from rich.console import Console
-from safetensors.torch import save_file
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
-from onestep.metrics.features import DigitsFeatures, to_uint8
 from onestep.networks.base import DenoiserNetwork
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.samplers import Sampler
@@ -164,50 +159,3 @@ def _finish_pretraining(run: Run, network_evaluations: int, samples: int) -> dic
     Console().print(f"kept the teacher of cycle {best['cycle']}: FID {best['fid']:.3f}; {run.folder / 'teacher'}")
     run.finish()
     return summary
-
-
-def pretrain_digits_features(config: DictConfig) -> dict[str, Any]:
-    """Train the digits' feature network; its accuracy is that of a twin trained without a fifth of the images.
-
-    Returns:
-        ``held_out_accuracy`` of the twin, and ``images``, how many the kept network was trained on.
-    """
-    run = Run(config)
-    run.write_config()
-    data: ImageDataset = instantiate(config.data)
-    images, conditions = data.__getitems__(range(len(data)))
-    assert isinstance(conditions, Tensor)
-    order = torch.randperm(len(data), generator=seeded_generator(config.seed))
-    labels = conditions.argmax(1)
-    held_out = order[: len(data) // 5]
-    twin = _train_classifier(config, images[order[len(held_out) :]], labels[order[len(held_out) :]])
-    correct = twin.classify(to_uint8(images[held_out])).argmax(1) == labels[held_out]
-    network = _train_classifier(config, images, labels)
-    save_file(network.state_dict(), run.folder / "digits_features.safetensors")
-    summary = {"held_out_accuracy": correct.double().mean().item(), "images": len(data)}
-    run.write_json("summary.json", summary)
-    Console().print(f"held-out accuracy {summary['held_out_accuracy']:.4f}; {run.folder}")
-    return summary
-
-
-def _train_classifier(config: DictConfig, images: Tensor, labels: Tensor) -> DigitsFeatures:
-    """Train on images shifted by up to one pixel under a little noise, so that the features are smooth."""
-    options = config.features_training
-    torch.manual_seed(config.seed)
-    network = DigitsFeatures()
-    steps = options.epochs * len(images) // options.batch_size
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
-    for _ in tqdm(range(steps), desc="classifier", mininterval=1, leave=False):
-        chosen = torch.randint(len(images), (options.batch_size,))
-        row, column = torch.randint(3, (2,)).tolist()
-        height, width = images.shape[2:]
-        shifted = F.pad(images[chosen], (1, 1, 1, 1), value=-1.0)[:, :, row : row + height, column : column + width]
-        noised = (shifted + options.noise * torch.randn_like(shifted)).clamp(-1, 1)
-        logits = network.classify(to_uint8(noised))
-        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=options.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return network.eval()
