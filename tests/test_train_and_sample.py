@@ -20,8 +20,8 @@ from torch import Tensor
 from onestep.assets import ASSETS
 from onestep.data.dataset import PositionSampler
 from onestep.data.digits import Digits
-from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.classifier import load_classifier
+from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import to_uint8
 from onestep.metrics.frechet import FrechetDistance
 from onestep.networks.generator import Generator

@@ -11,9 +11,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from onestep.config import instantiate
+from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
 from onestep.networks.base import DenoiserNetwork
+from onestep.networks.generator import load_denoiser
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_generator
@@ -23,7 +25,7 @@ from onestep.training.ema import EMA
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_samples
 from onestep.training.run import Run
-from onestep.training.scoring import build_evaluator
+from onestep.training.scoring import Scorer, build_evaluator, check_evaluation
 from onestep.training.settings import EvaluationSettings, TrainingSettings
 from onestep.training.shard import whole_state_dict
 from onestep.training.state import TrainingState
@@ -43,6 +45,11 @@ class Pretraining:
     optimizer: GuardedOptimizer
     sampler: Sampler
     evaluator: Evaluator
+    augment: EDMAugmentation | None
+
+    def scorer(self, run: Run) -> Scorer:
+        """What scores in ``run``."""
+        return Scorer(run, self.evaluator, self.evaluation, self.data)
 
 
 def pretrain(config: DictConfig) -> dict[str, Any]:
@@ -51,8 +58,9 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     The folder ``teacher`` of the run then loads with ``teacher=local teacher.path=...``.
 
     Returns:
-        The metrics of the kept teacher, with ``network_evaluations``, ``samples`` and ``images_seen``; empty outside
-        the main process.
+        ``teacher``, the kept one's metrics with ``network_evaluations``, ``samples`` and ``samples_per_second``;
+        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``figures``, a record of each metric;
+        empty outside the main process.
 
     Raises:
         ValueError, SystemExit: as :func:`onestep.training.distillation.distill`.
@@ -68,7 +76,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
             except NonFiniteError as error:
                 run.retreat(error, state, parts.settings)
     run.log.close()
-    return _finish_pretraining(run, parts.sampler.network_evaluations, parts.evaluation.samples)
+    return _finish(run, parts, state)
 
 
 def _build(config: DictConfig, run: Run) -> Pretraining:
@@ -78,19 +86,30 @@ def _build(config: DictConfig, run: Run) -> Pretraining:
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
+    augment: EDMAugmentation | None = instantiate(config.get("augment"))
+    taken = getattr(network, "augment_dim", 0)
+    if augment is not None and taken != augment.label_dim:
+        raise ValueError(
+            f"augment=...: the network must take its {augment.label_dim} labels, and takes {taken}: set "
+            f"network.options.augment_dim={augment.label_dim}"
+        )
     ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
     prepare_networks(config, run.device, trained=[network], others=[ema.average])
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
+    evaluation: EvaluationSettings = instantiate(config.evaluation)
+    evaluator = build_evaluator(config, config.get("features"), data, run.device)
+    check_evaluation(evaluator, evaluation)
     return Pretraining(
         settings=settings,
-        evaluation=instantiate(config.evaluation),
+        evaluation=evaluation,
         data=data,
         sigma=instantiate(config.sigma),
         network=network,
         ema=ema,
         optimizer=GuardedOptimizer(optimizer, settings, config.precision == "fp16", [network]),
         sampler=instantiate(config.sampler),
-        evaluator=build_evaluator(config, config.get("features"), data, run.device),
+        evaluator=evaluator,
+        augment=augment,
     )
 
 
@@ -104,11 +123,13 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
         of_process = seeded_generator(run.config.seed, run.accelerator.process_index, state.cycle, device=run.device)
         torch.manual_seed(of_process.initial_seed())
         drawn = (draws.sigma(parts.sigma), draws.normal(batch[0].shape[1:]))
-        count = settings.accumulation
+        images, labels = (batch[0], None) if parts.augment is None else parts.augment(batch[0], draws)
+        rounds = (in_rounds(x, settings.accumulation) for x in (images, batch[1], labels, *drawn))
         try:
-            for x0, condition, sigma, noise in zip(*(in_rounds(x, count) for x in (*batch, *drawn)), strict=True):
+            for x0, condition, augment_labels, sigma, noise in zip(*rounds, strict=True):
+                told = () if augment_labels is None else (augment_labels,)
                 with run.accelerator.autocast():
-                    prediction = network(add_noise(x0, noise, sigma), sigma, condition)
+                    prediction = network(add_noise(x0, noise, sigma), sigma, condition, *told)
                 losses = denoising_loss(network, prediction, x0, sigma)
                 parts.optimizer.backward({"denoising": Term(losses)}, sigma)
                 run.log.add({"loss": losses})
@@ -134,28 +155,38 @@ def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, f
 
     Every process must call it.
     """
-    evaluation, average = parts.evaluation, parts.ema.average
-    images = run.draw(partial(parts.sampler, average), evaluation.samples, evaluation.batch_size, parts.data)
+    average = parts.ema.average
+    figures, images = parts.scorer(run).interim(partial(parts.sampler, average))
     with whole_state_dict(average):
         if not run.accelerator.is_main_process:
             return {}
-        figures = parts.evaluator([images])
         earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
         run.log.write(state.cycle, figures)
         if figures["fid"] < min(earlier, default=math.inf):
             average.save_pretrained(run.folder / "teacher")
-    save_samples(images[: evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
+    save_samples(images[: parts.evaluation.grid], run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
     return figures
 
 
-def _finish_pretraining(run: Run, network_evaluations: int, samples: int) -> dict[str, Any]:
+def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any]:
+    """Score the teacher that was kept, and write the summary and the curves; every process must call it."""
+    run.accelerator.wait_for_everyone()
+    teacher = load_denoiser(run.folder / "teacher").to(run.device)
+    figures, records = parts.scorer(run).final(
+        "teacher", partial(parts.sampler, teacher), parts.sampler.network_evaluations
+    )
     if not run.accelerator.is_main_process:
         return {}
     lines = read_log(run.folder / "log.jsonl")
     best = min((line for line in lines if "fid" in line), key=lambda line: line["fid"])
-    summary = best | {"network_evaluations": network_evaluations, "samples": samples}
+    summary = {
+        "teacher": figures,
+        "images_seen": best["images_seen"],
+        "seconds": round(state.seconds, 1),
+        "figures": {"teacher": records},
+    }
     run.write_json("summary.json", summary)
     save_curves(lines, ("fid", "recall", "loss", "gradient"), run.folder / "curves.png")
-    Console().print(f"kept the teacher of cycle {best['cycle']}: FID {best['fid']:.3f}; {run.folder / 'teacher'}")
+    Console().print(f"kept the teacher of cycle {best['cycle']}: FID {figures['fid']:.3f}; {run.folder / 'teacher'}")
     run.finish()
     return summary

@@ -141,16 +141,18 @@ class Run:
         rows = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
         return GlobalDraws(self.config.seed, 0, cycle, batch_size=settings.batch_size, rows=rows, device=self.device)
 
-    def draw(self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any) -> Tensor:
-        """Images [count, C, H, W] of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_batches`.
+    def draw(
+        self, draw: Draw, count: int, batch_size: int, data: ImageDataset, first: int = 0, **options: Any
+    ) -> Tensor:
+        """Images [count, C, H, W] of the seeds from ``first`` on, such as ``data`` has; see :func:`draw_batches`.
 
         The processes share the drawing; every one must call it, and gets all images.
         """
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        seeds: list[int] = list(range(count))
+        seeds: list[int] = list(range(first, first + count))
         if processes > 1:  # as many batches in each, the last ones with seeds that are drawn twice
             rounds = math.ceil(count / (batch_size * processes))
-            padded = torch.arange(rounds * processes * batch_size) % count
+            padded = first + torch.arange(rounds * processes * batch_size) % count
             seeds = padded.view(rounds, processes, batch_size)[:, rank].flatten().tolist()
         batches = draw_batches(
             draw,

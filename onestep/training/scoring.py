@@ -1,5 +1,6 @@
 """Figures of samples: those of files, records of where each came from, and the table of them."""
 
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from rich.table import Table
 from torch import Tensor
 
 from onestep.config import instantiate
+from onestep.data.dataset import ImageDataset
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.metrics.statistics import Moments
+from onestep.training.draw import Draw
+from onestep.training.run import Run
+from onestep.training.settings import EvaluationSettings
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,61 @@ def score(evaluator: Evaluator, images: Tensor, seeds: range, network_evaluation
     """
     values = evaluator([images], shared=True)
     return evaluator.figures(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores what networks draw of the same seeds, in a run; every process must call its methods."""
+
+    run: Run
+    evaluator: Evaluator
+    settings: EvaluationSettings
+    data: ImageDataset
+
+    def draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
+        """Images [count, C, H, W], see :meth:`Run.draw`."""
+        return self.run.draw(draw, count, self.settings.batch_size, self.data, **options)
+
+    def interim(self, draw: Draw) -> tuple[dict[str, float], Tensor]:
+        """The figures that are taken during a run, none outside the main process, and the images they are of."""
+        images = self.draw(draw, self.settings.interim_samples)
+        main = self.run.accelerator.is_main_process
+        return self.evaluator([images], only=self.settings.interim_metrics) if main else {}, images
+
+    def final(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The figures of the end, of the first range of seeds, with their cost; and the records of all ranges.
+
+        Returns:
+            every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each figure
+            of each range, see :meth:`Evaluator.figures`. Of the metrics there is none outside the main process.
+        """
+        count, main = self.settings.samples, self.run.accelerator.is_main_process
+        figures: dict[str, Any] = {}
+        records: list[dict[str, Any]] = []
+        for number in range(self.settings.seed_ranges):
+            first, started = number * count, time.monotonic()
+            images = self.draw(draw, count, first=first, progress=f"drawing from the {name}" if main else None)
+            seconds = time.monotonic() - started
+            values = self.evaluator([images], only=self.settings.interim_metrics if number else None) if main else {}
+            records += self.evaluator.figures(values, count, [first, first + count - 1], network_evaluations)
+            if not number:
+                cost = {"samples": count, "samples_per_second": round(count / seconds, 1)}
+                figures = values | {"network_evaluations": network_evaluations} | cost
+        return figures, records
+
+
+def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings) -> None:
+    """Refuse numbers of samples that a metric's name does not promise, and metrics that are not measured.
+
+    Raises:
+        ValueError: naming the metric.
+    """
+    for count in {settings.samples, settings.interim_samples}:
+        evaluator.check_samples(count)
+    for name in settings.interim_metrics or []:
+        if name not in evaluator.metrics:
+            known = ", ".join(evaluator.metrics) or "none"
+            raise ValueError(f"evaluation.interim_metrics names {name}, which is none of the metrics: {known}")
 
 
 def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
