@@ -70,7 +70,7 @@ def write_card(run: Path, output: Path, generator: Generator, usage: str, text_t
         figures=[
             (side, [*(f"{row[name]:.4g}" for name in metrics), row["network_evaluations"], row["samples"]])
             for side, row in summary.items()
-            if side in ("teacher", "student")
+            if side in ("teacher", "student") and "samples" in row
         ],
         usage=usage,
     )

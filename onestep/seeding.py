@@ -40,6 +40,11 @@ class GlobalDraws:
         shape = (self.batch_size, *sample_shape)
         return torch.randn(shape, generator=self.generator, device=self.generator.device)[self.rows]
 
+    def uniform(self, sample_shape: Sequence[int]) -> Tensor:
+        """Numbers in [0, 1) [rows, *sample_shape]."""
+        shape = (self.batch_size, *sample_shape)
+        return torch.rand(shape, generator=self.generator, device=self.generator.device)[self.rows]
+
     def sigma(self, distribution: SigmaDistribution) -> Tensor:
         """Noise levels [rows] in data units."""
         return distribution.sample(self.batch_size, self.generator)[self.rows]

@@ -26,6 +26,13 @@ PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", 
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
+    "features/local": ["features.path=digits"],
+    "experiment/fashion": ["teacher.path=digits", "features.path=digits", "data.path={stores}/idx"],
+    "experiment/pretrain_fashion": ["features.path=digits", "data.path={stores}/idx"],
+    "experiment/pretrain_fashion_features": ["data.path={stores}/idx", "held_out.split=train"],
+    "experiment/cifar10_5k": ["teacher.path=digits", "features.path=digits", "data.path={stores}/images.zip"],
+    "experiment/pretrain_cifar10_5k": ["features.path=digits", "data.path={stores}/images.zip"],
+    "experiment/pretrain_cifar10_5k_features": ["data.path={stores}/images.zip", "held_out.path={stores}/images.zip"],
     "teacher/diffusers": ["teacher.path={pipeline}"],
     **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm")},
     **{

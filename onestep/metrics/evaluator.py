@@ -1,6 +1,6 @@
 """Scores samples by several metrics from one pass through each feature network."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -72,7 +72,11 @@ class Evaluator:
                 self.real[network] = ReferenceCache(cache, reference, network, device).read_or_make(wanted)
 
     def __call__(
-        self, batches: Iterable[Tensor], shared: bool = False, prompts: Sequence[str] | None = None
+        self,
+        batches: Iterable[Tensor],
+        shared: bool = False,
+        prompts: Sequence[str] | None = None,
+        only: Collection[str] | None = None,
     ) -> dict[str, float]:
         """Every metric by name, on all images [B, C, H, W] of ``batches`` together; nothing but in the first process.
 
@@ -80,6 +84,7 @@ class Evaluator:
             batches: the samples in [-1, 1], or points.
             prompts: what each sample was drawn of, for metrics that compare with it.
             shared: whether each process brings its own share, the first the first; the figures are then of all.
+            only: the names of the metrics to compute; None for all.
         """
         extractions = {network: Extraction(network, kinds, self.device) for network, kinds in self._wanted().items()}
         position = 0
@@ -96,6 +101,8 @@ class Evaluator:
         if rank_and_count()[0] > 0:
             return values
         for name, metric in self.metrics.items():
+            if only is not None and name not in only:
+                continue
             network = self.network_of[name]
             value = metric(self.real[network].get(metric.reads), generated[network][metric.reads])
             values |= value if isinstance(value, dict) else {name: value}

@@ -13,8 +13,8 @@ _ELEMENTS = 1 << 24  # of a block of distances
 _PAIRS = 1 << 14  # that are computed again at a time
 
 
-def kth_distances(features: Tensor, k: int) -> Tensor:
-    """The distance [N] of each of ``features`` [N, D] to its ``k``-th nearest neighbour, itself not counted.
+def nearest_distances(features: Tensor, k: int) -> Tensor:
+    """The ascending distances [N, k] of each of ``features`` [N, D] to its ``k`` nearest neighbours, itself left out.
 
     Raises:
         ValueError: if there are not more than ``k`` of them.
@@ -29,7 +29,7 @@ def kth_distances(features: Tensor, k: int) -> Tensor:
         rows, columns = (squares - doubt <= bound).nonzero(as_tuple=True)
         exact = torch.full_like(squares, torch.inf)
         exact[rows, columns] = _pair_distances(chunk, features, rows, columns)
-        found.append(exact.topk(k + 1, largest=False).values[:, -1])
+        found.append(exact.topk(k + 1, largest=False).values[:, 1:])
     return torch.cat(found)
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from onestep.metrics.extraction import Kind
 from onestep.metrics.features import FeatureNetwork
-from onestep.metrics.neighbours import count_within, kth_distances
+from onestep.metrics.neighbours import count_within, nearest_distances
 
 
 class Recall:
@@ -27,7 +27,7 @@ class Recall:
             ValueError: if there are not more than ``k`` generated samples.
         """
         check_count("recall", self.k, generated=len(generated))
-        inside, _ = count_within(real, generated, kth_distances(generated, self.k))
+        inside, _ = count_within(real, generated, nearest_distances(generated, self.k)[:, -1])
         return (inside > 0).double().mean().item()
 
 
@@ -58,9 +58,10 @@ class PRDC:
             ValueError: if there are not more than ``k`` samples on either side.
         """
         check_count("precision", max(self.k, self.k_density), real=len(real), generated=len(generated))
-        precise, _ = count_within(generated, real, kth_distances(real, self.k))
-        recalled, _ = count_within(real, generated, kth_distances(generated, self.k))
-        dense, covered = count_within(generated, real, kth_distances(real, self.k_density))
+        of_real = nearest_distances(real, max(self.k, self.k_density))
+        precise, _ = count_within(generated, real, of_real[:, self.k - 1])
+        recalled, _ = count_within(real, generated, nearest_distances(generated, self.k)[:, -1])
+        dense, covered = count_within(generated, real, of_real[:, self.k_density - 1])
         return {
             "precision": (precise > 0).double().mean().item(),
             "recall": (recalled > 0).double().mean().item(),

@@ -71,6 +71,11 @@ class EDMDenoiser(DenoiserNetwork):
         return bool(self.label_dim and (self.config["options"] or {}).get("label_dropout"))
 
     @property
+    def augment_dim(self) -> int:
+        """Size of EDM's augmentation labels that it takes; 0 for none."""
+        return int((self.config["options"] or {}).get("augment_dim", 0))
+
+    @property
     def feature_channels(self) -> int:
         """Channels of the encoder's last output."""
         return self.model.feature_channels

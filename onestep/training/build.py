@@ -28,7 +28,7 @@ from onestep.training.checks import check_fit, check_optimizers, check_prompts, 
 from onestep.training.ema import EMA
 from onestep.training.judges import Judges, Teacher
 from onestep.training.pairs import PairSettings, TeacherPairs, prepare_pairs
-from onestep.training.scoring import build_evaluator
+from onestep.training.scoring import build_evaluator, check_evaluation
 from onestep.training.settings import DistillationSettings, EvaluationSettings, TrainingSettings
 from onestep.training.shard import checkpoint_activations, shard
 from onestep.training.steps import GuardedOptimizer
@@ -113,9 +113,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     sampler: Sampler = instantiate(config.sampler)
     evaluator = build_evaluator(config, config.get("features"), data, accelerator.device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
-    evaluation.check_processes(accelerator.num_processes)
-    for count in {evaluation.samples, evaluation.interim_samples}:
-        evaluator.check_samples(count)
+    check_evaluation(evaluator, evaluation, accelerator.num_processes)
     ema = EMA(generator, settings.ema_halflife, settings.ema_rampup)
     # Behind all that may be refused, and before the networks are shared: it is drawn by each process alone.
     pairs = _build_pairs(config, settings, teacher, sampler, accelerator)

@@ -36,7 +36,7 @@ def to_table(runs: dict[str, Path]) -> str:
     """The students' figures as a Markdown table, a run a row, with the teacher of the first run on top."""
     summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
     first = next(iter(summaries.values()))
-    figures = [name for name in first["teacher"] if name not in _NOT_FIGURES]
+    figures = [name for name in first["student"] if name not in _NOT_FIGURES]
     rows = [["", *figures, "evaluations", "images seen", "seconds"], ["---", *["---:"] * (len(figures) + 3)]]
     rows.append(_row("teacher", first["teacher"], figures, ["", ""]))
     for name, summary in summaries.items():
@@ -50,16 +50,16 @@ def _row(name: str, side: dict[str, Any], figures: list[str], cost: list[str]) -
     return [name, *values, str(side["network_evaluations"]), *cost]
 
 
-def save_panels(runs: dict[str, Path], path: Path, samples: int, columns: int = 4) -> None:
-    """Write one picture with a panel for each run: what its averaged generator draws from the same seeds."""
-    rows = math.ceil(len(runs) / columns)
+def save_panels(panels: dict[str, Tensor], path: Path, columns: int = 4) -> None:
+    """Write one picture with a panel for each of ``panels``, samples [N, C, H, W] by their title."""
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis in axes[len(runs) :]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    for axis, (name, run) in zip(axes, runs.items(), strict=False):
-        axis.set_title(name.replace(", ", "\n"), fontsize=8)
-        plot_samples(axis, draw(Generator.from_pretrained(run / "generator"), samples))
+    for axis, (title, samples) in zip(axes, panels.items(), strict=False):
+        axis.set_title(title.replace(", ", "\n"), fontsize=8)
+        plot_samples(axis, samples)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
@@ -72,6 +72,11 @@ def draw(generator: Generator, count: int) -> Tensor:
     return samples
 
 
+def draw_all(runs: dict[str, Path], count: int) -> dict[str, Tensor]:
+    """What each run's averaged generator draws from the same seeds."""
+    return {name: draw(Generator.from_pretrained(run / "generator"), count) for name, run in runs.items()}
+
+
 def main() -> None:
     """Read the command line, write ``OUTPUT.md`` and ``OUTPUT.png``, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m onestep.training.compare", description=__doc__)
@@ -82,7 +87,7 @@ def main() -> None:
     try:
         runs = read_runs(arguments.folder)
         table = to_table(runs)
-        save_panels(runs, Path(f"{arguments.output}.png"), arguments.samples)
+        save_panels(draw_all(runs, arguments.samples), Path(f"{arguments.output}.png"))
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
     Path(f"{arguments.output}.md").write_text(table)

@@ -1,4 +1,4 @@
-"""Pretraining of what a distillation starts from: a teacher, and the feature network of the digits' FID."""
+"""Pretraining of what a distillation starts from: a teacher."""
 
 import math
 import time
@@ -7,18 +7,15 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 from rich.console import Console
-from safetensors.torch import save_file
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from onestep.config import instantiate
+from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
 from onestep.metrics.evaluator import Evaluator
-from onestep.metrics.features import DigitsFeatures, to_uint8
 from onestep.networks.base import DenoiserNetwork
+from onestep.networks.generator import load_denoiser
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_generator
@@ -28,7 +25,7 @@ from onestep.training.ema import EMA
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_samples
 from onestep.training.run import Run
-from onestep.training.scoring import build_evaluator
+from onestep.training.scoring import Scorer, build_evaluator, check_evaluation
 from onestep.training.settings import EvaluationSettings, TrainingSettings
 from onestep.training.shard import whole_state_dict
 from onestep.training.state import TrainingState
@@ -48,6 +45,11 @@ class Pretraining:
     optimizer: GuardedOptimizer
     sampler: Sampler
     evaluator: Evaluator
+    augment: EDMAugmentation | None
+
+    def scorer(self, run: Run) -> Scorer:
+        """What scores in ``run``."""
+        return Scorer(run, self.evaluator, self.evaluation, self.data)
 
 
 def pretrain(config: DictConfig) -> dict[str, Any]:
@@ -56,8 +58,9 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     The folder ``teacher`` of the run then loads with ``teacher=local teacher.path=...``.
 
     Returns:
-        The metrics of the kept teacher, with ``network_evaluations``, ``samples`` and ``images_seen``; empty outside
-        the main process.
+        ``teacher``, the kept one's metrics with ``network_evaluations``, ``samples`` and ``samples_per_second``;
+        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``figures``, a record of each metric;
+        empty outside the main process.
 
     Raises:
         ValueError, SystemExit: as :func:`onestep.training.distillation.distill`.
@@ -73,21 +76,29 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
             except NonFiniteError as error:
                 run.retreat(error, state, parts.settings)
     run.log.close()
-    return _finish_pretraining(run, parts.sampler.network_evaluations, parts.evaluation.samples)
+    return _finish(run, parts, state)
 
 
 def _build(config: DictConfig, run: Run) -> Pretraining:
     settings: TrainingSettings = instantiate(config.training)
-    evaluation: EvaluationSettings = instantiate(config.evaluation)
     settings.share_of(run.accelerator.num_processes)
-    evaluation.check_processes(run.accelerator.num_processes)
     data: ImageDataset = instantiate(config.data)
     torch.manual_seed(seeded_generator(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
+    augment: EDMAugmentation | None = instantiate(config.get("augment"))
+    taken = getattr(network, "augment_dim", 0)
+    if augment is not None and taken != augment.label_dim:
+        raise ValueError(
+            f"augment=...: the network must take its {augment.label_dim} labels, and takes {taken}: set "
+            f"network.options.augment_dim={augment.label_dim}"
+        )
     ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
     prepare_networks(config, run.device, trained=[network], others=[ema.average])
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
+    evaluation: EvaluationSettings = instantiate(config.evaluation)
+    evaluator = build_evaluator(config, config.get("features"), data, run.device)
+    check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
     return Pretraining(
         settings=settings,
         evaluation=evaluation,
@@ -97,7 +108,8 @@ def _build(config: DictConfig, run: Run) -> Pretraining:
         ema=ema,
         optimizer=GuardedOptimizer(optimizer, settings, config.precision == "fp16", [network]),
         sampler=instantiate(config.sampler),
-        evaluator=build_evaluator(config, config.get("features"), data, run.device),
+        evaluator=evaluator,
+        augment=augment,
     )
 
 
@@ -111,11 +123,13 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
         of_process = seeded_generator(run.config.seed, run.accelerator.process_index, state.cycle, device=run.device)
         torch.manual_seed(of_process.initial_seed())
         drawn = (draws.sigma(parts.sigma), draws.normal(batch[0].shape[1:]))
-        count = settings.accumulation
+        images, labels = (batch[0], None) if parts.augment is None else parts.augment(batch[0], draws)
+        rounds = (in_rounds(x, settings.accumulation) for x in (images, batch[1], labels, *drawn))
         try:
-            for x0, condition, sigma, noise in zip(*(in_rounds(x, count) for x in (*batch, *drawn)), strict=True):
+            for x0, condition, augment_labels, sigma, noise in zip(*rounds, strict=True):
+                told = () if augment_labels is None else (augment_labels,)
                 with run.accelerator.autocast():
-                    prediction = network(add_noise(x0, noise, sigma), sigma, condition)
+                    prediction = network(add_noise(x0, noise, sigma), sigma, condition, *told)
                 losses = denoising_loss(network, prediction, x0, sigma)
                 parts.optimizer.backward({"denoising": Term(losses)}, sigma)
                 run.log.add({"loss": losses})
@@ -141,10 +155,8 @@ def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, f
 
     Every process must call it.
     """
-    evaluation, average = parts.evaluation, parts.ema.average
-    draw, batch_size = partial(parts.sampler, average), evaluation.batch_size
-    figures = parts.evaluator(run.draw_share(draw, evaluation.samples, batch_size, parts.data), shared=True)
-    shown = run.draw(draw, evaluation.grid, batch_size, parts.data)
+    average = parts.ema.average
+    figures, shown = parts.scorer(run).interim(partial(parts.sampler, average))
     with whole_state_dict(average):
         if not run.accelerator.is_main_process:
             return figures
@@ -156,61 +168,25 @@ def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, f
     return figures
 
 
-def _finish_pretraining(run: Run, network_evaluations: int, samples: int) -> dict[str, Any]:
+def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any]:
+    """Score the teacher that was kept, and write the summary and the curves; every process must call it."""
+    run.accelerator.wait_for_everyone()
+    teacher = load_denoiser(run.folder / "teacher").to(run.device)
+    figures, records = parts.scorer(run).final(
+        "teacher", partial(parts.sampler, teacher), parts.sampler.network_evaluations
+    )
     if not run.accelerator.is_main_process:
         return {}
     lines = read_log(run.folder / "log.jsonl")
     best = min((line for line in lines if "fid" in line), key=lambda line: line["fid"])
-    summary = best | {"network_evaluations": network_evaluations, "samples": samples}
+    summary = {
+        "teacher": figures,
+        "images_seen": best["images_seen"],
+        "seconds": round(state.seconds, 1),
+        "figures": {"teacher": records},
+    }
     run.write_json("summary.json", summary)
     save_curves(lines, ("fid", "recall", "loss", "gradient"), run.folder / "curves.png")
-    Console().print(f"kept the teacher of cycle {best['cycle']}: FID {best['fid']:.3f}; {run.folder / 'teacher'}")
+    Console().print(f"kept the teacher of cycle {best['cycle']}: FID {figures['fid']:.3f}; {run.folder / 'teacher'}")
     run.finish()
     return summary
-
-
-def pretrain_digits_features(config: DictConfig) -> dict[str, Any]:
-    """Train the digits' feature network; its accuracy is that of a twin trained without a fifth of the images.
-
-    Returns:
-        ``held_out_accuracy`` of the twin, and ``images``, how many the kept network was trained on.
-    """
-    run = Run(config)
-    run.write_config()
-    data: ImageDataset = instantiate(config.data)
-    images, conditions = data.__getitems__(range(len(data)))
-    assert isinstance(conditions, Tensor)
-    order = torch.randperm(len(data), generator=seeded_generator(config.seed))
-    labels = conditions.argmax(1)
-    held_out = order[: len(data) // 5]
-    twin = _train_classifier(config, images[order[len(held_out) :]], labels[order[len(held_out) :]])
-    correct = twin.classify(to_uint8(images[held_out])).argmax(1) == labels[held_out]
-    network = _train_classifier(config, images, labels)
-    save_file(network.state_dict(), run.folder / "digits_features.safetensors")
-    summary = {"held_out_accuracy": correct.double().mean().item(), "images": len(data)}
-    run.write_json("summary.json", summary)
-    Console().print(f"held-out accuracy {summary['held_out_accuracy']:.4f}; {run.folder}")
-    return summary
-
-
-def _train_classifier(config: DictConfig, images: Tensor, labels: Tensor) -> DigitsFeatures:
-    """Train on images shifted by up to one pixel under a little noise, so that the features are smooth."""
-    options = config.features_training
-    torch.manual_seed(config.seed)
-    network = DigitsFeatures()
-    steps = options.epochs * len(images) // options.batch_size
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
-    for _ in tqdm(range(steps), desc="classifier", mininterval=1, leave=False):
-        chosen = torch.randint(len(images), (options.batch_size,))
-        row, column = torch.randint(3, (2,)).tolist()
-        height, width = images.shape[2:]
-        shifted = F.pad(images[chosen], (1, 1, 1, 1), value=-1.0)[:, :, row : row + height, column : column + width]
-        noised = (shifted + options.noise * torch.randn_like(shifted)).clamp(-1, 1)
-        logits = network.classify(to_uint8(noised))
-        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=options.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return network.eval()

@@ -1,7 +1,5 @@
 """What a distillation shows for itself: grids and figures on the way, the summary of teacher and student at the end."""
 
-import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from onestep.training.draw import Draw
 from onestep.training.log import read_log
 from onestep.training.pictures import save_curves, save_samples, save_side_by_side
 from onestep.training.run import Run
+from onestep.training.scoring import Scorer
 from onestep.training.shard import whole_state_dict
 from onestep.training.state import TrainingState
 
@@ -34,16 +33,14 @@ class DistillationReport:
 
     def __init__(self, run: Run, parts: Distillation) -> None:
         self.run, self.parts = run, parts
-        self.records: dict[str, list[dict[str, Any]]] = {}
+        self.scorer = Scorer(run, parts.evaluator, parts.evaluation, parts.data)
 
     def interim(self, state: TrainingState) -> dict[str, float]:
         """Score the averaged generator, write the figures to the log and a grid into ``samples/``.
 
         Returns the figures in the main process.
         """
-        settings, average = self.parts.evaluation, self.parts.ema.average
-        figures: dict[str, float] = self.parts.evaluator(self._share(average, settings.interim_samples), shared=True)
-        shown = self._shown(average)
+        figures, shown = self.scorer.interim(self.parts.ema.average)
         if self.run.accelerator.is_main_process:
             self.run.log.write(state.cycle, figures)
             save_samples(shown, self.run.folder / "samples" / f"cycle_{state.cycle:08d}.png")
@@ -54,8 +51,8 @@ class DistillationReport:
 
         Returns:
             ``teacher`` and ``student``, each with every metric, ``network_evaluations``, ``samples`` and
-            ``samples_per_second``; ``images_seen`` and ``seconds`` of the training; ``figures``, a record of each;
-            empty outside the main process.
+            ``samples_per_second`` (of a teacher that is not scored the evaluations alone); ``images_seen`` and
+            ``seconds`` of the training; ``figures``, a record of each; empty outside the main process.
         """
         self.run.log.close()
         folder, parts, average = self.run.folder, self.parts, self.parts.ema.average
@@ -66,8 +63,13 @@ class DistillationReport:
 
         of_teacher = parts.sampler.network_evaluations * parts.judges.teacher.network_evaluations
         of_student = average.network_evaluations
-        teacher, teacher_images = self._score("teacher", partial(parts.sampler, parts.judges.teacher), of_teacher)
-        student, student_images = self._score("student", average, of_student)
+        draw_teacher = partial(parts.sampler, parts.judges.teacher)
+        teacher: dict[str, Any] = {"network_evaluations": of_teacher}
+        records = {}
+        if parts.evaluation.score_teacher:
+            teacher, records["teacher"] = self.scorer.final("teacher", draw_teacher, of_teacher)
+        student, records["student"] = self.scorer.final("student", average, of_student)
+        teacher_images, student_images = self._shown(draw_teacher), self._shown(average)
         if not self.run.accelerator.is_main_process:
             return {}
         summary = {
@@ -75,7 +77,7 @@ class DistillationReport:
             "student": student,
             "images_seen": state.cycle * parts.settings.batch_size,
             "seconds": round(state.seconds, 1),
-            "figures": self.records,
+            "figures": records,
         }
         self.run.write_json("summary.json", summary)
         titles = (f"teacher, {count_evaluations(of_teacher)}", f"student, {count_evaluations(of_student)}")
@@ -85,44 +87,10 @@ class DistillationReport:
         self.run.finish()
         return summary
 
-    def _score(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, float], Tensor]:
-        """The figures of one side, and its first images, one class a column where there are classes."""
-        samples, evaluator = self.parts.evaluation.samples, self.parts.evaluator
-        title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
-        clock = Clock(self._share(draw, samples, progress=title))
-        figures: dict[str, float] = evaluator(clock, shared=True)
+    def _shown(self, draw: Draw) -> Tensor:
+        """Images for a picture, one class a column where there are classes."""
         label_dim = self.parts.data.label_dim
-        shown = self._shown(draw, classes=list(range(label_dim)) if label_dim else None)
-        self.records[name] = evaluator.figures(figures, samples, [0, samples - 1], network_evaluations)
-        figures |= {
-            "network_evaluations": network_evaluations,
-            "samples": samples,
-            "samples_per_second": round(samples / clock.seconds, 1),
-        }
-        return figures, shown
-
-    def _share(self, draw: Draw, count: int, **options: Any) -> Iterator[Tensor]:
-        """This process's share of the samples, batch by batch."""
-        return self.run.draw_share(draw, count, self.parts.evaluation.batch_size, self.parts.data, **options)
-
-    def _shown(self, draw: Draw, **options: Any) -> Tensor:
-        """The samples of a picture."""
-        settings = self.parts.evaluation
-        return self.run.draw(draw, settings.grid, settings.batch_size, self.parts.data, **options)
-
-
-class Clock:
-    """Hands on what ``items`` give, and counts the ``seconds`` that they took, without what is done with them."""
-
-    def __init__(self, items: Iterator[Tensor]) -> None:
-        self.items, self.seconds = items, 0.0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        started = time.monotonic()
-        for item in self.items:
-            self.seconds += time.monotonic() - started
-            yield item
-            started = time.monotonic()
+        return self.scorer.draw(draw, self.parts.evaluation.grid, classes=list(range(label_dim)) if label_dim else None)
 
 
 def count_evaluations(count: int) -> str:
@@ -133,9 +101,9 @@ def count_evaluations(count: int) -> str:
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Show the summary as a table."""
     table = Table(title=f"{summary['images_seen']:,} images in {summary['seconds']:.0f} s of training")
-    rows = {name: summary[name] for name in ("teacher", "student")}
+    rows = {name: summary[name] for name in ("teacher", "student") if "samples" in summary[name]}
     table.add_column("")
-    for key in rows["teacher"]:
+    for key in rows["student"]:
         table.add_column(key.replace("_", " "), justify="right")
     for name, figures in rows.items():
         table.add_row(

@@ -155,12 +155,12 @@ class Run:
         return GlobalDraws(self.config.seed, 0, cycle, batch_size=settings.batch_size, rows=rows, device=self.device)
 
     def draw_share(
-        self, draw: Draw, count: int, batch_size: int, data: ImageDataset, **options: Any
+        self, draw: Draw, count: int, batch_size: int, data: ImageDataset, first: int = 0, **options: Any
     ) -> Iterator[Tensor]:
-        """This process's images of the seeds 0 to ``count - 1``, such as ``data`` has; see :func:`draw_share`."""
+        """This process's images of ``count`` seeds from ``first`` on, such as ``data`` has; see :func:`draw_share`."""
         prompts = None if data.unconditional is None else data
-        shape, classes = data.image_shape, data.label_dim
-        return draw_share(draw, range(count), batch_size, shape, classes, self.accelerator, prompts, **options)
+        shape, classes, seeds = data.image_shape, data.label_dim, range(first, first + count)
+        return draw_share(draw, seeds, batch_size, shape, classes, self.accelerator, prompts, **options)
 
     def draw(self, *of_share: Any, **options: Any) -> Tensor:
         """All of them [count, C, H, W], in every process."""

@@ -1,7 +1,8 @@
 """Figures of samples: those of files, records of where each came from, and the table of them."""
 
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,15 @@ from rich.table import Table
 from torch import Tensor
 
 from onestep.config import instantiate
+from onestep.data.dataset import ImageDataset
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.metrics.statistics import Moments
+from onestep.training.draw import Draw
+from onestep.training.run import Run
+from onestep.training.settings import EvaluationSettings
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,76 @@ def score(evaluator: Evaluator, images: Tensor, seeds: range, network_evaluation
     """
     values = evaluator([images], shared=True)
     return evaluator.figures(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores what networks draw of the same seeds, in a run; every process must call its methods."""
+
+    run: Run
+    evaluator: Evaluator
+    settings: EvaluationSettings
+    data: ImageDataset
+
+    def draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
+        """Images [count, C, H, W] in every process, see :meth:`Run.draw`."""
+        return self.run.draw(draw, count, self.settings.batch_size, self.data, **options)
+
+    def interim(self, draw: Draw) -> tuple[dict[str, float], Tensor]:
+        """The figures that are taken during a run, none outside the main process, and images for a grid."""
+        share = self.run.draw_share(draw, self.settings.interim_samples, self.settings.batch_size, self.data)
+        figures = self.evaluator(share, shared=True, only=self.settings.interim_metrics)
+        return figures, self.draw(draw, self.settings.grid)
+
+    def final(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The figures of the end, of the first range of seeds, with their cost; and the records of all ranges.
+
+        Returns:
+            every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each figure
+            of each range, see :meth:`Evaluator.figures`. Of the metrics there is none outside the main process.
+        """
+        count, batch_size = self.settings.samples, self.settings.batch_size
+        title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
+        figures: dict[str, Any] = {}
+        records: list[dict[str, Any]] = []
+        for number in range(self.settings.seed_ranges):
+            first = number * count
+            share = Clock(self.run.draw_share(draw, count, batch_size, self.data, first=first, progress=title))
+            values = self.evaluator(share, shared=True, only=self.settings.interim_metrics if number else None)
+            records += self.evaluator.figures(values, count, [first, first + count - 1], network_evaluations)
+            if not number:
+                cost = {"samples": count, "samples_per_second": round(count / share.seconds, 1)}
+                figures = values | {"network_evaluations": network_evaluations} | cost
+        return figures, records
+
+
+class Clock:
+    """Hands on what ``items`` give, and counts the ``seconds`` that they took, without what is done with them."""
+
+    def __init__(self, items: Iterator[Tensor]) -> None:
+        self.items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        started = time.monotonic()
+        for item in self.items:
+            self.seconds += time.monotonic() - started
+            yield item
+            started = time.monotonic()
+
+
+def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, processes: int) -> None:
+    """Refuse numbers of samples that a metric's name does not promise, and metrics that are not measured.
+
+    Raises:
+        ValueError: naming the metric; for fewer samples than ``processes``, naming both.
+    """
+    settings.check_processes(processes)
+    for count in {settings.samples, settings.interim_samples}:
+        evaluator.check_samples(count)
+    for name in settings.interim_metrics or []:
+        if name not in evaluator.metrics:
+            known = ", ".join(evaluator.metrics) or "none"
+            raise ValueError(f"evaluation.interim_metrics names {name}, which is none of the metrics: {known}")
 
 
 def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

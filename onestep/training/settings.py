@@ -127,20 +127,27 @@ class EvaluationSettings:
 
     Args:
         samples: samples of the final figures, teacher's and student's alike.
+        seed_ranges: disjoint ranges of so many seeds that are scored in the end, to show a figure's spread; the first,
+            which starts at seed 0, gives the figure itself.
         interim_samples: samples of the figures during the run.
+        interim_metrics: the metrics of those, and of the seed ranges behind the first; None for all.
+        score_teacher: whether a distillation scores its teacher too; False where that is known.
         batch_size: samples drawn at a time.
         grid: samples in a picture.
     """
 
     samples: int
+    seed_ranges: int
     interim_samples: int
+    interim_metrics: list[str] | None
+    score_teacher: bool
     batch_size: int
     grid: int
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise ValueError(f"evaluation.{name} must be positive, got {value}")
+        for name in ("samples", "seed_ranges", "interim_samples", "batch_size", "grid"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"evaluation.{name} must be positive, got {getattr(self, name)}")
 
     def check_processes(self, processes: int) -> None:
         """Refuse fewer samples than ``processes``, each of which is to bring features of some.

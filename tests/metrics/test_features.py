@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from onestep.data.digits import Digits
-from onestep.metrics.features import load_digits_features, to_uint8
+from onestep.metrics.classifier import load_classifier
+from onestep.metrics.features import to_uint8
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_every_grey_level_comes_back() -> None:
 
 @torch.no_grad()
 def test_bundled_network_knows_the_digits() -> None:
-    network, data = load_digits_features(), Digits()
+    network, data = load_classifier("digits"), Digits()
     assert data.conditions is not None
     assert tuple(network.image_shape) == data.image_shape
     images = to_uint8(data.images)
@@ -46,10 +47,10 @@ def test_bundled_network_knows_the_digits() -> None:
 
 
 def test_bundled_network_is_frozen() -> None:
-    network = load_digits_features()
+    network = load_classifier("digits")
     assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
 def test_absent_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no feature network at .*none\.safetensors: train one"):
-        load_digits_features(str(tmp_path / "none.safetensors"))
+        load_classifier(str(tmp_path / "none.safetensors"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from onestep.networks.edm import EDMDenoiser
 from onestep.networks.generator import Generator
-from onestep.training.compare import read_runs, save_panels, to_table
+from onestep.training.compare import draw_all, read_runs, save_panels, to_table
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_table(sweep: Path) -> None:
 
 
 def test_the_picture_has_a_panel_for_each_run(sweep: Path) -> None:
-    save_panels(read_runs(sweep), sweep / "panels.png", samples=50, columns=2)
+    save_panels(draw_all(read_runs(sweep), 50), sweep / "panels.png", columns=2)
     pixels = torch.from_numpy(np.array(Image.open(sweep / "panels.png").convert("L")))
     assert pixels.shape == (340, 600)
     for half in (pixels[:, :300], pixels[:, 300:]):

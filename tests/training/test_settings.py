@@ -66,9 +66,10 @@ def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, Any], 
         make_settings(**changes)
 
 
-@pytest.mark.parametrize("name", ["samples", "interim_samples", "batch_size", "grid"])
+@pytest.mark.parametrize("name", ["samples", "interim_samples", "batch_size", "grid", "seed_ranges"])
 def test_evaluation_of_nothing(name: str) -> None:
-    values = {"samples": 10, "interim_samples": 10, "batch_size": 5, "grid": 10}
+    values: dict[str, Any] = {"samples": 10, "interim_samples": 10, "batch_size": 5, "grid": 10, "seed_ranges": 1}
+    values |= {"interim_metrics": None, "score_teacher": True}
     with pytest.raises(ValueError, match=rf"evaluation\.{name} must be positive, got 0"):
         EvaluationSettings(**(values | {name: 0}))
 

@@ -1,0 +1,109 @@
+"""Non-leaking augmentation of training images (Karras et al. 2022, arXiv 2206.00364, appendix F.2 and table 6)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onestep.seeding import GlobalDraws
+
+PARAMETERS = ("x_flip", "y_flip", "scale", "rotation", "anisotropy_angle", "anisotropy", "x_shift", "y_shift")
+
+
+class EDMAugmentation:
+    """Random flips, scaling, rotation, stretching and translation, of which the network is told by nine labels.
+
+    Trained with the labels and used with none (zeros), a network does not learn to draw what they describe. The mirror
+    image is taken of each second image; each of the others is done with ``probability``. Unlike the paper, which
+    samples at twice the resolution under wavelet filters, pixels are interpolated bicubically; both reflect the image
+    at its borders.
+
+    Args:
+        probability: A_prob, in [0, 1].
+        scale: A_scale, the factor by which an image is enlarged at one standard deviation.
+        anisotropy: A_aniso, that by which it is stretched along one axis and shrunk across.
+        translation: A_trans, the shift at one standard deviation as a share of the image's side.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    label_dim = 9
+
+    def __init__(self, probability: float, scale: float, anisotropy: float, translation: float) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"augment.probability is in [0, 1], got {probability}")
+        for name, value in (("scale", scale), ("anisotropy", anisotropy), ("translation", translation)):
+            if value <= 0:
+                raise ValueError(f"augment.{name} must be positive, got {value}")
+        self.probability, self.scale, self.anisotropy, self.translation = probability, scale, anisotropy, translation
+
+    def __call__(self, images: Tensor, draws: GlobalDraws) -> tuple[Tensor, Tensor]:
+        """Augmented ``images`` [B, C, H, W] in [-1, 1] and their labels [B, 9], sample ``i`` from its own draws."""
+        parameters = self.draw(draws).to(images)
+        return self.transform(images, parameters), to_labels(parameters)
+
+    def draw(self, draws: GlobalDraws) -> Tensor:
+        """The ``PARAMETERS`` [B, 8], a_0 to a_7 of table 6; 0 where nothing is done."""
+        uniform, normal = draws.uniform((9,)), draws.normal((4,))
+        flips = (uniform[:, :2] < 0.5).float()
+        angles = (2 * uniform[:, 2:4] - 1) * math.pi
+        done = (uniform[:, 4:9] < self.probability).float()  # y-flip, scale, rotation, anisotropy, translation
+        y_flip, scale, rotation, anisotropy, translation = done.unbind(1)
+        return torch.stack(
+            [
+                flips[:, 0],
+                flips[:, 1] * y_flip,
+                normal[:, 0] * scale,
+                angles[:, 0] * rotation,
+                angles[:, 1] * anisotropy,
+                normal[:, 1] * anisotropy,
+                normal[:, 2] * translation,
+                normal[:, 3] * translation,
+            ],
+            dim=1,
+        )
+
+    def transform(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """``images`` [B, C, H, W] under ``parameters`` [B, 8], in table 6's order; those at 0 exactly as they are."""
+        x_flip, y_flip = (column[:, None, None, None] != 0 for column in parameters[:, :2].unbind(1))
+        images = torch.where(x_flip, images.flip(3), images)
+        images = torch.where(y_flip, images.flip(2), images)
+        moved = (parameters[:, 2:] != 0).any(1)
+        if not moved.any():
+            return images
+        grid = F.affine_grid(self._inverse(parameters[moved], images.shape[2:]), images[moved].shape, False)
+        warped = F.grid_sample(images[moved], grid.to(images), "bicubic", "reflection", False)
+        images[moved] = warped.clamp(-1, 1)  # which bicubic interpolation leaves at edges
+        return images
+
+    def _inverse(self, parameters: Tensor, size: torch.Size) -> Tensor:
+        """From a place in the new image to that in the old one, [B, 2, 3], in units of half a side from the centre."""
+        _, _, scale, rotation, angle, stretch, x_shift, y_shift = parameters.double().unbind(1)
+        enlarge = _diagonal(self.scale**scale, self.scale**scale)
+        stretched = _diagonal(self.anisotropy**stretch, self.anisotropy**-stretch)
+        matrix = _rotation(angle) @ stretched @ _rotation(-angle) @ _rotation(-rotation) @ enlarge
+        half = torch.tensor([size[1] / 2, size[0] / 2], dtype=torch.float64, device=parameters.device)
+        shift = 2 * self.translation * torch.stack([x_shift, y_shift], 1)[:, :, None]
+        inverse = matrix.inverse() * half / half[:, None]
+        return torch.cat([inverse, -inverse @ shift], 2)
+
+
+def to_labels(parameters: Tensor) -> Tensor:
+    """What the network is told [B, 9] of ``parameters`` [B, 8]: the last column of table 6; 0 where nothing is done."""
+    x_flip, y_flip, scale, rotation, angle, stretch, x_shift, y_shift = parameters.unbind(1)
+    turned = [rotation.cos() - 1, rotation.sin()]
+    stretched = [stretch * angle.cos(), stretch * angle.sin()]
+    return torch.stack([x_flip, y_flip, scale, *turned, *stretched, x_shift, y_shift], 1)
+
+
+def _diagonal(x: Tensor, y: Tensor) -> Tensor:
+    """Matrices [B, 2, 2]."""
+    return torch.diag_embed(torch.stack([x, y], 1))
+
+
+def _rotation(angle: Tensor) -> Tensor:
+    """Matrices [B, 2, 2] that rotate from the x axis towards the y axis, which points down."""
+    rows = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1)
+    return rows.unflatten(1, (2, 2))
