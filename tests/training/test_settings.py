@@ -1,6 +1,7 @@
 """Numbers that a run refuses, each named in the message."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,16 +67,19 @@ def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, Any], 
         make_settings(**changes)
 
 
+EVALUATION = EvaluationSettings(
+    samples=10, seed_ranges=1, interim_samples=10, interim_metrics=None, score_teacher=True, batch_size=5, grid=10
+)
+
+
 @pytest.mark.parametrize("name", ["samples", "interim_samples", "batch_size", "grid", "seed_ranges"])
 def test_evaluation_of_nothing(name: str) -> None:
-    values: dict[str, Any] = {"samples": 10, "interim_samples": 10, "batch_size": 5, "grid": 10, "seed_ranges": 1}
-    values |= {"interim_metrics": None, "score_teacher": True}
     with pytest.raises(ValueError, match=rf"evaluation\.{name} must be positive, got 0"):
-        EvaluationSettings(**(values | {name: 0}))
+        replace(EVALUATION, **{name: 0})  # type: ignore[arg-type] # all of these are numbers
 
 
 def test_fewer_samples_than_processes() -> None:
-    settings = EvaluationSettings(samples=100, interim_samples=8, batch_size=4, grid=1)
+    settings = replace(EVALUATION, interim_samples=8)
     settings.check_processes(8)
     with pytest.raises(ValueError, match=r"evaluation\.interim_samples=8: 9 processes have not one sample each"):
         settings.check_processes(9)
