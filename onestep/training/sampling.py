@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
+from onestep.data.latents import describes_latents
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.features import to_uint8
 from onestep.metrics.inception import PUBLISHED_SHA256, InceptionFeatures
@@ -72,7 +73,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     if config.images is not None:
         return _score_files(config, parts, accelerator.device)
     draw, network, evaluations = _model(config, parts, accelerator.device)
-    prompts = _prompts(config, parts, network)
+    data = _data(config, parts, network)
     evaluator = _evaluator(config, parts, accelerator.device)
 
     if evaluator is not None:
@@ -96,10 +97,10 @@ def sample(config: DictConfig) -> dict[str, Any]:
             network.label_dim,
             accelerator,
             classes,
-            condition_of=None if prompts is None else prompts.condition_of,
+            condition_of=None if data is None or data.unconditional is None else data.condition_of,
             progress="drawing" if main else None,
         )
-        return torch.cat([batch if prompts is None else prompts.decode(batch) for batch in batches])
+        return torch.cat([batch if data is None else data.decode(batch) for batch in batches])
 
     started = time.monotonic()
     images = draw_share(seeds)
@@ -222,12 +223,12 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
     return generator, generator.denoiser, generator.network_evaluations
 
 
-def _prompts(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> ImageDataset | None:
-    """The prompts that a text-to-image network draws of; None for networks of another kind."""
+def _data(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> ImageDataset | None:
+    """The prompts that a text-to-image network draws of, or what decodes latents; None where images are drawn."""
     if not getattr(network, "condition_keys", ()):
         if config.prompts is not None:
             raise ValueError("prompts=...: this network takes none")
-        return None
+        return instantiate(parts.data) if describes_latents(parts.data) else None
     if parts.data is None:
         raise ValueError("a text-to-image network needs run=..., or data=prompts with data.path=... and data.model=...")
     if config.prompts is not None:
@@ -241,6 +242,7 @@ def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> E
     if not config.get("metrics"):
         return None
     data: ImageDataset | None = None if config.reference is not None else instantiate(parts.data)
+    data = None if data is None else data.real
     evaluator = build_evaluator(config, parts.features, data, device)
     if config.save_reference is not None:
         evaluator.save_reference(config.save_reference)
@@ -249,6 +251,11 @@ def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> E
 
 def _write(images: Tensor, config: DictConfig, seeds: range) -> Path:
     """Write images [N, C, H, W] in [-1, 1] in the asked format, or points; PNG files are named by their seeds."""
+    if images.shape[1] not in (1, 3) and not are_points(images):
+        raise ValueError(
+            f"these samples are latents of {images.shape[1]} channels, and nothing decodes them: give data=latents "
+            "with data.images.path=... and data.model=..., the pipeline with the autoencoder"
+        )
     folder = Path(config.save_to)
     folder.mkdir(parents=True, exist_ok=True)
     if config.format == "grid":

@@ -38,7 +38,12 @@ def test_a_one_step_pickle_draws_its_recorded_samples(
     monkeypatch.setattr(draw, "seeded_inputs", lambda *_: inputs)  # in place of those of the seeds
     written: list[torch.Tensor] = []
     write = sampling._write
-    monkeypatch.setattr(sampling, "_write", lambda batch, *rest: (written.append(batch), write(batch, *rest))[1])
+
+    def record(batch: torch.Tensor, *rest: Any) -> Path:
+        written.append(batch)
+        return write(batch, *rest)
+
+    monkeypatch.setattr(sampling, "_write", record)
     images = drawn(compose_config, tmp_path, f"checkpoint={SID}", "sigma_init=2.5", "count=3")
     expected = arrays["G_out"].reshape(3, -1)
     error = abs(written[0].double().flatten(1).numpy() - expected).max(1) / abs(expected).max(1)
