@@ -8,9 +8,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from onestep.data.latents import describes_latents
 from onestep.model_card import write_card
 from onestep.networks.generator import Generator
-from onestep.networks.pipeline_parts import pipeline_folder
+from onestep.networks.pipeline_parts import Autoencoder, pipeline_folder
 from onestep.pipeline import OneStepPipeline
 from onestep.text_to_image_export import save_text_to_image
 from onestep.training.sampling import WEIGHTS
@@ -60,7 +61,9 @@ def _write(run: Path, generator: Generator, output: Path) -> None:
         teacher = OmegaConf.load(run / "config.yaml").teacher.path
         usage = save_text_to_image(generator, pipeline_folder(teacher), output)
     else:
-        OneStepPipeline.from_generator(generator).save_pretrained(output)
+        data = OmegaConf.load(run / "config.yaml").data
+        vae = Autoencoder.from_pretrained(pipeline_folder(data.model)).vae if describes_latents(data) else None
+        OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
     write_card(run, output, generator, usage, text_to_image)
 

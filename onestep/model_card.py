@@ -97,6 +97,8 @@ def _describe(node: dict[str, Any] | None) -> str:
     if node is None:
         return "none"
     name = str(node["_target_"]).rpartition(".")[2]
+    if isinstance(node.get("images"), dict):
+        return f"{name} of {_describe(node['images'])}"
     path = node.get("path")
     return f"{name} ({_hub_id(path) or Path(path).name})" if isinstance(path, str) else name
 

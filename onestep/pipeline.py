@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -12,7 +12,7 @@ from torch import Tensor
 from onestep.metrics.features import to_uint8
 from onestep.networks.base import DenoiserNetwork
 from onestep.networks.generator import Generator, load_denoiser
-from onestep.networks.pipeline_parts import pipeline_folder
+from onestep.networks.pipeline_parts import Autoencoder, pipeline_folder
 from onestep.seeding import seeded_inputs, seeded_noise
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -26,6 +26,7 @@ class OneStepPipeline(DiffusionPipeline):
 
     Args:
         denoiser: the generator's network.
+        vae: of diffusers, which decodes what a generator of latents draws; None for one of images.
         sigma_init, later_sigmas: the noise levels of its steps, see :class:`onestep.networks.generator.Generator`.
 
     Raises:
@@ -33,19 +34,20 @@ class OneStepPipeline(DiffusionPipeline):
     """
 
     def __init__(
-        self, denoiser: DenoiserNetwork, sigma_init: float | None = None, later_sigmas: list | None = None
+        self, denoiser: DenoiserNetwork, vae: Any, sigma_init: float | None = None, later_sigmas: list | None = None
     ) -> None:
         super().__init__()  # diffusers takes an argument with a default for a setting, one without for a network
         if sigma_init is None:
             raise ValueError("sigma_init is missing: give the noise level of the generator's first step")
-        self.register_modules(denoiser=denoiser)
+        self.register_modules(denoiser=denoiser, vae=vae)
         self.register_to_config(sigma_init=sigma_init, later_sigmas=list(later_sigmas or []))
         self.generator = Generator(denoiser, sigma_init, later_sigmas or []).eval()
+        self.autoencoder = None if vae is None else Autoencoder(vae)
 
     @classmethod
-    def from_generator(cls, generator: Generator) -> Self:
+    def from_generator(cls, generator: Generator, vae: Any = None) -> Self:
         """The pipeline of a ``generator`` in memory."""
-        return cls(generator.denoiser, generator.sigma_init, generator.later_sigmas)
+        return cls(generator.denoiser, vae, generator.sigma_init, generator.later_sigmas)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:
@@ -58,7 +60,8 @@ class OneStepPipeline(DiffusionPipeline):
         index = cls.load_config(folder)
         if index.get("_class_name") != cls.__name__:
             raise ValueError(f"{folder} holds a {index.get('_class_name')}, and no {cls.__name__}")
-        return cls(load_denoiser(folder / "denoiser"), index.get("sigma_init"), index.get("later_sigmas"))
+        vae = Autoencoder.from_pretrained(folder).vae if (folder / "vae").is_dir() else None
+        return cls(load_denoiser(folder / "denoiser"), vae, index.get("sigma_init"), index.get("later_sigmas"))
 
     @torch.no_grad()
     def __call__(
@@ -100,5 +103,6 @@ class OneStepPipeline(DiffusionPipeline):
             latents, condition = seeded_inputs(seeds[start : start + batch_size], shape, label_dim, classes)
             condition = None if condition is None else condition.to(self.device)
             noises = seeded_noise(seeds[start : start + batch_size], shape, label_dim)
-            images.append(self.generator(latents.to(self.device), condition, noises).float().cpu())
+            drawn = self.generator(latents.to(self.device), condition, noises).float()
+            images.append((drawn if self.autoencoder is None else self.autoencoder.decode(drawn)).cpu())
         return torch.cat(images)

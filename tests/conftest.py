@@ -240,6 +240,8 @@ class TorchFidelityStandIn(torch.nn.Module):
 @pytest.fixture
 def other_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the packages torch-fidelity and clean-fid; the latter's resizing leaves each second pixel."""
+    import torchmetrics.image.kid  # noqa: F401 # looks for torch-fidelity as it is imported: before there is a stand-in
+
     fidelity = {"FeatureExtractorInceptionV3": TorchFidelityStandIn}
     halve = {"clean": lambda image: image[::2, ::2].astype(np.float32)}
     clean = {"build_resizer": halve.__getitem__}

@@ -56,6 +56,12 @@ REQUIRED = {
     "data/fashion_mnist": ["data.path={stores}/idx"],
     "data/hugging_face": ["data.path={stores}/table", "data.label_column=label"],
     **{f"teacher/{name}": ["teacher.path={text}"] for name in ("sd15", "sdxl", "sd3", "flux")},
+    "data/latents": [
+        "data.images.path={stores}/classes",
+        "data.images.channels=3",
+        "data.model={text}",
+        "data.cache={cache}",
+    ],
     "data/prompts": ["data.model={text}", "data.size=null", "data.path=[a cat]", "data.cache={cache}"],
     **{
         f"experiment/{file.stem}": [

@@ -49,6 +49,11 @@ class ImageDataset(ABC, Dataset[Batch]):
         return images[0], map_condition(lambda tensor: tensor[0], conditions)
 
     @property
+    def real(self) -> "ImageDataset":
+        """What decoded samples are compared with."""
+        return self
+
+    @property
     def description(self) -> str:
         """What the record of a figure says of its reference."""
         return f"{type(self).__name__}, {len(self):,} images"

@@ -95,9 +95,7 @@ class PromptDataset(ImageDataset):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] of latents [B, c, h, w], both on the CPU, one at a time."""
-        device = PartialState().device
-        self.autoencoder.to(device)
-        return torch.cat([self.autoencoder.decode(latent.to(device)).cpu() for latent in latents.split(1)])
+        return self.autoencoder.decode_singly(latents)
 
     def fingerprint(self) -> str:
         """A hash of the prompts, the images and what encodes them."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import PartialState, init_empty_weights
 from torch import Tensor, nn
 
 _INDEX = "model_index.json"
@@ -207,3 +207,9 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in about [-1, 1], float32, of latents [B, c, h, w]."""
         return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.float()
+
+    def decode_singly(self, latents: Tensor) -> Tensor:
+        """Images of latents, both on the CPU, one at a time on this process's device: they are far larger."""
+        device = PartialState().device
+        self.to(device)
+        return torch.cat([self.decode(latent.to(device)).cpu() for latent in latents.split(1)])

@@ -111,7 +111,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
 
     sampler: Sampler = instantiate(config.sampler)
-    evaluator = build_evaluator(config, config.get("features"), data, accelerator.device)
+    evaluator = build_evaluator(config, config.get("features"), data.real, accelerator.device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     check_evaluation(evaluator, evaluation, accelerator.num_processes)
     ema = EMA(generator, settings.ema_halflife, settings.ema_rampup)

@@ -64,7 +64,7 @@ def draw_share(
     image_shape: tuple[int, int, int],
     label_dim: int,
     accelerator: Accelerator,
-    prompts: ImageDataset | None = None,
+    data: ImageDataset | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
     """This process's share of the images of ``seeds``, the first process's the first; else as :func:`draw_batches`.
@@ -73,14 +73,14 @@ def draw_share(
     some a seed more than it keeps.
 
     Args:
-        prompts: what is drawn of, and decodes it; None for networks of classes.
+        data: what decodes the images, and gives the conditions where these are no classes; None for neither.
     """
     share, longest = share_of(len(seeds)), -(-len(seeds) // rank_and_count()[1])
     kept = len(share)
     own = [*seeds[share.start : share.stop], *[seeds[0]] * (longest - kept)]
-    condition_of = None if prompts is None else prompts.condition_of
+    condition_of = None if data is None or data.unconditional is None else data.condition_of
     for batch in draw_batches(
         draw, own, batch_size, image_shape, label_dim, accelerator, condition_of=condition_of, **options
     ):
-        yield (batch if prompts is None else prompts.decode(batch))[:kept]
+        yield (batch if data is None else data.decode(batch))[:kept]
         kept = max(0, kept - len(batch))

@@ -158,9 +158,8 @@ class Run:
         self, draw: Draw, count: int, batch_size: int, data: ImageDataset, first: int = 0, **options: Any
     ) -> Iterator[Tensor]:
         """This process's images of ``count`` seeds from ``first`` on, such as ``data`` has; see :func:`draw_share`."""
-        prompts = None if data.unconditional is None else data
         shape, classes, seeds = data.image_shape, data.label_dim, range(first, first + count)
-        return draw_share(draw, seeds, batch_size, shape, classes, self.accelerator, prompts, **options)
+        return draw_share(draw, seeds, batch_size, shape, classes, self.accelerator, data, **options)
 
     def draw(self, *of_share: Any, **options: Any) -> Tensor:
         """All of them [count, C, H, W], in every process."""

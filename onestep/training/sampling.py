@@ -14,6 +14,7 @@ from torch import Tensor
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
+from onestep.data.latents import describes_latents
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.inception import PUBLISHED_SHA256, InceptionFeatures
 from onestep.metrics.processes import gather_rows, rank_and_count, share_of
@@ -67,7 +68,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     if config.images is not None:
         return _score_files(config, parts, accelerator.device)
     draw, network, evaluations = _model(config, parts, accelerator.device)
-    prompts = _prompts(config, parts, network)
+    data = _data(config, parts, network)
     evaluator = _evaluator(config, parts, accelerator.device)
 
     if evaluator is not None:
@@ -89,7 +90,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
             network.image_shape,
             network.label_dim,
             accelerator,
-            prompts,
+            data,
             classes=classes,
             progress="drawing" if main else None,
         )
@@ -230,11 +231,19 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
     return generator, generator.denoiser, generator.network_evaluations
 
 
-def _prompts(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> ImageDataset | None:
-    """The prompts that a text-to-image network draws of; None for networks of another kind."""
+def _data(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> ImageDataset | None:
+    """The prompts that a text-to-image network draws of, or what decodes latents; None where images are drawn."""
     if not getattr(network, "condition_keys", ()):
         if config.prompts is not None:
             raise ValueError("prompts=...: this network takes none")
+        if describes_latents(parts.data):
+            return instantiate(parts.data)
+        channels, height, width = network.image_shape
+        if channels not in (1, 3) and height * width > 1:  # one pixel is a point
+            raise ValueError(
+                f"these samples are latents of {channels} channels, and nothing decodes them: give data=latents with "
+                "data.images.path=... and data.model=..., the pipeline with the autoencoder"
+            )
         return None
     if parts.data is None:
         raise ValueError("a text-to-image network needs run=..., or data=prompts with data.path=... and data.model=...")
@@ -249,6 +258,7 @@ def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> E
     if not config.get("metrics"):
         return None
     data: ImageDataset | None = None if config.reference is not None else instantiate(parts.data)
+    data = None if data is None else data.real
     evaluator = build_evaluator(config, parts.features, data, device)
     if config.save_reference is not None:
         evaluator.save_reference(config.save_reference)
