@@ -6,10 +6,12 @@ prints a table. What the gradients alone need is what an all-reduce takes of eac
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from onestep.training import distillation
 from onestep.training.build import Distillation, build_distillation
 from onestep.training.report import DistillationReport
+from onestep.training.run import Run
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES_EACH = 32
 
 
@@ -50,6 +53,7 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     torch.set_num_threads(1)
     count, clock = CountBytes(), list[float]()
     DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
+    Run.save = lambda *_: None  # type: ignore[method-assign]
     generate, build = distillation.generate, build_distillation
     built: list[Distillation] = []
 
@@ -64,7 +68,7 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
         return built[-1]
 
     vars(distillation).update(generate=look_and_generate, build_distillation=build_and_keep)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("train", overrides)
     with count:
         distillation.distill(config)
@@ -82,6 +86,23 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
             "by_operation": {name: size / cycles for name, size in count.sent.items()},
         }
         (output / "measured.json").write_text(json.dumps(result))
+
+
+def train_apart(processes: int, cycles: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """What :func:`measure` says of a training of ``processes`` of their own, with :data:`IMAGES_EACH` images each."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [
+            "device=cpu", "precision=no", f"training.batch_size={IMAGES_EACH * processes}", f"output={folder}/run",
+            f"training.images={IMAGES_EACH * processes * cycles}", *overrides,
+        ]  # fmt: skip
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--measure", folder, *overrides]
+        finished = subprocess.run(
+            command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        if finished.returncode:
+            sys.exit(finished.stderr)
+        return json.loads((Path(folder) / "measured.json").read_text())
 
 
 def main() -> None:
@@ -106,15 +127,7 @@ def main() -> None:
     ):
         table.add_column(title, justify="right")
     for processes in arguments.processes:
-        with tempfile.TemporaryDirectory() as folder:
-            overrides = [
-                "device=cpu", "precision=no", f"training.batch_size={IMAGES_EACH * processes}", f"output={folder}/run",
-                f"training.images={IMAGES_EACH * processes * arguments.cycles}", *arguments.overrides,
-            ]  # fmt: skip
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-            command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--measure", folder, *overrides]
-            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-            found = json.loads((Path(folder) / "measured.json").read_text())
+        found = train_apart(processes, arguments.cycles, arguments.overrides)
         needed = found["gradient_bytes"] if processes > 1 else 0
         rate, given = found["cycles_per_second"], found["bytes_per_cycle"]
         ratio = f"{given / needed:.4f}" if needed else ""

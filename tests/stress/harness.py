@@ -76,7 +76,7 @@ def start_workers(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
         workers.append(
             subprocess.Popen(
                 [sys.executable, str(Path(__file__).parent / "worker.py"), str(REPOSITORY / "conf"), *arguments],
-                env=environment | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"},
+                env=environment | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip

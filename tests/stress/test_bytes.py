@@ -1,0 +1,17 @@
+"""What processes give to each other in a cycle: the gradients once, and a few hundred bytes of statistics."""
+
+import pytest
+
+from benchmarks.weak_scaling import train_apart
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing, rounds", [((), 4), (("shard=true",), 2)])
+def test_gradients_are_reduced_once_a_step_however_many_rounds(sharing: tuple[str, ...], rounds: int) -> None:
+    """And of no network that a step does not train."""
+    for count in (1, rounds):
+        found = train_apart(2, 7, (*sharing, f"training.accumulation={count}"))
+        reduced = sum(size for name, size in found["by_operation"].items() if "reduce" in name)
+        assert 1 <= reduced / found["gradient_bytes"] < 1.001
+        gathered = found["bytes_per_cycle"] - reduced
+        assert gathered > 1e6 if sharing else gathered < 1000  # the networks' shares, and the log's moments
