@@ -73,7 +73,7 @@ class EDMAugmentation:
         moved = (parameters[:, 2:] != 0).any(1)
         if not moved.any():
             return images
-        grid = F.affine_grid(self._inverse(parameters[moved], images.shape[2:]), images[moved].shape, False)
+        grid = F.affine_grid(self._inverse(parameters[moved], images.shape[2:]), list(images[moved].shape), False)
         warped = F.grid_sample(images[moved], grid.to(images), "bicubic", "reflection", False)
         images[moved] = warped.clamp(-1, 1)  # which bicubic interpolation leaves at edges
         return images
