@@ -36,7 +36,7 @@ def test_every_grey_level_comes_back() -> None:
 def test_bundled_network_knows_the_digits() -> None:
     network, data = load_classifier("digits"), Digits()
     assert data.conditions is not None
-    assert network.image_shape is not None and tuple(network.image_shape) == data.image_shape
+    assert network.image_shape == data.image_shape
     images = to_uint8(data.images)
     correct = network.classify(images).argmax(1) == data.conditions.argmax(1)
     assert correct.double().mean() >= 0.99
