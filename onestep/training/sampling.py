@@ -50,19 +50,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: for an unknown choice, a missing run or checkpoint, or parts that do not fit each other.
     """
-    for name, choices in (
-        ("model", MODELS),
-        ("weights", tuple(WEIGHTS)),
-        ("format", FORMATS),
-        ("precision", PRECISIONS),
-    ):
-        if config[name] not in choices:
-            raise ValueError(f"{name}={config[name]}: choose one of {', '.join(choices)}")
-    for name in ("count", "batch_size", "seed_ranges"):
-        if config[name] < 1:
-            raise ValueError(f"{name}={config[name]}: expected at least 1")
-    if config.classes is not None and not (OmegaConf.is_list(config.classes) and len(config.classes)):
-        raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
+    _check_choices(config)
     parts = _parts(config)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
     if config.images is not None:
@@ -74,37 +62,25 @@ def sample(config: DictConfig) -> dict[str, Any]:
     if evaluator is not None:
         evaluator.check_samples(config.count)  # before anything is drawn
 
-    seeds = range(config.seed, config.seed + config.count)
-    classes = None if config.classes is None else list(config.classes)
-
     main, device = accelerator.is_main_process, accelerator.device
     if config.count < accelerator.num_processes:
         raise ValueError(f"count={config.count}: {accelerator.num_processes} processes have not one sample each")
+    draw_own = partial(
+        draw_share,
+        draw,
+        batch_size=config.batch_size,
+        image_shape=network.image_shape,
+        label_dim=network.label_dim,
+        accelerator=accelerator,
+        data=data,
+        classes=None if config.classes is None else list(config.classes),
+        progress="drawing" if main else None,
+    )
 
-    def own_images(seeds: range, writer: SampleWriter | None = None) -> Tensor:
-        """This process's share, the first process's the first; the ``writer`` is given each batch."""
-        batches = draw_share(
-            draw,
-            seeds,
-            config.batch_size,
-            network.image_shape,
-            network.label_dim,
-            accelerator,
-            data,
-            classes=classes,
-            progress="drawing" if main else None,
-        )
-        own, drawn = [seeds[place] for place in share_of(len(seeds))], []
-        for batch in batches:
-            if writer is not None:
-                writer.add(batch, own[: len(batch)])
-                own = own[len(batch) :]
-            drawn.append(batch)
-        return torch.cat(drawn)
-
+    seeds = range(config.seed, config.seed + config.count)
     started = time.monotonic()
     writer = SampleWriter(Path(config.save_to), config.format, network.image_shape)
-    images = own_images(seeds, writer)
+    images = torch.cat(list(writer.write(draw_own(seeds), [seeds[place] for place in share_of(len(seeds))])))
     writer.wait()
     place = _finish(writer, images, seeds, device)
     accelerator.wait_for_everyone()
@@ -119,12 +95,28 @@ def sample(config: DictConfig) -> dict[str, Any]:
         ranges = [score(evaluator, images, seeds, evaluations)]
         for _ in range(1, config.seed_ranges):
             seeds = range(seeds.stop, seeds.stop + config.count)
-            ranges.append(score(evaluator, own_images(seeds), seeds, evaluations))
+            ranges.append(score(evaluator, torch.cat(list(draw_own(seeds))), seeds, evaluations))
         result |= _with_figures(ranges) if main else {}
     accelerator.end_training()
     if main:
         Console().print({name: value for name, value in result.items() if name != "figures"})
     return result
+
+
+def _check_choices(config: DictConfig) -> None:
+    for name, choices in (
+        ("model", MODELS),
+        ("weights", tuple(WEIGHTS)),
+        ("format", FORMATS),
+        ("precision", PRECISIONS),
+    ):
+        if config[name] not in choices:
+            raise ValueError(f"{name}={config[name]}: choose one of {', '.join(choices)}")
+    for name in ("count", "batch_size", "seed_ranges"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]}: expected at least 1")
+    if config.classes is not None and not (OmegaConf.is_list(config.classes) and len(config.classes)):
+        raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
 
 
 def _finish(writer: SampleWriter, images: Tensor, seeds: range, device: torch.device) -> Path | None:

@@ -1,6 +1,6 @@
 """Samples as files: PNG files that threads write while more is drawn, one picture, or one array."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,6 +40,14 @@ class SampleWriter:
             for start in range(0, len(seeds), _AT_A_TIME):
                 end = start + _AT_A_TIME
                 self._writing.append(self._threads.submit(self._write_png, samples[start:end], seeds[start:end]))
+
+    def write(self, batches: Iterable[Tensor], seeds: Sequence[int]) -> Iterator[Tensor]:
+        """``batches`` of the samples of ``seeds``, of which each is begun to be written as it is handed on."""
+        start = 0
+        for batch in batches:
+            self.add(batch, seeds[start : start + len(batch)])
+            start += len(batch)
+            yield batch
 
     def _write_png(self, samples: Tensor, seeds: Sequence[int]) -> None:
         for seed, image in zip(seeds, to_uint8(samples).permute(0, 2, 3, 1), strict=True):
