@@ -27,7 +27,9 @@ def test_channels_last_is_the_same_training(tmp_path: Path) -> None:
     plain, laid_out = Subject("digits", OPTIONS, 4), Subject("digits", [*OPTIONS, "channels_last=true"], 4)
     assert gradients(laid_out, 2) == pytest.approx(gradients(plain, 2), rel=1e-3)
     generator = laid_out.parts.generator
-    weights = [parameter for parameter in generator.parameters() if parameter.ndim == 4 and min(parameter.shape[1:]) == 3]
+    weights = [
+        parameter for parameter in generator.parameters() if parameter.ndim == 4 and min(parameter.shape[1:]) == 3
+    ]
     assert len(weights) > 20 and not any(weight.is_contiguous() for weight in weights)
     with whole_state_dict(generator.denoiser):  # safetensors takes nothing but contiguous tensors
         generator.save_pretrained(tmp_path)
