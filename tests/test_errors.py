@@ -41,7 +41,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
     "script, arguments, expected",
     [
         ("train.py", ["training.imagez=3"], "unknown key 'training.imagez'; did you mean 'images'? The keys of train"),
-        ("train.py", ["+imagez=3"], "unknown key 'imagez'. The keys of the configuration are: attention, compile, d"),
+        ("train.py", ["+imagez=3"], "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
         ("train.py", ["training.gan_weight=-1"], "training.gan_weight must not be negative and "),
         ("train.py", ["discriminator=null"], "a group cannot be set to null: choose one of its options, such as disc"),
         ("sample.py", ["run=nowhere/at/all"], "run=nowhere/at/all: no config.yaml there; give the folder of a run"),

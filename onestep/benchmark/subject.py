@@ -61,7 +61,7 @@ def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> D
             guidance = config.teacher.guidance
             config.teacher = {"_target_": f"{__name__}.random_teacher", "guidance": guidance}
             config.data = {"_target_": f"{__name__}.random_images"}
-        if config.get("pairs") is not None:  # as many as one batch: their drawing is no part of a cycle
+        if config.pairs is not None:  # as many as one batch: their drawing is no part of a cycle
             config.pairs.count = config.pairs.batch_size = batch_size
             config.sampler.steps = 2
     check_config(config)

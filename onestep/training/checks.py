@@ -61,7 +61,7 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
     if settings.regression_weight == 0 and config.get("pairs") is not None:
         raise ValueError(
             "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it "
-            "a weight, or set pairs=null"
+            "a weight, or set pairs=none"
         )
 
 

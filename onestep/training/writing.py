@@ -15,7 +15,7 @@ _AT_A_TIME = 50  # images that a thread writes in one go
 
 
 class SampleWriter:
-    """Writes images [B, C, H, W] in [-1, 1], or points, into ``folder``.
+    """Writes images [B, C, H, W] in [-1, 1], or points, into ``folder``, which is made once there is one.
 
     PNG files are named by their seeds, and each process writes its own. A grid and an array are of all samples:
     :meth:`finish` is given them.
@@ -29,7 +29,6 @@ class SampleWriter:
         self.points = tuple(image_shape[1:]) == (1, 1)
         if self.points and format == "png":
             raise ValueError("format=png: these samples are points, no images; choose format=npz or format=grid")
-        folder.mkdir(parents=True, exist_ok=True)
         # zlib runs without Python's lock, so that threads do; more of them would only fight for it.
         self._threads = ThreadPoolExecutor(2, "png")
         self._writing: list[Future[None]] = []
@@ -37,6 +36,7 @@ class SampleWriter:
     def add(self, samples: Tensor, seeds: Sequence[int]) -> None:
         """Begin to write the ``samples`` of ``seeds``, on the CPU, if they are to be files of their own."""
         if self.format == "png":
+            self.folder.mkdir(parents=True, exist_ok=True)
             for start in range(0, len(seeds), _AT_A_TIME):
                 end = start + _AT_A_TIME
                 self._writing.append(self._threads.submit(self._write_png, samples[start:end], seeds[start:end]))
@@ -61,6 +61,7 @@ class SampleWriter:
 
     def finish(self, samples: Tensor, seeds: Sequence[int]) -> Path:
         """Write all ``samples`` if they are to be one file; returns that file, or the folder of many."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         if self.format == "grid":
             save_samples(samples, self.folder / "grid.png")
             return self.folder / "grid.png"

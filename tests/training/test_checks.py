@@ -43,7 +43,7 @@ def test_pairs_without_a_regression(train_config: Compose, tmp_path: Path) -> No
     message = refused(train_config(tmp_path / "run", *overrides, "training.regression_weight=0"))
     assert message == (
         "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it a "
-        "weight, or set pairs=null"
+        "weight, or set pairs=none"
     )
     assert not pairs.exists()
 

@@ -104,7 +104,8 @@ def test_the_regression_is_added_to_the_objective(
     """The gradient with it, less that without, is the weighted mean squared error's, computed here from the seeds."""
     one_step = ("training.images=16", "evaluation.samples=16", "training.grad_clip=1e9")
     distill(train_config(tmp_path / "with", *dmd, *one_step, "training.regression_weight=0.5"))
-    distill(train_config(tmp_path / "without", *dmd, *one_step, "training.regression_weight=0", "pairs=null"))
+    without_pairs = ("objective=dmd", "training.regression_weight=0", "pairs=none")
+    distill(train_config(tmp_path / "without", *one_step, *without_pairs))
     with_it, without_it = built
     assert without_it.pairs is None
 
