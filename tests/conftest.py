@@ -1,6 +1,7 @@
 """What tests of several folders build on."""
 
 import gzip
+import importlib
 import io
 import json
 import os
@@ -226,6 +227,7 @@ class TorchFidelityStandIn(torch.nn.Module):
 @pytest.fixture
 def other_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the packages torch-fidelity and clean-fid; the latter's resizing leaves each second pixel."""
+    importlib.import_module("onestep.metrics.kid")  # torchmetrics looks for torch-fidelity when it is first imported
     fidelity = {"FeatureExtractorInceptionV3": TorchFidelityStandIn}
     halve = {"clean": lambda image: image[::2, ::2].astype(np.float32)}
     clean = {"build_resizer": halve.__getitem__}
