@@ -1,10 +1,11 @@
 """Networks whose parameters the processes share (FSDP2), and what every large network can be told besides."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -36,10 +37,34 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Keep no activations within the network's blocks: the backward pass computes each block anew."""
+    """Keep no activations within the network's blocks: the backward pass computes each block anew.
+
+    With the same parameters frozen as in the forward pass, whatever has happened to them in between.
+    """
     for block in blocks_of(network):
-        forward: Any = partial(checkpoint, block.forward, use_reentrant=False)
-        block.forward = forward
+        block.forward = partial(_anew, block, block.forward)
+
+
+def _anew(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    if torch.compiler.is_compiling():  # both passes are then made at once
+        return checkpoint(forward, *inputs, use_reentrant=False, **options)
+    frozen = {name for name, parameter in block.named_parameters() if not parameter.requires_grad}
+
+    @contextmanager
+    def as_before() -> Iterator[None]:
+        thawed = [p for name, p in block.named_parameters() if name in frozen and p.requires_grad]
+        for parameter in thawed:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in thawed:
+                parameter.requires_grad_(True)
+
+    def contexts() -> tuple[nullcontext[None], AbstractContextManager[None]]:
+        return nullcontext(), as_before()
+
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, **options)
 
 
 def whole(tensor: Tensor) -> Tensor:
