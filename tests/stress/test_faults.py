@@ -122,7 +122,9 @@ def test_signals_during_saving(
         assert newest_whole(run) >= 2
         go_on(train_config, run)
         assert_same_run(straight, run)
-    assert codes[0::2] == [STOPPED] * 2 and set(codes[1::2]) <= {STOPPED, 128 + signal.SIGINT}
+    # Of two that wait while the process is busy Python handles the lower number first, so either may be the second.
+    assert codes[0::2] == [STOPPED] * 2
+    assert set(codes[1::2]) <= {STOPPED, 128 + signal.SIGINT, 128 + signal.SIGTERM}
     survived("SIGTERM while saving, SIGINT behind it or not", 4, 4, "0 cycles; both: those after the last checkpoint")
 
 
