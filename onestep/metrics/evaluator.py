@@ -86,7 +86,8 @@ class Evaluator:
             shared: whether each process brings its own share, the first the first; the figures are then of all.
             only: the names of the metrics to compute; None for all.
         """
-        extractions = {network: Extraction(network, kinds, self.device) for network, kinds in self._wanted().items()}
+        wanted = self._wanted(only)
+        extractions = {network: Extraction(network, kinds, self.device) for network, kinds in wanted.items()}
         position = 0
         for batch in batches:
             texts = None if prompts is None else prompts[position : position + len(batch)]
@@ -100,9 +101,7 @@ class Evaluator:
         values: dict[str, float] = {}
         if rank_and_count()[0] > 0:
             return values
-        for name, metric in self.metrics.items():
-            if only is not None and name not in only:
-                continue
+        for name, metric in self._chosen(only).items():
             network = self.network_of[name]
             value = metric(self.real[network].get(metric.reads), generated[network][metric.reads])
             values |= value if isinstance(value, dict) else {name: value}
@@ -158,10 +157,13 @@ class Evaluator:
             records.append({"name": figure.name} | asdict(figure))
         return records
 
-    def _wanted(self) -> dict[FeatureNetwork | None, set[Kind]]:
-        """What each feature network's features are read as."""
+    def _chosen(self, only: Collection[str] | None) -> dict[str, Metric]:
+        return {name: metric for name, metric in self.metrics.items() if only is None or name in only}
+
+    def _wanted(self, only: Collection[str] | None = None) -> dict[FeatureNetwork | None, set[Kind]]:
+        """What each feature network's features are read as, by the metrics ``only``; None for all."""
         wanted: dict[FeatureNetwork | None, set[Kind]] = {}
-        for name, metric in self.metrics.items():
+        for name, metric in self._chosen(only).items():
             wanted.setdefault(self.network_of[name], set()).add(metric.reads)
         return wanted
 

@@ -100,6 +100,8 @@ def test_metrics_share_one_pass_and_may_have_a_network_of_their_own() -> None:
         alone = Evaluator(network, {"fid": FrechetDistance()}, ImagesInMemory(real))
         assert figures[name] == alone([images])["fid"]
     assert figures["fid"] != figures["other"] and figures["is"] == pytest.approx(1)
+    assert evaluator([images], only=["fid"]) == {"fid": figures["fid"]}
+    assert (shared.seen, own.seen) == (100, 70)  # nobody reads the other network's
 
 
 def test_the_reference_is_read_once_and_kept(tmp_path: Path) -> None:
