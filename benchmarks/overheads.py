@@ -11,7 +11,6 @@ do not lengthen, and the clock's with a GPU.
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from onestep.benchmark.measure import run_cycle
+from onestep.benchmark.measure import run_cycle, timed
 from onestep.benchmark.passes import count
 from onestep.benchmark.subject import CIFAR10, CONF, Subject
 from onestep.metrics.frechet import frechet_distance
@@ -37,13 +36,9 @@ INCEPTION_FEATURES = 2048
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """What ``action`` takes."""
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    started = clock()
-    action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - started
+    """What ``action`` takes: by the clock with a GPU, else of the processor."""
+    taken = timed(action)
+    return taken.clock if torch.cuda.is_available() else taken.processor
 
 
 def log_of_a_cycle(subject: Subject, diagnostics: list[dict[str, Tensor]], folder: Path) -> float:

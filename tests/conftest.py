@@ -11,7 +11,6 @@ import tempfile
 import types
 import zipfile
 from collections.abc import Callable, Iterator
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import datasets
@@ -248,7 +247,6 @@ def other_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {"torch_fidelity": {}, "torch_fidelity.feature_extractor_inceptionv3": fidelity}
     for name, content in (modules | {"cleanfid": {}, "cleanfid.resize": clean}).items():
         module = types.ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None)  # torchmetrics looks for it
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
 

@@ -27,16 +27,21 @@ class Seconds(NamedTuple):
     processor: float
 
 
+def timed(action: Callable[[], object]) -> Seconds:
+    """What ``action`` takes, to the end of what it has a GPU do."""
+    clock, processor = time.perf_counter(), time.process_time()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return Seconds(time.perf_counter() - clock, time.process_time() - processor)
+
+
 def in_turn(actions: Sequence[Callable[[], object]], rounds: int, title: str = "measuring") -> list[Seconds]:
     """The medians of each of ``actions``, called in turn ``rounds`` times after one round that does not count."""
     taken: list[list[Seconds]] = [[] for _ in actions]
     for _ in tqdm(range(rounds + 1), desc=title, leave=False):
         for action, seconds in zip(actions, taken, strict=True):
-            clock, processor = time.perf_counter(), time.process_time()
-            action()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(Seconds(time.perf_counter() - clock, time.process_time() - processor))
+            seconds.append(timed(action))
     return [Seconds(*map(statistics.median, zip(*seconds[1:], strict=True))) for seconds in taken]
 
 

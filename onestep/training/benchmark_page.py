@@ -20,7 +20,7 @@ from torch import Tensor
 from onestep.networks.generator import Generator, load_denoiser
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
-from onestep.training.compare import draw, save_panels
+from onestep.training.compare import draw, save_panels, to_markdown
 from onestep.training.log import read_log
 
 _METRICS = ("fid", "precision", "recall")
@@ -145,7 +145,7 @@ def to_page(rows: Rows, features: dict[str, Any], plan: dict[str, Any], name: st
         "Which of their orderings reappear, of all pairs that a column ranks:",
         _orderings_table(rows, plan["papers"]),
     ]
-    return "\n\n".join(paragraphs) + "\n"
+    return "\n\n".join(paragraph.rstrip("\n") for paragraph in paragraphs) + "\n"
 
 
 def _table(rows: Rows) -> str:
@@ -158,7 +158,7 @@ def _table(rows: Rows) -> str:
             row.title, str(figures["network_evaluations"]), *(f"{figures[metric]:.4g}" for metric in _METRICS),
             f"{summary['images_seen']:,}", f"{summary['seconds']:,.0f}", f"{speed:,.0f}", *ranges,
         ])  # fmt: skip
-    return _markdown([head, *body])
+    return to_markdown([head, *body])
 
 
 def _papers_table(papers: dict[str, Any]) -> str:
@@ -166,7 +166,7 @@ def _papers_table(papers: dict[str, Any]) -> str:
         [row["method"], row["source"], *("" if fid is None else f"{fid:.2f}" for fid in row["fid"])]
         for row in papers["rows"]
     ]
-    return _markdown([["method", "arXiv", *papers["columns"]], *body])
+    return to_markdown([["method", "arXiv", *papers["columns"]], *body])
 
 
 def orderings(rows: Rows, papers: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -189,17 +189,12 @@ def orderings(rows: Rows, papers: dict[str, Any]) -> list[tuple[str, str, str, s
 
 
 def _orderings_table(rows: Rows, papers: dict[str, Any]) -> str:
-    return _markdown([["column", "better", "worse", "so here"], *(list(line) for line in orderings(rows, papers))])
+    return to_markdown([["column", "better", "worse", "so here"], *(list(line) for line in orderings(rows, papers))])
 
 
 def _resolution(spread: float) -> float:
     """Twice the standard deviation of the difference of two figures."""
     return 2 * math.sqrt(2) * spread
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
 
 def save_fid_curves(rows: Rows, path: Path) -> None:

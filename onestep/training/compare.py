@@ -37,12 +37,18 @@ def to_table(runs: dict[str, Path]) -> str:
     summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
     first = next(iter(summaries.values()))
     figures = [name for name in first["student"] if name not in _NOT_FIGURES]
-    rows = [["", *figures, "evaluations", "images seen", "seconds"], ["---", *["---:"] * (len(figures) + 3)]]
+    rows = [["", *figures, "evaluations", "images seen", "seconds"]]
     rows.append(_row("teacher", first["teacher"], figures, ["", ""]))
     for name, summary in summaries.items():
         cost = [f"{summary['images_seen']:,}", f"{summary['seconds']:.0f}"]
         rows.append(_row(name, summary["student"], figures, cost))
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return to_markdown(rows)
+
+
+def to_markdown(rows: list[list[str]]) -> str:
+    """A table of ``rows``, the first its head; all columns but the first are aligned to the right."""
+    ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in ruled)
 
 
 def _row(name: str, side: dict[str, Any], figures: list[str], cost: list[str]) -> list[str]:
