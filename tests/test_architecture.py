@@ -9,7 +9,7 @@ import onestep
 PACKAGE = Path(onestep.__file__).parent
 # From the bottom to the top. The parts of "kinds" never import each other; other ranks may within themselves.
 RANKS = {
-    "ground": {"noise", "denoiser", "seeding", "config", "cache", "assets"},
+    "ground": {"noise", "denoiser", "seeding", "precision", "config", "cache", "assets"},
     "parts": {"networks", "divergences", "density_ratio", "gaussian_mixture", "samplers", "discriminators"},
     "kinds": {"objectives", "teachers", "data", "metrics"},
     "training": {"training"},

@@ -118,7 +118,7 @@ def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_pa
         ("metrics.recall.k=0", "needs k >= 1 neighbours, got k=0"),
         ("discriminator.features_from=students", "features_from is 'teacher' or 'fake_score', got 'students'"),
         ("features.path=no/such/features", "no feature network at no/such/features: .*experiment=pretrain_digits_fea"),
-        ("precision=fp8", "precision=fp8: choose one of no, bf16"),
+        ("precision=fp8", "precision=fp8: choose one of auto, no, bf16"),
         ("resume=no/such/run", "resume=no/such/run: no checkpoint there; give a run's folder, a checkpoint's folder"),
     ],
 )
@@ -226,7 +226,7 @@ def sample_config(compose_config: Compose, tmp_path: Path) -> Compose:
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("precision=fp8", "precision=fp8: choose one of no, bf16"),
+        ("precision=fp8", "precision=fp8: choose one of auto, no, bf16"),
         ("model=pupil", "model=pupil: choose one of student, teacher"),
         ("weights=latest", "weights=latest: choose one of ema, raw"),
         ("format=jpeg", "format=jpeg: choose one of png, grid, npz"),

@@ -18,6 +18,7 @@ from onestep.config import check_config
 from onestep.data.dataset import ImagesInMemory
 from onestep.denoiser import map_condition
 from onestep.networks.edm import EDMDenoiser
+from onestep.precision import choose_precision
 from onestep.seeding import GlobalDraws
 from onestep.training.build import build_distillation
 from onestep.training.distillation import updates
@@ -80,6 +81,7 @@ class Subject:
 
     def __init__(self, network: str, overrides: Sequence[str], batch_size: int) -> None:
         config = compose_preset(network, overrides, batch_size)
+        config.precision = choose_precision(config.precision, config.device)
         self.seed, self.batch_size = config.seed, batch_size
         # accelerate keeps one precision for the whole process; each subject brings its own.
         AcceleratorState._reset_state()

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
 from onestep.denoiser import Condition, map_condition
 from onestep.metrics.processes import gather_rows
+from onestep.precision import choose_precision
 from onestep.seeding import GlobalDraws
 from onestep.training.ahead import ahead
 from onestep.training.checkpoint import best_score, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
@@ -34,8 +35,6 @@ from onestep.training.signals import STOPPED, StopSignals, leave_signals_to_pare
 from onestep.training.state import TrainingState
 from onestep.training.steps import NonFiniteError, RefusedStepError
 
-PRECISIONS = ("no", "bf16", "fp16")
-
 
 class Run:
     """Starts a run: its accelerator and its folder ``config.output``, which :meth:`start` first writes to.
@@ -46,8 +45,7 @@ class Run:
     """
 
     def __init__(self, config: DictConfig) -> None:
-        if config.precision not in PRECISIONS:
-            raise ValueError(f"precision={config.precision}: choose one of {', '.join(PRECISIONS)}")
+        config.precision = choose_precision(config.precision, config.device)  # the record says which it was
         if config.num_workers < 0:
             raise ValueError(f"num_workers={config.num_workers}: expected 0 (read in the main process) or more")
         self.config = config

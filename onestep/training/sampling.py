@@ -20,11 +20,11 @@ from onestep.metrics.inception import PUBLISHED_SHA256, InceptionFeatures
 from onestep.metrics.processes import gather_rows, rank_and_count, share_of
 from onestep.metrics.protocols import TorchFidelityFeatures
 from onestep.networks.base import DenoiserNetwork
+from onestep.precision import choose_precision
 from onestep.samplers import Sampler
 from onestep.teachers.pretrained import load_generator
 from onestep.training.build import guide
 from onestep.training.draw import Draw, draw_share
-from onestep.training.run import PRECISIONS
 from onestep.training.scoring import build_evaluator, least_of, open_samples, print_figures, score
 from onestep.training.writing import FORMATS, SampleWriter
 
@@ -51,8 +51,9 @@ def sample(config: DictConfig) -> dict[str, Any]:
         ValueError: for an unknown choice, a missing run or checkpoint, or parts that do not fit each other.
     """
     _check_choices(config)
+    precision = choose_precision(config.precision, config.device)
     parts = _parts(config)
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     if config.images is not None:
         return _score_files(config, parts, accelerator.device)
     draw, network, evaluations = _model(config, parts, accelerator.device)
@@ -108,7 +109,6 @@ def _check_choices(config: DictConfig) -> None:
         ("model", MODELS),
         ("weights", tuple(WEIGHTS)),
         ("format", FORMATS),
-        ("precision", PRECISIONS),
     ):
         if config[name] not in choices:
             raise ValueError(f"{name}={config[name]}: choose one of {', '.join(choices)}")

@@ -1,0 +1,39 @@
+"""The choice of a precision: bf16 only where the device computes in it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from onestep.precision import choose_precision
+from onestep.training.run import Run
+from tests.conftest import TrainConfig
+
+
+@pytest.mark.parametrize("capability, expected", [("AVX512", "bf16"), ("AVX2", "no"), ("DEFAULT", "no")])
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_auto_on_a_cpu(capability: str, expected: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert choose_precision("auto", device) == expected
+    assert [choose_precision(named, device) for named in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+
+
+@pytest.mark.parametrize("supported, expected", [(True, "bf16"), (False, "no")])
+def test_auto_on_a_gpu(supported: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
+    # The CPU's does not matter.
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT" if supported else "AVX512")
+    assert choose_precision("auto", "auto") == expected
+
+
+def test_a_run_keeps_a_record_of_what_was_chosen(
+    train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    run = Run(train_config(tmp_path, "precision=auto"))
+    run.write_config()
+    assert run.accelerator.mixed_precision == "no"
+    assert "\nprecision: 'no'\n" in (tmp_path / "config.yaml").read_text()
