@@ -1,4 +1,4 @@
-"""The bundled teacher and feature network; each folder or file is what the experiment of its name writes."""
+"""The bundled teachers, feature networks and generators; each is what the experiment of its name writes."""
 
 from pathlib import Path
 

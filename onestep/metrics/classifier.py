@@ -69,12 +69,13 @@ def load_classifier(path: str) -> Classifier:
     """A frozen classifier in eval mode.
 
     Args:
-        path: the file that :meth:`Classifier.save` wrote, or "digits" for the bundled one.
+        path: the file that :meth:`Classifier.save` wrote, or the name of a bundled one: "digits", "fashion".
 
     Raises:
         ValueError: if there is no such file, or it holds no such network.
     """
-    file = ASSETS / "digits_features.safetensors" if path == "digits" else Path(path)
+    bundled = ASSETS / f"{path}_features.safetensors"
+    file = bundled if bundled.is_file() else Path(path)
     if not file.is_file():
         raise ValueError(
             f"no feature network at {file}: train one with experiment=pretrain_digits_features or "

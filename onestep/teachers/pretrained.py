@@ -15,7 +15,7 @@ def load_teacher(path: str, guidance: float) -> DenoiserNetwork:
     Args:
         path: a folder with ``config.json`` and safetensors weights, such as ``<run>/teacher`` of a pretraining; a file
             of EDM's format, see :func:`onestep.teachers.edm_checkpoint.load_edm`; or the name of a bundled teacher:
-            "digits".
+            "digits", "fashion".
         guidance: its classifier-free guidance; 1 for none.
 
     Raises:
@@ -37,22 +37,24 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
     """A generator in eval mode.
 
     Args:
-        path: a generator's folder; that of the pipeline which it was exported as; or a one-step generator's file of
-            EDM's format, such as those of SiD, SiDA, Uni-Instruct and DMD2.
+        path: a generator's folder; that of the pipeline which it was exported as; a one-step generator's file of EDM's
+            format, such as those of SiD, SiDA, Uni-Instruct and DMD2; or the name of the bundled one: "fashion".
         sigma_init: the noise level at which it is evaluated first, in data units: a file does not tell it.
 
     Raises:
         ValueError: if there is no such generator, or its noise level is not told, or told twice and not the same.
     """
-    if Path(path).is_file():
+    bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("generators/*/config.json")}
+    path = bundled.get(str(path), Path(path))
+    if path.is_file():
         if sigma_init is None:
             raise ValueError(
                 f"{path} does not tell at which noise level its generator is evaluated: give sigma_init=..., which is "
                 "2.5 for SiD, SiDA and Uni-Instruct, and 80 for DMD2"
             )
         return Generator(load_edm(path), sigma_init).eval()
-    is_pipeline = (Path(path) / "model_index.json").is_file()
-    generator = _of_pipeline(Path(path)) if is_pipeline else Generator.from_pretrained(path)
+    is_pipeline = (path / "model_index.json").is_file()
+    generator = _of_pipeline(path) if is_pipeline else Generator.from_pretrained(path)
     if sigma_init not in (None, generator.sigma_init):
         raise ValueError(f"{path} holds a generator for sigma_init={generator.sigma_init}, not {sigma_init}")
     return generator
