@@ -6,9 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from onestep.assets import ASSETS
+from onestep.metrics.classifier import load_classifier
+from onestep.metrics.features import to_uint8
+from onestep.samplers import HeunSampler
+from onestep.seeding import seeded_inputs
+from onestep.teachers.pretrained import load_generator, load_teacher
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -43,6 +49,12 @@ def test_the_assets_are_small_and_hold_no_pickle() -> None:
         "digits/config.json",
         "digits/diffusion_pytorch_model.safetensors",
         "digits_features.safetensors",
+        "fashion/config.json",
+        "fashion/diffusion_pytorch_model.safetensors",
+        "fashion_features.safetensors",
+        "generators/fashion/config.json",
+        "generators/fashion/diffusion_pytorch_model.safetensors",
+        "generators/fashion/generator.json",
     }
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".py"}
     assert sum(file.stat().st_size for file in files) < 5e6
@@ -55,3 +67,19 @@ def test_the_bundled_teacher_is_float32_and_of_the_digits() -> None:
     with safe_open(ASSETS / "digits" / "diffusion_pytorch_model.safetensors", "pt") as file:
         tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
     assert all(str(tensor.dtype) == "torch.float32" and bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def test_the_bundled_fashion_networks_agree_on_what_a_class_is() -> None:
+    """The teacher's and the generator's samples of each class, seen by the classifier, which knew neither."""
+    latents, labels = seeded_inputs(list(range(50)), (1, 32, 32), label_dim=10, classes=list(range(10)))
+    assert labels is not None
+    classifier = load_classifier("fashion")
+    assert classifier.config["held_out_accuracy"] > 0.9
+    with torch.no_grad():
+        drawn = {
+            "teacher": HeunSampler(8, 0.002, 80.0)(load_teacher("fashion", guidance=1.0), latents, labels),
+            "generator": load_generator("fashion")(latents, labels),
+        }
+    for name, images in drawn.items():
+        right = classifier.classify(to_uint8(images)).argmax(1) == labels.argmax(1)
+        assert right.double().mean() > 0.7, name  # of the real images 0.9, by chance 0.1
