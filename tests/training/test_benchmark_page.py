@@ -208,7 +208,7 @@ def test_the_shipped_plan_is_whole() -> None:
     plan: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
         OmegaConf.load(REPOSITORY / "docs" / "benchmark.yaml")
     )
-    assert len(plan["students"]) == 9
+    assert len(plan["students"]) == 10
     for row in plan["papers"]["rows"]:
         assert len(row["fid"]) == len(plan["papers"]["columns"]) == 3
         assert set(row["runs"]) <= {*plan["students"], plan["teacher"]}
