@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ _INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args
 def run_entry_point(main: Callable[[DictConfig], Any], config_path: str, config_name: str) -> None:
     """Run ``main`` under Hydra; a user's mistake ends in one readable line and exit code 1, not in a traceback.
 
-    Set HYDRA_FULL_ERROR=1 for the traceback.
+    So does Ctrl-C where the training loop does not see to it, with exit code 130. Set HYDRA_FULL_ERROR=1 for the
+    traceback.
 
     Args:
         main: takes the checked configuration.
@@ -39,6 +41,11 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_path: str, config_
             if wants_traceback:
                 raise
             sys.exit(f"error: {explain(error)}")
+        except KeyboardInterrupt:
+            if wants_traceback:
+                raise
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     def checked(config: DictConfig) -> None:
         with explained():  # here already, as Hydra would put a line of its own before the error

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onestep.config import check_config, explain, instantiate
+from onestep.config import check_config, explain, instantiate, run_entry_point
 from onestep.divergences import Divergence
 from tests.diffusers_models import build_network
 from tests.tiny_pipelines import build_pipeline
@@ -247,3 +247,17 @@ def test_a_slurm_job_is_warned_in_time_and_comes_back() -> None:
 def test_slurm_without_submitit_names_the_extra() -> None:
     error = HydraException("In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'")
     assert explain(error) == "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
+
+
+def test_ctrl_c_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: DictConfig) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["train.py", f"hydra.run.dir={tmp_path}"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as caught:
+        run_entry_point(interrupted, str(CONF), "train")
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
