@@ -6,9 +6,8 @@ or not comparable with the others ends it with the run's name: there is no page 
 """
 
 import argparse
-import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,106 +19,13 @@ from torch import Tensor
 from onestep.networks.generator import Generator, load_denoiser
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
+from onestep.training.benchmark_rows import METRICS, Row, Rows, read_rows, read_summary
 from onestep.training.compare import draw, save_panels, to_markdown
-from onestep.training.log import read_log
-
-_METRICS = ("fid", "precision", "recall")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A teacher or student with what its run measured.
-
-    Args:
-        title: how the table names it.
-        folder: its run's.
-        summary: that run's ``summary.json``.
-        side: "teacher" or "student", whose figures these are.
-    """
-
-    title: str
-    folder: Path
-    summary: dict[str, Any]
-    side: str
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """Its metrics and their cost."""
-        return self.summary[self.side]
-
-    @property
-    def fids(self) -> list[float]:
-        """The FID of each range of seeds, the first first."""
-        return [record["value"] for record in self.summary["figures"][self.side] if record["metric"] == "fid"]
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """What two FIDs must share to be compared."""
-        record = next(record for record in self.summary["figures"][self.side] if record["metric"] == "fid")
-        return {name: record[name] for name in ("features", "reference", "samples")}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """All rows, by their runs' names; the teacher is the first."""
-
-    rows: dict[str, Row]
-
-    @property
-    def spread(self) -> float | None:
-        """The standard deviation of a FID over ranges of seeds, pooled over the rows with several; None if none."""
-        several = [row.fids for row in self.rows.values() if len(row.fids) > 1]
-        if not several:
-            return None
-        squares = sum((fid - sum(fids) / len(fids)) ** 2 for fids in several for fid in fids)
-        return math.sqrt(squares / sum(len(fids) - 1 for fids in several))
-
-    def best_of(self, runs: list[str]) -> Row:
-        """The one with the least FID."""
-        return min((self.rows[run] for run in runs), key=lambda row: row.figures["fid"])
-
-
-def read_rows(folder: Path, plan: dict[str, Any]) -> Rows:
-    """The rows that ``plan`` names.
-
-    Raises:
-        ValueError: naming the run that is missing, lacks a figure, or is not comparable with the others.
-    """
-    titles = {plan["teacher"]: "teacher"} | plan["students"]
-    rows = {}
-    for run, title in titles.items():
-        side = "teacher" if run == plan["teacher"] else "student"
-        rows[run] = Row(title, folder / run, _read_summary(folder / run), side)
-        lacking = [metric for metric in _METRICS if metric not in rows[run].summary.get(side, {})]
-        if lacking:
-            raise ValueError(
-                f"{folder / run}: summary.json has no {', '.join(lacking)} of the {side}: score it by them"
-            )
-    teacher, *students = rows.values()
-    for row in students:
-        if row.protocol != teacher.protocol:
-            raise ValueError(f"{row.folder}: its FID is of {row.protocol}, the teacher's of {teacher.protocol}")
-        seen, others = row.summary["images_seen"], students[0].summary["images_seen"]
-        if seen != others:
-            raise ValueError(f"{row.folder}: it saw {seen:,} images, {students[0].folder} {others:,}: train them alike")
-    unknown = {run for paper in plan["papers"]["rows"] for run in paper["runs"]} - rows.keys()
-    if unknown:
-        raise ValueError(f"the papers' rows name runs that are no rows here: {', '.join(sorted(unknown))}")
-    return Rows(rows)
-
-
-def _read_summary(folder: Path) -> dict[str, Any]:
-    if not (folder / "summary.json").is_file():
-        raise ValueError(f"{folder}: no finished run there (no summary.json), and the page has a row for it")
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary
 
 
 def to_page(rows: Rows, features: dict[str, Any], plan: dict[str, Any], name: str) -> str:
     """The page in Markdown; its pictures are ``{name}_curves.png`` and ``{name}_samples.png``."""
     teacher, *students = rows.rows.values()
-    best = min(students, key=lambda row: row.figures["fid"])
-    verdict = "at or under" if best.figures["fid"] <= teacher.figures["fid"] else "above"
     protocol, spread = teacher.protocol, rows.spread
     parameters = sum(value.numel() for value in load_denoiser(teacher.folder / "teacher").parameters())
     paragraphs = [
@@ -128,10 +34,8 @@ def to_page(rows: Rows, features: dict[str, Any], plan: dict[str, Any], name: st
         f"Teacher and students are networks of {parameters:,} parameters. Figures are of {protocol['samples']:,} "
         f"samples against {protocol['reference']}, in the features of the {protocol['features']}, whose accuracy on "
         f"{features['held_out_images']:,} held-out images is {100 * features['held_out_accuracy']:.2f} %.",
-        _table(rows),
-        f"The best student, {best.title}, has a FID of {best.figures['fid']:.4g} with "
-        f"{best.figures['network_evaluations']} evaluation, {verdict} its teacher's {teacher.figures['fid']:.4g} with "
-        f"{teacher.figures['network_evaluations']}.",
+        _table(rows.rows.values()),
+        _verdict(students, teacher),
         "The spread of a FID over ranges of seeds was not measured."
         if spread is None
         else f"**What a difference means.** The columns on the right are the least and the largest FID of the same "
@@ -140,6 +44,7 @@ def to_page(rows: Rows, features: dict[str, Any], plan: dict[str, Any], name: st
         "row is one training; how much another seed of the training changes is not in it.",
         f"![FID against images seen]({name}_curves.png)",
         f"![Samples of the same seeds]({name}_samples.png)",
+        *_longer_section(rows),
         "## The papers' figures",
         _papers_table(plan["papers"]),
         "Which of their orderings reappear, of all pairs that a column ranks:",
@@ -148,15 +53,43 @@ def to_page(rows: Rows, features: dict[str, Any], plan: dict[str, Any], name: st
     return "\n\n".join(paragraph.rstrip("\n") for paragraph in paragraphs) + "\n"
 
 
-def _table(rows: Rows) -> str:
+def _verdict(students: Iterable[Row], teacher: Row) -> str:
+    best = min(students, key=lambda row: row.figures["fid"])
+    verdict = "at or under" if best.figures["fid"] <= teacher.figures["fid"] else "above"
+    return (
+        f"The best student, {best.title}, has a FID of {best.figures['fid']:.4g} with "
+        f"{best.figures['network_evaluations']} evaluation, {verdict} its teacher's {teacher.figures['fid']:.4g} with "
+        f"{teacher.figures['network_evaluations']}."
+    )
+
+
+def _longer_section(rows: Rows) -> list[str]:
+    """The students that saw more images, with their FIDs on the way; nothing if there are none."""
+    if not rows.longer:
+        return []
+    teacher = next(iter(rows.rows.values()))
+    on_the_way = [
+        f"- {row.title}: " + ", ".join(f"{fid:.4g} ({images:,})" for images, fid in row.curve)
+        for row in rows.longer.values()
+    ]
+    return [
+        "## Trained longer",
+        "As above, but for the images seen.",
+        _table(rows.longer.values()),
+        _verdict(rows.longer.values(), teacher),
+        "FID on the way, after so many images:\n\n" + "\n".join(on_the_way),
+    ]
+
+
+def _table(rows: Iterable[Row]) -> str:
     head = ["", "evaluations", "FID", "precision", "recall", "images seen", "seconds", "samples/s", "least", "largest"]
     body = []
-    for row in rows.rows.values():
+    for row in rows:
         figures, summary, speed = row.figures, row.summary, row.figures["samples_per_second"]
         ranges = [f"{min(row.fids):.4g}", f"{max(row.fids):.4g}"] if len(row.fids) > 1 else ["", ""]
         body.append([
-            row.title, str(figures["network_evaluations"]), *(f"{figures[metric]:.4g}" for metric in _METRICS),
-            f"{summary['images_seen']:,}", f"{summary['seconds']:,.0f}", f"{speed:,.0f}", *ranges,
+            row.title, str(figures["network_evaluations"]), *(f"{figures[metric]:.4g}" for metric in METRICS),
+            f"{row.images_seen:,}", f"{summary['seconds']:,.0f}", f"{speed:,.0f}", *ranges,
         ])  # fmt: skip
     return to_markdown([head, *body])
 
@@ -201,16 +134,13 @@ def save_fid_curves(rows: Rows, path: Path) -> None:
     """Plot each student's FID against the images it had seen, and the teacher's as a line.
 
     Raises:
-        ValueError: naming the run whose log has no FID.
+        ValueError: naming the run whose log has no FID, see :attr:`Row.curve`.
     """
     teacher, *students = rows.rows.values()
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axis = figure.subplots()
     for row in students:
-        points = [(line["images_seen"], line["fid"]) for line in read_log(row.folder / "log.jsonl") if "fid" in line]
-        if not points:
-            raise ValueError(f"{row.folder}: log.jsonl has no FID, and the curves have a line for it")
-        axis.plot(*zip(*points, strict=True), marker=".", label=row.title)
+        axis.plot(*zip(*row.curve, strict=True), marker=".", label=row.title)
     axis.axhline(teacher.figures["fid"], color="black", linestyle="--", label="teacher")
     axis.set_xlabel("images seen")
     axis.set_ylabel("FID")
@@ -241,7 +171,7 @@ def write_page(folder: Path, output: Path, samples: int) -> None:
     if not described.is_file():
         raise ValueError(f"{described}: no such file; it says which runs are compared")
     plan: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(described))  # type: ignore[assignment]
-    rows, features = read_rows(folder, plan), _read_summary(folder / plan["features"])
+    rows, features = read_rows(folder, plan), read_summary(folder / plan["features"])
     page = to_page(rows, features, plan, output.name)
     save_fid_curves(rows, output.with_name(f"{output.name}_curves.png"))
     panels = {row.title: draw_samples(row, samples) for row in rows.rows.values()}

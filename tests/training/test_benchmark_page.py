@@ -18,7 +18,8 @@ from onestep.metrics.classifier import load_classifier
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.frechet import FrechetDistance
 from onestep.networks.generator import Generator
-from onestep.training.benchmark_page import Row, Rows, orderings, read_rows, write_page
+from onestep.training.benchmark_page import orderings, write_page
+from onestep.training.benchmark_rows import Row, Rows, read_rows
 from onestep.training.compare import draw
 from onestep.training.distillation import distill
 from onestep.training.pretraining import pretrain
@@ -30,6 +31,7 @@ PLAN: dict[str, Any] = {
     "features": "features",
     "teacher": "teacher",
     "students": {"first": "f-distill", "second": "SiD"},
+    "longer": {"long": "SiD, longer"},
     "papers": {
         "columns": ["A", "B"],
         "rows": [
@@ -42,7 +44,7 @@ PLAN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher, two students of it, and the summary of a classifier; not to be written to."""
+    """A teacher, three students of it, and the summary of a classifier; not to be written to."""
     folder = tmp_path_factory.mktemp("runs")
     scored = ("metrics=[fid,prdc]", "evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]",
               "training.images=48", "training.checkpoint_every=3")  # fmt: skip
@@ -51,8 +53,8 @@ def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.Tem
         compose_config("train", *of_teacher, "experiment=pretrain_digits", *scored, f"output={folder / 'teacher'}")
     )
     from_it = ("teacher=local", f"teacher.path={folder / 'teacher' / 'teacher'}", "evaluation.score_teacher=false")
-    for name, objective in (("first", "f_distill"), ("second", "sid")):
-        own = (f"objective={objective}", f"output={folder / name}")
+    for name, objective, images in (("first", "f_distill", 48), ("second", "sid", 48), ("long", "sid", 96)):
+        own = (f"objective={objective}", f"training.images={images}", f"output={folder / name}")
         distill(compose_config("train", *SMALL, *scored, *from_it, *own))
     (folder / "features").mkdir()
     (folder / "features" / "summary.json").write_text('{"held_out_accuracy": 0.98765, "held_out_images": 359}')
@@ -110,6 +112,17 @@ def test_what_the_page_says_of_all(runs: Path, page: Path) -> None:
     assert f"networks of {trained:,} parameters" in text
 
 
+def test_a_student_that_was_trained_longer_has_a_table_of_its_own(runs: Path, page: Path) -> None:
+    summary = json.loads((runs / "long" / "summary.json").read_text())
+    row, fid = cells(page, "SiD, longer"), summary["student"]["fid"]
+    assert (row[2], row[5]) == (f"{fid:.4g}", "96")
+    text = page.with_suffix(".md").read_text().partition("## Trained longer")[2].partition("##")[0]
+    on_the_way = [json.loads(line) for line in (runs / "long" / "log.jsonl").read_text().splitlines()]
+    points = ", ".join(f"{line['fid']:.4g} ({line['images_seen']})" for line in on_the_way if "fid" in line)
+    assert f"- SiD, longer: {points}\n" in text and "(96)" in points
+    assert f"The best student, SiD, longer, has a FID of {fid:.4g} with 1 evaluation" in text
+
+
 def test_the_pictures(page: Path) -> None:
     samples = np.array(Image.open(page.with_name("benchmark_samples.png")).convert("L"))
     assert samples.shape == (340, 1200)  # three panels of four
@@ -131,6 +144,10 @@ def test_the_pictures(page: Path) -> None:
         (
             lambda folder: edit(folder / "second", images_seen=80),
             "second: it saw 80 images, .*first 48",
+        ),
+        (
+            lambda folder: edit(folder / "long", images_seen=48),
+            "long: it saw 48 images, no more than the others' 48",
         ),
         (
             lambda folder: edit_record(folder / "first", samples=31),
@@ -209,6 +226,7 @@ def test_the_shipped_plan_is_whole() -> None:
         OmegaConf.load(REPOSITORY / "docs" / "benchmark.yaml")
     )
     assert len(plan["students"]) == 10
+    assert len(plan["longer"]) == 1
     for row in plan["papers"]["rows"]:
         assert len(row["fid"]) == len(plan["papers"]["columns"]) == 3
         assert set(row["runs"]) <= {*plan["students"], plan["teacher"]}
