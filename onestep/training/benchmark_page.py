@@ -57,7 +57,7 @@ def _verdict(students: Iterable[Row], teacher: Row) -> str:
     best = min(students, key=lambda row: row.figures["fid"])
     verdict = "at or under" if best.figures["fid"] <= teacher.figures["fid"] else "above"
     return (
-        f"The best student, {best.title}, has a FID of {best.figures['fid']:.4g} with "
+        f"The best student of this table, {best.title}, has a FID of {best.figures['fid']:.4g} with "
         f"{best.figures['network_evaluations']} evaluation, {verdict} its teacher's {teacher.figures['fid']:.4g} with "
         f"{teacher.figures['network_evaluations']}."
     )

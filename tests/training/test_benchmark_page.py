@@ -120,7 +120,7 @@ def test_a_student_that_was_trained_longer_has_a_table_of_its_own(runs: Path, pa
     on_the_way = [json.loads(line) for line in (runs / "long" / "log.jsonl").read_text().splitlines()]
     points = ", ".join(f"{line['fid']:.4g} ({line['images_seen']})" for line in on_the_way if "fid" in line)
     assert f"- SiD, longer: {points}\n" in text and "(96)" in points
-    assert f"The best student, SiD, longer, has a FID of {fid:.4g} with 1 evaluation" in text
+    assert f"The best student of this table, SiD, longer, has a FID of {fid:.4g} with 1 evaluation" in text
 
 
 def test_the_pictures(page: Path) -> None:
