@@ -74,7 +74,7 @@ def _longer_section(rows: Rows) -> list[str]:
     ]
     return [
         "## Trained longer",
-        "As above, but for the images seen.",
+        "Students that saw more images than those above.",
         _table(rows.longer.values()),
         _verdict(rows.longer.values(), teacher),
         "FID on the way, after so many images:\n\n" + "\n".join(on_the_way),
