@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import torch
+
 Item = TypeVar("Item")
 _END = object()
 
@@ -11,9 +13,10 @@ _END = object()
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
     """``items`` in their order, each made in a thread while the one before it is used.
 
-    What making one raises is raised in its turn.
+    What making one raises is raised in its turn. The thread makes it on one core: with OpenMP threads of its own beside
+    its user's there would be more than cores, and OpenMP would put all of them to sleep after each operation.
     """
-    with ThreadPoolExecutor(1, "ahead") as maker:
+    with ThreadPoolExecutor(1, "ahead", initializer=torch.set_num_threads, initargs=(1,)) as maker:
         upcoming = maker.submit(next, items, _END)
         while (item := upcoming.result()) is not _END:
             upcoming = maker.submit(next, items, _END)

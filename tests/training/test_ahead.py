@@ -4,6 +4,7 @@ import threading
 from collections.abc import Generator, Iterator
 
 import pytest
+import torch
 
 from onestep.training.ahead import ahead
 
@@ -49,3 +50,16 @@ def test_nothing_is_made_after_the_user_left() -> None:
     assert [next(user), next(user)] == [0, 1]
     user.close()
     assert made == [0, 1, 2]
+
+
+def test_the_maker_has_one_thread_and_its_user_keeps_its_own() -> None:
+    def items() -> Iterator[int]:
+        yield torch.get_num_threads()
+        yield torch.get_num_threads()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert [(made, torch.get_num_threads()) for made in ahead(items())] == [(1, threads + 1)] * 2
+    finally:
+        torch.set_num_threads(threads)
