@@ -1,0 +1,103 @@
+"""What a user of sample.py gets wrong is refused with the value and the way to mend it, and nothing is run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from onestep.networks.generator import load_denoiser
+from onestep.training.sampling import sample
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def sample_config(compose_config: Compose, tmp_path: Path) -> Compose:
+    """The configuration of a small sampling into ``tmp_path``."""
+
+    def build(*overrides: str) -> DictConfig:
+        return compose_config("sample", "device=cpu", "count=4", f"save_to={tmp_path / 'samples'}", *overrides)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("precision=fp8", "precision=fp8: choose one of auto, no, bf16"),
+        ("model=pupil", "model=pupil: choose one of student, teacher"),
+        ("weights=latest", "weights=latest: choose one of ema, raw"),
+        ("format=jpeg", "format=jpeg: choose one of png, grid, npz"),
+        ("count=0", "count=0: expected at least 1"),
+        ("batch_size=0", "batch_size=0: expected at least 1"),
+        ("classes=[3,10]", r"classes=\[3, 10\]: this network has 10 classes, numbered from 0"),
+        ("classes=[-1]", r"classes=\[-1\]: this network has 10 classes, numbered from 0"),
+        ("classes=[]", r"classes=\[\]: expected a list such as \[3,7\]"),
+        ("classes=3", r"classes=3: expected a list such as \[3,7\]"),
+        ("checkpoint=elsewhere", "give either run=.* or checkpoint="),
+    ],
+)
+def test_sample_refuses(override: str, expected: str, sample_config: Compose, finished_run: Path) -> None:
+    config = sample_config(f"run={finished_run}", override)
+    with pytest.raises(ValueError, match=expected):
+        sample(config)
+    assert not Path(config.save_to).exists()
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ([], "give either run=.* or checkpoint="),
+        (["run=no/such/run"], "run=no/such/run: no config.yaml there; give the folder of a run"),
+        (["checkpoint=no/such/generator"], "no/such/generator holds no one-step generator: expected generator.json"),
+        (["model=teacher", "teacher=digits"], "model=teacher needs run=..., or teacher=... and sampler=..."),
+    ],
+)
+def test_sample_without_what_it_draws_from(overrides: list[str], expected: str, sample_config: Compose) -> None:
+    with pytest.raises(ValueError, match=expected):
+        sample(sample_config(*overrides))
+
+
+def test_sample_scores_nothing_without_a_reference(sample_config: Compose, finished_run: Path) -> None:
+    config = sample_config(f"checkpoint={finished_run / 'generator'}", "metrics=[fid]")
+    with pytest.raises(ValueError, match=r"metrics need run=\.\.\., or data=\.\.\. and features="):
+        sample(config)
+
+
+def test_a_run_that_has_not_finished_has_no_generator(sample_config: Compose, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("teacher: null\n")
+    with pytest.raises(ValueError, match=r"generator holds no one-step generator: expected generator\.json"):
+        sample(sample_config(f"run={tmp_path}"))
+
+
+def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path) -> None:
+    load_denoiser(finished_run / "generator").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"num_blocks": 1', '"num_blocks": 2'))
+    with pytest.raises(ValueError, match=r"do not fit their config\.json.* expected shape"):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["teacher", "data", "sampler"])
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "os.system", "_args_": ["touch MARKER"]},
+        {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": ["MARKER"]}]},
+        {"_target_": "onestep.config.os.system", "_args_": ["touch MARKER"]},  # os, by way of this package
+        {"_target_": "onestep.config.run_task", "config": {"task": "os.system"}},
+        {"_target_": "onestep.data.digits.Digits", "options": [{"_target_": "os.system", "_args_": ["touch MARKER"]}]},
+        {"_target_": "onestep.data.digits.Digits", "options": "${oc.create:{_target_: os.system}}"},
+    ],
+    ids=["os", "nested", "by_way_of_onestep", "run_task", "inside_a_part", "interpolation"],
+)
+def test_a_run_from_anyone_runs_nothing(
+    node: dict[str, Any], part: str, sample_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({part: node}))
+    with pytest.raises(ValueError, match=r"config\.yaml (asks to run .*: give that part|has an interpolation)"):
+        sample(sample_config(f"run={tmp_path}", "model=teacher", "metrics=[fid]"))
+    assert not (tmp_path / "MARKER").exists()
