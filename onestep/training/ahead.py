@@ -16,8 +16,16 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
     What making one raises is raised in its turn. The thread makes it on one core: with OpenMP threads of its own beside
     its user's there would be more than cores, and OpenMP would put all of them to sleep after each operation.
     """
-    with ThreadPoolExecutor(1, "ahead", initializer=torch.set_num_threads, initargs=(1,)) as maker:
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1, "ahead") as maker:
+        maker.submit(_take_one_core).result()
+        torch.set_num_threads(threads)  # a thread's number is also the default of those that have not calculated yet
         upcoming = maker.submit(next, items, _END)
         while (item := upcoming.result()) is not _END:
             upcoming = maker.submit(next, items, _END)
             yield item  # type: ignore[misc] # the end is no item
+
+
+def _take_one_core() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # settles it for this thread, which else would take the default at its first operation

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -57,9 +58,16 @@ def test_the_maker_has_one_thread_and_its_user_keeps_its_own() -> None:
         yield torch.get_num_threads()
         yield torch.get_num_threads()
 
+    def used() -> list[tuple[int, int]]:
+        return [(made, torch.get_num_threads()) for made in ahead(items())]
+
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        assert [(made, torch.get_num_threads()) for made in ahead(items())] == [(1, threads + 1)] * 2
+        assert used() == [(1, threads + 1)] * 2
+        with ThreadPoolExecutor(1) as user:  # one that has not calculated yet, whose number torch has still to settle
+            assert user.submit(used).result() == [(1, threads + 1)] * 2
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == threads + 1
     finally:
         torch.set_num_threads(threads)
