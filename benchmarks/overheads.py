@@ -1,12 +1,12 @@
-"""What a run spends beside its cycles in the default CIFAR-10 settings, computed from its measured parts.
+"""What a run spends beside its iterations in the default CIFAR-10 settings, computed from its measured parts.
 
     python benchmarks/overheads.py [--batch-size 4] [objective=sid ...]
 
-Logging, grids, checkpoints and FID, each in seconds and, by the interval that conf/ gives it, as a share of a cycle. A
-cycle of the settings' batch is computed from one of --batch-size images, in proportion; on a GPU give the batch itself.
-Inception, which has to be downloaded, is put at the FLOPs that its paper counts and at the cycle's own rate. What is
-written in the background counts as if the run waited for it. Seconds are the processor's on the CPU, which other jobs
-do not lengthen, and the clock's with a GPU.
+Logging, grids, checkpoints and FID, each in seconds and, by the interval of the configuration, as a share of an
+iteration. An iteration of the settings' batch is computed from one of --batch-size images, in proportion; on a GPU give the batch
+itself. Inception, which has to be downloaded, is put at the FLOPs that its paper counts and at the iteration's own
+rate. What is written in the background counts as if the run waited for it. Seconds are the processor's on the CPU,
+which other jobs do not lengthen, and the clock's with a GPU.
 """
 
 import argparse
@@ -21,15 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from onestep.benchmark.measure import run_cycle, timed
-from onestep.benchmark.passes import count
-from onestep.benchmark.subject import CIFAR10, CONF, Subject
+from onestep.config import CONF
+from onestep.engine.checkpoint import write_checkpoint
+from onestep.engine.log import RunLog
+from onestep.engine.state import TrainingState
 from onestep.metrics.frechet import frechet_distance
 from onestep.metrics.statistics import FeatureStatistics
-from onestep.training.checkpoint import write_checkpoint
-from onestep.training.log import RunLog
-from onestep.training.pictures import save_samples
-from onestep.training.state import TrainingState
+from onestep.profiling.measure import run_iteration, timed
+from onestep.profiling.passes import count
+from onestep.profiling.subject import CIFAR10, Subject
+from onestep.reports.plots import save_samples
 
 INCEPTION_GFLOP = 11.4  # 5.7 billion multiply-adds an image of 299 x 299 (arXiv 1512.00567)
 INCEPTION_FEATURES = 2048
@@ -42,17 +43,17 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def log_of_a_cycle(subject: Subject, diagnostics: list[dict[str, Tensor]], folder: Path) -> float:
-    """Seconds a cycle that the log takes, its lines included."""
+    """Seconds an iteration that the log takes, its lines included."""
     every = subject.parts.settings.log_every
     log = RunLog(Accelerator(cpu=subject.x_real.device.type == "cpu"), folder / "log.jsonl", every, 0, 1, every)
 
-    def cycles() -> None:
-        for cycle in range(1, every + 1):
+    def iterations() -> None:
+        for iteration in range(1, every + 1):
             for update in diagnostics:
                 log.add(update)
-            log.end_cycle(cycle)
+            log.end_iteration(iteration)
 
-    taken = seconds(cycles) / every
+    taken = seconds(iterations) / every
     log.close()
     return taken
 
@@ -87,9 +88,9 @@ def main() -> None:
     settings, evaluation = subject.parts.settings, subject.parts.evaluation
     batch_size = OmegaConf.load(CONF / "experiment" / "cifar10_uncond.yaml").training.batch_size
     counted = count(subject)
-    diagnostics = list(subject.cycle())
-    cycle = seconds(lambda: run_cycle(subject)) * batch_size / options.batch_size
-    rate = counted.gflop_per_image * batch_size / cycle  # GFLOP a second
+    diagnostics = list(subject.iteration())
+    iteration = seconds(lambda: run_iteration(subject)) * batch_size / options.batch_size
+    rate = counted.gflop_per_image * batch_size / iteration  # GFLOP a second
     image = counted.forward / counted.batch_size / 1e9 + INCEPTION_GFLOP
     samples = evaluation.interim_samples
     with tempfile.TemporaryDirectory() as name:
@@ -104,11 +105,15 @@ def main() -> None:
             f"FID of {samples:,} samples": (samples * image / rate + frechet(samples), settings.evaluate_every),
         }
     table = Table(
-        "", "seconds", "every", "of a cycle", title=f"beside cycles of {batch_size} images, {cycle:.3g} s each"
+        "",
+        "seconds",
+        "every",
+        "of an iteration",
+        title=f"beside iterations of {batch_size} images, {iteration:.3g} s each",
     )
-    shares = {part: taken / every / cycle for part, (taken, every) in parts.items()}
+    shares = {part: taken / every / iteration for part, (taken, every) in parts.items()}
     for part, (taken, every) in parts.items():
-        table.add_row(part, f"{taken:.4g}", f"{every:,} cycles", f"{shares[part]:.4%}")
+        table.add_row(part, f"{taken:.4g}", f"{every:,} iterations", f"{shares[part]:.4%}")
     table.add_row("all", "", "", f"{sum(shares.values()):.4%}")
     Console().print(table)
 

@@ -22,11 +22,12 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from onestep.benchmark.subject import CONF, random_teacher
-from onestep.networks.generator import Generator
+from onestep.config import CONF
+from onestep.evaluation.sample import sample
+from onestep.models.generator import Generator
+from onestep.models.loading import load_teacher
+from onestep.profiling.subject import random_teacher
 from onestep.seeding import seeded_inputs
-from onestep.teachers.pretrained import load_teacher
-from onestep.training.sampling import sample
 
 
 def bare(folder: Path, options: argparse.Namespace) -> Callable[[], float]:

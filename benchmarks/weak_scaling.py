@@ -1,7 +1,7 @@
-"""Cycles a second and bytes exchanged a cycle, for 1 and more processes with as many images each.
+"""Iterations a second and bytes exchanged an iteration, for 1 and more processes with as many images each.
 
-``python benchmarks/weak_scaling.py [--processes 1 2] [--cycles 30] [OVERRIDE ...]`` trains on this machine's CPU and
-prints a table. What the gradients alone need is what an all-reduce takes of each trained parameter, once a step.
+``python benchmarks/weak_scaling.py [--processes 1 2] [--iterations 30] [OVERRIDE ...]`` trains on this machine's CPU
+and prints a table. What the gradients alone need is what an all-reduce takes of each trained parameter, once a step.
 """
 
 import argparse
@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from onestep.training import distillation
-from onestep.training.build import Distillation, build_distillation
-from onestep.training.report import DistillationReport
-from onestep.training.run import Run
+from onestep.config import CONF
+from onestep.distillation import loop
+from onestep.distillation.build import Distillation, build_distillation
+from onestep.distillation.report import DistillationReport
+from onestep.engine.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES_EACH = 32
@@ -49,12 +50,12 @@ class CountBytes(TorchDispatchMode):
 
 
 def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
-    """One process of a training: the main one writes what it measured, without the first ``skip`` cycles."""
+    """One process of a training: the main one writes what it measured, without the first ``skip`` iterations."""
     torch.set_num_threads(1)
     count, clock = CountBytes(), list[float]()
     DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
     Run.save = lambda *_: None  # type: ignore[method-assign]
-    generate, build = distillation.generate, build_distillation
+    generate, build = loop.generate, build_distillation
     built: list[Distillation] = []
 
     def look_and_generate(*inputs: Any) -> Any:
@@ -67,12 +68,12 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
         built.append(build(*inputs))
         return built[-1]
 
-    vars(distillation).update(generate=look_and_generate, build_distillation=build_and_keep)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    vars(loop).update(generate=look_and_generate, build_distillation=build_and_keep)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides)
     with count:
-        distillation.distill(config)
-    cycles, parts = len(clock) - skip, built[0]
+        loop.distill(config)
+    iterations, parts = len(clock) - skip, built[0]
     gradients = 0
     for name, optimizer in parts.optimizers.items():
         steps = 1 if name == "generator" else parts.settings.fake_score_steps
@@ -80,20 +81,20 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
         gradients += steps * sum(p.nbytes for p in parameters if p.grad is not None)
     if parts.accelerator.is_main_process:
         result = {
-            "cycles_per_second": (cycles - 1) / (clock[-1] - clock[skip]),
-            "bytes_per_cycle": sum(count.sent.values()) / cycles,
+            "cycles_per_second": (iterations - 1) / (clock[-1] - clock[skip]),
+            "bytes_per_cycle": sum(count.sent.values()) / iterations,
             "gradient_bytes": gradients,
-            "by_operation": {name: size / cycles for name, size in count.sent.items()},
+            "by_operation": {name: size / iterations for name, size in count.sent.items()},
         }
         (output / "measured.json").write_text(json.dumps(result))
 
 
-def train_apart(processes: int, cycles: int, overrides: Sequence[str]) -> dict[str, Any]:
+def train_apart(processes: int, iterations: int, overrides: Sequence[str]) -> dict[str, Any]:
     """What :func:`measure` says of a training of ``processes`` of their own, with :data:`IMAGES_EACH` images each."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
             "device=cpu", "precision=no", f"training.batch_size={IMAGES_EACH * processes}", f"output={folder}/run",
-            f"training.images={IMAGES_EACH * processes * cycles}", *overrides,
+            f"training.total_images={IMAGES_EACH * processes * iterations}", *overrides,
         ]  # fmt: skip
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = [sys.executable, *(launcher if processes > 1 else []), __file__, "--measure", folder, *overrides]
@@ -109,25 +110,25 @@ def main() -> None:
     """Read the command line, train with each number of processes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--cycles", type=int, default=30)
+    parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure, arguments.overrides)
         return
-    table = Table(title=f"{IMAGES_EACH} images a cycle and process")
+    table = Table(title=f"{IMAGES_EACH} images an iteration and process")
     for title in (
         "processes",
-        "cycles/s",
+        "iterations/s",
         "images/s",
-        "bytes given a cycle and process",
+        "bytes given an iteration and process",
         "the gradients alone",
         "ratio",
     ):
         table.add_column(title, justify="right")
     for processes in arguments.processes:
-        found = train_apart(processes, arguments.cycles, arguments.overrides)
+        found = train_apart(processes, arguments.iterations, arguments.overrides)
         needed = found["gradient_bytes"] if processes > 1 else 0
         rate, given = found["cycles_per_second"], found["bytes_per_cycle"]
         ratio = f"{given / needed:.4f}" if needed else ""

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -16,10 +17,13 @@ from hydra.utils import get_method, get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+#: The folder of all configuration files.
+CONF = Path(__file__).parent / "conf"
+
 _INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
-def run_entry_point(main: Callable[[DictConfig], Any], config_path: str, config_name: str) -> None:
+def run_entry_point(main: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run ``main`` under Hydra; a user's mistake ends in one readable line and exit code 1, not in a traceback.
 
     So does Ctrl-C where the training loop does not see to it, with exit code 130. Set HYDRA_FULL_ERROR=1 for the
@@ -27,8 +31,7 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_path: str, config_
 
     Args:
         main: takes the checked configuration.
-        config_path: the absolute folder of the configuration.
-        config_name: its primary file.
+        config_name: the primary file in :data:`CONF`.
     """
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions reach us, with their causes
@@ -54,7 +57,7 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_path: str, config_
             main(config)
 
     with explained():
-        hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)(checked)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
 
 
 def instantiate(node: Any) -> Any:

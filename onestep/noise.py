@@ -1,8 +1,8 @@
 """The noise convention of the package: ``x_sigma = x0 + sigma * noise``, and where sigma is drawn from.
 
 A distribution of sigma is its quantile function: ``sample`` draws ``u`` uniformly and returns ``quantile(u)``, and
-``cdf`` undoes it. Whoever bins by sigma (see :mod:`onestep.density_ratio`) bins ``cdf(sigma)``, so that every bin gets
-the same share of the samples whatever the distribution.
+``cdf`` undoes it. Whoever bins by sigma (see :mod:`onestep.objectives.density_ratio`) bins ``cdf(sigma)``, so that
+every bin gets the same share of the samples whatever the distribution.
 """
 
 import math

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onestep.denoiser import Condition, Denoiser, score
-from onestep.networks.base import DenoiserNetwork
+from onestep.models.base import DenoiserNetwork
 from onestep.noise import expand_like, karras_sigmas
 from onestep.seeding import own_noise
 

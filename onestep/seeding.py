@@ -11,8 +11,8 @@ from torch import Tensor
 from onestep.noise import SigmaDistribution
 
 
-def seeded_generator(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream is a function of ``key``, such as (seed, rank, cycle): a resumed run draws the same."""
+def seeded_rng(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """An rng whose stream is a function of ``key``, such as (seed, rank, iteration): a resumed run draws the same."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(seed)
 
@@ -25,14 +25,14 @@ class GlobalDraws:
     is a millisecond on a GPU, where a generator for each sample would take a loop over the batch.)
 
     Args:
-        key: of the stream, such as (seed, 0, cycle).
+        key: of the stream, such as (seed, 0, iteration).
         batch_size: samples over all processes.
         rows: those of this process.
         device: where to draw.
     """
 
     def __init__(self, *key: int, batch_size: int, rows: slice, device: torch.device | str = "cpu") -> None:
-        self.generator = seeded_generator(*key, device=device)
+        self.generator = seeded_rng(*key, device=device)
         self.batch_size, self.rows = batch_size, rows
 
     def normal(self, sample_shape: Sequence[int]) -> Tensor:

@@ -24,8 +24,9 @@ from omegaconf import DictConfig
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from onestep.networks.edm import EDMDenoiser
-from onestep.training.distillation import distill
+from onestep.config import CONF
+from onestep.distillation.loop import distill
+from onestep.models.edm.denoiser import EDMDenoiser
 from tests.tiny_pipelines import build_pipeline
 
 # The networks of the tests are too small to share among threads, which wait for each other; nor do subprocesses.
@@ -37,8 +38,9 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="onestep_tests_")
 ComposeConfig = Callable[..., DictConfig]
 TrainConfig = Callable[..., DictConfig]
 
-REPOSITORY = Path(__file__).parents[1]
-DATA = Path(__file__).parent / "data"
+pytest_plugins = ["tests.fixtures.runs"]
+
+DATA = Path(__file__).parent / "reference"
 SMALL = (
     "device=cpu",
     "precision=no",
@@ -47,7 +49,7 @@ SMALL = (
     "evaluation.interim_samples=16",
     "evaluation.batch_size=16",
     "evaluation.grid=10",
-    "training.images=96",
+    "training.total_images=96",
     "training.batch_size=16",
     "training.fake_score_steps=1",
     "training.warmup_images=0",
@@ -55,7 +57,7 @@ SMALL = (
     "training.checkpoint_every=1",
     "training.evaluate_every=3",
     "training.keep_last=6",
-    "training.max_bad_steps=1",
+    "training.max_skipped_steps=1",
 )
 
 
@@ -103,7 +105,7 @@ def compose_config() -> ComposeConfig:
     """Composes a primary file of ``conf/`` with overrides, as the command line does."""
 
     def build(name: str, *overrides: str) -> DictConfig:
-        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose(name, list(overrides))
 
     return build
@@ -111,7 +113,7 @@ def compose_config() -> ComposeConfig:
 
 @pytest.fixture(scope="session")
 def train_config(compose_config: ComposeConfig) -> TrainConfig:
-    """The configuration of a distillation of six small cycles into a folder, at full learning rate from the first."""
+    """The configuration of a distillation of six small iterations into a folder, at full learning rate."""
 
     def build(output: Path, *overrides: str) -> DictConfig:
         return compose_config("train", *SMALL, f"output={output}", *overrides)
@@ -121,7 +123,7 @@ def train_config(compose_config: ComposeConfig) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def finished_run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished distillation of six cycles; not to be written to."""
+    """The folder of a finished distillation of six iterations; not to be written to."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     distill(train_config(folder))
     return folder

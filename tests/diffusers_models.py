@@ -7,7 +7,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from onestep.networks.diffusers_network import DiffusersDenoiser
+from onestep.models.diffusers.denoiser import DiffusersDenoiser
 
 UNET_BLOCKS = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4}
 

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
-from onestep.training import distillation
-from onestep.training.build import Distillation
-from onestep.training.distillation import distill
+from onestep.distillation import loop
+from onestep.distillation.build import Distillation
+from onestep.distillation.loop import distill
 
 
 class KilledError(Exception):
@@ -29,19 +29,19 @@ def assert_same_checkpoint(left: Path, right: Path) -> None:
             assert [key for key, value in ours.items() if not torch.equal(value, theirs[key])] == [], name
         elif name not in ("state.json", "manifest.json"):  # which know how long it took
             assert (left / name).read_text() == (right / name).read_text()
-    cycles = [json.loads((folder / "state.json").read_text())["cycle"] for folder in (left, right)]
-    assert cycles[0] == cycles[1]
+    iterations = [json.loads((folder / "state.json").read_text())["iteration"] for folder in (left, right)]
+    assert iterations[0] == iterations[1]
 
 
 def distill_until_cycle_5(monkeypatch: pytest.MonkeyPatch, config: DictConfig) -> None:
-    """A run that is killed in the update of the generator of cycle 5."""
-    update_generator = distillation.update_generator
+    """A run that is killed in the update of the generator of iteration 5."""
+    update_generator = loop.update_generator
 
-    def killed_in_cycle_5(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, Tensor]:
-        if cycle == 5:
+    def killed_in_cycle_5(parts: Distillation, iteration: int, *inputs: Any) -> dict[str, Tensor]:
+        if iteration == 5:
             raise KilledError
-        return update_generator(parts, cycle, *inputs)
+        return update_generator(parts, iteration, *inputs)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(distillation, "update_generator", killed_in_cycle_5)
+        patch.setattr(loop, "update_generator", killed_in_cycle_5)
         distill(config)

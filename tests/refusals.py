@@ -7,7 +7,7 @@ import pytest
 from omegaconf import DictConfig
 
 from onestep.config import check_config
-from onestep.training.distillation import distill
+from onestep.distillation.loop import distill
 
 
 def refused(config: DictConfig, task: Callable[[DictConfig], Any] = distill) -> str:

@@ -9,11 +9,14 @@ import onestep
 PACKAGE = Path(onestep.__file__).parent
 # From the bottom to the top. The parts of "kinds" never import each other; other ranks may within themselves.
 RANKS = {
-    "ground": {"noise", "denoiser", "seeding", "precision", "config", "cache", "assets"},
-    "parts": {"networks", "divergences", "density_ratio", "gaussian_mixture", "samplers", "discriminators"},
-    "kinds": {"objectives", "teachers", "data", "metrics"},
-    "training": {"training"},
-    "top": {"pipeline", "model_card", "text_to_image_export", "export", "benchmark"},
+    "ground": {"noise", "denoiser", "seeding", "precision", "processes", "cache", "assets", "config"},
+    "parts": {"models", "samplers", "toy.gaussian_mixture", "toy.networks", "toy.teacher", "toy"},
+    "kinds": {"objectives", "data", "metrics"},
+    "toy": {"toy.data", "toy.metrics"},
+    "engine": {"engine"},
+    "evaluation": {"evaluation", "reports"},
+    "runs": {"distillation", "pretraining"},
+    "top": {"export", "profiling"},
 }
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS.values()) for part in parts}
 KINDS = list(RANKS).index("kinds")
@@ -42,7 +45,7 @@ def imported_modules(source: str) -> set[str]:
 
 
 def part_of(module: str) -> str | None:
-    """``"networks"`` for ``onestep.networks.edm``; None for the package itself."""
+    """``"networks"`` for ``onestep.models.edm.denoiser``; None for the package itself."""
     names = module.split(".")
     return names[1] if len(names) > 1 else None
 
@@ -51,8 +54,10 @@ GRAPH = {name: imported_modules(file.read_text(encoding="utf-8")) for name, file
 
 
 def test_the_walk_finds_the_imports() -> None:
-    source = "import onestep.noise\ndef f():\n    from onestep.networks import edm\n    from onestep.seeding import a"
-    assert imported_modules(source) == {"onestep.noise", "onestep.networks.edm", "onestep.seeding"}
+    source = (
+        "import onestep.noise\ndef f():\n    from onestep.models.edm import denoiser\n    from onestep.seeding import a"
+    )
+    assert imported_modules(source) == {"onestep.noise", "onestep.models.edm.denoiser", "onestep.seeding"}
     assert len(FILES) > 30 and "onestep.noise" in GRAPH["onestep.denoiser"]
 
 

@@ -14,14 +14,13 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onestep.config import check_config, explain, instantiate, run_entry_point
-from onestep.divergences import Divergence
+from onestep.config import CONF, check_config, explain, instantiate, run_entry_point
+from onestep.objectives.divergences import Divergence
 from tests.diffusers_models import build_network
 from tests.tiny_pipelines import build_pipeline
 
-CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/*.yaml"))
-SID = Path(__file__).parent / "data" / "sid_ddpmpp_cond10_16.pkl"
+SID = Path(__file__).parent / "reference" / "sid_ddpmpp_cond10_16.pkl"
 PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", "ffhq64", "afhqv2_64")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
@@ -226,7 +225,7 @@ def test_the_command_line_goes_before_a_preset(compose_config: Callable[..., Dic
         "train", "objective=dmd", "discriminator=teacher_features", "divergence=forward_kl", "training.gan_weight=0.1",
         "pairs.count=10", "output=nowhere",
     )  # fmt: skip
-    assert "onestep.discriminators.Discriminator" in assert_builds(config)
+    assert "onestep.models.discriminator.Discriminator" in assert_builds(config)
     assert type(instantiate(config.objective).divergence).__name__ == "ForwardKL"
     assert (config.training.gan_weight, config.pairs.count) == (0.1, 10)
 
@@ -258,6 +257,6 @@ def test_ctrl_c_ends_in_one_line(
     monkeypatch.setattr("sys.argv", ["train.py", f"hydra.run.dir={tmp_path}"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as caught:
-        run_entry_point(interrupted, str(CONF), "train")
+        run_entry_point(interrupted, "train")
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"

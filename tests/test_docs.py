@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from onestep.config import CONF
+
 REPOSITORY = Path(__file__).parents[1]
 OBJECTIVES = REPOSITORY / "docs" / "objectives.md"
 
@@ -17,6 +19,6 @@ def test_quoted_lines_are_the_code() -> None:
     assert [line for line in lines if line not in code] == []
 
 
-@pytest.mark.parametrize("preset", [file.stem for file in (REPOSITORY / "conf" / "objective").glob("*.yaml")])
+@pytest.mark.parametrize("preset", [file.stem for file in (CONF / "objective").glob("*.yaml")])
 def test_every_preset_is_described(preset: str) -> None:
     assert f"| `{preset}` |" in OBJECTIVES.read_text()

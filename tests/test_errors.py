@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from onestep.config import explain
-from onestep.training import distillation
-from onestep.training.build import Distillation
-from onestep.training.distillation import distill
-from onestep.training.log import read_log
+from onestep.distillation import loop
+from onestep.distillation.build import Distillation
+from onestep.distillation.loop import distill
+from onestep.engine.log import read_log
 from tests.refusals import refused
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
         "unknown key 'training.imagez'; did you mean 'images'? The keys of training are: accumulation, batch_size, "
         "checkpoint_every, discriminator_weight, ema_halflife, ema_rampup, evaluate_every, fake_score_guidance, "
         "fake_score_steps, final_lr, fresh_latents, gan_weight, grad_clip, images, keep_last, later_sigmas, log_every, "
-        "max_bad_steps, regression_weight, retreat_rate, retreats, sigma_init, warmup_images"
+        "max_skipped_steps, regression_weight, rollback_lr_factor, rollbacks, sigma_init, warmup_images"
     )
 
 
@@ -107,7 +107,7 @@ def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_pa
         ("training.fake_score_steps=0", "training.fake_score_steps must be at least 1, got 0"),
         ("training.log_every=0", "training.log_every must be positive, got 0"),
         ("training.final_lr=1.5", r"training.final_lr is a share in \(0, 1\], got 1.5"),
-        ("training.images=8", "training.images=8 is less than one batch of 16"),
+        ("training.total_images=8", "training.total_images=8 is less than one batch of 16"),
         ("training.ema_halflife=0", "halflife > 0 .* got halflife=0"),
         ("evaluation.samples=0", "evaluation.samples must be positive, got 0"),
         ("sampler.steps=1", "steps >= 2.* got steps=1"),
@@ -133,7 +133,7 @@ def test_resuming_a_run_without_checkpoints(train_config: Compose, tmp_path: Pat
 
 def test_resuming_a_run_with_other_networks(train_config: Compose, finished_run: Path, tmp_path: Path) -> None:
     message = refused(train_config(tmp_path, f"resume={finished_run}", "discriminator.hidden=32"))
-    assert message.startswith(f"cannot resume from {finished_run / 'checkpoints' / 'cycle_00000006'}: ")
+    assert message.startswith(f"cannot resume from {finished_run / 'checkpoints' / 'iteration_00000006'}: ")
     assert "size mismatch" in message
 
 
@@ -180,21 +180,21 @@ def test_a_value_that_is_not_finite_stops_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     built: list[Distillation] = []
-    take_step = getattr(distillation, step)
+    take_step = getattr(loop, step)
 
-    def poisoned(parts: Distillation, cycle: int, *inputs: Any) -> dict[str, torch.Tensor]:
-        if cycle == 2:
+    def poisoned(parts: Distillation, iteration: int, *inputs: Any) -> dict[str, torch.Tensor]:
+        if iteration == 2:
             built.append(parts)
             poison(parts)
-        return take_step(parts, cycle, *inputs)
+        return take_step(parts, iteration, *inputs)
 
-    overrides = ("training.gan_weight=0.1", "training.images=64", "evaluation.samples=16")
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"non-finite value in cycle 2: .*{terms}"):
-        patch.setattr(distillation, step, poisoned)
+    overrides = ("training.gan_weight=0.1", "training.total_images=64", "evaluation.samples=16")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"non-finite value in iteration 2: .*{terms}"):
+        patch.setattr(loop, step, poisoned)
         distill(train_config(tmp_path, *overrides))
 
     checkpoints = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
-    assert checkpoints == ["cycle_00000001", "cycle_00000002"]
+    assert checkpoints == ["iteration_00000001", "iteration_00000002"]
     files = sorted((tmp_path / "checkpoints" / checkpoints[-1]).glob("*.safetensors"))
     assert len(files) == 7  # four networks, the average, two optimisers
     saved = {file.stem: load_file(file) for file in files}
@@ -205,4 +205,4 @@ def test_a_value_that_is_not_finite_stops_the_run(
 
     summary = distill(train_config(tmp_path, "resume=auto", *overrides))
     assert summary["images_seen"] == 64
-    assert [line["cycle"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line] == [1, 2, 3, 4]
+    assert [line["iteration"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line] == [1, 2, 3, 4]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from onestep.engine.run import Run
 from onestep.precision import choose_precision
-from onestep.training.run import Run
 from tests.conftest import TrainConfig
 
 

@@ -14,12 +14,12 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from onestep.config import check_config
-from onestep.networks.edm import EDMDenoiser
-from onestep.networks.generator import Generator
-from onestep.teachers.edm_checkpoint import load_edm
-from onestep.training.distillation import distill
-from onestep.training.log import read_log
-from tests.teachers.edm_format import pickled, snapshot
+from onestep.distillation.loop import distill
+from onestep.engine.log import read_log
+from onestep.models.edm.checkpoint import load_edm
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.generator import Generator
+from tests.models.edm_format import pickled, snapshot
 
 OBJECTIVES = ("f_distill", "uni_instruct", "sid", "sida", "dmd2")
 # Resolution, classes, architecture, and the published batch, rate and first noise level.
@@ -88,7 +88,7 @@ def test_two_steps(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     teacher, data = files(*SETTINGS[setting][:3])
-    small = ("training.images=8", "training.batch_size=4", "evaluation.samples=4", "evaluation.interim_samples=4",
+    small = ("training.total_images=8", "training.batch_size=4", "evaluation.samples=4", "evaluation.interim_samples=4",
              "evaluation.batch_size=4", "evaluation.grid=4")  # fmt: skip
     chosen = (f"experiment={setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}",
               "~features", "metrics=[]")  # fmt: skip

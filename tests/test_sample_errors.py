@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from onestep.networks.generator import load_denoiser
-from onestep.training.sampling import sample
+from onestep.evaluation.sample import sample
+from onestep.models.generator import load_denoiser
 
 Compose = Callable[..., DictConfig]
 

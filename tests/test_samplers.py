@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from onestep.denoiser import Condition
-from onestep.networks.edm import EDMDenoiser
+from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.samplers import EulerSampler, HeunSampler
 
 MEAN, STD, SIGMA_MIN, SIGMA_MAX = 0.3, 0.5, 0.002, 80.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onestep.noise import LogUniformSigma
-from onestep.seeding import GlobalDraws, own_noise, seeded_generator, seeded_inputs
+from onestep.seeding import GlobalDraws, own_noise, seeded_inputs, seeded_rng
 
 SHAPE = (3, 4, 4)
 
@@ -54,9 +54,9 @@ def test_class_that_the_network_does_not_have(classes: list[int], label_dim: int
 
 def test_generators_differ_by_their_whole_key() -> None:
     keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 2, 3), (3, 2, 1)]
-    first = {key: torch.rand(4, generator=seeded_generator(*key)) for key in keys}
+    first = {key: torch.rand(4, generator=seeded_rng(*key)) for key in keys}
     assert len({tuple(values.tolist()) for values in first.values()}) == len(keys)
-    assert all(torch.equal(torch.rand(4, generator=seeded_generator(*key)), first[key]) for key in keys)
+    assert all(torch.equal(torch.rand(4, generator=seeded_rng(*key)), first[key]) for key in keys)
 
 
 def test_own_noise_is_the_same_in_any_company() -> None:
@@ -93,6 +93,6 @@ def test_shares_of_a_draw_make_up_the_whole(processes: int) -> None:
     for number, drawn in enumerate(whole):
         assert torch.equal(torch.cat([share[number] for share in shares]), drawn) and len(drawn) == 8
     # One process has the stream of its key.
-    random = seeded_generator(3, 0, 7)
+    random = seeded_rng(3, 0, 7)
     expected = [torch.randn((8, *SHAPE), generator=random), law.sample(8, random)]
     assert torch.equal(whole[0], expected[0]) and torch.equal(whole[1], expected[1])

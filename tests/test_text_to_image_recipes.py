@@ -11,11 +11,11 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
-from onestep.networks.diffusers_schedule import VariancePreservingSchedule, tabulated_timesteps
-from onestep.networks.generator import Generator
-from onestep.text_to_image_export import match_scheduler
-from onestep.training.log import read_log
-from onestep.training.sampling import sample
+from onestep.engine.log import read_log
+from onestep.evaluation.sample import sample
+from onestep.models.diffusers.export import match_scheduler
+from onestep.models.diffusers.schedule import VariancePreservingSchedule, tabulated_timesteps
+from onestep.models.generator import Generator
 from tests.diffusers_models import build_denoiser
 from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
 
@@ -48,7 +48,7 @@ def recipe(train_config: Callable[..., DictConfig], pipelines: Pipelines, images
     def build(experiment: str, kind: str, *overrides: str) -> DictConfig:
         return train_config(
             tmp_path / "run", f"experiment={experiment}", f"teacher.path={pipelines(kind)}", "teacher.size=8",
-            f"data.path={images}", f"data.cache={images.parent / 'cache'}", "training.images=4",
+            f"data.path={images}", f"data.cache={images.parent / 'cache'}", "training.total_images=4",
             "training.batch_size=2", "evaluation.samples=2", "evaluation.grid=2", "training.evaluate_every=9",
             "training.checkpoint_every=9", *overrides,
         )  # fmt: skip

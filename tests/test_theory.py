@@ -15,14 +15,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from onestep.config import instantiate
-from onestep.networks.generator import Generator
+from onestep.distillation.loop import distill
+from onestep.models.generator import Generator
 from onestep.noise import SigmaDistribution
-from onestep.training.distillation import distill
 
 ALL = ("reverse_kl", "forward_kl", "jensen_shannon", "jeffreys", "softened_reverse_kl", "squared_hellinger", "le_cam",
        "pearson_chi2", "neyman_chi2")  # fmt: skip
 #: Its weight is largest where the learned ratio is known least, so that it takes longer.
-LONGER = {"neyman_chi2": ("training.images=1200000",)}
+LONGER = {"neyman_chi2": ("training.total_images=1200000",)}
 PLANE = ("mixture=two_modes_plane", "data_dim=2", "sigma.sigma_max=1.0")
 # Uni-Instruct on modes near each other: on those far apart, with forward KL, the mean is missed by a fifth, as 0.14 %
 # of the descended value depend on it there.
@@ -111,14 +111,14 @@ def assert_within(got: tuple[Tensor, Tensor], best: tuple[Tensor, Tensor], share
 
 
 def test_a_short_run_of_reverse_kl_sits_on_one_mode(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    got, best = trained_and_best(compose_config, tmp_path, "divergence=reverse_kl", "training.images=450000")
+    got, best = trained_and_best(compose_config, tmp_path, "divergence=reverse_kl", "training.total_images=450000")
     assert_within(best, (torch.tensor([0.876]), torch.tensor([0.285])), 0.01)  # the mode at 0.9 +- 0.25
     assert_within(got, best, 0.05)
 
 
 def test_the_lab_learns_the_mixture(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
     """In a few seconds, to less than a tenth of the energy distance 0.35 that an untrained generator has."""
-    overrides = ("experiment=mixture", "training.images=60000", "training.evaluate_every=100000")
+    overrides = ("experiment=mixture", "training.total_images=60000", "training.evaluate_every=100000")
     summary = distill(compose_config("train", *overrides, f"output={tmp_path}", "device=cpu"))
     assert abs(summary["teacher"]["energy"]) < 0.002 and summary["teacher"]["modes"] == 25
     assert abs(summary["student"]["energy"]) < 0.035

@@ -11,7 +11,7 @@ import transformers
 from omegaconf import DictConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from onestep.training.distillation import distill
+from onestep.distillation.loop import distill
 from tests.diffusers_models import build_network, randomize
 
 CLIP_LENGTH = 8
@@ -31,7 +31,7 @@ def distill_without_pictures(config: DictConfig) -> dict[str, Any]:
     """A whole distillation but for its curves and side by side, which take longer than a tiny network's training."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("save_curves", "save_side_by_side"):
-            patch.setattr(f"onestep.training.report.{name}", lambda *_: None)
+            patch.setattr(f"onestep.distillation.report.{name}", lambda *_: None)
         return distill(config)
 
 

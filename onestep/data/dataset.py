@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from onestep.denoiser import Condition, map_condition
-from onestep.seeding import seeded_generator
+from onestep.seeding import seeded_rng
 
 #: Images [B, C, H, W] in [-1, 1] and one-hot labels [B, num_classes] or None.
 Batch = tuple[Tensor, Condition]
@@ -128,7 +128,7 @@ class PositionSampler(Sampler[list[int]]):
             for index in range(position, position + self.global_batch):
                 if index // self.length != epoch:
                     epoch = index // self.length
-                    order = torch.randperm(self.length, generator=seeded_generator(self.seed, epoch))
+                    order = torch.randperm(self.length, generator=seeded_rng(self.seed, epoch))
                 batch.append(int(order[index % self.length]))
             yield batch[self.share]
             position += self.global_batch

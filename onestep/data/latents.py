@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.data.dataset import Batch, ImageDataset
-from onestep.networks.pipeline_parts import Autoencoder, pipeline_folder
+from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
 
 _FORMAT = 1  # of the cached files; another number leaves all older ones aside
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.data.dataset import ImageDataset
-from onestep.networks.diffusers_families import FAMILIES, find_family
-from onestep.networks.pipeline_parts import Autoencoder, TextEncoder, pipeline_folder
+from onestep.models.diffusers.families import FAMILIES, find_family
+from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, pipeline_folder
 
 _FORMAT = 1  # of the cached files; another number leaves all older ones aside
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

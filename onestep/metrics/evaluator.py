@@ -9,10 +9,10 @@ from torch import Tensor
 
 from onestep.metrics.extraction import OF_SAMPLES, Extraction, Kind, Reference
 from onestep.metrics.features import FeatureNetwork, to_uint8
-from onestep.metrics.figure import Figure
-from onestep.metrics.processes import rank_and_count
 from onestep.metrics.reference import ReferenceCache
+from onestep.metrics.result import Figure
 from onestep.metrics.statistics import Moments
+from onestep.processes import rank_and_count
 
 
 class Metric(Protocol):

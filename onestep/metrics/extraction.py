@@ -8,8 +8,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from onestep.metrics.features import FeatureNetwork, to_uint8
-from onestep.metrics.processes import gather_rows, share_of
 from onestep.metrics.statistics import FeatureStatistics
+from onestep.processes import gather_rows, share_of
 
 Kind = Literal["moments", "vectors", "logits", "similarities"]
 #: What is read of the generated side alone.

@@ -6,7 +6,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from onestep.metrics.extraction import Kind
 from onestep.metrics.features import FeatureNetwork
-from onestep.seeding import seeded_generator
+from onestep.seeding import seeded_rng
 
 
 class KernelDistance:
@@ -37,7 +37,7 @@ class KernelDistance:
         size = min(self.subset_size, len(real), len(generated))
         if size < 2:
             raise ValueError(f"a kernel distance needs 2 samples of each side, got {len(real)} and {len(generated)}")
-        random = seeded_generator(self.seed)
+        random = seeded_rng(self.seed)
         total = 0.0
         for _ in range(self.subsets):
             subset = [side[torch.randperm(len(side), generator=random)[:size]].double() for side in (real, generated)]

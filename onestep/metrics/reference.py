@@ -14,8 +14,8 @@ from torch import Tensor
 
 from onestep.metrics.extraction import Extraction, Kind, Reference
 from onestep.metrics.features import FeatureNetwork
-from onestep.metrics.processes import main_process_says, rank_and_count
 from onestep.metrics.statistics import Moments
+from onestep.processes import main_process_says, rank_and_count
 
 _FORMAT = 1  # of the files; another number leaves all older ones aside
 

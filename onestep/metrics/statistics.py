@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onestep.metrics.processes import sum_over_processes
+from onestep.processes import sum_over_processes
 
 
 @dataclass(frozen=True)

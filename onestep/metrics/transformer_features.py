@@ -34,7 +34,7 @@ class DINOv2Features(FeatureNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, D] of uint8 images [B, 1 or 3, H, W]."""
-        return self.network(pixel_values=normalise(images, self.resolution, *_IMAGENET)).last_hidden_state[:, 0]
+        return self.network(pixel_values=normalize(images, self.resolution, *_IMAGENET)).last_hidden_state[:, 0]
 
     def fingerprint(self) -> str:
         return f"{self.resolution} {super().fingerprint()}"
@@ -61,7 +61,7 @@ class CLIPFeatures(FeatureNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Image embeddings [B, D] of length 1 of uint8 images [B, 1 or 3, H, W]."""
         side = self.network.config.vision_config.image_size
-        pixels = normalise(images, side, self.processor.image_mean, self.processor.image_std)
+        pixels = normalize(images, side, self.processor.image_mean, self.processor.image_std)
         vision = self.network.vision_model(pixel_values=pixels).pooler_output
         return F.normalize(self.network.visual_projection(vision), dim=1)
 
@@ -91,7 +91,7 @@ def load_transformer(name: str, path: str) -> Any:
         ) from error
 
 
-def normalise(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 images [B, 1 or 3, H, W] as floats [B, 3, side, side] of the given mean and standard deviation."""
     pixels = images.expand(-1, 3, -1, -1).float() / 255
     if pixels.shape[2:] != (side, side):

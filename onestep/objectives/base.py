@@ -6,12 +6,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from onestep.divergences import Divergence
 from onestep.noise import expand_like, per_sample_sum
+from onestep.objectives.divergences import Divergence
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Predictions:
     """What the teacher, the fake score and the discriminator say of a batch of noised generated samples.
 
     ``x_generated`` and ``x_sigma`` carry the graph back to the generator. The other tensors carry a graph back to
@@ -47,37 +47,37 @@ class Objective(Protocol):
     def differentiates_scores(self) -> bool:
         """Whether ``x0_teacher``, ``x0_fake`` and ``log_ratio`` must carry a graph back to ``x_sigma``."""
 
-    def __call__(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses [B] and named diagnostics, detached, [B] or scalars."""
 
 
-def require_x0_fake(evaluation: Evaluation) -> Tensor:
-    """``x0_fake`` of the ``evaluation``; raises ValueError where it is missing."""
-    if evaluation.x0_fake is None:
+def require_x0_fake(predictions: Predictions) -> Tensor:
+    """``x0_fake`` of the ``predictions``; raises ValueError where it is missing."""
+    if predictions.x0_fake is None:
         raise ValueError("x0_fake is missing: this objective compares the teacher with a fake score, so it needs one")
-    return evaluation.x0_fake
+    return predictions.x0_fake
 
 
-def require_log_ratio(evaluation: Evaluation, divergence: Divergence) -> Tensor:
+def require_log_ratio(predictions: Predictions, divergence: Divergence) -> Tensor:
     """The ``log_ratio`` [B] to give to the ``divergence``: zeros where its weight depends on none.
 
     Raises ValueError where it depends on one and none was given.
     """
     if not divergence.needs_ratio:
-        return torch.zeros_like(evaluation.sigma)
-    if evaluation.log_ratio is None:
+        return torch.zeros_like(predictions.sigma)
+    if predictions.log_ratio is None:
         raise ValueError(
             f"log_ratio is missing: {type(divergence).__name__} weighs samples by the density ratio, so it needs a "
             "discriminator; add one, or use ReverseKL, which needs none"
         )
-    return evaluation.log_ratio
+    return predictions.log_ratio
 
 
-def require_path_gradient(evaluation: Evaluation, **predictions: Tensor | None) -> None:
+def require_path_gradient(predictions: Predictions, **tensors: Tensor | None) -> None:
     """Raises ValueError for a prediction that lost its graph: a score under no_grad would bias the gradient unseen."""
-    if not (evaluation.x_sigma.requires_grad and torch.is_grad_enabled()):
+    if not (predictions.x_sigma.requires_grad and torch.is_grad_enabled()):
         return
-    for name, tensor in predictions.items():
+    for name, tensor in tensors.items():
         if tensor is not None and not tensor.requires_grad:
             raise ValueError(f"{name} must carry a graph back to x_sigma; do not compute it under no_grad or detached")
 
@@ -99,7 +99,7 @@ def score_difference(x0_a: Tensor, x0_b: Tensor, sigma: Tensor) -> Tensor:
 
 
 def score_distance(
-    evaluation: Evaluation, x0_fake: Tensor, squared_weight: Tensor | float, projected_weight: Tensor | float
+    predictions: Predictions, x0_fake: Tensor, squared_weight: Tensor | float, projected_weight: Tensor | float
 ) -> Tensor:
     """``(squared_weight |d|^2 + projected_weight d . (x0_fake - x_generated)) / sigma^4`` [B].
 
@@ -107,27 +107,27 @@ def score_distance(
     The score identity (SiD, arXiv 2404.04057, eq. 14 and 23) turns the gradient of a weighted squared distance of the
     scores into that of these two terms; the weights are [B] or numbers.
     """
-    d = evaluation.x0_teacher - x0_fake
-    projected = per_sample_sum(d * (x0_fake - evaluation.x_generated))
-    return (squared_weight * per_sample_sum(d.square()) + projected_weight * projected) / evaluation.sigma**4
+    d = predictions.x0_teacher - x0_fake
+    projected = per_sample_sum(d * (x0_fake - predictions.x_generated))
+    return (squared_weight * per_sample_sum(d.square()) + projected_weight * projected) / predictions.sigma**4
 
 
-def weight_of_batch(weight: Tensor, evaluation: Evaluation, divergence: Divergence) -> Tensor:
+def weight_of_batch(weight: Tensor, predictions: Predictions, divergence: Divergence) -> Tensor:
     """The ``divergence``'s weights of all of this process's samples: ``weight`` [B], or [N] where these are a part."""
-    if evaluation.log_ratio_of_batch is None or not divergence.needs_ratio:
+    if predictions.log_ratio_of_batch is None or not divergence.needs_ratio:
         return weight
-    return divergence.weight(evaluation.log_ratio_of_batch.detach())
+    return divergence.weight(predictions.log_ratio_of_batch.detach())
 
 
-def weight_statistics(weight: Tensor, x0_fake: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
+def weight_statistics(weight: Tensor, x0_fake: Tensor, predictions: Predictions) -> dict[str, Tensor]:
     """For the log, detached: the divergence's ``weight`` [B], the ``log_ratio`` [B], and teacher minus fake score.
 
     ``score_gap`` is the mean |x0_teacher - x0_fake| per dimension, in data units.
     """
     statistics = {
         "weight": weight.detach(),
-        "score_gap": (evaluation.x0_teacher - x0_fake).detach().abs().mean(),
+        "score_gap": (predictions.x0_teacher - x0_fake).detach().abs().mean(),
     }
-    if evaluation.log_ratio is not None:
-        statistics["log_ratio"] = evaluation.log_ratio.detach()
+    if predictions.log_ratio is not None:
+        statistics["log_ratio"] = predictions.log_ratio.detach()
     return statistics

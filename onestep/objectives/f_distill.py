@@ -2,10 +2,9 @@
 
 from torch import Tensor
 
-from onestep.divergences import Divergence
 from onestep.noise import expand_like
 from onestep.objectives.base import (
-    Evaluation,
+    Predictions,
     descend,
     require_log_ratio,
     require_x0_fake,
@@ -13,6 +12,7 @@ from onestep.objectives.base import (
     weight_of_batch,
     weight_statistics,
 )
+from onestep.objectives.divergences import Divergence
 from onestep.objectives.weighting import Weighting, weight_scale
 
 
@@ -20,7 +20,7 @@ class FDistill:
     """The gradient ``E[-h(r) delta dx/dtheta]``, ``delta = score_p - score_q = (x0_teacher - x0_fake) / sigma^2``.
 
     Theorem 1 of the paper. With :class:`ReverseKL` (h = 1) it is the distribution matching of Diff-Instruct, VSD, DMD
-    and DMD2. ``normalize_weight`` divides h by its mean over the global batch. Raises ValueError where the evaluation
+    and DMD2. ``normalize_weight`` divides h by its mean over the global batch. Raises ValueError where the predictions
     lacks ``x0_fake``, or ``log_ratio`` while the divergence needs it.
     """
 
@@ -33,14 +33,14 @@ class FDistill:
         self.normalize_weight = normalize_weight
         self.needs_ratio = divergence.needs_ratio
 
-    def __call__(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B], whose gradient by ``x_generated`` is exactly ``-weighting * h * delta``, and diagnostics."""
-        x0_fake = require_x0_fake(evaluation)
-        log_ratio = require_log_ratio(evaluation, self.divergence)
+        x0_fake = require_x0_fake(predictions)
+        log_ratio = require_log_ratio(predictions, self.divergence)
 
         h = self.divergence.weight(log_ratio.detach())
-        scale = weight_scale(weight_of_batch(h, evaluation, self.divergence), self.normalize_weight)
-        factor = self.weighting(evaluation, power=2) * h / scale
-        delta = score_difference(evaluation.x0_teacher, x0_fake, evaluation.sigma)
-        losses = descend(evaluation.x_generated, -expand_like(factor, delta) * delta)
-        return losses, weight_statistics(h, x0_fake, evaluation)
+        scale = weight_scale(weight_of_batch(h, predictions, self.divergence), self.normalize_weight)
+        factor = self.weighting(predictions, power=2) * h / scale
+        delta = score_difference(predictions.x0_teacher, x0_fake, predictions.sigma)
+        losses = descend(predictions.x_generated, -expand_like(factor, delta) * delta)
+        return losses, weight_statistics(h, x0_fake, predictions)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from onestep.noise import expand_like
-from onestep.objectives.base import Evaluation, descend, score_difference, weight_statistics
+from onestep.objectives.base import Predictions, descend, score_difference, weight_statistics
 from onestep.objectives.weighting import Weighting
 
 
@@ -23,9 +23,9 @@ class SDS:
     def __init__(self, weighting: Weighting) -> None:
         self.weighting = weighting
 
-    def __call__(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B], whose gradient by ``x_generated`` is that of the paper times the weighting, and diagnostics."""
-        x = evaluation.x_generated
-        factor = self.weighting(evaluation, power=2)
-        delta = score_difference(evaluation.x0_teacher, x.detach(), evaluation.sigma)
-        return descend(x, -expand_like(factor, x) * delta), weight_statistics(torch.ones_like(factor), x, evaluation)
+        x = predictions.x_generated
+        factor = self.weighting(predictions, power=2)
+        delta = score_difference(predictions.x0_teacher, x.detach(), predictions.sigma)
+        return descend(x, -expand_like(factor, x) * delta), weight_statistics(torch.ones_like(factor), x, predictions)

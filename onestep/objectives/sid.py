@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from onestep.objectives.base import (
-    Evaluation,
+    Predictions,
     require_path_gradient,
     require_x0_fake,
     score_distance,
@@ -20,7 +20,7 @@ class SiD:
     Implicit Matching has (arXiv 2410.16794). The fake score lags behind the generator, so the fake's own part of that
     gradient is wrong in practice, and the authors train with 1 or 1.2, which leave it out or turn it around.
 
-    Raises ValueError where the evaluation lacks ``x0_fake``, or where a prediction does not depend on an ``x_sigma``
+    Raises ValueError where the predictions lacks ``x0_fake``, or where a prediction does not depend on an ``x_sigma``
     that requires a gradient.
     """
 
@@ -32,10 +32,10 @@ class SiD:
         self.alpha = alpha
         self.weighting = weighting
 
-    def __call__(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B], the surrogate times the weighting (their values are not a distance), and diagnostics."""
-        x0_fake = require_x0_fake(evaluation)
-        require_path_gradient(evaluation, x0_teacher=evaluation.x0_teacher, x0_fake=x0_fake)
-        surrogate = score_distance(evaluation, x0_fake, squared_weight=2 * (1 - self.alpha), projected_weight=2.0)
-        losses = self.weighting(evaluation, power=4) * surrogate
-        return losses, weight_statistics(torch.ones_like(evaluation.sigma), x0_fake, evaluation)
+        x0_fake = require_x0_fake(predictions)
+        require_path_gradient(predictions, x0_teacher=predictions.x0_teacher, x0_fake=x0_fake)
+        surrogate = score_distance(predictions, x0_fake, squared_weight=2 * (1 - self.alpha), projected_weight=2.0)
+        losses = self.weighting(predictions, power=4) * surrogate
+        return losses, weight_statistics(torch.ones_like(predictions.sigma), x0_fake, predictions)

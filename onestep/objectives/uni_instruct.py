@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
-from onestep.divergences import Divergence
 from onestep.objectives.base import (
-    Evaluation,
+    Predictions,
     require_log_ratio,
     require_path_gradient,
     require_x0_fake,
@@ -12,6 +11,7 @@ from onestep.objectives.base import (
     weight_of_batch,
     weight_statistics,
 )
+from onestep.objectives.divergences import Divergence
 from onestep.objectives.weighting import Weighting, weight_scale
 
 
@@ -27,7 +27,7 @@ class UniInstruct:
     False`` detaches r, as the published code does, which biases the gradient of every divergence but reverse KL.
     ``normalize_weight`` divides h by its mean over the global batch.
 
-    Raises ValueError where the evaluation lacks ``x0_fake``, or ``log_ratio`` while the divergence needs it, or where
+    Raises ValueError where the predictions lacks ``x0_fake``, or ``log_ratio`` while the divergence needs it, or where
     one of them does not depend on an ``x_sigma`` that requires a gradient.
     """
 
@@ -43,19 +43,19 @@ class UniInstruct:
         self.exact_ratio_gradient = exact_ratio_gradient
         self.needs_ratio = divergence.needs_ratio
 
-    def __call__(self, evaluation: Evaluation) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B], the surrogate times the weighting (their values are not a distance), and diagnostics."""
-        x0_fake = require_x0_fake(evaluation)
-        log_ratio = require_log_ratio(evaluation, self.divergence)
-        require_path_gradient(evaluation, x0_teacher=evaluation.x0_teacher, x0_fake=x0_fake)
+        x0_fake = require_x0_fake(predictions)
+        log_ratio = require_log_ratio(predictions, self.divergence)
+        require_path_gradient(predictions, x0_teacher=predictions.x0_teacher, x0_fake=x0_fake)
         if not self.exact_ratio_gradient:
             log_ratio = log_ratio.detach()
         elif self.needs_ratio:
-            require_path_gradient(evaluation, log_ratio=log_ratio)
+            require_path_gradient(predictions, log_ratio=log_ratio)
 
         h = self.divergence.weight(log_ratio)
         slope = self.divergence.weight_slope(log_ratio)  # r h'(r)
-        surrogate = score_distance(evaluation, x0_fake, squared_weight=h - slope, projected_weight=2 * h)
+        surrogate = score_distance(predictions, x0_fake, squared_weight=h - slope, projected_weight=2 * h)
 
-        scale = weight_scale(weight_of_batch(h, evaluation, self.divergence), self.normalize_weight)
-        return self.weighting(evaluation, power=4) / scale * surrogate, weight_statistics(h, x0_fake, evaluation)
+        scale = weight_scale(weight_of_batch(h, predictions, self.divergence), self.normalize_weight)
+        return self.weighting(predictions, power=4) / scale * surrogate, weight_statistics(h, x0_fake, predictions)

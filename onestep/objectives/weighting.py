@@ -5,9 +5,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from onestep.density_ratio import global_mean
 from onestep.noise import per_sample_sum
-from onestep.objectives.base import Evaluation
+from onestep.objectives.base import Predictions
+from onestep.objectives.density_ratio import global_mean
 
 
 class Weighting(Protocol):
@@ -16,14 +16,14 @@ class Weighting(Protocol):
     ``power`` is the power of 1/sigma in the objective's loss: 2 for distribution matching, 4 for score distances.
     """
 
-    def __call__(self, evaluation: Evaluation, power: int) -> Tensor: ...
+    def __call__(self, predictions: Predictions, power: int) -> Tensor: ...
 
 
 class UnitWeighting:
     """1: the exact gradient of the divergence at each noise level."""
 
-    def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
-        return torch.ones_like(evaluation.sigma)
+    def __call__(self, predictions: Predictions, power: int) -> Tensor:
+        return torch.ones_like(predictions.sigma)
 
 
 class PowerWeighting:
@@ -35,8 +35,8 @@ class PowerWeighting:
     def __init__(self, exponent: float) -> None:
         self.exponent = exponent
 
-    def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
-        return evaluation.sigma**self.exponent
+    def __call__(self, predictions: Predictions, power: int) -> Tensor:
+        return predictions.sigma**self.exponent
 
 
 class DreamFusionWeighting:
@@ -46,10 +46,10 @@ class DreamFusionWeighting:
     score's difference: ``sigma^3 / (1 + sigma^2)`` in all. Raises ValueError for a ``power`` other than 2.
     """
 
-    def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
+    def __call__(self, predictions: Predictions, power: int) -> Tensor:
         if power != 2:
             raise ValueError("weighting=dreamfusion is for distribution matching, not for distances of scores: use dmd")
-        return evaluation.sigma**3 / (1 + evaluation.sigma**2)
+        return predictions.sigma**3 / (1 + predictions.sigma**2)
 
 
 class DMDWeighting:
@@ -61,10 +61,10 @@ class DMDWeighting:
 
     smallest_distance = 1e-5  # per dimension, in data units: far below one grey level, and no division by zero
 
-    def __call__(self, evaluation: Evaluation, power: int) -> Tensor:
-        difference = (evaluation.x_generated - evaluation.x0_teacher).detach()
+    def __call__(self, predictions: Predictions, power: int) -> Tensor:
+        difference = (predictions.x_generated - predictions.x0_teacher).detach()
         distance = per_sample_sum(difference.abs().clamp_min(self.smallest_distance))
-        return evaluation.sigma**power / distance
+        return predictions.sigma**power / distance
 
 
 def weight_scale(weight: Tensor, normalize: bool) -> Tensor:

@@ -11,8 +11,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from onestep.metrics.frechet import FrechetDistance
-from onestep.metrics.processes import gather_rows, share_of
 from onestep.metrics.statistics import FeatureStatistics, Moments
+from onestep.processes import gather_rows, share_of
 
 
 def recorded_features(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from onestep.metrics.clip_score import CLIPScore
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.frechet import FrechetDistance
 from onestep.metrics.protocols import CleanFeatures, TorchFidelityFeatures
-from onestep.metrics.transformer_features import CLIPFeatures, DINOv2Features, normalise
+from onestep.metrics.transformer_features import CLIPFeatures, DINOv2Features, normalize
 
 
 def random_pixels(count: int, side: int) -> torch.Tensor:
@@ -37,7 +37,7 @@ def test_dinov2(dinov2_folder: Path) -> None:
 
 def test_normalising() -> None:
     images = torch.full((2, 1, 5, 7), 255, dtype=torch.uint8)
-    found = normalise(images, 4, (0.5, 0.0, 1.0), (0.5, 1.0, 0.25))
+    found = normalize(images, 4, (0.5, 0.0, 1.0), (0.5, 1.0, 0.25))
     assert found.shape == (2, 3, 4, 4)
     torch.testing.assert_close(found.mean((0, 2, 3)), torch.tensor([1.0, 1.0, 0.0]))
 
@@ -49,7 +49,7 @@ def test_clip_score(clip_folder: Path) -> None:
         transformers.CLIPModel.from_pretrained(clip_folder),
         network.tokenizer(prompts, padding=True, return_tensors="pt"),
     )
-    pixels = normalise(images, 8, network.processor.image_mean, network.processor.image_std)
+    pixels = normalize(images, 8, network.processor.image_mean, network.processor.image_std)
     with torch.no_grad():
         logits = model(pixel_values=pixels, **tokens).logits_per_image / model.logit_scale.exp()
     data = ImagesInMemory(images.float() / 127.5 - 1)

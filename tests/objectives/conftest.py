@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from onestep.divergences import (
+from onestep.noise import add_noise
+from onestep.objectives.base import Objective, Predictions
+from onestep.objectives.divergences import (
     Alpha,
     Divergence,
     ForwardKL,
@@ -25,9 +27,7 @@ from onestep.divergences import (
     SoftenedReverseKL,
     SquaredHellinger,
 )
-from onestep.gaussian_mixture import GaussianMixture
-from onestep.noise import add_noise
-from onestep.objectives.base import Evaluation, Objective
+from onestep.toy.gaussian_mixture import GaussianMixture
 
 DIVERGENCES: dict[str, Divergence] = {
     "reverse_kl": ReverseKL(),
@@ -43,7 +43,7 @@ DIVERGENCES: dict[str, Divergence] = {
     "alpha(0.3)": Alpha(0.3),
     "alpha(1.5)": Alpha(1.5),
 }
-CASES = json.loads((Path(__file__).parents[1] / "data" / "divergence_gradients.json").read_text())["cases"]
+CASES = json.loads((Path(__file__).parents[1] / "reference" / "divergence_gradients.json").read_text())["cases"]
 ROWS = [(case, row) for case in CASES for row in case["rows"]]
 
 
@@ -65,9 +65,9 @@ class Truth:
         generator = self.case["generator"]
         self.mean = torch.tensor(generator["mean"], dtype=torch.float64, requires_grad=True)
         self.std = torch.tensor(generator["std"], dtype=torch.float64, requires_grad=True)
-        self.evaluation, self.node_weight = self._quadrature(torch.tensor(generator["weight"], dtype=torch.float64))
+        self.predictions, self.node_weight = self._quadrature(torch.tensor(generator["weight"], dtype=torch.float64))
 
-    def _quadrature(self, component_weight: Tensor) -> tuple[Evaluation, Tensor]:
+    def _quadrature(self, component_weight: Tensor) -> tuple[Predictions, Tensor]:
         """Nodes for x = mean_k + std_k z and x_sigma = x + sigma n, with the graph by mean and std, and their weights.
 
         (z, n) is a rotation of (u, v), u along x_sigma: a loss is an analytic function of u that decays like a
@@ -87,10 +87,10 @@ class Truth:
         x = self.mean[:, None, None] + self.std[:, None, None] * z
         return self.evaluate(x.reshape(-1, 1), n.reshape(-1, 1)), weight.flatten()
 
-    def evaluate(self, x: Tensor, noise: Tensor) -> Evaluation:
+    def evaluate(self, x: Tensor, noise: Tensor) -> Predictions:
         sigma = torch.full(x.shape[:1], self.row["sigma"], dtype=x.dtype)
         x_sigma = add_noise(x, noise, sigma)
-        return Evaluation(
+        return Predictions(
             x_generated=x,
             x_sigma=x_sigma,
             sigma=sigma,
@@ -104,7 +104,7 @@ class Truth:
 
     def gradients(self, objective: Objective) -> Tensor:
         """The expected loss's gradient by the components' means and standard deviations, [2K]."""
-        losses, _ = objective(self.evaluation)
+        losses, _ = objective(self.predictions)
         expected_loss = (self.node_weight * losses).sum()
         return torch.cat(torch.autograd.grad(expected_loss, (self.mean, self.std), retain_graph=True))
 

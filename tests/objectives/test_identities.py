@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from onestep.divergences import (
+from onestep.noise import expand_like
+from onestep.objectives.base import Objective, Predictions
+from onestep.objectives.divergences import (
     Alpha,
     Divergence,
     ForwardKL,
@@ -16,8 +18,6 @@ from onestep.divergences import (
     ReverseKL,
     SquaredHellinger,
 )
-from onestep.noise import expand_like
-from onestep.objectives.base import Evaluation, Objective
 from onestep.objectives.f_distill import FDistill
 from onestep.objectives.sds import SDS
 from onestep.objectives.sid import SiD
@@ -26,14 +26,14 @@ from onestep.objectives.weighting import DMDWeighting, DreamFusionWeighting, Pow
 
 
 @pytest.fixture
-def evaluation() -> Evaluation:
+def predictions() -> Predictions:
     """Images and predictions that nothing relates, so that no identity holds by accident; float64."""
     random = torch.Generator().manual_seed(0)
     x, noise, a, b = torch.randn(4, 6, 2, 4, 4, generator=random, dtype=torch.float64)
     x.requires_grad_()
     sigma = 0.1 + 3 * torch.rand(6, generator=random, dtype=torch.float64)
     x_sigma = x + expand_like(sigma, x) * noise
-    return Evaluation(
+    return Predictions(
         x_generated=x,
         x_sigma=x_sigma,
         sigma=sigma,
@@ -43,68 +43,68 @@ def evaluation() -> Evaluation:
     )
 
 
-def gradient(objective: Objective, evaluation: Evaluation) -> Tensor:
-    (result,) = torch.autograd.grad(objective(evaluation)[0].sum(), evaluation.x_generated, retain_graph=True)
+def gradient(objective: Objective, predictions: Predictions) -> Tensor:
+    (result,) = torch.autograd.grad(objective(predictions)[0].sum(), predictions.x_generated, retain_graph=True)
     return result
 
 
-def test_f_distill_with_reverse_kl_is_the_distribution_matching_of_dmd2(evaluation: Evaluation) -> None:
+def test_f_distill_with_reverse_kl_is_the_distribution_matching_of_dmd2(predictions: Predictions) -> None:
     """DMD's loss as its paper writes it (arXiv 2311.18828, eq. 7 and 8, algorithm 2): a mean over dimensions."""
-    x, x0_teacher, x0_fake = evaluation.x_generated, evaluation.x0_teacher.detach(), evaluation.x0_fake
+    x, x0_teacher, x0_fake = predictions.x_generated, predictions.x0_teacher.detach(), predictions.x0_fake
     assert x0_fake is not None
-    normaliser = (x.detach() - x0_teacher).abs().mean((1, 2, 3), keepdim=True)
-    step = (x0_fake.detach() - x0_teacher) / normaliser
+    normalizer = (x.detach() - x0_teacher).abs().mean((1, 2, 3), keepdim=True)
+    step = (x0_fake.detach() - x0_teacher) / normalizer
     dmd = 0.5 * (x - (x - step).detach()).square().mean((1, 2, 3)).sum()
     (expected,) = torch.autograd.grad(dmd, x, retain_graph=True)
-    ours = gradient(FDistill(ReverseKL(), DMDWeighting(), normalize_weight=True), evaluation)
+    ours = gradient(FDistill(ReverseKL(), DMDWeighting(), normalize_weight=True), predictions)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
 
 
-def test_vsd_is_the_difference_of_eps_predictions(evaluation: Evaluation) -> None:
+def test_vsd_is_the_difference_of_eps_predictions(predictions: Predictions) -> None:
     """ProlificDreamer's eq. 9: w(t) (eps_teacher - eps_fake), w = sigma_t^2 of the variance preserving process."""
-    assert evaluation.x0_fake is not None
-    sigma = expand_like(evaluation.sigma, evaluation.x_sigma)
-    eps_teacher, eps_fake = ((evaluation.x_sigma - x0) / sigma for x0 in (evaluation.x0_teacher, evaluation.x0_fake))
+    assert predictions.x0_fake is not None
+    sigma = expand_like(predictions.sigma, predictions.x_sigma)
+    eps_teacher, eps_fake = ((predictions.x_sigma - x0) / sigma for x0 in (predictions.x0_teacher, predictions.x0_fake))
     alpha = 1 / (1 + sigma**2).sqrt()
     expected = (1 - alpha**2) * (eps_teacher - eps_fake)
-    ours = gradient(FDistill(ReverseKL(), DreamFusionWeighting(), normalize_weight=True), evaluation)
+    ours = gradient(FDistill(ReverseKL(), DreamFusionWeighting(), normalize_weight=True), predictions)
     torch.testing.assert_close(ours, expected.detach(), rtol=1e-10, atol=1e-14)
 
 
-def test_diff_instruct_is_the_difference_of_x0_predictions(evaluation: Evaluation) -> None:
-    assert evaluation.x0_fake is not None
-    ours = gradient(FDistill(ReverseKL(), PowerWeighting(2.0), normalize_weight=True), evaluation)
-    expected = (evaluation.x0_fake - evaluation.x0_teacher).detach()
+def test_diff_instruct_is_the_difference_of_x0_predictions(predictions: Predictions) -> None:
+    assert predictions.x0_fake is not None
+    ours = gradient(FDistill(ReverseKL(), PowerWeighting(2.0), normalize_weight=True), predictions)
+    expected = (predictions.x0_fake - predictions.x0_teacher).detach()
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
 
 
-def test_uni_instruct_with_reverse_kl_is_sim(evaluation: Evaluation) -> None:
+def test_uni_instruct_with_reverse_kl_is_sim(predictions: Predictions) -> None:
     """Theorem 3.1 of arXiv 2410.16794 for the squared distance: with the score of q frozen in the weights alone,
     ``E_q|d|^2`` has the gradient of ``|d|^2 + 2 d . (score_q - score of the noise)``."""
-    assert evaluation.x0_fake is not None
-    sigma = expand_like(evaluation.sigma, evaluation.x_sigma)
-    score_p, score_q = ((x0 - evaluation.x_sigma) / sigma**2 for x0 in (evaluation.x0_teacher, evaluation.x0_fake))
-    score_noise = (evaluation.x_generated - evaluation.x_sigma) / sigma**2
+    assert predictions.x0_fake is not None
+    sigma = expand_like(predictions.sigma, predictions.x_sigma)
+    score_p, score_q = ((x0 - predictions.x_sigma) / sigma**2 for x0 in (predictions.x0_teacher, predictions.x0_fake))
+    score_noise = (predictions.x_generated - predictions.x_sigma) / sigma**2
     d = score_p - score_q
     sim = (d * d + 2 * d * (score_q - score_noise)).sum()
-    (expected,) = torch.autograd.grad(sim, evaluation.x_generated, retain_graph=True)
-    ours = gradient(UniInstruct(ReverseKL(), UnitWeighting(), normalize_weight=True), evaluation)
+    (expected,) = torch.autograd.grad(sim, predictions.x_generated, retain_graph=True)
+    ours = gradient(UniInstruct(ReverseKL(), UnitWeighting(), normalize_weight=True), predictions)
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_sim_is_sid_with_alpha_one_half(evaluation: Evaluation) -> None:
+def test_sim_is_sid_with_alpha_one_half(predictions: Predictions) -> None:
     uni = UniInstruct(ReverseKL(), DMDWeighting(), normalize_weight=True)
-    torch.testing.assert_close(SiD(0.5, DMDWeighting())(evaluation)[0], uni(evaluation)[0], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(SiD(0.5, DMDWeighting())(predictions)[0], uni(predictions)[0], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 1.2])
-def test_sid_is_its_papers_loss_twice(evaluation: Evaluation, alpha: float) -> None:
+def test_sid_is_its_papers_loss_twice(predictions: Predictions, alpha: float) -> None:
     """Eq. 23 of arXiv 2404.04057 without its weight: ``(1 - alpha) |d|^2 + d . (x0_fake - x)``."""
-    assert evaluation.x0_fake is not None
-    d = evaluation.x0_teacher - evaluation.x0_fake
-    loss = (1 - alpha) * d.square() + d * (evaluation.x0_fake - evaluation.x_generated)
-    expected = 2 * loss.flatten(1).sum(1) / evaluation.sigma**4
-    torch.testing.assert_close(SiD(alpha, UnitWeighting())(evaluation)[0], expected, rtol=1e-10, atol=1e-12)
+    assert predictions.x0_fake is not None
+    d = predictions.x0_teacher - predictions.x0_fake
+    loss = (1 - alpha) * d.square() + d * (predictions.x0_fake - predictions.x_generated)
+    expected = 2 * loss.flatten(1).sum(1) / predictions.sigma**4
+    torch.testing.assert_close(SiD(alpha, UnitWeighting())(predictions)[0], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -119,16 +119,16 @@ def test_sid_is_its_papers_loss_twice(evaluation: Evaluation, alpha: float) -> N
 )
 @pytest.mark.parametrize("method", [FDistill, UniInstruct])
 def test_alpha_divergences_are_their_named_cousins(
-    evaluation: Evaluation, method: Any, alpha: float, cousin: Divergence, times: float
+    predictions: Predictions, method: Any, alpha: float, cousin: Divergence, times: float
 ) -> None:
     """Up to the constant by which r^alpha exceeds the cousin's weight."""
-    ours = gradient(method(Alpha(alpha), UnitWeighting(), normalize_weight=False), evaluation)
-    theirs = gradient(method(cousin, UnitWeighting(), normalize_weight=False), evaluation)
+    ours = gradient(method(Alpha(alpha), UnitWeighting(), normalize_weight=False), predictions)
+    theirs = gradient(method(cousin, UnitWeighting(), normalize_weight=False), predictions)
     torch.testing.assert_close(ours, times * theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_sds_is_reverse_kl_with_the_sample_as_the_fake_prediction(evaluation: Evaluation) -> None:
-    swapped = replace(evaluation, x0_fake=evaluation.x_generated)
+def test_sds_is_reverse_kl_with_the_sample_as_the_fake_prediction(predictions: Predictions) -> None:
+    swapped = replace(predictions, x0_fake=predictions.x_generated)
     for weighting in (UnitWeighting(), DreamFusionWeighting(), DMDWeighting()):
         expected = gradient(FDistill(ReverseKL(), weighting, normalize_weight=True), swapped)
-        torch.testing.assert_close(gradient(SDS(weighting), evaluation), expected, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(gradient(SDS(weighting), predictions), expected, rtol=1e-12, atol=1e-14)

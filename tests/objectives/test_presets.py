@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +9,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from onestep.config import instantiate
-from onestep.divergences import Divergence
+from onestep.config import CONF, instantiate
 from onestep.objectives.base import Objective
+from onestep.objectives.divergences import Divergence
 
-CONF = Path(__file__).parents[2] / "conf" / "objective"
+CONF_OBJECTIVE = CONF / "objective"
 MATCHING = ["diff_instruct", "vsd", "dmd2", "f_distill"]  # gradients of D_f(p||q)
 EXPANSIONS = ["sim", "uni_instruct"]  # gradients of E_q[h |score_p - score_q|^2]
 SID = ["sid", "sida", "sid_lsg"]

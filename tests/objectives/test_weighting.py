@@ -3,33 +3,33 @@
 import pytest
 import torch
 
-from onestep.objectives.base import Evaluation
+from onestep.objectives.base import Predictions
 from onestep.objectives.weighting import DMDWeighting, UnitWeighting, Weighting, weight_scale
 
 SIGMA = torch.tensor([0.5, 2.0, 3.0])
 
 
-def evaluation(x0_teacher: torch.Tensor) -> Evaluation:
+def predictions(x0_teacher: torch.Tensor) -> Predictions:
     x = torch.zeros(3, 1, 2, 2, requires_grad=True)
-    return Evaluation(x_generated=x, x_sigma=x, sigma=SIGMA, x0_teacher=x0_teacher)
+    return Predictions(x_generated=x, x_sigma=x, sigma=SIGMA, x0_teacher=x0_teacher)
 
 
 def test_unit_weighting() -> None:
     weighting: Weighting = UnitWeighting()
-    assert weighting(evaluation(torch.ones(3, 1, 2, 2)), power=2).tolist() == [1, 1, 1]
+    assert weighting(predictions(torch.ones(3, 1, 2, 2)), power=2).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("power", [2, 4])
 def test_dmd_weighting_is_per_sample_over_the_sum_of_distances(power: int) -> None:
     x0_teacher = torch.tensor([1.0, -2.0, 0.25]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     weighting: Weighting = DMDWeighting()
-    weight = weighting(evaluation(x0_teacher), power)
+    weight = weighting(predictions(x0_teacher), power)
     torch.testing.assert_close(weight, SIGMA**power / torch.tensor([4.0, 8.0, 1.0]))
     assert not weight.requires_grad
 
 
 def test_dmd_weighting_is_finite_where_the_teacher_agrees() -> None:
-    weight = DMDWeighting()(evaluation(torch.zeros(3, 1, 2, 2)), power=2)
+    weight = DMDWeighting()(predictions(torch.zeros(3, 1, 2, 2)), power=2)
     torch.testing.assert_close(weight, SIGMA**2 / 4e-5)
 
 

@@ -8,13 +8,13 @@ from multiprocessing.process import BaseProcess
 import pytest
 from omegaconf import DictConfig
 
-from onestep.training.distillation import distill
+from onestep.distillation.loop import distill
 
 _table: list[tuple[str, int, int, str]] = []
 _differences: list[tuple[str, float]] = []
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["onestep.training.distillation"])  # a start takes no seconds of imports
+_processes.set_forkserver_preload(["onestep.distillation.loop"])  # a start takes no seconds of imports
 
 StartRun = Callable[[DictConfig], BaseProcess]
 Survived = Callable[[str, int, int, str], None]

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from onestep.training.checkpoint import damage, list_checkpoints
-from onestep.training.log import read_log
+from onestep.config import CONF
+from onestep.engine.checkpoint import damage, list_checkpoints
+from onestep.engine.log import read_log
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -27,13 +28,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
         time.sleep(0.001)
 
 
-def last_cycle(run: Path) -> int:
+def last_iteration(run: Path) -> int:
     """Of the log, 0 without one."""
-    return max((line["cycle"] for line in read_log(run / "log.jsonl")), default=0)
+    return max((line["iteration"] for line in read_log(run / "log.jsonl")), default=0)
 
 
 def newest_whole(run: Path) -> int:
-    """The cycle of the newest undamaged checkpoint, 0 without one."""
+    """The iteration of the newest undamaged checkpoint, 0 without one."""
     whole = [path for path in list_checkpoints(run) if damage(path) is None]
     return int(whole[-1].name.split("_")[1]) if whole else 0
 
@@ -75,7 +76,7 @@ def start_workers(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
         environment = os.environ | {key: str(value) for key, value in together.items()} if count > 1 else os.environ
         workers.append(
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).parent / "worker.py"), str(REPOSITORY / "conf"), *arguments],
+                [sys.executable, str(Path(__file__).parent / "worker.py"), str(CONF), *arguments],
                 env=environment | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )

@@ -1,4 +1,4 @@
-"""What processes give to each other in a cycle: the gradients once, and a few hundred bytes of statistics."""
+"""What processes give to each other in an iteration: the gradients once, and a few hundred bytes of statistics."""
 
 import pytest
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from onestep.training import distillation
-from onestep.training.checkpoint import list_checkpoints
-from onestep.training.distillation import distill
-from onestep.training.log import read_log
-from onestep.training.signals import STOPPED
+from onestep.distillation import loop
+from onestep.distillation.loop import distill
+from onestep.engine.checkpoint import list_checkpoints
+from onestep.engine.log import read_log
+from onestep.engine.signals import STOPPED
 from tests.stress.conftest import StartRun, Survived
 from tests.stress.harness import (
     assert_same_run,
     is_saving,
     kill,
-    last_cycle,
+    last_iteration,
     newest_whole,
     start_workers,
     wait_until,
@@ -30,7 +30,7 @@ from tests.stress.harness import (
 
 TrainConfig = Callable[..., DictConfig]
 OVERRIDES = (
-    "training.images=192",
+    "training.total_images=192",
     "training.evaluate_every=100",
     "training.checkpoint_every=2",
     "training.keep_last=3",
@@ -65,7 +65,7 @@ def test_damaged_files(
     fault: str, damage: Callable[[Path], None], straight: Path, train_config: TrainConfig, survived: Survived,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """Of each file in the newest checkpoint in turn: the run goes on from the one before, 2 cycles earlier."""
+    """Of each file in the newest checkpoint in turn: the run goes on from the one before, 2 iterations earlier."""
     names = sorted(path.name for path in list_checkpoints(straight)[-1].iterdir())
     for name in names:
         run = tmp_path / name
@@ -74,7 +74,7 @@ def test_damaged_files(
         with pytest.warns(UserWarning, match="is damaged and passed over"):
             go_on(train_config, run)
         assert_same_run(straight, run)
-    survived(f"a checkpoint's file {fault}", len(names), len(names), "2 cycles, of a checkpoint every 2")
+    survived(f"a checkpoint's file {fault}", len(names), len(names), "2 iterations, of a checkpoint every 2")
 
 
 @pytest.mark.slow
@@ -125,7 +125,9 @@ def test_signals_during_saving(
     # Of two that wait while the process is busy Python handles the lower number first, so either may be the second.
     assert codes[0::2] == [STOPPED] * 2
     assert set(codes[1::2]) <= {STOPPED, 128 + signal.SIGINT, 128 + signal.SIGTERM}
-    survived("SIGTERM while saving, SIGINT behind it or not", 4, 4, "0 cycles; both: those after the last checkpoint")
+    survived(
+        "SIGTERM while saving, SIGINT behind it or not", 4, 4, "0 iterations; both: those after the last checkpoint"
+    )
 
 
 @pytest.mark.slow
@@ -135,11 +137,11 @@ def test_one_of_two_processes_is_lost(how: signal.Signals, survived: Survived, t
     timeout = 20
     settings = (
         "float32", "device=cpu", "precision=no", f"process_timeout={timeout}", f"output={tmp_path}",
-        "training.images=64000", "training.batch_size=16", "training.log_every=1", "training.checkpoint_every=2",
+        "training.total_images=64000", "training.batch_size=16", "training.log_every=1", "training.checkpoint_every=2",
     )  # fmt: skip
     workers = start_workers(2, *settings)
     try:
-        wait_until(lambda: last_cycle(tmp_path) >= 5, seconds=120)
+        wait_until(lambda: last_iteration(tmp_path) >= 5, seconds=120)
         workers[1].send_signal(how)
         begun = time.monotonic()
         said, _ = workers[0].communicate(timeout=timeout + 30)
@@ -148,51 +150,55 @@ def test_one_of_two_processes_is_lost(how: signal.Signals, survived: Survived, t
         for worker in workers:
             worker.kill()
     assert workers[0].returncode == 1 and "process 0 lost another one" in said and "resume=auto" in said
-    cycles = last_cycle(tmp_path) - newest_whole(tmp_path)
-    assert newest_whole(tmp_path) >= 2 and cycles <= 4
-    survived(f"one of two processes: {how.name}", 1, 1, f"{cycles} cycles; the other ended after {seconds:.0f} s")
+    iterations = last_iteration(tmp_path) - newest_whole(tmp_path)
+    assert newest_whole(tmp_path) >= 2 and iterations <= 4
+    survived(
+        f"one of two processes: {how.name}", 1, 1, f"{iterations} iterations; the other ended after {seconds:.0f} s"
+    )
 
 
-@pytest.mark.parametrize("bad, retreats", [(2, 0), (3, 1)])
+@pytest.mark.parametrize("bad, rollbacks", [(2, 0), (3, 1)])
 def test_numbers_that_are_not_finite(
-    bad: int, retreats: int, train_config: TrainConfig, survived: Survived, tmp_path: Path,
+    bad: int, rollbacks: int, train_config: TrainConfig, survived: Survived, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """In ``bad`` cycles in a row, of 3 that would be too many: refused, and named; or back to a checkpoint."""
-    judge = distillation._judges_losses
+    """In ``bad`` iterations in a row, of 3 that would be too many: refused, and named; or back to a checkpoint."""
+    judge = loop._judges_losses
     broken = set(range(5, 5 + bad))
 
     def break_one(parts: Any, samples: Any, sigma: Any, noise: Any, noise_real: Any) -> Any:
         state = samples.x_real
-        if cycles[-1] in broken:
-            broken.discard(cycles[-1])
+        if iterations[-1] in broken:
+            broken.discard(iterations[-1])
             state = samples.x_real.clone()
             state[3] = torch.nan
         samples.x_real = state
         return judge(parts, samples, sigma, noise, noise_real)
 
-    cycles: list[int] = []
-    update = distillation.update_fake_score
+    iterations: list[int] = []
+    update = loop.update_fake_score
 
-    def update_and_count(parts: Any, cycle: int, *inputs: Any) -> Any:
-        cycles.append(cycle)
-        return update(parts, cycle, *inputs)
+    def update_and_count(parts: Any, iteration: int, *inputs: Any) -> Any:
+        iterations.append(iteration)
+        return update(parts, iteration, *inputs)
 
-    monkeypatch.setattr(distillation, "_judges_losses", break_one)
-    monkeypatch.setattr(distillation, "update_fake_score", update_and_count)
-    overrides = (*OVERRIDES, "training.max_bad_steps=3", f"training.retreats={retreats}")
-    with pytest.warns(UserWarning, match="non-finite value in cycle 5: .*'discriminator': nan.*'place': 3, 'sigma'"):
+    monkeypatch.setattr(loop, "_judges_losses", break_one)
+    monkeypatch.setattr(loop, "update_fake_score", update_and_count)
+    overrides = (*OVERRIDES, "training.max_skipped_steps=3", f"training.rollbacks={rollbacks}")
+    with pytest.warns(
+        UserWarning, match="non-finite value in iteration 5: .*'discriminator': nan.*'place': 3, 'sigma'"
+    ):
         distill(train_config(tmp_path, *overrides))
     lines = read_log(tmp_path / "log.jsonl")
-    if retreats:
-        assert cycles == [*range(8), *range(4, 12)]  # the checkpoint before cycle 5 is that after 4
-        assert [line["cycle"] for line in lines if "went_back" in line] == [4]
+    if rollbacks:
+        assert iterations == [*range(8), *range(4, 12)]  # the checkpoint before iteration 5 is that after 4
+        assert [line["iteration"] for line in lines if "went_back" in line] == [4]
     else:
         refused = [line for line in lines if "refused" in line]
-        assert [line["cycle"] for line in refused] == [6, 7] and cycles == list(range(12))
+        assert [line["iteration"] for line in refused] == [6, 7] and iterations == list(range(12))
         (sample,) = refused[0]["samples"]
         assert sample["term"] == "discriminator" and sample["sigma"] > 0 and sample["index"] < 1797
-    assert [line["cycle"] for line in lines if "loss" in line] == [
-        c for c in range(1, 13) if retreats or c not in (6, 7)
+    assert [line["iteration"] for line in lines if "loss" in line] == [
+        c for c in range(1, 13) if rollbacks or c not in (6, 7)
     ]
-    survived("NaN in a sample", bad, bad, "went back 3 cycles" if retreats else "the refused steps alone")
+    survived("NaN in a sample", bad, bad, "went back 3 iterations" if rollbacks else "the refused steps alone")

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from onestep.training.log import read_log
+from onestep.engine.log import read_log
 from tests.stress.conftest import Differs
 from tests.stress.harness import largest_difference, start_workers
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
 CYCLES = 20  # of a whole comparison
 SETTINGS = (
-    "device=cpu", "precision=no", "process_timeout=300", f"training.images={16 * CYCLES}", "training.batch_size=16",
+    "device=cpu", "precision=no", "process_timeout=300", f"training.total_images={16 * CYCLES}",
+    "training.batch_size=16",
     "training.warmup_images=0", "training.log_every=1", f"training.checkpoint_every={CYCLES}",
 )  # fmt: skip
 LAYOUTS = {
@@ -42,11 +43,13 @@ def finish(workers: list[subprocess.Popen[str]]) -> None:
         assert worker.returncode == 0, said
 
 
-def assert_same(one: Path, other: Path, dtype: str, cycles: int = CYCLES) -> float:
+def assert_same(one: Path, other: Path, dtype: str, iterations: int = CYCLES) -> float:
     difference = largest_difference(one, other)
     assert difference <= TOLERANCE[dtype]
     left, right = (read_log(run / "log.jsonl") for run in (one, other))
-    assert [line["cycle"] for line in left] == [line["cycle"] for line in right] == list(range(1, cycles + 1))
+    assert (
+        [line["iteration"] for line in left] == [line["iteration"] for line in right] == list(range(1, iterations + 1))
+    )
     for ours, theirs in zip(left, right, strict=True):
         assert ours.keys() == theirs.keys() and len(ours) > 10
         assert ours == pytest.approx(theirs, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
@@ -54,13 +57,13 @@ def assert_same(one: Path, other: Path, dtype: str, cycles: int = CYCLES) -> flo
 
 
 def test_the_hardest_layout_is_the_same_run(tmp_path: Path) -> None:
-    """Which has all of the others' parts; for a few cycles."""
-    few, one, other = "training.images=64", tmp_path / "one", tmp_path / "other"
+    """Which has all of the others' parts; for a few iterations."""
+    few, one, other = "training.total_images=64", tmp_path / "one", tmp_path / "other"
     processes, overrides = LAYOUTS["two that share networks and rounds"]
     workers = start(one, "float64", 1, few) + start(other, "float64", processes, few, *overrides)  # side by side
     finish(workers)
     assert len(workers) == 3
-    assert_same(one, other, "float64", cycles=4)
+    assert_same(one, other, "float64", iterations=4)
 
 
 @pytest.mark.slow
@@ -78,7 +81,7 @@ def test_other_processes_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     """From one process to two that share the networks, and back."""
     constant_rate = "training.final_lr=1"  # whatever the length of the run
     one = train(tmp_path / "one", "float64", 1, constant_rate)
-    for processes, cycles, overrides in ((1, 6, ()), (2, 13, ("shard=true",)), (1, CYCLES, ())):
-        part = (f"training.images={16 * cycles}", "resume=auto", constant_rate, *overrides)
+    for processes, iterations, overrides in ((1, 6, ()), (2, 13, ("shard=true",)), (1, CYCLES, ())):
+        part = (f"training.total_images={16 * iterations}", "resume=auto", constant_rate, *overrides)
         train(tmp_path / "other", "float64", processes, *part)
     assert_same(one, tmp_path / "other", "float64")

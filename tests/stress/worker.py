@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImagesInMemory
-from onestep.networks.edm import EDMDenoiser
-from onestep.training import build
-from onestep.training.distillation import distill
-from onestep.training.report import DistillationReport
+from onestep.distillation import build
+from onestep.distillation.loop import distill
+from onestep.distillation.report import DistillationReport
+from onestep.models.edm.denoiser import EDMDenoiser
 
 conf, dtype, *overrides = sys.argv[1:]
 torch.set_num_threads(1)

@@ -1,0 +1,204 @@
+"""Checkpoints on disk: folders of safetensors and JSON that are there whole, or not at all.
+
+Each is written beside its place, every file and folder synced, and only then renamed; ``manifest.json`` holds the size
+and the SHA-256 of each file, so that what was damaged later is known before anything of it is used. Nothing in it is
+ever unpickled. A name that begins with a dot is of a checkpoint that does not count: one being written, or one of a
+course that the run went back behind.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+_FOLDER = "checkpoints"
+_MANIFEST = "manifest.json"
+_SPARE_BYTES = 2**20  # for the JSON files and the file system's own needs
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A moment of a run, in memory: what a checkpoint of ``iteration`` is to hold.
+
+    Args:
+        tensors: by the name of their file, without its ending, and their key.
+        values: plain values by the name of their file, likewise.
+        score: what the run is judged by, the less the better; None where it was not measured.
+    """
+
+    iteration: int
+    tensors: dict[str, dict[str, Tensor]]
+    values: dict[str, Any]
+    score: float | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that its tensors take."""
+        return sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors.values())
+
+
+def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
+    """Write ``run/checkpoints/iteration_NNNNNNNN``; then delete all but the newest ``keep_last`` and the best.
+
+    At no moment is there less on the disk than before. Where a checkpoint of the same iteration exists already, the new
+    one has ``_2`` at its name's end, and the old one goes when it is complete.
+
+    Raises:
+        ValueError: if the disk has no room for it or fails; those that were there are untouched then.
+    """
+    parent = run / _FOLDER
+    name = f"iteration_{snapshot.iteration:08d}"
+    same_iteration = [path for path in list_checkpoints(run) if _iteration_of(path) == snapshot.iteration]
+    target = parent / (f"{name}_2" if parent / name in same_iteration else name)
+    beside = parent / f".writing_{target.name}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+        _require_room(parent, snapshot.size)
+        beside.mkdir()
+        _write_files(beside, snapshot)
+        os.replace(beside, target)
+        for folder in (parent, run, run.parent):  # which may have been made for it
+            _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise ValueError(
+            f"the checkpoint of iteration {snapshot.iteration} could not be written to {parent} ({error}). Those before "
+            "it are whole: make room there and go on with resume=auto"
+        ) from error
+    _prune(run, target, same_iteration, keep_last)
+    return target
+
+
+def _require_room(parent: Path, size: int) -> None:
+    free = shutil.disk_usage(parent).free
+    if free < size + _SPARE_BYTES:
+        raise OSError(f"it takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
+
+
+def _write_files(folder: Path, snapshot: Snapshot) -> None:
+    for name, tensors in snapshot.tensors.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    for name, values in snapshot.values.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
+    manifest = {"iteration": snapshot.iteration, "score": snapshot.score, "files": files}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until ``path``, a file or a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prune(run: Path, written: Path, same_iteration: list[Path], keep_last: int) -> None:
+    keep = list_checkpoints(run)[-keep_last:]
+    scored = [(score, path) for path in list_checkpoints(run) if (score := _score_of(path)) is not None]
+    keep += [min(scored, key=lambda pair: pair[0])[1]] if scored else []
+    for path in (run / _FOLDER).iterdir():
+        if path != written and (path in same_iteration or path not in keep):
+            shutil.rmtree(path)
+
+
+def best_metric(run: Path) -> float | None:
+    """The least score of the run's checkpoints, None if there is none."""
+    scores = (_score_of(path) for path in list_checkpoints(run))
+    return min((score for score in scores if score is not None), default=None)
+
+
+def _score_of(folder: Path) -> float | None:
+    try:
+        score = json.loads((folder / _MANIFEST).read_text())["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score if isinstance(score, float) else None
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run's folder, oldest first; whether they are undamaged is :func:`damage`'s to say."""
+    return sorted((run / _FOLDER).glob("iteration_*"))
+
+
+def _iteration_of(folder: Path) -> int:
+    return int(folder.name.split("_")[1])
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, with the file's name; None if every file is as it was written."""
+    try:
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if (size := path.stat().st_size) != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']}"
+            if _hash(path) != expected["sha256"]:
+                return f"{name} is not what was written: its SHA-256 differs"
+    except OSError as error:
+        return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{_MANIFEST} cannot be understood: {error!r}"
+    return None
+
+
+def find_checkpoint(resume: str | None, run: Path) -> Path | None:
+    """The checkpoint that ``resume`` names, undamaged: None for a fresh start.
+
+    Args:
+        resume: "auto" for the newest in this run's folder if there is any, a run's folder for its newest, or a
+            checkpoint's own folder; None for a fresh start. Newer ones that are damaged are passed over with a warning.
+        run: this run's folder.
+
+    Raises:
+        ValueError: if a path is given that holds no checkpoint, or every one there is damaged.
+    """
+    if resume is None:
+        return None
+    path = run if resume == "auto" else Path(resume)
+    if resume != "auto" and ((path / _MANIFEST).is_file() or (path / "state.json").is_file()):
+        if reason := damage(path):
+            raise ValueError(f"cannot resume from {path}: {reason}; choose another checkpoint, or resume=auto")
+        return path
+    found = list_checkpoints(path)
+    for folder in reversed(found):
+        if (reason := damage(folder)) is None:
+            return folder
+        warnings.warn(f"{folder} is damaged and passed over: {reason}", stacklevel=2)
+    if found:
+        raise ValueError(
+            f"every checkpoint of {path} is damaged, the newest as {reason}; to start anew choose another folder"
+        )
+    if resume == "auto":
+        return None
+    raise ValueError(f"resume={resume}: no checkpoint there; give a run's folder, a checkpoint's folder, or 'auto'")
+
+
+def set_later_aside(run: Path, iteration: int) -> None:
+    """Hide the checkpoints of iterations after ``iteration``: the run goes on from there on another course.
+
+    They are deleted when the new course has written its first.
+    """
+    for path in list_checkpoints(run):
+        if _iteration_of(path) > iteration:
+            aside = path.with_name(f".abandoned_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)

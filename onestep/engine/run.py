@@ -1,0 +1,297 @@
+"""A run's folder, processes and records: what the distillation and the pretrainings share."""
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
+from onestep.denoiser import Condition, map_condition
+from onestep.engine.checkpoint import best_metric, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
+from onestep.engine.launch import join_submitit_job
+from onestep.engine.log import RunLog
+from onestep.engine.optimizer import NonFiniteError, SkippedStepError
+from onestep.engine.prefetch import prefetch
+from onestep.engine.settings import TrainingSettings
+from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
+from onestep.engine.state import TrainingState
+from onestep.evaluation.generate import Draw, draw_share
+from onestep.precision import choose_precision
+from onestep.processes import gather_rows
+from onestep.seeding import GlobalDraws
+
+
+class Run:
+    """Starts a run: its accelerator and its folder ``config.output``, which :meth:`start` first writes to.
+
+    Raises:
+        ValueError: for an unknown precision, a negative number of workers, a checkpoint that is not there, or a folder
+            that holds another run's.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        config.precision = choose_precision(config.precision, config.device)  # the record says which it was
+        if config.num_workers < 0:
+            raise ValueError(f"num_workers={config.num_workers}: expected 0 (read in the main process) or more")
+        self.config = config
+        self.folder = Path(config.output)
+        join_submitit_job()
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision,
+            cpu=config.device == "cpu",
+            log_with=list(config.trackers) or None,
+            project_dir=self.folder,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
+        )
+        if (engine := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError(
+                f"accelerate is set to {engine.value}, made for one network: launch without, as shard=true"
+            )
+        set_seed(config.seed, device_specific=True)
+        self.checkpoint = self._find_checkpoint()
+        self.log: RunLog
+        self.signals = StopSignals()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+        self._saved_iteration = -1
+
+    def _find_checkpoint(self) -> Path | None:
+        """What to resume, found by the main process for all."""
+        found: list[Any] = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found[0] = find_checkpoint(self.config.resume, self.folder)
+            except ValueError as error:
+                found[1] = str(error)
+        broadcast_object_list(found)
+        if found[1] is not None:
+            raise ValueError(found[1])
+        if found[0] is None and list_checkpoints(self.folder):
+            raise ValueError(
+                f"{self.folder} holds the checkpoints of another run: go on with it by resume=auto, or choose another "
+                "folder by hydra.run.dir=..."
+            )
+        return found[0]
+
+    def write_config(self) -> None:
+        """Make the run's folder, and write the resolved configuration into it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resolved = OmegaConf.to_yaml(self.config, resolve=True)
+        if self.accelerator.is_main_process:
+            (self.folder / "config.yaml").write_text(resolved)
+        if self.config.trackers:
+            self.accelerator.init_trackers("onestep", config={"config": resolved})
+
+    def start(self, state: TrainingState, settings: TrainingSettings) -> None:
+        """Resume ``state`` where ``config.resume`` says, write the configuration, and open the log there.
+
+        Raises:
+            ValueError: if the checkpoint does not fit.
+        """
+        self._go_on_from(self.checkpoint, state, settings)
+        if self.checkpoint is not None:
+            self.accelerator.print(f"resumed {self.checkpoint} at iteration {state.iteration} of {settings.iterations}")
+
+    def _go_on_from(self, checkpoint: Path | None, state: TrainingState, settings: TrainingSettings) -> None:
+        pending = state.load(checkpoint) if checkpoint is not None else []
+        self.write_config()
+        if self.accelerator.is_main_process:
+            set_later_aside(self.folder, state.iteration)  # before their lines go
+        self.log = RunLog(
+            self.accelerator,
+            self.folder / "log.jsonl",
+            total=settings.iterations,
+            start=state.iteration,
+            batch_size=settings.batch_size,
+            every=settings.log_every,
+            pending=pending,
+        )
+        if checkpoint is not None and checkpoint.parent.parent == self.folder:
+            self._saved_iteration = state.iteration
+
+    def _order(self, data: ImageDataset, settings: TrainingSettings, start: int) -> PositionSampler:
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return PositionSampler(len(data), settings.batch_size, self.config.seed, start, rank, processes)
+
+    def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Tensor, Condition]]:
+        """This process's share of the batches from iteration ``start`` on, without end, on its device.
+
+        The next one is read while one is used, also without workers.
+        """
+        pinned = self.device.type == "cuda"  # whence copies need not be waited for
+        loader = DataLoader(
+            data,
+            batch_sampler=self._order(data, settings, start),
+            collate_fn=keep_batch,
+            num_workers=self.config.num_workers,
+            pin_memory=pinned,
+            worker_init_fn=leave_signals_to_parent,
+        )
+        move = partial(Tensor.to, device=self.device, non_blocking=pinned)
+        for images, condition in prefetch(iter(loader)):
+            yield move(images), map_condition(move, condition)
+
+    def draws(self, settings: TrainingSettings, iteration: int) -> GlobalDraws:
+        """The randomness of an iteration's batch: this process's rows of what the whole batch is given."""
+        share = settings.share_of(self.accelerator.num_processes)
+        rows = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+        return GlobalDraws(
+            self.config.seed, 0, iteration, batch_size=settings.batch_size, rows=rows, device=self.device
+        )
+
+    def draw_share(
+        self, draw: Draw, count: int, batch_size: int, data: ImageDataset, first: int = 0, **options: Any
+    ) -> Iterator[Tensor]:
+        """This process's images of ``count`` seeds from ``first`` on, such as ``data`` has; see :func:`draw_share`."""
+        shape, classes, seeds = data.image_shape, data.label_dim, range(first, first + count)
+        return draw_share(draw, seeds, batch_size, shape, classes, self.accelerator, data, **options)
+
+    def draw(self, *of_share: Any, **options: Any) -> Tensor:
+        """All of them [count, C, H, W], in every process."""
+        return gather_rows(torch.cat(list(self.draw_share(*of_share, **options))), self.device)
+
+    def skip_step(
+        self, refusal: SkippedStepError, state: TrainingState, settings: TrainingSettings, data: ImageDataset
+    ) -> None:
+        """Note a step that was refused, with the samples to blame by their indices in ``data``.
+
+        Raises:
+            NonFiniteError: if it is the last of as many in a row as ``settings`` bear.
+        """
+        indices = next(iter(self._order(data, settings, state.iteration)))
+        samples = [asdict(sample) | {"index": indices[sample.place]} for sample in refusal.samples]
+        if self.accelerator.num_processes > 1:
+            samples = gather_object(samples)
+        values = {name: value if math.isfinite(value) else str(value) for name, value in refusal.values.items()}
+        self.log.write(state.iteration + 1, {"refused": values, "samples": samples})
+        if refusal.overflow:
+            return
+        state.skipped_steps += 1
+        message = f"non-finite value in iteration {state.iteration}: {refusal.values}, samples {samples[:10]}"
+        if state.skipped_steps >= settings.max_skipped_steps:
+            raise NonFiniteError(
+                f"{message}. Nothing of this step was applied, nor of the {state.skipped_steps - 1} skipped before it in "
+                "a row, and the last checkpoint is whole: lower the learning rate or the weight of that term and go on "
+                "with resume=auto, or set training.rollbacks"
+            )
+        warnings.warn(f"{message}: step refused, {state.skipped_steps} in a row", stacklevel=2)
+
+    def roll_back(self, error: NonFiniteError, state: TrainingState, settings: TrainingSettings) -> None:
+        """Go back to the last good checkpoint with a lower rate, as often as ``settings`` allow; else raise."""
+        self._wait_for_writer()
+        self.accelerator.wait_for_everyone()
+        checkpoint = find_checkpoint("auto", self.folder)
+        rollbacks = state.rollbacks + 1
+        if checkpoint is None or rollbacks > settings.rollbacks:
+            raise error
+        self.log.close()
+        self._go_on_from(checkpoint, state, settings)
+        state.rollbacks, state.skipped_steps = rollbacks, 0
+        for optimizer in state.optimizers.values():
+            optimizer.rate = settings.rollback_lr_factor**rollbacks
+        self.log.write(state.iteration, {"went_back": f"{error}"})
+        self.accelerator.print(
+            f"{error}\nwent back to {checkpoint} with {settings.rollback_lr_factor**rollbacks} of the rate"
+        )
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Within it, signals wait for the end of an iteration, and a lost process ends this one with the reason."""
+        try:
+            with self.signals:
+                yield
+                self._wait_for_writer()
+        except OSError as error:
+            raise ValueError(
+                f"the run in {self.folder} cannot go on: {error}. The last checkpoint is whole: mend this, and go on "
+                "with resume=auto"
+            ) from error
+        except RuntimeError as error:
+            if self.accelerator.num_processes == 1 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"process {self.accelerator.process_index} lost another one, or failed: {error}. The last checkpoint "
+                "is whole: go on with resume=auto"
+            ) from error
+
+    def end_iteration(self, state: TrainingState, settings: TrainingSettings, figures: dict[str, float]) -> None:
+        """Save if it is time or ``figures`` have the least FID so far, and stop if a signal asked for it.
+
+        Raises:
+            SystemExit: with :data:`onestep.engine.signals.STOPPED`, when stopped and saved.
+        """
+        if self._writing is not None and self._writing.done():
+            self._wait_for_writer()  # which says if it failed
+        score, best = figures.get("fid", figures.get("fid50k")), False
+        if score is not None:
+            self._wait_for_writer()
+            earlier = best_metric(self.folder)
+            best = earlier is None or score < earlier
+        stop, best = self._in_any_process(self.signals.received is not None, best)
+        # Not while steps are refused: what a run goes back to is from before that began.
+        due = state.iteration % settings.checkpoint_every == 0 and state.skipped_steps == 0
+        if due or best or stop or state.iteration == settings.iterations:
+            self.save(state, settings, score)
+        if stop:
+            self._wait_for_writer()
+            self.log.close()
+            self.accelerator.wait_for_everyone()
+            self.accelerator.print(
+                f"stopped by a signal after iteration {state.iteration}, saved; go on with resume=auto"
+            )
+            self.signals.hand_on()
+            sys.exit(STOPPED)
+
+    def _in_any_process(self, *flags: bool) -> list[bool]:
+        if self.accelerator.num_processes == 1:
+            return list(flags)
+        counts = self.accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device))
+        return [count > 0 for count in counts.tolist()]
+
+    def save(self, state: TrainingState, settings: TrainingSettings, score: float | None = None) -> None:
+        """Copy ``state`` and have the copy written while the run goes on.
+
+        Raises:
+            ValueError: if the checkpoint before it could not be written.
+        """
+        if state.iteration == self._saved_iteration:
+            return
+        self._wait_for_writer()
+        self.log.sync()
+        snapshot = state.snapshot(self.log.state(), score, keep=self.accelerator.is_main_process)
+        if snapshot is not None:
+            self._writing = self._writer.submit(write_checkpoint, self.folder, snapshot, settings.keep_last)
+        self._saved_iteration = state.iteration
+
+    def _wait_for_writer(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write ``values`` into the run's folder."""
+        (self.folder / name).write_text(json.dumps(values, indent=2) + "\n")
+
+    def finish(self) -> None:
+        """Close the trackers and the process group."""
+        self.accelerator.end_training()
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device

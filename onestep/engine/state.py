@@ -1,0 +1,116 @@
+"""Everything of a run that training changes, and its way to a checkpoint and back."""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from onestep.engine.checkpoint import Snapshot, damage, write_checkpoint
+from onestep.engine.optimizer import GuardedOptimizer
+from onestep.engine.shard import full_tensor, is_sharded, shard_like
+
+_COUNTERS = ("iteration", "seconds", "skipped_steps", "rollbacks")
+
+
+class TrainingState:
+    """The networks and optimisers of a run under their names, and its counters.
+
+    A checkpoint holds whole tensors, however the processes share them: any number of processes can go on from it.
+
+    Args:
+        networks: modules whose ``state_dict`` is kept, averages and running statistics among them.
+        optimizers: their optimisers, keyed as the reader of a checkpoint should see them.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module], optimizers: dict[str, GuardedOptimizer]) -> None:
+        self.networks, self.optimizers = networks, optimizers
+        self.iteration = 0
+        self.seconds = 0.0
+        self.skipped_steps = 0  # iterations in a row in which a step was refused
+        self.rollbacks = 0  # times that the run went back to a checkpoint with a lower rate
+
+    def snapshot(self, log: Sequence[Any] = (), score: float | None = None, keep: bool = True) -> Snapshot | None:
+        """Copies of everything on the CPU; every process must call it.
+
+        Args:
+            log: what the log has not written yet, see :class:`onestep.engine.log.RunLog`.
+            score: what the run is judged by now.
+            keep: False returns None, for the processes that only give their share.
+        """
+        tensors: dict[str, dict[str, Tensor]] = {}
+        values: dict[str, Any] = {"log": log}
+        for name, network in self.networks.items():
+            tensors[name] = _copies(network.state_dict(), keep)
+        for name, optimizer in self.optimizers.items():
+            flat, groups = _split_optimizer_state(optimizer.optimizer.state_dict())
+            tensors[f"{name}.optimizer"] = _copies(flat, keep)
+            values[f"{name}.optimizer"] = {"groups": copy.deepcopy(groups), "guard": optimizer.state_dict()}
+        values["state"] = {counter: getattr(self, counter) for counter in _COUNTERS}
+        return Snapshot(self.iteration, tensors, values, score) if keep else None
+
+    def save(self, run: Path, keep_last: int) -> Path:
+        """Write a checkpoint at once, see :func:`onestep.engine.checkpoint.write_checkpoint`."""
+        snapshot = self.snapshot()
+        assert snapshot is not None
+        return write_checkpoint(run, snapshot, keep_last)
+
+    def load(self, folder: Path) -> list[Any]:
+        """Take over the checkpoint in ``folder``, and return the log's part of it.
+
+        Raises:
+            ValueError: if it is damaged, before anything is taken over, or belongs to a run with other networks.
+        """
+        if reason := damage(folder):
+            raise ValueError(f"cannot resume from {folder}: {reason}")
+        try:
+            for name, network in self.networks.items():
+                saved = load_file(folder / f"{name}.safetensors")
+                own = network.state_dict()
+                network.load_state_dict({key: shard_like(own.get(key), value) for key, value in saved.items()})
+            for name, optimizer in self.optimizers.items():
+                tensors = load_file(folder / f"{name}.optimizer.safetensors")
+                saved_values = json.loads((folder / f"{name}.optimizer.json").read_text())
+                _load_optimizer(optimizer.optimizer, tensors, saved_values["groups"])
+                optimizer.load_state_dict(saved_values["guard"])
+            counters = json.loads((folder / "state.json").read_text())
+            for counter in _COUNTERS:
+                setattr(self, counter, counters[counter])
+            return json.loads((folder / "log.json").read_text())
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(f"cannot resume from {folder}: {error}") from error
+
+
+def _copies(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole copies on the CPU that training does not touch; nothing where they are not to be kept."""
+    copies = {}
+    for name, tensor in tensors.items():
+        gathered = full_tensor(tensor.detach())
+        if keep:
+            copies[name] = gathered.to("cpu", copy=True).contiguous()
+    return copies
+
+
+def _split_optimizer_state(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The state's tensors, as ``<parameter index>.<name>``, and its parameter groups, which are plain values."""
+    tensors = {f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()}
+    return tensors, state["param_groups"]
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        # Adam's moments have the parameter's shape, its counter of steps has none.
+        own = parameter if value.shape == parameter.shape else None
+        if own is not None and not is_sharded(own):  # a fused step takes them to lie in memory as the parameter does
+            value = torch.empty_like(own, dtype=value.dtype, device=value.device).copy_(value)
+        state.setdefault(int(index), {})[name] = shard_like(own, value)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

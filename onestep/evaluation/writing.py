@@ -1,0 +1,72 @@
+"""Samples as files: PNG files that threads write while more is drawn, one picture, or one array."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from onestep.metrics.features import to_uint8
+from onestep.reports.plots import save_image, save_samples
+
+FORMATS = ("png", "grid", "npz")
+_AT_A_TIME = 50  # images that a thread writes in one go
+
+
+class SampleWriter:
+    """Writes images [B, C, H, W] in [-1, 1], or points, into ``folder``, which is made once there is one.
+
+    PNG files are named by their seeds, and each process writes its own. A grid and an array are of all samples:
+    :meth:`finish` is given them.
+
+    Raises:
+        ValueError: for PNG files of points.
+    """
+
+    def __init__(self, folder: Path, format: str, image_shape: tuple[int, ...]) -> None:
+        self.folder, self.format = folder, format
+        self.points = tuple(image_shape[1:]) == (1, 1)
+        if self.points and format == "png":
+            raise ValueError("format=png: these samples are points, no images; choose format=npz or format=grid")
+        # zlib runs without Python's lock, so that threads do; more of them would only fight for it.
+        self._threads = ThreadPoolExecutor(2, "png")
+        self._writing: list[Future[None]] = []
+
+    def add(self, samples: Tensor, seeds: Sequence[int]) -> None:
+        """Begin to write the ``samples`` of ``seeds``, on the CPU, if they are to be files of their own."""
+        if self.format == "png":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for start in range(0, len(seeds), _AT_A_TIME):
+                end = start + _AT_A_TIME
+                self._writing.append(self._threads.submit(self._write_png, samples[start:end], seeds[start:end]))
+
+    def write(self, batches: Iterable[Tensor], seeds: Sequence[int]) -> Iterator[Tensor]:
+        """``batches`` of the samples of ``seeds``, of which each is begun to be written as it is handed on."""
+        start = 0
+        for batch in batches:
+            self.add(batch, seeds[start : start + len(batch)])
+            start += len(batch)
+            yield batch
+
+    def _write_png(self, samples: Tensor, seeds: Sequence[int]) -> None:
+        for seed, image in zip(seeds, to_uint8(samples).permute(0, 2, 3, 1), strict=True):
+            save_image(image, self.folder / f"{seed:06d}.png")
+
+    def wait(self) -> None:
+        """Until what was added is written; raises what kept it from being so."""
+        self._threads.shutdown()
+        for part in self._writing:
+            part.result()
+
+    def finish(self, samples: Tensor, seeds: Sequence[int]) -> Path:
+        """Write all ``samples`` if they are to be one file; returns that file, or the folder of many."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.format == "grid":
+            save_samples(samples, self.folder / "grid.png")
+            return self.folder / "grid.png"
+        if self.format == "npz":
+            pixels = samples if self.points else to_uint8(samples).permute(0, 2, 3, 1)
+            np.savez(self.folder / "samples.npz", images=pixels.numpy(), seeds=np.array(seeds))
+            return self.folder / "samples.npz"
+        return self.folder

@@ -1,0 +1,101 @@
+"""A finished run's generator as a diffusers pipeline folder with a model card: ``onestep export``."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from onestep.data.latents import describes_latents
+from onestep.evaluation.sample import WEIGHTS
+from onestep.export.model_card import write_card
+from onestep.export.pipeline import OneStepPipeline
+from onestep.models.diffusers.export import save_text_to_image
+from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
+from onestep.models.generator import Generator
+
+_EPILOG = """\
+The folder opens with diffusers' own from_pretrained; its README.md, the model card, says how. To publish it:
+  hf upload USER/NAME OUTPUT"""
+
+
+def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
+    """Write the generator of the finished ``run`` as a diffusers pipeline with its model card into ``output``.
+
+    That of text-to-image is its teacher's, which plain diffusers opens; others are a :class:`OneStepPipeline`.
+
+    Args:
+        run: the run's folder.
+        output: the folder to write, which must not exist or be empty.
+        weights: "ema" for the averaged generator, "raw" for the last one.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ValueError: for an unknown choice, a folder that is no finished run, or one that already holds something.
+    """
+    run, output = Path(run), Path(output)
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights}: choose one of {', '.join(WEIGHTS)}")
+    for name in ("config.yaml", "summary.json"):
+        if not (run / name).is_file():
+            raise ValueError(f"{run} holds no {name}: expected the folder of a finished run, which train.py names")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} is there already: give a new folder")
+    # Beside, under the same name, and renamed when complete: what is killed leaves no half of a pipeline.
+    beside = output.absolute().parent / f".writing_{os.getpid()}" / output.name
+    try:
+        _write(run, Generator.from_pretrained(run / WEIGHTS[weights]), beside)
+        os.replace(beside, output)
+    finally:
+        shutil.rmtree(beside.parent, ignore_errors=True)
+    return output
+
+
+def _write(run: Path, generator: Generator, output: Path) -> None:
+    output.mkdir(parents=True)
+    if text_to_image := bool(getattr(generator.denoiser, "condition_keys", ())):
+        teacher = OmegaConf.load(run / "config.yaml").teacher.path
+        usage = save_text_to_image(generator, pipeline_folder(teacher), output)
+    else:
+        data = OmegaConf.load(run / "config.yaml").data
+        vae = Autoencoder.from_pretrained(pipeline_folder(data.model)).vae if describes_latents(data) else None
+        OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
+        usage = _usage(output, generator)
+    write_card(run, output, generator, usage, text_to_image)
+
+
+def _usage(output: Path, generator: Generator) -> str:
+    classes = ", classes=[0, 1]" if generator.denoiser.label_dim else ""
+    return (
+        "from onestep.export.pipeline import OneStepPipeline\n\n"
+        f'pipeline = OneStepPipeline.from_pretrained("{output.name}")  # this folder, or its id on the hub\n'
+        f"images = pipeline(seeds=[0, 1, 2, 3]{classes}).images  # what sample.py draws of these seeds"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m onestep.export.export",
+        description="Write a finished run's generator as a diffusers pipeline folder with a model card.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="the run's folder, such as outputs/f_distill_jensen_shannon/2026-01-31_12-00-00")
+    parser.add_argument("output", help="the folder to write; a new one")
+    parser.add_argument(
+        "--weights", choices=list(WEIGHTS), default="ema", help="the averaged generator or the last one"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        print(f"written: {export(options.run, options.output, options.weights)}")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

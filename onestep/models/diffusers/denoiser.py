@@ -1,0 +1,197 @@
+"""A network of diffusers and its noise schedule as a denoiser in the package's convention."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from onestep.denoiser import Condition
+from onestep.models.base import DenoiserNetwork, Outputs
+from onestep.models.diffusers.families import find_family
+from onestep.models.diffusers.schedule import read_schedule
+from onestep.noise import expand_like
+
+
+class _FeaturesReachedError(Exception):
+    """Ends a pass of which only the features are wanted."""
+
+
+class DiffusersDenoiser(DenoiserNetwork):
+    """A network of diffusers under the schedule of its scheduler (see :mod:`onestep.models.diffusers.schedule`).
+
+    For a latent model, the images of the package's convention are its latents, as the network sees them. Channels of a
+    learned variance are dropped. A text-to-image network's condition holds :attr:`condition_keys`.
+
+    Args:
+        network_class: the network's class in diffusers, one of :data:`onestep.models.diffusers.families.FAMILIES`.
+        network_config: its config.
+        scheduler_config: its scheduler's config, with its ``_class_name``.
+        size: height and width of what it denoises, in its own pixels; None for the network's ``sample_size``.
+        lora: the arguments of :meth:`add_lora`; None for none.
+
+    Raises:
+        ValueError: for a network or a scheduler that is not supported.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        network_class: str,
+        network_config: dict[str, Any],
+        scheduler_config: dict[str, Any],
+        size: int | None = None,
+        lora: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.family = find_family(network_class)
+        self.network: Any = getattr(diffusers, network_class).from_config(dict(network_config))
+        config = self.network.config
+        self.family.check(config)
+        self.schedule = read_schedule(scheduler_config)
+        self.sigma_min, self.sigma_max = self.schedule.sigma_min, self.schedule.sigma_max
+        self.image_shape = self.family.image_shape(config, size)
+        self.label_dim = self.family.label_dim(config)
+        if lora is not None:
+            self.add_lora(**lora)
+
+    @classmethod
+    def wrap(cls, network: Any, scheduler: Any, size: int | None = None) -> Self:
+        """The denoiser around an existing ``network``, which it keeps, under a scheduler of diffusers."""
+        scheduler_config = {"_class_name": type(scheduler).__name__, **_plain(scheduler.config)}
+        with init_empty_weights():
+            denoiser = cls(type(network).__name__, _plain(network.config), scheduler_config, size)
+        denoiser.network = network
+        return denoiser
+
+    def add_lora(self, rank: int, alpha: float, targets: list[str]) -> None:
+        """Freeze the network and add a trainable low-rank change to its layers, zero at first (arXiv 2106.09685).
+
+        Args:
+            rank, alpha: of the change, which is scaled by ``alpha / rank``.
+            targets: the layers' names, or their ends.
+
+        Raises:
+            ValueError: if there are no layers of these names.
+        """
+        from peft import LoraConfig, inject_adapter_in_model
+
+        options = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
+        try:
+            inject_adapter_in_model(options, self.network.requires_grad_(False))
+        except ValueError as error:
+            raise ValueError(f"lora.targets={targets}: {error}") from error
+        for parameter in self.network.parameters():
+            if parameter.requires_grad:  # in float32, as an optimiser's small steps would be lost in less
+                parameter.data = parameter.data.float()
+        self.register_to_config(lora={"rank": rank, "alpha": alpha, "targets": targets})
+
+    @property
+    def condition_keys(self) -> tuple[str, ...]:
+        """The names of the embeddings in a text-to-image network's condition; none for other networks."""
+        return self.family.condition_keys(self.network.config)
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features in the network's middle."""
+        return self.family.feature_channels(self.network)
+
+    @property
+    def supports_guidance(self) -> bool:
+        """Whether there is a prediction to guide away from, or the network takes guidance as an input."""
+        return self.family.supports_guidance(self.network.config)
+
+    @property
+    def network_evaluations(self) -> int:
+        """Evaluations of the raw network that a prediction costs: one where it takes guidance as an input."""
+        return 1 if self.family.embeds_guidance(self.network.config) else super().network_evaluations
+
+    def init_noise_sigma(self, sigma: float) -> float:
+        """That which the network sees as a standard deviation of 1: what pipelines of diffusers start from."""
+        return 1 / self.schedule.scalings(torch.tensor([sigma], dtype=torch.float64)).c_in.item()
+
+    def predict(
+        self,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        *extra: Any,
+        outputs: Outputs,
+        prediction_grad: bool,
+    ) -> Any:
+        """See :meth:`forward`; there is nothing ``extra``."""
+        self._check_condition(condition)
+        c_in, c_skip, c_out = (expand_like(scale, x_sigma) for scale in self.schedule.scalings(sigma))
+        x = (c_in * x_sigma).to(self.network.dtype)
+        if isinstance(condition, dict):
+            # Sizes are numbers of up to thousands of pixels, which half precision would round.
+            condition = {
+                name: condition[name] if name == "time_ids" else condition[name].to(x.dtype)
+                for name in self.condition_keys
+            }
+        with self._reading_features(x, outputs, prediction_grad) as features:
+            raw = self.family.call(self.network, x, self.schedule.timestep(sigma), condition, self.guidance)
+            prediction = c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
+        if outputs == "prediction":
+            return prediction
+        # Attention leaves its output with the channels last in memory, where the backward pass of a group norm whose
+        # input needs no gradient crashes torch 2.13 on a CPU.
+        (read,) = (feature.to(x_sigma.dtype).contiguous() for feature in features)
+        return (prediction, read) if outputs == "both" else read
+
+    @contextmanager
+    def _reading_features(self, x: Tensor, outputs: Outputs, prediction_grad: bool) -> Iterator[list[Tensor]]:
+        """Within the context a pass puts its features into the list; it ends there or goes on without a graph."""
+        features: list[Tensor] = []
+        if outputs == "prediction":
+            yield features
+            return
+
+        def read(module: nn.Module, inputs: Any, output: Any) -> None:
+            features.append(self.family.features(self.network, output, x))
+            if outputs == "features":
+                raise _FeaturesReachedError
+            torch.set_grad_enabled(torch.is_grad_enabled() and prediction_grad)
+
+        block = self.family.feature_block(self.network)
+        assert block is not None  # a discriminator was refused when the run was built
+        hook = block.register_forward_hook(read)
+        try:
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                yield features
+        except _FeaturesReachedError:
+            pass
+        finally:
+            hook.remove()
+
+    def _check_condition(self, condition: Condition) -> None:
+        keys = self.condition_keys
+        found = sorted(condition) if isinstance(condition, dict) else []
+        if keys and not set(keys) <= set(found):
+            raise ValueError(
+                f"this text-to-image network takes a condition with {', '.join(keys)}, got "
+                f"{', '.join(found) or type(condition).__name__}"
+            )
+        if not keys and isinstance(condition, dict):
+            raise ValueError(f"this network takes no text, got a condition with {', '.join(found)}")
+
+    def sampling_sigmas(self, steps: int) -> list[float]:
+        """The levels of ``steps`` steps of diffusers' Euler scheduler on this schedule, in the family's pipeline."""
+        _, height, width = self.image_shape
+        # Flux and SD3, whose schedules may depend on it, have a token for two by two of the latents' pixels.
+        return self.schedule.sampling_sigmas(steps, height * width // 4, self.family.spaces_steps_equally)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """The weight [B] that turns the squared x0-error into that of the network's own output, such as epsilon."""
+        return self.schedule.scalings(sigma).c_out ** -2
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what diffusers notes about the file that it came from."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}

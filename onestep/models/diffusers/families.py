@@ -1,0 +1,230 @@
+"""How each supported kind of diffusers network is called, and where its features are."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_FLUX_DEFAULT_SIZE = 128  # FluxPipeline's: Flux is told its images' positions and knows no size of its own
+
+
+class Family(ABC):
+    """One class of diffusers networks.
+
+    ``network`` is of that class everywhere, ``config`` is its config, and features are those of a discriminator.
+    """
+
+    spaces_steps_equally = False  # its pipeline chooses the steps of flow matching itself
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuse a network of this class that does not do what its family does, by a ValueError."""
+        channels, out_channels = config["in_channels"], config["out_channels"]
+        if out_channels not in (None, channels, 2 * channels):
+            raise ValueError(
+                f"this network maps {channels} channels to {out_channels}: expected as many, or twice as many for a "
+                "learned variance (networks of inpainting, editing or upscaling are not supported)"
+            )
+
+    def image_shape(self, config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
+        """(channels, height, width) of what it denoises; ``size`` pixels wide, None for what it was made for."""
+        size = size if size is not None else config["sample_size"]
+        if size is None:
+            raise ValueError("this network's config names no sample_size: give the height and width as size=...")
+        height, width = (size, size) if isinstance(size, int) else size
+        return config["in_channels"], height, width
+
+    def label_dim(self, config: Mapping[str, Any]) -> int:
+        """The number of classes; 0 for none."""
+        return 0
+
+    def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the embeddings that a text-to-image network takes as its condition; none for other networks."""
+        return ()
+
+    def supports_guidance(self, config: Mapping[str, Any]) -> bool:
+        """Whether there is a prediction to guide away from."""
+        return True
+
+    def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
+        """Whether guidance is one of its inputs, so that no second evaluation is needed."""
+        return False
+
+    @abstractmethod
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+        """The network's output [B, C or 2 C, H, W] for its input ``x`` [B, C, H, W] at ``timestep`` [B]."""
+
+    @abstractmethod
+    def feature_block(self, network: Any) -> nn.Module | None:
+        """The block whose output are the features; None if there is none."""
+
+    @abstractmethod
+    def feature_channels(self, network: Any) -> int:
+        """The features' channels."""
+
+    @abstractmethod
+    def features(self, network: Any, output: Any, x: Tensor) -> Tensor:
+        """The features [B, F, h, w] from the block's output."""
+
+
+class _UNet(Family):
+    """The features are the middle block's output."""
+
+    def feature_block(self, network: Any) -> nn.Module | None:
+        return network.mid_block
+
+    def feature_channels(self, network: Any) -> int:
+        return network.config["block_out_channels"][-1] if network.mid_block is not None else 0
+
+    def features(self, network: Any, output: Any, x: Tensor) -> Tensor:
+        return output
+
+
+class _Transformer(Family):
+    """The features are the image's tokens after the first half of the blocks."""
+
+    def feature_block(self, network: Any) -> nn.Module | None:
+        return network.transformer_blocks[max(0, len(network.transformer_blocks) // 2 - 1)]
+
+    def feature_channels(self, network: Any) -> int:
+        return network.inner_dim
+
+    def features(self, network: Any, output: Any, x: Tensor) -> Tensor:
+        tokens = output[1] if isinstance(output, tuple) else output  # (text, image)
+        height = x.shape[2] // self._patch_size(network)
+        return tokens.transpose(1, 2).unflatten(2, (height, -1))
+
+    def _patch_size(self, network: Any) -> int:
+        return network.config["patch_size"]
+
+
+class UNet(_UNet):
+    """``UNet2DModel``, unconditional or class-conditional."""
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        super().check(config)
+        if config["class_embed_type"] is not None or config["time_embedding_type"] == "fourier":
+            raise ValueError(
+                f"a UNet2DModel of class_embed_type={config['class_embed_type']!r} and "
+                f"time_embedding_type={config['time_embedding_type']!r} is not supported: expected None (with "
+                "num_class_embeds for classes) and 'positional'"
+            )
+
+    def label_dim(self, config: Mapping[str, Any]) -> int:
+        return config["num_class_embeds"] or 0
+
+    def supports_guidance(self, config: Mapping[str, Any]) -> bool:
+        return False
+
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+        return network(x, timestep, class_labels=None if condition is None else condition.argmax(1)).sample
+
+
+class DiT(_Transformer):
+    """``DiTTransformer2DModel``; its embedding has one row behind those of the classes, for none of them."""
+
+    def label_dim(self, config: Mapping[str, Any]) -> int:
+        return config["num_embeds_ada_norm"]
+
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+        classes = self.label_dim(network.config)
+        labels = torch.full((len(x),), classes, device=x.device)
+        if condition is not None:
+            labels = torch.where(condition.any(1), condition.argmax(1), labels)
+        return network(x, timestep=timestep, class_labels=labels).sample
+
+
+class TextUNet(_UNet):
+    """``UNet2DConditionModel`` of Stable Diffusion 1.5, 2.x and SDXL, whose micro-conditioning are further keys."""
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        super().check(config)
+        others = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+        if config["addition_embed_type"] not in (None, "text_time") or any(config[key] is not None for key in others):
+            found = {key: config[key] for key in ("addition_embed_type", *others)}
+            raise ValueError(f"a UNet2DConditionModel with {found} is not supported: Stable Diffusion's and SDXL's are")
+
+    def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        added = ("text_embeds", "time_ids") if config["addition_embed_type"] == "text_time" else ()
+        return ("encoder_hidden_states", *added)
+
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+        text, *added = self.condition_keys(network.config)
+        micro_conditioning = {key: condition[key] for key in added}
+        return network(x, timestep, condition[text], added_cond_kwargs=micro_conditioning).sample
+
+
+class SD3(_Transformer):
+    """``SD3Transformer2DModel``."""
+
+    def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("encoder_hidden_states", "pooled_projections")
+
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+        return network(x, timestep=timestep, **condition).sample
+
+
+class Flux(_Transformer):
+    """``FluxTransformer2DModel``: latents are packed two by two pixels into tokens, and given their positions.
+
+    The features are the image's tokens behind the blocks that keep text and image apart.
+    """
+
+    spaces_steps_equally = True
+
+    def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("encoder_hidden_states", "pooled_projections")
+
+    def image_shape(self, config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
+        size = _FLUX_DEFAULT_SIZE if size is None else size
+        if size % 2:
+            raise ValueError(f"size={size}: Flux takes latents of an even height and width")
+        return config["in_channels"] // 4, size, size
+
+    def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
+        return bool(config["guidance_embeds"])
+
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+        height, width = x.shape[2] // 2, x.shape[3] // 2
+        axes = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        rows, columns = torch.meshgrid(*axes, indexing="ij")
+        positions = torch.stack([torch.zeros_like(rows), rows, columns], 2).flatten(0, 1)
+        text = condition["encoder_hidden_states"]
+        tokens = network(
+            x.unflatten(3, (width, 2)).unflatten(2, (height, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
+            timestep=timestep / 1000,  # the network multiplies it by that again
+            guidance=x.new_full((len(x),), guidance) if self.embeds_guidance(network.config) else None,
+            img_ids=positions.to(text),
+            txt_ids=text.new_zeros(text.shape[1], 3),
+            **condition,
+        ).sample
+        return tokens.unflatten(2, (-1, 2, 2)).unflatten(1, (height, width)).permute(0, 3, 1, 4, 2, 5).flatten(
+            4, 5
+        ).flatten(2, 3)  # fmt: skip
+
+    def feature_block(self, network: Any) -> nn.Module | None:
+        return network.transformer_blocks[-1]
+
+    def _patch_size(self, network: Any) -> int:
+        return 2
+
+
+FAMILIES: dict[str, Family] = {
+    "UNet2DModel": UNet(),
+    "DiTTransformer2DModel": DiT(),
+    "UNet2DConditionModel": TextUNet(),
+    "SD3Transformer2DModel": SD3(),
+    "FluxTransformer2DModel": Flux(),
+}
+
+
+def find_family(network_class: str) -> Family:
+    """The family of the networks of diffusers' ``network_class``.
+
+    Raises:
+        ValueError: for a class that is not supported.
+    """
+    if network_class not in FAMILIES:
+        raise ValueError(f"networks of class {network_class!r} are not supported: {', '.join(FAMILIES)} are")
+    return FAMILIES[network_class]

@@ -1,0 +1,218 @@
+"""The U-Net of Dhariwal and Nichol 2021 (ADM, arXiv 2105.05233) as EDM configures it for ImageNet-64.
+
+Parameters carry the names and shapes of EDM's published checkpoints and of DMD2's, so their state dicts load.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onestep.models.edm.layers import PositionalEmbedding, Resample, ResampleConv2d, attend, group_norm
+
+_CHANNELS_PER_HEAD = 64
+_BOX = (1, 1)  # ADM resamples by averages and nearest neighbours
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with all weights 0, as the last of a residual branch starts."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ADMBlock(nn.Module):
+    """A residual block whose second normalisation is scaled and shifted by the embedding (adaptive group
+    normalisation, arXiv 2105.05233, sec. 3), with self-attention behind it if asked.
+
+    Attention has a head for every 64 channels, and so none below.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        attention: bool = False,
+        resample: Literal["up", "down"] | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.dropout = dropout
+        self.norm0 = group_norm(in_channels, eps=1e-5)
+        self.conv0: nn.Module = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.affine = nn.Linear(embedding_channels, 2 * out_channels)
+        self.norm1 = group_norm(out_channels, eps=1e-5)
+        self.conv1 = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip: nn.Module = nn.Identity()
+        if resample is not None:
+            assert in_channels == out_channels
+            self.conv0 = ResampleConv2d(in_channels, out_channels, 3, resample, _BOX)
+            self.conv0.reset_parameters()  # like ADM's other layers, as torch initialises them
+            self.skip = Resample(resample, _BOX)
+        elif in_channels != out_channels:
+            self.skip = nn.Conv2d(in_channels, out_channels, 1)
+        self.heads = out_channels // _CHANNELS_PER_HEAD if attention else 0
+        if self.heads:
+            self.norm2 = group_norm(out_channels, eps=1e-5)
+            self.qkv = nn.Conv2d(out_channels, 3 * out_channels, 1)
+            self.proj = _zero(nn.Conv2d(out_channels, out_channels, 1))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        residual = self.conv0(F.silu(self.norm0(x)))
+        scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
+        residual = F.silu(torch.addcmul(shift, self.norm1(residual), scale + 1))
+        x = self.skip(x) + self.conv1(F.dropout(residual, self.dropout, self.training))
+        if self.heads:
+            x = x + self.proj(attend(self.qkv(self.norm2(x)), self.heads))
+        return x
+
+
+class DhariwalUNet(nn.Module):
+    """ADM. The defaults are those of EDM's ImageNet-64 network.
+
+    Args:
+        img_resolution: height and width of the images.
+        img_channels: channels of the images.
+        label_dim: number of classes; 0 for an unconditional network.
+        augment_dim: size of EDM's augmentation labels; 0 for none.
+        model_channels: channels at the highest resolution.
+        channel_mult: multiple of ``model_channels`` at each resolution, highest first.
+        channel_mult_emb: multiple of ``model_channels`` of the embedding.
+        num_blocks: residual blocks a resolution.
+        attn_resolutions: resolutions with self-attention.
+        dropout: dropout of the residual branches in train mode.
+        label_dropout: probability with which a sample's class label is dropped in train mode.
+        out_channels: channels of the output; None for those of the images.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+        out_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if img_resolution % 2 ** (len(channel_mult) - 1):
+            raise ValueError(
+                f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times: shorten channel_mult"
+            )
+        self.label_dropout = label_dropout
+        embedding_channels = model_channels * channel_mult_emb
+        self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
+        self.map_augment = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
+        self.map_layer0 = nn.Linear(model_channels, embedding_channels)
+        self.map_layer1 = nn.Linear(embedding_channels, embedding_channels)
+        self.map_label = nn.Linear(label_dim, embedding_channels, bias=False) if label_dim else None
+        if self.map_label is not None:
+            nn.init.normal_(self.map_label.weight)  # one entry of a one-hot vector is all that it is given
+        levels = [(img_resolution >> level, model_channels * mult) for level, mult in enumerate(channel_mult)]
+        block: dict[str, Any] = {"embedding_channels": embedding_channels, "dropout": dropout}
+        attends = set(attn_resolutions)
+        skip_channels = self._build_encoder(levels, img_channels, num_blocks, attends, block)
+        #: Channels of the encoder's last output, which discriminators read.
+        self.feature_channels = skip_channels[-1]
+        self._build_decoder(levels, skip_channels, num_blocks, attends, block)
+        self.out_norm = group_norm(levels[0][1], eps=1e-5)
+        self.out_conv = _zero(nn.Conv2d(levels[0][1], out_channels or img_channels, 3, padding=1))
+
+    def _build_encoder(
+        self,
+        levels: list[tuple[int, int]],
+        img_channels: int,
+        num_blocks: int,
+        attends: set[int],
+        block: dict[str, Any],
+    ) -> list[int]:
+        """Fills ``self.enc`` and returns the channels of its layers' outputs."""
+        self.enc = nn.ModuleDict()
+        channels = levels[0][1]
+        outputs: list[int] = []
+        for res, out_channels in levels:
+            if res == levels[0][0]:
+                self.enc[f"{res}x{res}_conv"] = nn.Conv2d(img_channels, channels, 3, padding=1)
+            else:
+                self.enc[f"{res}x{res}_down"] = ADMBlock(channels, channels, resample="down", **block)
+            outputs.append(channels)
+            for index in range(num_blocks):
+                self.enc[f"{res}x{res}_block{index}"] = ADMBlock(
+                    channels, out_channels, attention=res in attends, **block
+                )
+                channels = out_channels
+                outputs.append(channels)
+        return outputs
+
+    def _build_decoder(
+        self,
+        levels: list[tuple[int, int]],
+        skip_channels: list[int],
+        num_blocks: int,
+        attends: set[int],
+        block: dict[str, Any],
+    ) -> None:
+        """Fills ``self.dec``, whose layers take the encoder's outputs in reverse order."""
+        self.dec = nn.ModuleDict()
+        channels = skip_channels[-1]
+        for res, out_channels in reversed(levels):
+            if res == levels[-1][0]:
+                self.dec[f"{res}x{res}_in0"] = ADMBlock(channels, channels, attention=True, **block)
+                self.dec[f"{res}x{res}_in1"] = ADMBlock(channels, channels, **block)
+            else:
+                self.dec[f"{res}x{res}_up"] = ADMBlock(channels, channels, resample="up", **block)
+            for index in range(num_blocks + 1):
+                self.dec[f"{res}x{res}_block{index}"] = ADMBlock(
+                    channels + skip_channels.pop(), out_channels, attention=res in attends, **block
+                )
+                channels = out_channels
+
+    def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
+        """The embedding [B, C] of ``c_noise`` [B], one-hot ``labels`` [B, label_dim] and ``augment_labels``.
+
+        No labels are the zero vector, which is also what label dropout trains.
+        """
+        embedding = self.map_noise(c_noise)
+        if self.map_augment is not None and augment_labels is not None:
+            embedding = embedding + self.map_augment(augment_labels)
+        embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
+        if self.map_label is not None and labels is not None:
+            if self.training and self.label_dropout:
+                labels = labels * (torch.rand(len(labels), 1, device=labels.device) >= self.label_dropout)
+            embedding = embedding + self.map_label(labels)
+        return F.silu(embedding)
+
+    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """The outputs of the encoder's layers, in order; the last is the deepest."""
+        outputs: list[Tensor] = []
+        for layer in self.enc.values():
+            x = layer(x, embedding) if isinstance(layer, ADMBlock) else layer(x)
+            outputs.append(x)
+        return outputs
+
+    def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
+        """The network's output [B, C, H, W] from what :meth:`encode` gave."""
+        skips = list(encoded)
+        x = skips[-1]
+        for layer in self.dec.values():
+            if layer.in_channels != x.shape[1]:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = layer(x, embedding)
+        return self.out_conv(F.silu(self.out_norm(x)))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """The raw output [B, C, H, W] at ``x`` [B, C, H, W] and ``c_noise`` [B]; see :meth:`embed` for the labels."""
+        embedding = self.embed(c_noise, labels, augment_labels)
+        return self.decode(self.encode(x, embedding), embedding)

@@ -1,0 +1,257 @@
+"""EDM's checkpoints and those of its descendants, as this package's own networks.
+
+NVlabs/edm's pickles hold a network under one of four preconditionings; the one-step generators of SiD, SiDA and
+Uni-Instruct are the same format. DMD2's ImageNet generator is the state dict of such a network alone. What the files
+hold is read as data (:mod:`onestep.models.edm.torch_file`): nothing in them is run.
+"""
+
+import inspect
+import math
+import re
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onestep.models.edm.denoiser import ARCHITECTURES, EDMDenoiser
+from onestep.models.edm.safe_unpickler import Recorded, short
+from onestep.models.edm.torch_file import RecordedTensor, read_checkpoint
+
+_PRECONDITIONINGS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
+_PRECONDITIONING_OPTIONS = {
+    "vp": {"beta_d": "beta_d", "beta_min": "beta_min", "M": "steps"},
+    "iddpm": {"C_1": "c_1", "C_2": "c_2", "M": "steps"},
+}
+_MODELS = ("SongUNet", "DhariwalUNet")
+_SHARED_ENCODER = "_EncoderDecoder"  # how SiDA and Uni-Instruct end the names of their copies of these classes
+_SAID_ELSEWHERE = ("img_resolution", "in_channels", "out_channels", "label_dim")
+_EDM_DEFAULTS = {"SongUNet": {"channel_mult": [1, 2, 2, 2]}, "DhariwalUNet": {}}  # where they are not this package's
+# Parts of a file can be referred to from many places, so that a small one describes what fills the memory.
+_LONGEST_NAME = 200
+_MOST_MEMBERS = 10_000
+_MOST_STEPS = 10_000
+
+Tensors = dict[str, RecordedTensor]
+
+
+def load_edm(path: str | Path) -> EDMDenoiser:
+    """The network of an EDM checkpoint (the averaged one, ``ema``), in float32 and eval mode.
+
+    Of a bare state dict only ADM networks are read, whose settings its names and shapes tell; the preconditioning is
+    then EDM's with a ``sigma_data`` of 0.5, as DMD2's.
+
+    Args:
+        path: a pickle of EDM or one of its descendants, or a file of torch.save with such a network's state dict.
+
+    Raises:
+        ValueError: if the file is absent, damaged, holds something else, or asks for anything that the format does not
+            have; the message names the reason.
+    """
+    content = read_checkpoint(path)
+    try:
+        network = content.get("ema") if type(content) is dict else content
+        if isinstance(network, Recorded):
+            return _from_object(network)
+        if type(content) is dict:
+            return _from_state_dict(content)
+        raise ValueError(f"it holds {short(content)}, no network")
+    except ValueError as error:
+        raise ValueError(f"{path} holds no network that can be read: {error}") from error
+
+
+def _from_object(network: Recorded) -> EDMDenoiser:
+    """From the object of a preconditioned network with all its attributes."""
+    preconditioning = _PRECONDITIONINGS.get(network.class_name.removesuffix(_SHARED_ENCODER))
+    if preconditioning is None:
+        raise ValueError(f"its class is {short(network.class_name)}; {', '.join(_PRECONDITIONINGS)} are known")
+    tensors = _tensors_of(network)
+    model = network.state["_modules"].get("model")
+    architecture = model.class_name.removesuffix(_SHARED_ENCODER) if isinstance(model, Recorded) else model
+    if architecture not in _MODELS:
+        raise ValueError(f"its raw network is {short(architecture)}; {' and '.join(_MODELS)} are known")
+    renamed = _PRECONDITIONING_OPTIONS.get(preconditioning, {})
+    settings: dict[str, Any] = {
+        "preconditioning": preconditioning,
+        "preconditioning_options": {ours: _positive(network, theirs) for theirs, ours in renamed.items()},
+    }
+    if preconditioning == "edm":
+        settings["sigma_data"] = _positive(network, "sigma_data")
+    if preconditioning == "iddpm":
+        levels, steps = tensors.pop("u", None), settings["preconditioning_options"]["steps"]
+        if levels is None or levels.shape != (steps + 1,) or steps > _MOST_STEPS:
+            raise ValueError(f"its table of noise levels (u) is not of its number of steps (M), up to {_MOST_STEPS:,}")
+        tensors["precondition.u"] = levels
+    sigma_min, sigma_max = _number(network, "sigma_min"), _number(network, "sigma_max")
+    if 0 < sigma_min < sigma_max < math.inf:  # EDM's own networks say 0 and infinity, for no limit
+        settings |= {"sigma_min": sigma_min, "sigma_max": sigma_max}
+    channels, size = _number(network, "img_channels"), _number(network, "img_resolution")
+    return _build(
+        tensors,
+        image_shape=(channels, size, size),
+        label_dim=_number(network, "label_dim"),
+        architecture=architecture,
+        options=_options(architecture, model),
+        **settings,
+    )
+
+
+def _number(record: Recorded, name: str) -> Any:
+    value: Any = record.state.get(name)
+    if type(value) not in (int, float) or not value >= 0:
+        raise ValueError(f"its {name} is {short(value)}")
+    return value
+
+
+def _positive(record: Recorded, name: str) -> Any:
+    if not 0 < (value := _number(record, name)) < math.inf:
+        raise ValueError(f"its {name} is {value}")
+    return value
+
+
+def _options(architecture: str, model: Recorded) -> dict[str, Any]:
+    """The arguments that the raw network was made with, as its object remembers them."""
+    arguments = model.state.get("_init_kwargs")
+    if type(arguments) is not dict or model.state.get("_init_args") != ():
+        raise ValueError("it does not say what its raw network was made with")
+    options = _EDM_DEFAULTS[architecture] | {k: v for k, v in arguments.items() if k not in _SAID_ELSEWHERE}
+    if (decoder := options.pop("decoder_type", "standard")) != "standard":
+        raise ValueError(f"its decoder_type is {short(decoder)}; only the standard one is known")
+    known = inspect.signature(ARCHITECTURES[architecture]).parameters
+    for name, value in options.items():
+        items = value if type(value) is list else [value]
+        if name not in known or not all(type(item) in (int, float, str) for item in items):
+            raise ValueError(f"its raw network was made with {short(name)}={short(value)}, which is not known")
+    return options
+
+
+def _tensors_of(network: Recorded) -> Tensors:
+    """All parameters and buffers by their names in a state dict."""
+    tensors: Tensors = {}
+    pending, seen, count = [("", network)], {id(network)}, 0
+    while pending:
+        prefix, module = pending.pop()
+        for kind in ("_parameters", "_buffers", "_modules"):
+            members = module.state.get(kind)
+            if type(members) is not dict:
+                raise ValueError(f"its module {prefix!r} has no {kind}")
+            count = _counted(count, members)
+            for key, value in members.items():
+                name = _name(prefix, key)
+                if isinstance(value, RecordedTensor) and kind != "_modules":
+                    tensors[name] = value
+                elif isinstance(value, Recorded) and kind == "_modules" and id(value) not in seen:
+                    seen.add(id(value))  # a module within itself would have no end
+                    pending.append((f"{name}.", value))
+                elif value is not None:
+                    raise ValueError(f"its {name} is {short(value)}, where {kind} was expected")
+    return tensors
+
+
+def _counted(count: int, members: dict[Any, Any]) -> int:
+    if count + len(members) > _MOST_MEMBERS:
+        raise ValueError(f"it has more than {_MOST_MEMBERS:,} tensors and modules")
+    return count + len(members)
+
+
+def _name(prefix: str, key: Any) -> str:
+    if len(name := f"{prefix}{key}") > _LONGEST_NAME:
+        raise ValueError(f"its tensors and modules have names as long as {short(name)}")
+    return name
+
+
+def _from_state_dict(content: dict[Any, Any]) -> EDMDenoiser:
+    """From the tensors of an ADM network, under whatever prefix."""
+    found: dict[str, Any] = {}
+    count = _counted(0, content)
+    for key, value in content.items():
+        if type(value) is dict:
+            count = _counted(count, value)
+            found |= {_name(f"{key}.", name): inner for name, inner in value.items()}
+        else:
+            found[str(key)] = value
+    anchor = "map_layer0.weight"
+    prefixes = sorted(name.removesuffix(anchor) for name in found if name.endswith(anchor))
+    if len(prefixes) != 1:
+        keys = ", ".join(short(str(key)) for key in list(content)[:8])
+        raise ValueError(f"expected one network, under 'ema' or as a state dict, found {len(prefixes)} among {keys}")
+    tensors = {
+        f"model.{name.removeprefix(prefixes[0])}": value
+        for name, value in found.items()
+        if name.startswith(prefixes[0]) and isinstance(value, RecordedTensor)
+    }
+    if "model.out_norm.weight" not in tensors:
+        raise ValueError("it is a state dict of another network than ADM, which does not tell its settings")
+    try:
+        return _build(tensors, architecture="DhariwalUNet", **_adm_settings(tensors))
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"its state dict is none of an ADM network ({type(error).__name__}: {error})") from error
+
+
+def _adm_settings(tensors: Tensors) -> dict[str, Any]:
+    """What an ADM network was made with, read off its tensors' names and shapes."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        return tensors[f"model.{name}"].shape
+
+    def width(name: str) -> int:
+        return shape(name)[1] if f"model.{name}" in tensors else 0
+
+    blocks = [
+        match for name in tensors if (match := re.fullmatch(r"model\.enc\.(\d+)x\1_block(\d+)\.conv1.weight", name))
+    ]
+    levels = sorted({int(match[1]) for match in blocks}, reverse=True)
+    embedding_channels, model_channels = shape("map_layer0.weight")
+    options = {
+        "augment_dim": width("map_augment.weight"),
+        "model_channels": model_channels,
+        "channel_mult": [shape(f"enc.{r}x{r}_block0.conv1.weight")[0] // model_channels for r in levels],
+        "channel_mult_emb": embedding_channels // model_channels,
+        "num_blocks": len(blocks) // len(levels),
+        "attn_resolutions": [r for r in levels if f"model.enc.{r}x{r}_block0.qkv.weight" in tensors],
+        "dropout": 0.0,  # no tensor tells; DMD2's is 0
+    }
+    channels = shape(f"enc.{levels[0]}x{levels[0]}_conv.weight")[1]
+    return {
+        "image_shape": (channels, levels[0], levels[0]),
+        "label_dim": width("map_label.weight"),
+        "options": options,
+    }
+
+
+def _build(tensors: Tensors, **settings: Any) -> EDMDenoiser:
+    """The network of these settings with these weights.
+
+    It is made without memory first and compared with the file, which can then not ask for more than it brings.
+
+    Raises:
+        ValueError: if settings and weights do not fit each other, naming the tensors.
+    """
+    options = settings["options"]
+    try:
+        if len(options.get("channel_mult", ())) * max(options.get("num_blocks", 1), 1) > len(tensors):
+            raise ValueError("it has more blocks than tensors")
+        with torch.device("meta"):
+            denoiser = EDMDenoiser(**settings)
+    except (ValueError, TypeError, RuntimeError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"its settings make no network: {error}") from error
+    expected = {name: tuple(value.shape) for name, value in denoiser.state_dict().items()}
+    shapes = {name: value.shape for name, value in tensors.items()}
+    if wrong := sorted(name for name in expected | shapes if expected.get(name) != shapes.get(name)):
+        first = ", ".join(f"{short(n)} ({shapes.get(n)} for {expected.get(n)})" for n in wrong[:4])
+        raise ValueError(f"{len(wrong)} of its tensors are not those of its settings: {first}")
+    taken: Counter[int] = Counter()
+    for name, value in tensors.items():
+        taken[id(value.storage)] += prod(value.shape)
+        if taken[id(value.storage)] > value.storage.size:
+            raise ValueError(f"its {name} and others do not fit into their storage of {value.storage.size} numbers")
+    if other := [name for name, value in tensors.items() if not value.storage.dtype.is_floating_point]:
+        raise ValueError(f"its {other[0]} holds {tensors[other[0]].storage.dtype} and no floating-point numbers")
+    weights = {
+        name: value.tensor().float().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    if broken := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise ValueError(f"its {broken[0]} has values that are not finite")
+    denoiser.load_state_dict(weights, assign=True)
+    return denoiser.eval()

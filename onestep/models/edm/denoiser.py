@@ -1,0 +1,113 @@
+"""A raw network under one of EDM's preconditionings: the denoiser that EDM's checkpoints and their descendants hold."""
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from onestep.denoiser import Condition
+from onestep.models.base import DenoiserNetwork, Outputs
+from onestep.models.edm.adm import DhariwalUNet
+from onestep.models.edm.preconditioning import make_preconditioning
+from onestep.models.edm.song_unet import SongUNet
+from onestep.noise import expand_like
+from onestep.toy.networks import MLP, Affine
+
+ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "MLP": MLP, "Affine": Affine}
+
+
+class EDMDenoiser(DenoiserNetwork):
+    """A raw network under a preconditioning (arXiv 2206.00364, table 1): by default EDM's own.
+
+    Args:
+        image_shape: (channels, height, width) of the images, which are square.
+        label_dim: number of classes; 0 for an unconditional network.
+        sigma_data: standard deviation of the data, in data units.
+        sigma_min, sigma_max: the noise levels between which the network was trained, in data units.
+        architecture: the raw network's class, a name in ``ARCHITECTURES``.
+        options: its further arguments.
+        preconditioning: "edm", "vp", "ve" or "iddpm".
+        preconditioning_options: its further arguments, see :mod:`onestep.models.edm.preconditioning`.
+
+    Raises:
+        ValueError: for an unknown architecture or preconditioning, images that are not square, or dropout that is no
+            probability.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        label_dim: int = 0,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        architecture: str = "SongUNet",
+        options: dict[str, Any] | None = None,
+        preconditioning: str = "edm",
+        preconditioning_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"unknown architecture {architecture!r}: choose one of {sorted(ARCHITECTURES)}")
+        for name in ("dropout", "label_dropout"):
+            if not 0 <= (probability := (options or {}).get(name, 0)) < 1:
+                raise ValueError(f"{name}={probability}: expected a probability below 1")
+        channels, height, width = image_shape
+        if height != width:
+            raise ValueError(f"this network takes square images, got {height}x{width}")
+        self.precondition = make_preconditioning(preconditioning, sigma_data, preconditioning_options or {})
+        outputs = self.precondition.outputs_per_channel
+        wider = {} if outputs == 1 else {"out_channels": outputs * channels}
+        self.model = ARCHITECTURES[architecture](height, channels, label_dim, **(options or {}), **wider)
+        self.image_shape = (channels, height, width)
+        self.label_dim = label_dim
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    @property
+    def supports_guidance(self) -> bool:
+        """Whether it was trained with label dropout."""
+        return bool(self.label_dim and (self.config["options"] or {}).get("label_dropout"))
+
+    @property
+    def augment_dim(self) -> int:
+        """Size of EDM's augmentation labels that it takes; 0 for none."""
+        return int((self.config["options"] or {}).get("augment_dim", 0))
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the encoder's last output."""
+        return self.model.feature_channels
+
+    def predict(  # type: ignore[override] # `extra` is one optional tensor here
+        self,
+        x_sigma: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        augment_labels: Tensor | None = None,
+        *,
+        outputs: Outputs,
+        prediction_grad: bool,
+    ) -> Any:
+        """See :meth:`forward`; ``augment_labels`` [B, augment_dim] are those of EDM's augmentation, None for none.
+
+        The features are the encoder's last output [B, F, h, w].
+        """
+        c_skip, c_out, c_in, c_noise = self.precondition.coefficients(sigma)
+        embedding = self.model.embed(c_noise, condition, augment_labels)
+        encoded = self.model.encode(expand_like(c_in, x_sigma) * x_sigma, embedding)
+        if outputs == "features":
+            return encoded[-1]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and prediction_grad):
+            raw = self.model.decode(encoded, embedding).to(x_sigma.dtype)[:, : x_sigma.shape[1]]
+            prediction = expand_like(c_skip, x_sigma) * x_sigma + expand_like(c_out, x_sigma) * raw
+        return (prediction, encoded[-1]) if outputs == "both" else prediction
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """The weight [B] of the squared x0-error in the training loss of this preconditioning (table 1)."""
+        return self.precondition.loss_weight(sigma)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The levels next to ``sigma`` (of any shape) among those that the network was trained at."""
+        return self.precondition.round_sigma(sigma)

@@ -1,0 +1,263 @@
+"""The U-Net of Song et al. 2021 (score_sde, arXiv 2011.13456) as EDM configures it (arXiv 2206.00364, table 7).
+
+One class covers DDPM++ (positional embedding, standard encoder) and NCSN++ (Fourier embedding, residual encoder, wider
+resampling filter). Parameters carry the names and shapes of EDM's published checkpoints, so their state dicts load.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onestep.models.edm.layers import (
+    NEARLY_ZERO,
+    Conv2d,
+    FourierEmbedding,
+    Linear,
+    PositionalEmbedding,
+    ResampleConv2d,
+    attend,
+    group_norm,
+)
+
+
+class UNetBlock(nn.Module):
+    """A residual block with the embedding added between its convolutions, and self-attention behind it if asked."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        dropout: float,
+        attention: bool = False,
+        resample: Literal["up", "down"] | None = None,
+        resample_filter: Sequence[int] = (1, 1),
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.dropout = dropout
+        self.norm0 = group_norm(in_channels)
+        self.conv0: nn.Module = Conv2d(in_channels, out_channels, 3)
+        self.affine = Linear(embedding_channels, out_channels)
+        self.norm1 = group_norm(out_channels)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, init_scale=NEARLY_ZERO)
+        self.skip: nn.Module = nn.Identity()
+        if resample is not None:
+            self.conv0 = ResampleConv2d(in_channels, out_channels, 3, resample, resample_filter)
+            self.skip = ResampleConv2d(in_channels, out_channels, 1, resample, resample_filter)
+        elif in_channels != out_channels:
+            self.skip = Conv2d(in_channels, out_channels, 1)
+        self.attention = attention
+        if attention:
+            self.norm2 = group_norm(out_channels)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init_scale=math.sqrt(0.2))
+            self.proj = Conv2d(out_channels, out_channels, 1, init_scale=NEARLY_ZERO)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        residual = self.conv0(F.silu(self.norm0(x)))
+        residual = F.silu(self.norm1(residual + self.affine(embedding)[:, :, None, None]))
+        residual = self.conv1(F.dropout(residual, self.dropout, self.training))
+        # Each sum of two branches is divided by sqrt(2), which keeps the variance through the depth.
+        x = (self.skip(x) + residual) * math.sqrt(0.5)
+        if self.attention:
+            x = (x + self.proj(attend(self.qkv(self.norm2(x)), heads=1))) * math.sqrt(0.5)
+        return x
+
+
+class SongUNet(nn.Module):
+    """DDPM++ and NCSN++. The defaults are DDPM++'s; NCSN++ is ``embedding_type="fourier", encoder_type="residual",
+    channel_mult_noise=2, resample_filter=[1, 3, 3, 1]``.
+
+    Args:
+        img_resolution: height and width of the images.
+        img_channels: channels of the images.
+        label_dim: number of classes; 0 for an unconditional network.
+        augment_dim: size of EDM's augmentation labels; 0 for none.
+        model_channels: channels at the highest resolution.
+        channel_mult: multiple of ``model_channels`` at each resolution, highest first.
+        channel_mult_emb: multiple of ``model_channels`` of the embedding.
+        num_blocks: residual blocks a resolution.
+        attn_resolutions: resolutions with self-attention.
+        dropout: dropout of the residual branches in train mode.
+        label_dropout: probability with which a sample's class label is dropped in train mode.
+        out_channels: channels of the output; None for those of the images.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+        embedding_type: Literal["positional", "fourier"] = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: Literal["standard", "residual"] = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+        out_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if embedding_type not in ("positional", "fourier") or encoder_type not in ("standard", "residual"):
+            raise ValueError(
+                f"embedding_type is 'positional' or 'fourier' and encoder_type 'standard' or 'residual', "
+                f"got {embedding_type!r} and {encoder_type!r}"
+            )
+        if img_resolution % 2 ** (len(channel_mult) - 1):
+            raise ValueError(
+                f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times: shorten channel_mult"
+            )
+        self.label_dropout = label_dropout
+        noise_channels = model_channels * channel_mult_noise
+        embedding_channels = model_channels * channel_mult_emb
+        embedding = PositionalEmbedding if embedding_type == "positional" else FourierEmbedding
+        self.map_noise: nn.Module = embedding(noise_channels)
+        self.map_label = Linear(label_dim, noise_channels) if label_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(noise_channels, embedding_channels)
+        self.map_layer1 = Linear(embedding_channels, embedding_channels)
+        block: dict[str, Any] = {"embedding_channels": embedding_channels, "dropout": dropout}
+        levels = [(img_resolution >> level, model_channels * mult) for level, mult in enumerate(channel_mult)]
+        attends = set(attn_resolutions)
+        skip_channels = self._build_encoder(
+            levels,
+            img_channels,
+            model_channels,
+            num_blocks,
+            attends,
+            encoder_type,
+            resample_filter,
+            block,
+        )
+        #: Channels of the encoder's last output, which discriminators read.
+        self.feature_channels = skip_channels[-1]
+        self._build_decoder(
+            levels, out_channels or img_channels, skip_channels, num_blocks, attends, resample_filter, block
+        )
+
+    def _build_encoder(
+        self,
+        levels: list[tuple[int, int]],
+        img_channels: int,
+        channels: int,
+        num_blocks: int,
+        attends: set[int],
+        encoder_type: Literal["standard", "residual"],
+        resample_filter: Sequence[int],
+        block: dict[str, Any],
+    ) -> list[int]:
+        """Fills ``self.enc`` and returns the channels of its layers' outputs."""
+        self.enc = nn.ModuleDict()
+        aux_channels = img_channels
+        outputs: list[int] = []
+        for res, out_channels in levels:
+            if res == levels[0][0]:
+                self.enc[f"{res}x{res}_conv"] = Conv2d(img_channels, channels, 3)
+            else:
+                self.enc[f"{res}x{res}_down"] = UNetBlock(
+                    channels, channels, resample="down", resample_filter=resample_filter, **block
+                )
+                if encoder_type == "residual":
+                    self.enc[f"{res}x{res}_aux_residual"] = ResampleConv2d(
+                        aux_channels, channels, 3, "down", resample_filter, fused=True
+                    )
+                    aux_channels = channels
+            outputs.append(channels)
+            for index in range(num_blocks):
+                self.enc[f"{res}x{res}_block{index}"] = UNetBlock(
+                    channels, out_channels, attention=res in attends, **block
+                )
+                channels = out_channels
+                outputs.append(channels)
+        return outputs
+
+    def _build_decoder(
+        self,
+        levels: list[tuple[int, int]],
+        final_channels: int,
+        skip_channels: list[int],
+        num_blocks: int,
+        attends: set[int],
+        resample_filter: Sequence[int],
+        block: dict[str, Any],
+    ) -> None:
+        """Fills ``self.dec``, whose layers take the encoder's outputs in reverse order."""
+        self.dec = nn.ModuleDict()
+        channels = skip_channels[-1]
+        for res, out_channels in reversed(levels):
+            if res == levels[-1][0]:
+                self.dec[f"{res}x{res}_in0"] = UNetBlock(channels, channels, attention=True, **block)
+                self.dec[f"{res}x{res}_in1"] = UNetBlock(channels, channels, **block)
+            else:
+                self.dec[f"{res}x{res}_up"] = UNetBlock(
+                    channels, channels, resample="up", resample_filter=resample_filter, **block
+                )
+            for index in range(num_blocks + 1):
+                attention = index == num_blocks and res in attends
+                self.dec[f"{res}x{res}_block{index}"] = UNetBlock(
+                    channels + skip_channels.pop(), out_channels, attention=attention, **block
+                )
+                channels = out_channels
+        self.dec[f"{res}x{res}_aux_norm"] = group_norm(channels)
+        self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, final_channels, 3, init_scale=NEARLY_ZERO)
+
+    def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
+        """The embedding [B, C] of ``c_noise`` [B], one-hot ``labels`` [B, label_dim] and ``augment_labels``.
+
+        No labels are the zero vector, which is also what label dropout trains.
+        """
+        embedding = self.map_noise(c_noise)
+        if self.map_label is not None and labels is not None:
+            if self.training and self.label_dropout:
+                keep = torch.rand(len(labels), 1, device=labels.device) >= self.label_dropout
+                labels = labels * keep
+            # The one-hot vector is scaled to unit variance per entry.
+            embedding = embedding + self.map_label(labels * math.sqrt(self.map_label.in_features))
+        elif self.map_label is not None:
+            embedding = embedding + self.map_label.bias
+        if self.map_augment is not None and augment_labels is not None:
+            embedding = embedding + self.map_augment(augment_labels)
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
+
+    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """The outputs of the encoder's layers, in order; the last is the deepest."""
+        outputs: list[Tensor] = []
+        aux = x
+        for name, layer in self.enc.items():
+            if isinstance(layer, UNetBlock):
+                x = layer(x, embedding)
+            elif name.endswith("aux_residual"):
+                x = aux = (outputs.pop() + layer(aux)) * math.sqrt(0.5)
+            else:
+                x = layer(x)
+            outputs.append(x)
+        return outputs
+
+    def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
+        """The network's output [B, C, H, W] from what :meth:`encode` gave."""
+        skips = list(encoded)
+        x = skips[-1]
+        for layer in self.dec.values():
+            if isinstance(layer, UNetBlock):
+                if layer.in_channels != x.shape[1]:
+                    x = torch.cat([x, skips.pop()], dim=1)
+                x = layer(x, embedding)
+            else:
+                x = layer(F.silu(x) if isinstance(layer, Conv2d) else x)
+        return x
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """The raw output [B, C, H, W] at ``x`` [B, C, H, W] and ``c_noise`` [B]; see :meth:`embed` for the labels."""
+        embedding = self.embed(c_noise, labels, augment_labels)
+        return self.decode(self.encode(x, embedding), embedding)

@@ -1,0 +1,258 @@
+"""The files that EDM's checkpoints come as: pickles, with tensors in torch's own format, and plain torch files.
+
+Nothing in them is run: see :mod:`onestep.models.edm.safe_unpickler`. The names below are all that the format has.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onestep.models.edm.safe_unpickler import Name, Names, PickleMachine, Recorded, short
+
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_NUMPY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # at the beginning of what torch.save wrote before version 1.6
+_TORCH_PROTOCOL = 1001
+
+
+@dataclass
+class Storage:
+    """Numbers in a row. Their bytes may come later in the file than the tensors that are views of them."""
+
+    dtype: torch.dtype
+    size: int
+    content: bytearray | None = None
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes that the numbers take."""
+        return self.size * self.dtype.itemsize
+
+    def fill(self, content: bytes) -> None:
+        """Take the numbers' bytes.
+
+        Raises:
+            ValueError: if they are not as many as the size says.
+        """
+        if len(content) != self.byte_count:
+            raise ValueError(f"a storage has {len(content)} bytes where {self.byte_count} were expected")
+        self.content = bytearray(content)
+
+
+@dataclass(frozen=True)
+class RecordedTensor:
+    """A view of a storage, with lengths in numbers, not bytes."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def tensor(self) -> Tensor:
+        """The tensor itself, on the CPU.
+
+        Raises:
+            ValueError: if it reaches beyond its storage.
+        """
+        count = prod(self.shape)
+        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        if self.storage.content is None or count > self.storage.size or (count and last >= self.storage.size):
+            raise ValueError(
+                f"a tensor of shape {self.shape} reaches beyond its storage of {self.storage.size} numbers"
+            )
+        if count == 0:
+            return torch.empty(self.shape, dtype=self.storage.dtype)
+        numbers = torch.frombuffer(self.storage.content, dtype=self.storage.dtype)
+        # The step along a dimension of one is never taken, and may be anything.
+        stride = [step if size > 1 else 1 for size, step in zip(self.shape, self.stride, strict=True)]
+        return numbers.as_strided(self.shape, stride, self.offset)
+
+
+class _NumpyDtype(Recorded):
+    """A numpy dtype by its code, such as "f8"; its state must say that it is little-endian."""
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|"):
+            raise ValueError("it has numpy numbers that are not little-endian")
+
+
+def _persistent_object(meta: Any) -> Recorded:
+    """An object of EDM's persistence. Its source code, which comes with it, is not even looked at."""
+    is_class = type(meta) is dict and meta.get("type") == "class" and type(meta.get("class_name")) is str
+    if not is_class or type(meta.get("state")) is not dict:
+        raise ValueError("an object of EDM's persistence lacks its class_name or its state")
+    return Recorded(meta["class_name"], meta["state"])
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> RecordedTensor:
+    if not isinstance(storage, Storage) or type(shape) is not tuple or type(stride) is not tuple:
+        raise ValueError("a tensor is described by something else than a storage, a shape and strides")
+    if len(shape) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
+        raise ValueError("a tensor's shape or strides are no lengths")
+    return RecordedTensor(storage, offset, shape, stride)
+
+
+def _parameter(tensor: Any, *_: Any) -> RecordedTensor:
+    if not isinstance(tensor, RecordedTensor):
+        raise ValueError(f"a parameter is made of {short(tensor)}")
+    return tensor
+
+
+class _Copies:
+    """What is copied out of the file: never more than is in it, however often the file asks for the same."""
+
+    def __init__(self, file_size: int) -> None:
+        self.storages_left = self.texts_left = file_size
+
+    def storage_of_blob(self, blob: Any) -> Storage:
+        """A storage that is a torch file of its own."""
+        if type(blob) is not bytes:
+            raise ValueError(f"a storage is made of {short(blob)}")
+        self.storages_left -= len(blob)
+        if self.storages_left < 0:
+            raise ValueError("its storages are larger than the file")
+        storage = _read_legacy(BytesIO(blob), _STORAGE_NAMES)
+        if not isinstance(storage, Storage):
+            raise ValueError(f"a storage's bytes hold {short(storage)}")
+        return storage
+
+    def bytes_of_text(self, text: Any, encoding: Any) -> bytes:
+        """Bytes as protocols before 3 spell them."""
+        if type(text) is not str or encoding != "latin1":
+            raise ValueError(f"its bytes are spelt as {short(text)} in {short(encoding)}")
+        self.texts_left -= len(text)
+        if self.texts_left < 0:
+            raise ValueError("its bytes are more than those of the file")
+        return text.encode("latin1")
+
+
+def _numpy_dtype(code: Any, *_: Any) -> _NumpyDtype:
+    if code not in _NUMPY_DTYPES:
+        raise ValueError(f"numpy's dtype {short(code)} is none of a number: refused")
+    return _NumpyDtype(code)
+
+
+def _numpy_scalar(dtype: Any, content: Any) -> Any:
+    if not isinstance(dtype, _NumpyDtype) or type(content) is not bytes:
+        raise ValueError("a numpy number is described by something else than its dtype and bytes")
+    return np.frombuffer(content, f"<{dtype.class_name}", count=1).item()
+
+
+_STORAGE_NAMES: Names = {("torch", name): None for name in _DTYPES}
+_NAMES: dict[tuple[str, str], Callable[..., Any] | None] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent_object,
+    ("collections", "OrderedDict"): lambda: {},
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch.nn.modules.container", "ModuleDict"): lambda: Recorded("ModuleDict"),
+    ("numpy.core.multiarray", "scalar"): _numpy_scalar,  # before numpy 2
+    ("numpy._core.multiarray", "scalar"): _numpy_scalar,
+    ("numpy", "dtype"): _numpy_dtype,
+    # Sets as protocols before 4 spell them; none that the format has is needed.
+    ("builtins", "set"): lambda _: Recorded("set"),
+    ("__builtin__", "set"): lambda _: Recorded("set"),
+    **_STORAGE_NAMES,
+}
+
+
+def _names(file_size: int) -> Names:
+    copies = _Copies(file_size)
+    return _NAMES | {
+        ("torch.storage", "_load_from_bytes"): copies.storage_of_blob,
+        ("_codecs", "encode"): copies.bytes_of_text,
+    }
+
+
+def _storage_by_id(storages: dict[str, Storage]) -> Callable[[Any], Storage]:
+    """Makes each storage that a torch file mentions, once; its bytes are still to come."""
+
+    def find(persistent_id: Any) -> Storage:
+        match persistent_id:
+            case ("storage", Name(module="torch", name=kind), str(key), str(), int(size), *view) if (
+                kind in _DTYPES and size >= 0 and view in ([], [None])
+            ):
+                return storages.setdefault(key, Storage(_DTYPES[kind], size))
+        raise ValueError("its persistent id is none of a storage: refused")
+
+    return find
+
+
+def _read_legacy(file: BytesIO, names: Names) -> Any:
+    """What torch.save wrote before version 1.6, and still writes for a lone storage."""
+    storages: dict[str, Storage] = {}
+    header = [PickleMachine({}).read(file) for _ in range(3)]
+    if header[:2] != [_TORCH_MAGIC, _TORCH_PROTOCOL] or type(header[2]) is not dict:
+        raise ValueError("it is no torch file of the format before version 1.6")
+    if header[2].get("little_endian") is not True:
+        raise ValueError("it was written on a big-endian machine")
+    content = PickleMachine(names, _storage_by_id(storages)).read(file)
+    keys = PickleMachine({}).read(file)
+    if type(keys) is not list or not all(type(key) is str for key in keys) or set(keys) != set(storages):
+        raise ValueError("its storages are not those that its tensors refer to")
+    for key in keys:
+        storage = storages[key]
+        if int.from_bytes(file.read(8), "little") != storage.size:
+            raise ValueError("a storage is cut off, or has another size than its tensors say")
+        storage.fill(file.read(storage.byte_count))
+    return content
+
+
+def _read_zip(file: BytesIO, names: Names) -> Any:
+    """What torch.save writes since version 1.6: a zip archive of a pickle and a member for each storage."""
+    storages: dict[str, Storage] = {}
+    with zipfile.ZipFile(file) as archive:
+        roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(roots) != 1 or any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is a zip archive, but not of a torch file")
+        if f"{roots[0]}/byteorder" in archive.namelist() and archive.read(f"{roots[0]}/byteorder") != b"little":
+            raise ValueError("it was written on a big-endian machine")
+        machine = PickleMachine(names, _storage_by_id(storages))
+        content = machine.read(BytesIO(archive.read(f"{roots[0]}/data.pkl")))
+        # Members can be made to overlap, so that a small file fills the memory.
+        if sum(storage.byte_count for storage in storages.values()) > file.seek(0, os.SEEK_END):
+            raise ValueError("its storages are larger than the file")
+        for key, storage in storages.items():
+            storage.fill(archive.read(f"{roots[0]}/data/{key}"))
+    return content
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """What the file holds, as plain data, :class:`Recorded` objects and :class:`RecordedTensor`.
+
+    Args:
+        path: a pickle as EDM and its descendants write it, or a file of torch.save, in either of its formats.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, or it asks for anything that the format does not have. The
+            message names the reason; nothing in the file was run.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no file {str(path)!r}")
+    try:
+        content = Path(path).read_bytes()
+        file, names = BytesIO(content), _names(len(content))
+        if content.startswith(b"PK"):
+            return _read_zip(file, names)
+        if content.startswith(b"\x80\x02\x8a\x0a"):  # the magic number as a pickle
+            return _read_legacy(file, names)
+        return PickleMachine(names).read(file)
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

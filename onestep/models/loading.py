@@ -1,0 +1,70 @@
+"""Teachers and generators from checkpoints: folders of this package, or files of EDM's format."""
+
+import json
+from pathlib import Path
+
+from onestep.assets import ASSETS
+from onestep.models.base import DenoiserNetwork
+from onestep.models.edm.checkpoint import load_edm
+from onestep.models.generator import Generator, load_denoiser
+
+
+def load_teacher(path: str, guidance: float) -> DenoiserNetwork:
+    """A frozen teacher in eval mode.
+
+    Args:
+        path: a folder with ``config.json`` and safetensors weights, such as ``<run>/teacher`` of a pretraining; a file
+            of EDM's format, see :func:`onestep.models.edm.checkpoint.load_edm`; or the name of a bundled teacher:
+            "digits", "fashion".
+        guidance: its classifier-free guidance; 1 for none.
+
+    Raises:
+        ValueError: if there is no such checkpoint, it cannot be read, its weights do not fit its config, or it was not
+            trained for the guidance.
+    """
+    bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("*/config.json")}
+    place = bundled.get(path, Path(path))
+    if not place.is_file() and not (place / "config.json").is_file():
+        raise ValueError(
+            f"no teacher at {path!r}: expected a folder with config.json and safetensors weights, a file of EDM's "
+            f"format, or the name of a bundled teacher: {', '.join(sorted(bundled)) or 'none is bundled'}"
+        )
+    network = load_edm(place) if place.is_file() else load_denoiser(place)
+    return network.requires_grad_(False).set_guidance(guidance)
+
+
+def load_generator(path: str | Path, sigma_init: float | None = None) -> Generator:
+    """A generator in eval mode.
+
+    Args:
+        path: a generator's folder; that of the pipeline which it was exported as; a one-step generator's file of EDM's
+            format, such as those of SiD, SiDA, Uni-Instruct and DMD2; or the name of the bundled one: "fashion".
+        sigma_init: the noise level at which it is evaluated first, in data units: a file does not tell it.
+
+    Raises:
+        ValueError: if there is no such generator, or its noise level is not told, or told twice and not the same.
+    """
+    bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("generators/*/config.json")}
+    path = bundled.get(str(path), Path(path))
+    if path.is_file():
+        if sigma_init is None:
+            raise ValueError(
+                f"{path} does not tell at which noise level its generator is evaluated: give sigma_init=..., which is "
+                "2.5 for SiD, SiDA and Uni-Instruct, and 80 for DMD2"
+            )
+        return Generator(load_edm(path), sigma_init).eval()
+    is_pipeline = (path / "model_index.json").is_file()
+    generator = _of_pipeline(path) if is_pipeline else Generator.from_pretrained(path)
+    if sigma_init not in (None, generator.sigma_init):
+        raise ValueError(f"{path} holds a generator for sigma_init={generator.sigma_init}, not {sigma_init}")
+    return generator
+
+
+def _of_pipeline(folder: Path) -> Generator:
+    index = folder / "model_index.json"
+    try:
+        settings = json.loads(index.read_text())
+        sigma_init, later_sigmas = settings["sigma_init"], settings["later_sigmas"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: {index.name} describes no one-step pipeline ({error})") from error
+    return Generator(load_denoiser(folder / "denoiser"), sigma_init, later_sigmas).eval()

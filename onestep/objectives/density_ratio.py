@@ -1,0 +1,83 @@
+"""Keeping an estimated density ratio r = p/q to its known mean, E_q[r] = 1, at every noise level.
+
+f-distill's normalisation has two stages (Xu, Nie, Vahdat 2025, arXiv 2502.15681): the ratio by its mean near
+the same noise level (:class:`RatioNormalizer`), then the weight by its mean over the global batch
+(:func:`global_mean`).
+"""
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from onestep.noise import SigmaDistribution
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def global_mean(values: Tensor) -> Tensor:
+    """The mean of ``values`` [B] over the batches of all processes, a detached scalar of the same dtype.
+
+    Summed in float64. Every process must call it; their batches may differ in size.
+    """
+    exact = values.detach().double()
+    total_and_count = _sum_over_processes(torch.stack([exact.sum(), torch.ones_like(exact).sum()]))
+    return total_and_count[0].div(total_and_count[1]).to(values.dtype)
+
+
+class RatioNormalizer(nn.Module):
+    """Divides r by its running mean in its bin of sigma, in logarithms.
+
+    The bins are quantiles of the ``sigma_distribution`` that the levels are drawn from, so that each of the ``bins``
+    sees the same share of the samples. Every update of a bin forgets a share ``1 - decay`` of what the bin held; sum
+    and count are forgotten alike, which makes their quotient right from the first update on. Raises ValueError for
+    ``bins`` < 1 or a ``decay`` outside [0, 1).
+
+    ``forward`` reads and ``update`` writes. Where a batch is normalized and then enters the mean, in this order, no
+    sample is divided by a mean that it is part of; above all, a lone sample is not divided by itself.
+    """
+
+    log_ratio_bound = 40.0  # of what enters the mean: one saturated logit must not make a bin's mean infinite
+
+    def __init__(self, sigma_distribution: SigmaDistribution, bins: int, decay: float) -> None:
+        super().__init__()
+        if bins < 1:
+            raise ValueError(f"bins must be at least 1, got {bins}")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}; 0.99 averages over about 100 updates")
+        self.sigma_distribution = sigma_distribution
+        self.bins = bins
+        self.decay = decay
+        self.sums: Tensor  # [bins], decayed sum of r
+        self.counts: Tensor  # [bins], decayed count of samples
+        self.register_buffer("sums", torch.zeros(bins, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(bins, dtype=torch.float64))
+
+    def forward(self, log_ratio: Tensor, sigma: Tensor) -> Tensor:
+        """``log_ratio`` [B] minus the log of the mean ratio in the bin of ``sigma`` [B]; as it is in a bin never seen.
+
+        Differentiable by ``log_ratio``; the mean is a constant.
+        """
+        log_mean = torch.where(self.counts > 0, (self.sums / self.counts).log(), 0.0)
+        return log_ratio - log_mean[self._bin(sigma)].to(log_ratio.dtype)
+
+    @torch.no_grad()
+    def update(self, log_ratio: Tensor, sigma: Tensor) -> None:
+        """Takes the ratios of generated samples, ``log_ratio`` [B] at ``sigma`` [B], into the means of their bins.
+
+        Every process must call it; sums and counts are reduced over them, so that all hold the same means.
+        """
+        ratio = log_ratio.double().clamp(-self.log_ratio_bound, self.log_ratio_bound).exp()
+        # A product with the one-hot membership, as scattered additions are not deterministic on a GPU. (torch's one_hot
+        # checks its input, for which the device would be waited for.)
+        membership = (self._bin(sigma)[:, None] == torch.arange(self.bins, device=sigma.device)).double()
+        sums, counts = _sum_over_processes(torch.stack([ratio, torch.ones_like(ratio)]) @ membership)
+        kept = torch.where(counts > 0, self.decay, 1.0)
+        self.sums.mul_(kept).add_(sums)
+        self.counts.mul_(kept).add_(counts)
+
+    def _bin(self, sigma: Tensor) -> Tensor:
+        return (self.sigma_distribution.cdf(sigma) * self.bins).long().clamp(0, self.bins - 1)

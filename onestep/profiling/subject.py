@@ -1,0 +1,130 @@
+"""A preset's own parts, built as ``train.py`` builds them, and its own updates, to be measured."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
+
+from onestep.config import CONF, check_config
+from onestep.data.dataset import ImagesInMemory
+from onestep.denoiser import map_condition
+from onestep.distillation.build import build_distillation
+from onestep.distillation.loop import updates
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.precision import choose_precision
+from onestep.seeding import GlobalDraws
+
+#: The networks that a preset can be measured with: what selects their settings, and what stands for their files.
+NETWORKS = {"ddpmpp": ["experiment=cifar10_uncond", "teacher.path=random", "data.path=random"], "digits": []}
+CIFAR10 = (3, 32, 32)
+
+
+def random_teacher(guidance: float) -> EDMDenoiser:
+    """EDM's unconditional CIFAR-10 network (arXiv 2206.00364, table 7, DDPM++) with random weights."""
+    options = {"model_channels": 128, "channel_mult": [2, 2, 2], "num_blocks": 4, "attn_resolutions": [16]}
+    network = EDMDenoiser(CIFAR10, architecture="SongUNet", options=options, preconditioning="vp")
+    return network.eval().requires_grad_(False).set_guidance(guidance)
+
+
+def random_images(count: int = 512) -> ImagesInMemory:
+    """Noise in [-1, 1] of CIFAR-10's shape."""
+    return ImagesInMemory(torch.rand(count, *CIFAR10, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+
+
+def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> DictConfig:
+    """The configuration that ``train.py`` would have of the ``overrides``, for random images and no evaluation.
+
+    Raises:
+        ValueError: if the overrides make no distillation.
+    """
+    settings = [f"training.batch_size={batch_size}", f"training.total_images={1000 * batch_size}", "metrics=[]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [*NETWORKS[network], *settings, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        choices = config.hydra.runtime.choices
+    with open_dict(config):
+        del config["hydra"]
+        config.output = tempfile.gettempdir()
+        config.features = None
+        if network == "ddpmpp":
+            guidance = config.teacher.guidance
+            config.teacher = {"_target_": f"{__name__}.random_teacher", "guidance": guidance}
+            config.data = {"_target_": f"{__name__}.random_images"}
+        if config.pairs is not None:  # as many as one batch: their drawing is no part of an iteration
+            config.pairs.count = config.pairs.batch_size = batch_size
+            config.sampler.steps = 2
+    check_config(config)
+    assert choices is not None
+    return config
+
+
+class Subject:
+    """A preset to be measured.
+
+    Args:
+        network: one of :data:`NETWORKS`.
+        overrides: of ``train.py``, such as ``objective=sid``.
+        batch_size: images an iteration.
+    """
+
+    def __init__(self, network: str, overrides: Sequence[str], batch_size: int) -> None:
+        config = compose_preset(network, overrides, batch_size)
+        config.precision = choose_precision(config.precision, config.device)
+        self.seed, self.batch_size = config.seed, batch_size
+        # accelerate keeps one precision for the whole process; each subject brings its own.
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+        self._precision = dict(AcceleratorState._shared_state)
+        self.parts = build_distillation(config, accelerator)
+        x_real, condition = self.parts.data.__getitems__(range(batch_size))
+        self.x_real = x_real.to(accelerator.device)
+        self.condition = map_condition(lambda tensor: tensor.to(accelerator.device), condition)
+        self.iterations = 0
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What runs in an iteration, by name."""
+        judges = self.parts.judges
+        found = {
+            "generator": self.parts.generator.denoiser,
+            "teacher": judges.teacher,
+            "fake score": judges.fake_score,
+            "discriminator": judges.discriminator,
+        }
+        return {name: network for name, network in found.items() if network is not None}
+
+    def iteration(self) -> Iterator[dict[str, Tensor]]:
+        """The next iteration; see :func:`onestep.distillation.loop.updates`."""
+        AcceleratorState._shared_state.clear()
+        AcceleratorState._shared_state.update(self._precision)
+        draws = GlobalDraws(
+            self.seed, 0, self.iterations, batch_size=self.batch_size, rows=slice(None), device=self.x_real.device
+        )
+        yield from updates(self.parts, self.seed, self.iterations, draws, self.x_real, self.condition)
+        self.parts.ema.update(self.parts.generator, self.iterations * self.batch_size, self.batch_size)
+        self.iterations += 1
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Within it iterations change nothing: no optimiser makes its steps, and what was counted is forgotten."""
+        optimizers, iterations = self.parts.optimizers, self.iterations
+        normalizer = self.parts.judges.normalizer
+        kept = None if normalizer is None else {name: value.clone() for name, value in normalizer.state_dict().items()}
+        for optimizer in optimizers.values():
+            optimizer.step = lambda _, own=optimizer: own.discard()  # type: ignore[method-assign, misc]
+        try:
+            yield
+        finally:
+            for optimizer in optimizers.values():
+                del optimizer.step  # the instance's
+                optimizer.discard()
+            self.iterations = iterations
+            if normalizer is not None and kept is not None:
+                normalizer.load_state_dict(kept)

@@ -1,0 +1,98 @@
+"""Pictures of a run: grids of samples, teacher and student side by side, and curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from onestep.metrics.features import to_uint8
+from onestep.toy.networks import are_points
+
+
+def to_grid(images: Tensor, columns: int, scale: int, gap: int = 1) -> Tensor:
+    """Tile images [N, C, H, W] in [-1, 1] into one uint8 picture [H', W', C], pixels enlarged ``scale`` times."""
+    pixels = to_uint8(images).cpu()
+    count, channels, height, width = pixels.shape
+    rows = -(-count // columns)
+    pixels = torch.cat([pixels, pixels.new_full((rows * columns - count, channels, height, width), 255)])
+    pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    pixels = torch.nn.functional.pad(pixels, (gap, gap, gap, gap), value=255)
+    tiled = pixels.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2)
+    return tiled.reshape(rows * tiled.shape[1], columns * tiled.shape[3], channels)
+
+
+def enlargement(images: Tensor) -> int:
+    """The factor that makes a sample at least 48 pixels wide in a picture."""
+    return max(1, -(-48 // images.shape[-1]))
+
+
+def save_image(pixels: Tensor, path: Path) -> None:
+    """Write uint8 pixels [H, W, 1 or 3] as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array: np.ndarray = pixels.numpy()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
+
+
+def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
+    """Write images [N, C, H, W] in [-1, 1] as one picture, row by row; or points [N, D, 1, 1] as dots."""
+    if not are_points(samples):
+        save_image(to_grid(samples, columns, enlargement(samples)), path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    plot_samples(figure.subplots(), samples)
+    figure.savefig(path, dpi=100)
+
+
+def plot_samples(axis: Axes, samples: Tensor) -> None:
+    """Images as a grid, points [N, D, 1, 1] as dots in the plane or as a histogram on the line, within [-1.5, 1.5]."""
+    if not are_points(samples):
+        grid = to_grid(samples, columns=10 if len(samples) > 25 else 5, scale=enlargement(samples)).numpy()
+        axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.set_axis_off()
+        return
+    points = samples.flatten(1).numpy()
+    axis.set_xlim(-1.5, 1.5)
+    if points.shape[1] == 1:
+        axis.hist(points[:, 0], bins=100, range=(-1.5, 1.5), density=True)
+        return
+    axis.scatter(points[:, 0], points[:, 1], s=1, linewidths=0, alpha=0.5)
+    axis.set_ylim(-1.5, 1.5)
+    axis.set_aspect("equal")
+
+
+def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str], path: Path) -> None:
+    """Write the teacher's and the student's samples [N, C, H, W], each a grid or dots under its title."""
+    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    for axis, samples, title in zip(figure.subplots(1, 2), (teacher, student), titles, strict=True):
+        plot_samples(axis, samples)
+        axis.set_title(title)
+    figure.savefig(path, dpi=100)
+
+
+def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Plot every value of ``names`` that the log's ``lines`` hold against images seen, one panel each."""
+    present = [name for name in names if any(name in line for line in lines)]
+    if not present:  # a run shorter than its first log line
+        return
+    columns = min(3, len(present))
+    rows = -(-len(present) // columns)
+    figure = Figure(figsize=(5 * columns, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(present) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes, present, strict=False):
+        points = [(line["images_seen"], line[name]) for line in lines if name in line]
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+        axis.set_title(name.replace("_", " "))
+        axis.set_xlabel("images seen")
+        axis.grid(alpha=0.3)
+        if name == "fid":
+            axis.set_yscale("log")
+    figure.savefig(path, dpi=100)

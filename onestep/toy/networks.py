@@ -1,0 +1,109 @@
+"""Raw networks for points instead of images, [B, C, 1, 1]: the ones whose training can be compared with theory."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onestep.models.edm.layers import PositionalEmbedding
+
+
+def are_points(samples: Tensor) -> bool:
+    """Whether ``samples`` [B, C, H, W] are points, [B, C, 1, 1], and no images."""
+    return samples.shape[2:] == (1, 1)
+
+
+class MLP(nn.Module):
+    """A residual multilayer perceptron in the place of a U-Net; its features are the first half's output.
+
+    It sees the coordinates beside their sines and cosines, without which it is slow to learn anything that is not
+    smooth (Tancik et al. 2020, arXiv 2006.10739).
+
+    Args:
+        img_resolution: 1.
+        img_channels: the points' dimension.
+        label_dim: number of classes; 0 for none.
+        width: units of each layer.
+        depth: residual layers before the features, and again behind them.
+    """
+
+    frequencies = (2.0, 4.0, 8.0)  # per unit of the input, whose variance is about 1
+
+    def __init__(
+        self, img_resolution: int, img_channels: int, label_dim: int = 0, width: int = 128, depth: int = 2
+    ) -> None:
+        super().__init__()
+        _check_points(img_resolution)
+        self.feature_channels = width
+        self.noise = PositionalEmbedding(32)
+        self.embedding = nn.Linear(32 + label_dim, width)
+        self.label_dim = label_dim
+        self.input = nn.Linear(img_channels * (1 + 2 * len(self.frequencies)), width)
+        self.encoder = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.decoder = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.output = nn.Linear(width, img_channels)
+
+    def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
+        """The embedding [B, width] of ``c_noise`` [B] and one-hot ``labels`` [B, label_dim] or None."""
+        parts = [self.noise(16 * c_noise)]
+        if self.label_dim:
+            parts.append(labels if labels is not None else c_noise.new_zeros(len(c_noise), self.label_dim))
+        return self.embedding(torch.cat(parts, 1))
+
+    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """The features, as the only one of the encoder's outputs, [B, width, 1, 1]."""
+        x = x.flatten(1)
+        waves = [wave(frequency * x) for frequency in self.frequencies for wave in (torch.sin, torch.cos)]
+        return [self._pass(self.input(torch.cat([x, *waves], 1)), embedding, self.encoder)[:, :, None, None]]
+
+    def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
+        """The network's output [B, C, 1, 1]."""
+        hidden = self._pass(encoded[-1].flatten(1), embedding, self.decoder)
+        return self.output(F.silu(hidden))[:, :, None, None]
+
+    @staticmethod
+    def _pass(hidden: Tensor, embedding: Tensor, layers: nn.ModuleList) -> Tensor:
+        for layer in layers:
+            hidden = hidden + layer(F.silu(hidden + embedding))
+        return hidden
+
+
+class Affine(nn.Module):
+    """``matrix x + offset``, whatever the noise level: as a generator's network, ``m + A z`` with a known law.
+
+    It starts as zero: of the preconditioning, the skip connection alone.
+
+    Args:
+        img_resolution: 1.
+        img_channels: the points' dimension.
+        label_dim: must be 0.
+    """
+
+    feature_channels = 0  # there are none to read
+
+    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0) -> None:
+        super().__init__()
+        _check_points(img_resolution)
+        if label_dim:
+            raise ValueError(f"an affine network knows no classes, got label_dim={label_dim}")
+        self.map = nn.Linear(img_channels, img_channels)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
+        """Nothing depends on the noise level."""
+        return c_noise
+
+    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """The input itself."""
+        return [x]
+
+    def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
+        """The network's output [B, C, 1, 1]."""
+        return self.map(encoded[-1].flatten(1))[:, :, None, None]
+
+
+def _check_points(img_resolution: int) -> None:
+    if img_resolution != 1:
+        raise ValueError(f"this network takes points, [C, 1, 1], got images of {img_resolution} pixels' width")

@@ -1,0 +1,35 @@
+"""A teacher that is exact: the denoiser of a Gaussian mixture."""
+
+import torch
+from torch import Tensor, nn
+
+from onestep.denoiser import Condition
+from onestep.toy.gaussian_mixture import GaussianMixture
+
+
+class MixtureTeacher(nn.Module):
+    """The posterior mean of a ``mixture`` over points [B, D, 1, 1]: no weights, no error, no features.
+
+    A generator and a fake score have no copy of it to start from, and a discriminator nothing to read: the run's
+    configuration gives them networks of their own. Raises ValueError for a ``guidance`` other than 1.
+    """
+
+    label_dim = 0
+    network_evaluations = 1
+    feature_channels = 0
+
+    def __init__(self, mixture: GaussianMixture, guidance: float) -> None:
+        super().__init__()
+        if guidance != 1:
+            raise ValueError(f"teacher.guidance={guidance}: a mixture has no classes to guide by; use guidance=1")
+        self.guidance = guidance
+        self.mixture = mixture.to(dtype=torch.float32)
+        self.config = {name: value.tolist() for name, value in vars(mixture).items()}  # what it is, as plain numbers
+        self.image_shape = (mixture.means.shape[1], 1, 1)
+
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = None) -> Tensor:
+        """The x0-prediction [B, D, 1, 1] at ``x_sigma`` [B, D, 1, 1] and ``sigma`` [B], computed in float32."""
+        if self.mixture.means.device != x_sigma.device:
+            self.mixture = self.mixture.to(device=x_sigma.device)
+        with torch.autocast(x_sigma.device.type, enabled=False):
+            return self.mixture.denoise(x_sigma.float(), sigma.float())

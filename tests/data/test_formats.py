@@ -1,0 +1,228 @@
+"""The other formats: all hold the same digits, and each says what is wrong with a damaged one."""
+
+import gzip
+import inspect
+import io
+import shutil
+import struct
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from onestep.config import CONF
+from onestep.data.dataset import ImageDataset, ImagesInMemory
+from onestep.data.decoding import DamagedImageError, decode_image
+from onestep.data.digits import Digits
+from onestep.data.edm_zip import EDMZip
+from onestep.data.hugging_face import HuggingFaceDataset
+from onestep.data.idx import IDXImages
+from onestep.data.image_folder import ImageFolder
+from onestep.data.webdataset import WebDataset, find_shards
+from onestep.distillation.loop import distill
+from onestep.metrics.features import to_uint8
+
+REPOSITORY = Path(__file__).parents[2]
+READERS: dict[str, Callable[..., ImageDataset]] = {
+    "images.zip": EDMZip,
+    "classes": ImageFolder,
+    "shards": WebDataset,
+    "shards/digits-{000..001}.tar": WebDataset,
+    "shards/*.tar": WebDataset,
+    "idx": lambda path, **options: IDXImages(path, split="train", **options),
+    "table": lambda path, **options: HuggingFaceDataset(path, split="train", label_column="label", **options),
+}
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImagesInMemory:
+    """What every store holds, read from its source."""
+    source = Digits()
+    assert source.conditions is not None
+    labels = source.conditions[:60].argmax(1)
+    order = torch.argsort(labels, stable=True)
+    return ImagesInMemory(source.images[:60][order], labels[order], 10)
+
+
+@pytest.mark.parametrize("place", READERS)
+def test_every_format_gives_the_same(place: str, stores: Path, digits: ImagesInMemory) -> None:
+    data = READERS[place](str(stores / place))
+    assert (len(data), data.image_shape, data.label_dim) == (60, (1, 8, 8), 10)
+    images, conditions = data.__getitems__(range(60))
+    assert torch.equal(to_uint8(images).float(), (digits.images + 1) * 120)  # 0 to 16 as 0 to 240
+    assert (
+        isinstance(conditions, torch.Tensor)
+        and digits.conditions is not None
+        and torch.equal(conditions, digits.conditions)
+    )
+    options: dict[str, Any] = {"use_labels": False, "xflip": True, "max_size": 7, "random_seed": 1}
+    few, zipped = READERS[place](str(stores / place), **options), EDMZip(str(stores / "images.zip"), **options)
+    assert few.label_dim == 0 and len(few) == 14
+    assert torch.equal(few.__getitems__(range(14))[0], zipped.__getitems__(range(14))[0])
+    assert len({data.fingerprint(), few.fingerprint()}) == 2
+
+
+def test_a_training_reads_a_zip_and_its_workers_change_nothing(
+    stores: Path, tmp_path: Path, train_config: Callable[..., DictConfig]
+) -> None:
+    overrides = (
+        "data=edm_zip",
+        f"data.path={stores / 'images.zip'}",
+        "training.total_images=32",
+        "evaluation.samples=16",
+    )
+    for workers in (0, 2):
+        distill(train_config(tmp_path / str(workers), *overrides, f"num_workers={workers}"))
+    weights = [(tmp_path / str(n) / "generator" / "diffusion_pytorch_model.safetensors").read_bytes() for n in (0, 2)]
+    assert weights[0] == weights[1]
+
+
+def test_decoding() -> None:
+    """A picture 6 wide and 4 high, whose central square is 4 columns of 10, 20, 30 and 40."""
+    columns = np.tile(np.array([0, 10, 20, 30, 40, 50], np.uint8), (4, 1))
+
+    def encode(image: Image.Image, kind: str = "PNG") -> bytes:
+        image.save(stream := io.BytesIO(), kind)
+        return stream.getvalue()
+
+    grey = Image.fromarray(columns)
+    assert np.array_equal(decode_image(encode(grey)), columns[None])
+    assert np.array_equal(decode_image(encode(grey), resolution=4), columns[None, :, 1:5])
+    assert np.array_equal(decode_image(encode(grey), channels=3), np.stack([columns] * 3))
+    small = decode_image(encode(grey), resolution=2)
+    assert small.shape == (1, 2, 2) and abs(small[0].astype(int) - [15, 35]).max() <= 1
+    rgb = np.random.default_rng(0).integers(256, size=(5, 4, 3), dtype=np.uint8)
+    assert np.array_equal(decode_image(encode(Image.fromarray(rgb), "BMP")), rgb.transpose(2, 0, 1))
+    with pytest.raises(ValueError, match=r"neither grey nor RGB .*channels=3"):
+        decode_image(encode(Image.fromarray(rgb).convert("P")))
+    with pytest.raises(ValueError, match="more than 8 bits a channel"):
+        decode_image(encode(Image.fromarray(columns.astype(np.uint16))), channels=1)
+    for kind in ("EPS", "GIF"):  # to show an EPS, Pillow runs Ghostscript
+        with pytest.raises(DamagedImageError):
+            decode_image(encode(grey, kind))
+
+
+def test_folder_of_classes(stores: Path, tmp_path: Path) -> None:
+    shutil.copytree(stores / "classes", tmp_path / "copy")
+    Image.new("L", (8, 8)).save(tmp_path / "copy" / "beside.png")
+    with pytest.raises(ValueError, match=r"'beside\.png' lies beside subfolders"):
+        ImageFolder(str(tmp_path / "copy"))
+    assert len(ImageFolder(str(tmp_path / "copy"), use_labels=False)) == 61
+    Image.new("L", (9, 8)).save(tmp_path / "copy" / "digit_3" / "zz.png")
+    (tmp_path / "copy" / "beside.png").unlink()
+    data = ImageFolder(str(tmp_path / "copy"))
+    number = data.names.index("digit_3/zz.png")
+    with pytest.raises(ValueError, match=r"'digit_3/zz\.png' has the shape \(1, 8, 9\), the first image \(1, 8, 8\)"):
+        data[number]
+    assert ImageFolder(str(tmp_path / "copy"), resolution=8)[number][0].shape == (1, 8, 8)
+    (tmp_path / "copy" / "digit_4" / "aa.jpg").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"1 of 62 images are damaged and left out: digit_4/aa\.jpg"):
+        assert len(ImageFolder(str(tmp_path / "copy"), skip_damaged=True)) == 61
+    with pytest.raises(ValueError, match="no such folder"):
+        ImageFolder(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="channels=4: choose 1"):
+        ImageFolder(str(stores / "classes"), channels=4)
+    with pytest.raises(ValueError, match="max_size=0: expected at least 1"):
+        ImageFolder(str(stores / "classes"), max_size=0)
+
+
+def test_shards(stores: Path, tmp_path: Path) -> None:
+    shard = stores / "shards" / "digits-000.tar"
+    assert find_shards(str(stores / "shards" / "digits-00{0..1}.tar"))[0] == str(shard)
+    with pytest.raises(ValueError, match=r"no such file: .*digits-002\.tar"):
+        WebDataset(str(stores / "shards" / "digits-{000..002}.tar"))
+    with pytest.raises(ValueError, match=r"\{a\.\.c\} is no range"):
+        find_shards("digits-{a..c}.tar")
+    content = shard.read_bytes()
+    broken_files = {"cut.tar": content[:9000], "text.tar": b"x" * 2000, "packed.tar": gzip.compress(content)}
+    for name, broken in broken_files.items():
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(ValueError, match=rf"{name}: no tar, a compressed or a damaged one"):
+            WebDataset(str(tmp_path / name))
+    with tarfile.open(shard) as old, tarfile.open(tmp_path / "unlabelled.tar", "w") as new:
+        for member in old:
+            if member.name != "0007.cls":
+                new.addfile(member, old.extractfile(member))
+    with pytest.raises(ValueError, match=r"the label of '.*unlabelled\.tar/0007' is None"):
+        WebDataset(str(tmp_path / "unlabelled.tar"))
+    assert len(WebDataset(str(tmp_path / "unlabelled.tar"), use_labels=False)) == 30
+
+
+def test_members_that_are_no_images_are_never_read(tmp_path: Path) -> None:
+    """A link out of the archive, a pickle and a path upwards: only the image is looked at, and nothing is written."""
+    Image.new("L", (4, 4), 9).save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", "../../up.png")
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        (tmp_path / "p").write_bytes(b"cos\nsystem\n(S'touch PWNED_MARKER'\ntR.")
+        tar.add(tmp_path / "p", "b.pkl")
+    data = WebDataset(str(tmp_path / "s.tar"))
+    assert len(data) == 1 and (to_uint8(data[0][0]) == 9).all()
+    assert not Path("PWNED_MARKER").exists() and not (tmp_path.parents[1] / "up.png").exists()
+
+
+def test_idx(stores: Path, tmp_path: Path, digits: ImagesInMemory) -> None:
+    padded = IDXImages(str(stores / "idx"), split="train", pad_to=11)
+    image = padded[5][0]
+    assert image.shape == (1, 11, 11)
+    assert torch.equal(to_uint8(image[:, 1:9, 1:9]).float(), (digits.images[5] + 1) * 120)
+    assert image[:, 0].eq(-1).all() and image[:, 9:].eq(-1).all() and image[:, :, 9:].eq(-1).all()
+    with pytest.raises(ValueError, match="pad_to=7 is less than the images' 8 x 8"):
+        IDXImages(str(stores / "idx"), split="train", pad_to=7)
+    with pytest.raises(ValueError, match="no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"):
+        IDXImages(str(stores / "idx"), split="test")
+    with pytest.raises(ValueError, match="split=validation: choose one of train, test"):
+        IDXImages(str(stores / "idx"), split="validation")
+    whole = (stores / "idx" / "train-images-idx3-ubyte").read_bytes()
+    huge = struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 2**31, 2**31)
+    for content, message in (
+        (whole[:-1], "3,840 bytes promised, 3,839 or more"),
+        (whole + b"x", "3,840 bytes promised, 3,841 or more"),
+        (b"PK\3\4", "starts with 504b0304"),
+        (huge, "cannot be right"),
+        (whole[:9], "cannot be right|buffer size"),
+    ):
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            IDXImages(str(tmp_path), split="train")
+    (tmp_path / "train-images-idx3-ubyte").unlink()
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:-20])
+    with pytest.raises(ValueError, match="damaged"):
+        IDXImages(str(tmp_path), split="train")
+
+
+def test_hugging_face(stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = str(stores / "table")
+    assert HuggingFaceDataset(table, split="train").label_dim == 0
+    with pytest.raises(ValueError, match="no column 'picture'; the columns are image, label"):
+        HuggingFaceDataset(table, split="train", image_column="picture")
+    with pytest.raises(ValueError, match="the column 'label' holds no images"):
+        HuggingFaceDataset(table, split="train", image_column="label")
+    by_folder = HuggingFaceDataset(str(stores / "classes"), split="train", label_column="label")
+    assert len(by_folder) == 60 and by_folder.label_dim == 10
+    with pytest.raises(ValueError, match="split 'nope'"):
+        HuggingFaceDataset(str(stores / "classes"), split="nope")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install 'onestep\[datasets\]'"):
+        HuggingFaceDataset(table, split="train")
+
+
+@pytest.mark.parametrize("name", ["edm_zip", "image_folder", "webdataset", "hugging_face", "idx"])
+def test_configured_defaults_are_the_classes(name: str) -> None:
+    """What neither asks for is off in both, and nothing can be set in one alone."""
+    config = OmegaConf.load(CONF / "data" / f"{name}.yaml")
+    assert isinstance(config, DictConfig)
+    parameters = inspect.signature(get_object(config.pop("_target_"))).parameters
+    assert config.keys() == parameters.keys()
+    for key, parameter in parameters.items():
+        assert parameter.default is parameter.empty or parameter.default == config[key], key

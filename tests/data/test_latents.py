@@ -1,0 +1,122 @@
+"""A teacher that denoises the latents of images with classes (DiT), from a folder to a generator and out again."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from omegaconf import DictConfig
+from PIL import Image
+
+from onestep.data.image_folder import ImageFolder
+from onestep.data.latents import LatentDataset
+from onestep.evaluation.sample import sample
+from onestep.export.export import export
+from onestep.export.pipeline import OneStepPipeline
+from onestep.models.diffusers.pipeline_parts import Autoencoder
+from onestep.models.generator import Generator
+from onestep.seeding import seeded_inputs
+from tests.diffusers_models import build_network, randomize
+from tests.tiny_pipelines import distill_without_pictures, vae
+
+CLASSES = 10
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DiT pipeline, whose latents are 8 x 8."""
+    folder = tmp_path_factory.mktemp("dit")
+    torch.manual_seed(0)
+    diffusers.DiTPipeline(build_network("dit"), randomize(vae()), diffusers.DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of random images of 16 x 16 pixels, two of each class."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for index in range(2 * CLASSES):
+        file = folder / f"{index // 2}" / f"{index:02d}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(
+    dit: Path, pictures: Path, train_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished distillation of three iterations, with guidance and a discriminator."""
+    folder = tmp_path_factory.mktemp("latents") / "run"
+    config = train_config(
+        folder, "teacher=diffusers", f"teacher.path={dit}", "teacher.guidance=2.0", "sampler=euler", "data=latents",
+        f"data.images.path={pictures}", f"data.cache={folder.parent / 'cache'}", "sigma=vp", "~features", "metrics=[]",
+        "training.sigma_init=100.0", "training.total_images=12", "training.batch_size=4", "evaluation.samples=4",
+        "evaluation.interim_samples=4", "evaluation.batch_size=4", "evaluation.grid=4", "optimizer.generator.lr=1e-2",
+    )  # fmt: skip
+    distill_without_pictures(config)
+    return folder
+
+
+def test_latents_are_the_autoencoders_and_computed_once(
+    dit: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ImageFolder(str(pictures))
+    data = LatentDataset(images, str(dit), 8, str(tmp_path))
+    pixels, labels = images.__getitems__([3, 19, 8])
+    latents, conditions = data.__getitems__([3, 19, 8])
+    expected = Autoencoder.from_pretrained(dit).vae.encode(pixels).latent_dist.mean * 0.18215
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
+    assert isinstance(conditions, torch.Tensor) and isinstance(labels, torch.Tensor)
+    assert torch.equal(conditions, labels) and data.image_shape == (4, 8, 8) == tuple(latents.shape[1:])
+    assert (len(data), data.label_dim, data.real) == (20, CLASSES, images)
+    decoded = Autoencoder.from_pretrained(dit).vae.decode(latents / 0.18215).sample
+    torch.testing.assert_close(data.decode(latents), decoded, rtol=1e-4, atol=1e-5)
+
+    encoded: list[int] = []
+    encode = Autoencoder.encode
+
+    def counting(self: Autoencoder, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(Autoencoder, "encode", counting)
+    assert LatentDataset(images, str(dit), 8, str(tmp_path)).fingerprint() == data.fingerprint() and encoded == []
+    next(tmp_path.rglob("000002.safetensors")).unlink()  # as if it had been interrupted
+    again = LatentDataset(images, str(dit), 8, str(tmp_path))
+    assert encoded == [4] and torch.equal(again.__getitems__([19])[0], data.__getitems__([19])[0])
+    LatentDataset(ImageFolder(str(pictures), xflip=True), str(dit), 8, str(tmp_path))
+    assert encoded == [4, 8, 8, 8, 8, 8]
+
+
+def test_what_sample_draws_is_decoded_and_so_is_the_export(
+    run: Path, dit: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    seeds = [5, 6, 7]
+    sample(compose_config("sample", f"run={run}", "seed=5", "count=3", "device=cpu", f"save_to={tmp_path / 'drawn'}"))
+    drawn = np.stack([np.asarray(Image.open(tmp_path / "drawn" / f"{seed:06d}.png")) for seed in seeds])
+    with torch.no_grad():
+        latents = Generator.from_pretrained(run / "generator")(*seeded_inputs(seeds, (4, 8, 8), CLASSES))
+        decoded = Autoencoder.from_pretrained(dit).vae.decode(latents / 0.18215).sample
+    expected = (decoded * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    assert abs(drawn.astype(int) - expected).max() <= 1 and drawn.std() > 10
+
+    pipeline = OneStepPipeline.from_pretrained(export(run, tmp_path / "exported"))
+    pipeline.set_progress_bar_config(disable=True)
+    assert abs(np.stack([np.asarray(image) for image in pipeline(seeds).images]).astype(int) - drawn).max() <= 1
+    card = ModelCard.load(tmp_path / "exported" / "README.md").text
+    assert re.search(r"\| data \| LatentDataset of ImageFolder \(pictures\d+\) \|", card)
+
+
+def test_what_is_refused(dit: Path, pictures: Path, compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    options = ("model=teacher", "teacher=diffusers", f"teacher.path={dit}", "sampler=euler", "sampler.steps=2")
+    with pytest.raises(ValueError, match="latents of 4 channels, and nothing decodes them: give data=latents with"):
+        sample(compose_config("sample", *options, "count=1", "device=cpu", f"save_to={tmp_path / 'drawn'}"))
+    with pytest.raises(ValueError, match="multiples of 2, and the images are 3x7x7: choose others by data.images.res"):
+        LatentDataset(ImageFolder(str(pictures), resolution=7), str(dit), 8, str(tmp_path))
+    with pytest.raises(ValueError, match=r"data\.batch_size must be positive, got 0"):
+        LatentDataset(ImageFolder(str(pictures)), str(dit), 0, str(tmp_path))

@@ -1,0 +1,124 @@
+"""Parts that do not fit each other are refused with the offending value and the way to mend it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from onestep.distillation.build import build_distillation
+from onestep.distillation.loop import distill
+from onestep.models.edm.denoiser import EDMDenoiser
+from tests.refusals import refused
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.mark.parametrize("absent", ["discriminator=none", "~discriminator"])
+def test_a_ratio_without_a_discriminator(absent: str, train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, absent, "divergence=forward_kl", "training.gan_weight=0"))
+    assert message.startswith("this divergence needs the density ratio, and there is none: choose discriminator=teach")
+    assert "divergence=reverse_kl with training.gan_weight=0" in message
+
+
+def test_an_adversarial_term_without_a_discriminator(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "discriminator=none", "divergence=reverse_kl", "training.gan_weight=0.5"))
+    assert message.startswith("training.gan_weight=0.5 needs a discriminator, and there is none: choose discriminator=")
+
+
+def test_a_regression_without_pairs(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "training.regression_weight=0.25"))
+    assert message.startswith(
+        "training.regression_weight=0.25 needs pairs of noise and teacher image, and there are none: choose "
+        "pairs=teacher, or set training.regression_weight=0"
+    )
+
+
+def test_pairs_without_a_regression(train_config: Compose, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs"
+    overrides = ("objective=dmd", f"pairs.cache={pairs}")
+    message = refused(train_config(tmp_path / "run", *overrides, "training.regression_weight=0"))
+    assert message == (
+        "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it a "
+        "weight, or set pairs=none"
+    )
+    assert not pairs.exists()
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("divergence=forward_kl", "this divergence needs the density ratio, and there is none"),
+        ("sampler.steps=1", "steps >= 2"),
+        ("evaluation.samples=0", "evaluation.samples must be positive"),
+        ("features.path=no/such/features", "no feature network at"),
+        ("pairs.count=0", "pairs.count must be positive, got 0"),
+    ],
+)
+def test_nothing_is_drawn_for_parts_that_are_refused(
+    override: str, expected: str, train_config: Compose, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs"
+    with pytest.raises(ValueError, match=expected):
+        distill(train_config(tmp_path / "run", "objective=dmd", f"pairs.cache={pairs}", override))
+    assert not pairs.exists()
+
+
+def test_optimisers_of_two_kinds(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "optimizer.discriminator._target_=torch.optim.AdamW"))
+    assert message.startswith("optimizer.discriminator._target_=torch.optim.AdamW, and the fake score's is torch.optim")
+
+
+def test_a_missing_teacher(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "teacher.path=no/such/teacher"))
+    assert message.startswith("no teacher at 'no/such/teacher': expected a folder with config.json and safetensors")
+    assert "bundled teacher: digits" in message
+
+
+@pytest.mark.parametrize(
+    "image_shape, label_dim, expected",
+    [
+        ((3, 8, 8), 10, "channels 3 against 1"),
+        ((1, 16, 16), 10, "resolution (16, 16) against (8, 8)"),
+        ((1, 8, 8), 7, "classes 7 against 10"),
+        ((1, 8, 8), 0, "classes 0 against 10"),
+    ],
+)
+def test_a_teacher_of_other_images(
+    image_shape: tuple[int, int, int], label_dim: int, expected: str, train_config: Compose, tmp_path: Path
+) -> None:
+    options = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": []}
+    EDMDenoiser(image_shape, label_dim, options=options).save_pretrained(tmp_path / "teacher")
+    message = refused(train_config(tmp_path, "teacher=local", f"teacher.path={tmp_path / 'teacher'}"))
+    assert message.startswith(f"the teacher does not fit the data: {expected}; choose another teacher (teacher=...)")
+
+
+def test_a_noise_level_that_the_teacher_does_not_know(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "training.sigma_init=100"))
+    assert message == "sigma_init=100 is outside the noise levels that the network knows, [0.002, 80.0]"
+
+
+@pytest.mark.parametrize(
+    "later_sigmas, expected",
+    [
+        ("[0.5,1.5]", "later_sigmas=[0.5, 1.5]: 1.5 must be below 0.5, the level before it"),
+        ("[0.5,0.001]", "later_sigmas=[0.5, 0.001]: 0.001 must be below 0.5"),
+        ("0.5", "training.later_sigmas=0.5: expected a list of noise levels such as [0.5,0.2], or []"),
+        ("[.9,.8,.7,.6,.5,.4,.3,.2]", "later_sigmas=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2] makes 9 steps: at most 8"),
+    ],
+)
+def test_steps_that_a_generator_cannot_take(
+    later_sigmas: str, expected: str, train_config: Compose, tmp_path: Path
+) -> None:
+    assert refused(train_config(tmp_path, f"training.later_sigmas={later_sigmas}")).startswith(expected)
+
+
+def test_a_batch_that_the_processes_do_not_divide(train_config: Compose, tmp_path: Path) -> None:
+    three_processes: Any = SimpleNamespace(num_processes=3, device=torch.device("cpu"))
+    message = refused(train_config(tmp_path), lambda config: build_distillation(config, three_processes))
+    assert message == (
+        "training.batch_size=16 cannot be divided among 3 processes: choose a multiple, such as 18"
+    )  # fmt: skip

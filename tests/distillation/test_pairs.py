@@ -1,0 +1,304 @@
+"""Pairs: which images they hold, what the cache keeps, and what interruptions and damage leave of it."""
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor
+
+from onestep.distillation.pairs import PairCache, PairSettings, TeacherPairs, prepare_pairs
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.loading import load_teacher
+from onestep.samplers import HeunSampler
+from onestep.seeding import seeded_inputs
+
+SAMPLER = HeunSampler(steps=3, sigma_min=0.1, sigma_max=10.0)
+Prepare = Callable[..., TeacherPairs]
+
+
+@pytest.fixture
+def teacher(tiny_denoiser: Callable[..., EDMDenoiser]) -> EDMDenoiser:
+    return tiny_denoiser(seed=1).requires_grad_(False)
+
+
+@pytest.fixture
+def prepare(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> Prepare:
+    """Prepares pairs in chunks of four, ten unless told otherwise, in a cache in ``tmp_path``."""
+
+    def run(count: int = 10, cache: str = "cache", sharing: Any = accelerator) -> TeacherPairs:
+        return prepare_pairs(PairSettings(count, 4, str(tmp_path / cache)), teacher, SAMPLER, sharing, 5, seed=0)
+
+    return run
+
+
+class Draws:
+    """The latents of every call of the sampler; it dies where it is told to."""
+
+    def __init__(self) -> None:
+        self.latents: list[Tensor] = []
+        self.dies_at: int | None = None
+
+    @property
+    def chunks(self) -> list[int]:
+        """Which chunks of four were drawn, told by their first latent."""
+        first = [seeded_inputs([4 * chunk], (1, 8, 8), 3)[0][0] for chunk in range(10)]
+        return [next(k for k in range(10) if torch.equal(first[k], latents[0])) for latents in self.latents]
+
+
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch) -> Draws:
+    seen, draw = Draws(), HeunSampler.__call__
+
+    def watched(self: HeunSampler, denoiser: EDMDenoiser, latents: Tensor, *given: Any) -> Tensor:
+        if len(seen.latents) == seen.dies_at:
+            raise KeyboardInterrupt
+        seen.latents.append(latents)
+        return draw(self, denoiser, latents, *given)
+
+    monkeypatch.setattr(HeunSampler, "__call__", watched)
+    return seen
+
+
+def files(cache: Path) -> dict[str, bytes]:
+    """Name and content of everything in the one folder of a cache."""
+    (folder,) = cache.iterdir()
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+THREE_CHUNKS = {f"images_{chunk:06d}.safetensors" for chunk in range(3)}
+
+
+# What the pairs are.
+
+
+def test_the_images_are_those_of_the_sampler(prepare: Prepare, teacher: EDMDenoiser, tmp_path: Path) -> None:
+    for pairs in (prepare(), prepare()):  # drawn, and read from the cache
+        assert len(pairs.images) == len(pairs.latents) == 10 and isinstance(pairs.condition, Tensor)
+        for seed in range(10):
+            latents, condition = seeded_inputs([seed], (1, 8, 8), 3)
+            assert condition is not None
+            assert torch.equal(pairs.latents[seed], latents[0]) and torch.equal(pairs.condition[seed], condition[0])
+            image = SAMPLER(teacher, latents, condition)
+            torch.testing.assert_close(pairs.images[seed], image[0], rtol=0, atol=1e-6)
+        assert pairs.images.std() > 0.1 and (pairs.images[0] - pairs.images[1]).abs().max() > 0.1
+    assert files(tmp_path / "cache").keys() == THREE_CHUNKS
+
+
+def test_without_classes(tiny_denoiser: Callable[..., EDMDenoiser], accelerator: Accelerator, tmp_path: Path) -> None:
+    teacher = tiny_denoiser(label_dim=0)
+    pairs = prepare_pairs(PairSettings(3, 4, str(tmp_path)), teacher, SAMPLER, accelerator, 5, seed=0)
+    latents, condition, images = pairs.batch(0)
+    assert condition is None and pairs.condition is None
+    torch.testing.assert_close(images, SAMPLER(teacher, latents), rtol=0, atol=1e-6)
+
+
+def test_a_batch_is_a_function_of_its_cycle(prepare: Prepare) -> None:
+    pairs = prepare()
+    seen = []
+    for iteration in (1, 0):  # ten pairs in batches of five: each once in two iterations
+        latents, condition, images = pairs.batch(iteration)
+        assert torch.equal(pairs.batch(iteration)[0], latents)
+        assert isinstance(condition, Tensor) and isinstance(pairs.condition, Tensor)
+        for row in range(5):
+            (index,) = [k for k in range(10) if torch.equal(pairs.latents[k], latents[row])]
+            assert torch.equal(pairs.images[index], images[row])
+            assert torch.equal(pairs.condition[index], condition[row])
+            seen.append(index)
+    assert sorted(seen) == list(range(10)) and seen != list(range(10))
+    assert not torch.equal(pairs.batch(2)[0], pairs.batch(0)[0])  # the next epoch has another order
+    other = TeacherPairs(pairs.latents, pairs.condition, pairs.images, 5, seed=1, accelerator=pairs.accelerator)
+    assert not torch.equal(other.batch(0)[0], pairs.batch(0)[0])
+
+
+def test_more_pairs_than_there_are_in_a_batch(prepare: Prepare) -> None:
+    pairs = prepare(count=3)
+    assert [len(tensor) for tensor in pairs.batch(7) if tensor is not None] == [5, 5, 5]
+
+
+# What the cache keeps.
+
+
+def test_what_is_there_is_not_drawn_again(prepare: Prepare, draws: Draws, capsys: pytest.CaptureFixture[str]) -> None:
+    first = prepare()
+    assert draws.chunks == [0, 1, 2]
+    assert "0 of 3 chunks are in" in capsys.readouterr().out
+    second = prepare()
+    assert draws.chunks == [0, 1, 2]
+    assert capsys.readouterr().out == ""
+    assert torch.equal(first.images, second.images)
+
+
+def test_more_pairs_are_drawn_behind_those_there(prepare: Prepare, draws: Draws) -> None:
+    few = prepare(10)
+    many = prepare(18)
+    assert draws.chunks == [0, 1, 2, 3, 4]
+    assert len(many.images) == 18 and torch.equal(many.images[:10], few.images)
+    fewer = prepare(3)
+    assert len(draws.latents) == 5 and torch.equal(fewer.images, few.images[:3])
+    assert len(fewer.latents) == 3
+
+
+def test_an_interrupted_drawing_goes_on_where_it_stopped(prepare: Prepare, draws: Draws, tmp_path: Path) -> None:
+    straight = prepare(cache="straight")
+    draws.latents, draws.dies_at = [], 2
+    with pytest.raises(KeyboardInterrupt):
+        prepare()
+    done = files(tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert sorted(done) == sorted(THREE_CHUNKS)[:2]
+
+    draws.dies_at = None
+    resumed = prepare()
+    assert draws.chunks == [0, 1, 2]
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert files(tmp_path / "cache") == files(tmp_path / "straight")
+    assert torch.equal(resumed.images, straight.images)
+
+
+def test_a_chunk_that_was_being_written_is_drawn_again(
+    prepare: Prepare, draws: Draws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", die)
+        prepare()
+    (unfinished,) = files(tmp_path / "cache")
+    assert unfinished.startswith(".writing_")
+    prepare()
+    assert draws.chunks == [0, 0, 1, 2]
+    assert files(tmp_path / "cache").keys() == THREE_CHUNKS  # what was left lying has been overwritten
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "replaced"])
+def test_a_damaged_chunk_is_drawn_again(
+    damage: str, prepare: Prepare, draws: Draws, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = prepare()
+    whole = files(tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    path = folder / "images_000001.safetensors"
+    content = whole[path.name]
+    path.write_bytes({"cut": content[:-10], "emptied": b""}.get(damage, content[:-1] + bytes([content[-1] ^ 1])))
+    if damage == "replaced":  # a sound file that nothing vouches for
+        save_file({"images": torch.zeros(4, 1, 8, 8)}, path)
+    draws.latents = []
+    capsys.readouterr()
+    assert torch.equal(prepare().images, straight.images)
+    assert draws.chunks == [1]
+    assert f"{path} is damaged or cannot be read: making its pairs again" in capsys.readouterr().out
+    assert files(tmp_path / "cache") == whole
+
+
+def test_the_processes_share_the_drawing(prepare: Prepare, teacher: EDMDenoiser, draws: Draws, tmp_path: Path) -> None:
+    def process(rank: int, wait: Callable[[], object]) -> Any:
+        return SimpleNamespace(
+            process_index=rank, num_processes=2, is_main_process=rank == 0, device=torch.device("cpu"),
+            mixed_precision="no", autocast=nullcontext, print=lambda text: None, wait_for_everyone=wait,
+        )  # fmt: skip
+
+    settings = PairSettings(18, 4, str(tmp_path / "cache"))
+    second = process(1, wait=lambda: None)
+
+    def second_draws() -> None:
+        assert draws.chunks == [0, 2, 4]
+        PairCache(settings, teacher, SAMPLER, second).read_or_draw([1, 3])
+
+    ours = prepare(18, sharing=process(0, wait=second_draws))
+    assert draws.chunks == [0, 2, 4, 1, 3]
+    theirs = prepare(18, sharing=second)
+    assert len(draws.latents) == 5 and torch.equal(ours.images, theirs.images)
+    shares = [len(pairs.batch(0)[0]) for pairs in (ours, theirs)]
+    both = torch.cat([pairs.batch(0)[0] for pairs in (ours, theirs)])
+    assert sum(shares) == 5 and torch.equal(both, prepare(18).batch(0)[0])
+    # Where each machine has a cache of its own, each draws them all.
+    prepare(18, cache="elsewhere", sharing=second)
+    assert draws.chunks[5:] == [1, 3, 0, 2, 4]
+
+
+# Its key.
+
+
+def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(
+    tiny_denoiser: Callable[..., EDMDenoiser], tmp_path: Path
+) -> None:
+    def folder(
+        teacher: EDMDenoiser,
+        sampler: HeunSampler = SAMPLER,
+        batch_size: int = 4,
+        precision: str = "no",
+        count: int = 10,
+    ) -> Path:
+        process: Any = SimpleNamespace(mixed_precision=precision)
+        return PairCache(PairSettings(count, batch_size, str(tmp_path)), teacher, sampler, process).folder
+
+    usual = folder(tiny_denoiser(seed=1))
+    one_weight = tiny_denoiser(seed=1)
+    next(one_weight.parameters()).data.view(-1)[0] += 1e-6
+    other_sigma_data = tiny_denoiser(seed=1)
+    other_sigma_data.register_to_config(sigma_data=0.6)
+    others = [
+        folder(tiny_denoiser(seed=2)),
+        folder(one_weight),
+        folder(other_sigma_data),
+        folder(tiny_denoiser(seed=1), sampler=HeunSampler(4, 0.1, 10.0)),
+        folder(tiny_denoiser(seed=1), sampler=HeunSampler(3, 0.1, 11.0)),
+        folder(tiny_denoiser(seed=1), sampler=HeunSampler(3, 0.1, 10.0, churn=5.0)),
+        folder(tiny_denoiser(seed=1), batch_size=5),
+        folder(tiny_denoiser(seed=1), precision="bf16"),
+    ]
+    assert len({usual, *others}) == 9 and {path.parent for path in others} == {tmp_path}
+    assert folder(tiny_denoiser(seed=1), count=1000, sampler=HeunSampler(3, 0.1, 10.0)) == usual
+
+
+def test_where_a_teacher_lies_does_not_matter(accelerator: Accelerator, tmp_path: Path) -> None:
+    load_teacher("digits", guidance=1.0).save_pretrained(tmp_path / "copy")
+    settings = PairSettings(1, 1, str(tmp_path / "cache"))
+    folders = {
+        PairCache(settings, load_teacher(path, guidance=1.0), SAMPLER, accelerator).folder
+        for path in ("digits", f"{tmp_path}/copy")
+    }
+    assert len(folders) == 1
+
+
+# What a user gets wrong.
+
+
+@pytest.mark.parametrize("name", ["count", "batch_size"])
+def test_numbers_that_must_be_positive(name: str) -> None:
+    values: dict[str, Any] = {"count": 1, "batch_size": 1, "cache": "nowhere"}
+    with pytest.raises(ValueError, match=rf"pairs\.{name} must be positive, got 0"):
+        PairSettings(**(values | {name: 0}))
+
+
+def test_a_cache_that_cannot_be_written(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = rf"the pairs cannot be written to {tmp_path}/file/.*: make room there, or choose .* by pairs\.cache="
+    with pytest.raises(ValueError, match=message):
+        PairCache(PairSettings(1, 1, f"{tmp_path}/file"), teacher, SAMPLER, accelerator)
+
+
+def test_a_full_disk(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ValueError, match=r"cannot be written to .*No space left on device.*: make room there"):
+        prepare()
+
+
+def test_the_home_folder_is_found(
+    teacher: EDMDenoiser, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = PairCache(PairSettings(1, 1, "~/.cache/onestep/pairs"), teacher, SAMPLER, accelerator)
+    assert cache.folder.is_dir() and cache.folder.parent == tmp_path / ".cache" / "onestep" / "pairs"

@@ -1,0 +1,100 @@
+"""Every preset runs by its name alone, and trains the networks that its method trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig
+
+from onestep.distillation.build import build_distillation
+from onestep.distillation.loop import distill
+from onestep.engine.log import read_log
+from onestep.evaluation.sample import sample
+
+# What a log line says of the judges, and the updates of the fake score for one of the generator.
+EXPECTED = {
+    "sds": (set(), 0),
+    "diff_instruct": ({"fake_score_loss"}, 2),
+    "vsd": ({"fake_score_loss"}, 2),
+    "dmd": ({"fake_score_loss", "regression_loss"}, 1),
+    "dmd2": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 5),
+    "f_distill": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
+    "sim": ({"fake_score_loss"}, 2),
+    "sid": ({"fake_score_loss"}, 2),
+    "sida": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
+    "sid_lsg": ({"fake_score_loss"}, 2),
+    "uni_instruct": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
+}
+TINY = ("device=cpu", "precision=no", "sampler.steps=2", "evaluation.samples=16", "evaluation.interim_samples=16",
+        "training.total_images=32", "training.batch_size=16", "training.warmup_images=0",
+        "training.log_every=1")  # fmt: skip
+
+
+def run_config(compose_config: Callable[..., DictConfig], folder: Path, *overrides: str) -> DictConfig:
+    return compose_config("train", *TINY, *overrides, f"output={folder / 'run'}")
+
+
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_a_preset_trains_what_it_should(
+    preset: str, compose_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pairs = ("pairs.count=16", "pairs.batch_size=16") if preset == "dmd" else ()
+    config = run_config(compose_config, tmp_path, f"objective={preset}", *pairs)
+    losses, steps = EXPECTED[preset]
+    assert steps in (0, config.training.fake_score_steps)
+    distill(config)
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
+    assert len(lines) == 2
+    assert {key for key in lines[-1] if key.endswith("_loss")} == losses
+    assert lines[-1]["generator_gradient"] > 0
+    assert (tmp_path / "run" / "checkpoints" / "iteration_00000002" / "fake_score.safetensors").exists() == (steps > 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("objective=sid", "divergence=forward_kl"), "SiD descends no other divergence"),
+        (("objective=sim", "weighting=dreamfusion"), "weighting=dreamfusion is for distribution matching"),
+        (("experiment=mixture", "objective=sid_lsg"), "guidance=1.5: a mixture has no classes"),
+        (("experiment=mixture", "training.fake_score_guidance=1.5"), "guidance=1.5: .* without classes"),
+        (("experiment=mixture", "discriminator=teacher_features"), "the teacher has no features"),
+        (("experiment=mixture", "fake_score=null"), "no network that could be copied: describe one as fake_score="),
+        (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
+    ],
+)
+def test_parts_that_do_not_go_together(
+    compose_config: Callable[..., DictConfig], tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        distill(run_config(compose_config, tmp_path, *overrides))
+
+
+def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(
+    compose_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Any] = []
+
+    def keep(config: DictConfig, accelerator: Any) -> Any:
+        built.append(build_distillation(config, accelerator))
+        return built[-1]
+
+    monkeypatch.setattr("onestep.distillation.loop.build_distillation", keep)
+    summary = distill(run_config(compose_config, tmp_path, "objective=sid_lsg", "training.fake_score_guidance=1.25"))
+    (parts,) = built
+    assert (parts.judges.teacher.guidance, parts.judges.fake_score.guidance) == (1.5, 1.25)
+    assert parts.generator.denoiser.guidance == 1.0
+    assert summary["teacher"]["network_evaluations"] == 2 * 3 and summary["student"]["network_evaluations"] == 1
+
+
+def test_points_are_drawn_as_numbers(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    distill(run_config(compose_config, tmp_path, "experiment=mixture", "mixture=ring"))
+    options = (f"run={tmp_path / 'run'}", f"save_to={tmp_path / 'drawn'}", "device=cpu", "count=200", "model=teacher")
+    result = sample(compose_config("sample", *options, "format=npz", "metrics=[energy]", "sampler=heun"))
+    points = np.load(tmp_path / "drawn" / "samples.npz")["images"]
+    assert points.dtype == np.float32 and points.shape == (200, 2, 1, 1)
+    assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's own samples, but for the noise of 200 of them
+    with pytest.raises(ValueError, match="points, no images; choose format=npz"):
+        sample(compose_config("sample", *options, "format=png"))

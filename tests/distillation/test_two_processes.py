@@ -1,0 +1,85 @@
+"""Two real processes hold the same networks, of different images, and measure together what one measures alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+
+from onestep.config import CONF
+from onestep.distillation.loop import distill, draw_exit_step
+from onestep.engine.log import read_log
+from tests.fixtures.runs import FEW_STEPS
+from tests.scripts import REPOSITORY, run_python
+
+TrainConfig = Callable[..., DictConfig]
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import save_file
+
+from onestep.distillation import loop
+
+conf, output, *overrides = sys.argv[1:]
+update_generator = loop.update_generator
+
+
+def update_and_save(parts, iteration, rounds, *inputs):
+    diagnostics = update_generator(parts, iteration, rounds, *inputs)
+    rank = parts.accelerator.process_index
+    networks = {f"{name}.{key}": value.contiguous() for name, network in parts.trained_networks.items()
+                for key, value in network.state_dict().items()}
+    networks |= {"x_generated": rounds[0].x_generated.detach(), "exit_step": torch.tensor(len(rounds[0].noises) - 1)}
+    save_file(networks, Path(output) / f"{iteration}_{rank}.safetensors")
+    return diagnostics
+
+
+loop.update_generator = update_and_save
+with initialize_config_dir(conf, version_base="1.3"):
+    config = compose("train", overrides)
+print(loop.distill(config))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["f_distill", "dmd"])
+def test_two_processes_stay_one_run(
+    method: str, dmd: tuple[str, ...], compose_config: TrainConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    overrides = ("device=cpu", "precision=no", "training.total_images=48", "training.batch_size=16", "sampler.steps=2",
+                 "training.warmup_images=0", "training.log_every=1", "training.evaluate_every=2", *FEW_STEPS,
+                 "evaluation.samples=33", "evaluation.interim_samples=17")  # fmt: skip
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "two.py"))
+    finished = run_python(
+        *launch, str(CONF), str(tmp_path), *overrides, f"output={tmp_path / 'run'}",
+        *(dmd if method == "dmd" else ()), PYTHONPATH=str(REPOSITORY),
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    exit_steps = []
+    for iteration in range(3):
+        first, second = (load_file(tmp_path / f"{iteration}_{rank}.safetensors") for rank in range(2))
+        assert first["x_generated"].shape == (8, 1, 8, 8)  # half of the batch each
+        assert not torch.equal(first.pop("x_generated"), second.pop("x_generated"))
+        assert [key for key, value in first.items() if not torch.equal(value, second[key])] == []
+        exit_steps.append(int(first["exit_step"]))  # the same in both, as everything but their images
+    assert exit_steps == [draw_exit_step(0, iteration, steps=3) for iteration in range(3)] and len(set(exit_steps)) > 1
+    lines = read_log(tmp_path / "run" / "log.jsonl")
+    assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert len(list((tmp_path / "pairs").glob("*/images_*"))) == (3 if method == "dmd" else 0)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["images_seen"] == 48
+    # Each of them has features of half of the samples: the figures are those that one process has of all.
+    one = distill(compose_config("train", *overrides, f"output={tmp_path / 'one'}", *(dmd if method == "dmd" else ())))
+    interim = [read_log(tmp_path / run / "log.jsonl") for run in ("run", "one")]
+    figures = [[line["fid"] for line in lines if "fid" in line] for lines in interim]
+    figures = [[*fids, *(of[side][name] for side in ("teacher", "student") for name in ("fid", "recall"))]
+               for fids, of in zip(figures, (summary, one), strict=True)]  # fmt: skip
+    assert len(figures[0]) == 5 and figures[0] == pytest.approx(figures[1], rel=1e-4)

@@ -1,0 +1,178 @@
+"""Checkpoints on disk: what a crash at any moment, a full disk or a flipped bit leaves, and what is kept and found."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from onestep.engine import checkpoint
+from onestep.engine.checkpoint import (
+    Snapshot,
+    best_metric,
+    damage,
+    find_checkpoint,
+    list_checkpoints,
+    set_later_aside,
+    write_checkpoint,
+)
+
+
+def make_snapshot(iteration: int, value: float = 0.0, score: float | None = None) -> Snapshot:
+    tensors = {"network": {"weight": torch.full((100,), value)}}
+    return Snapshot(iteration, tensors, {"state": {"iteration": iteration}}, score)
+
+
+def value_in(folder: Path) -> float:
+    return load_file(folder / "network.safetensors")["weight"][0].item()
+
+
+def names(run: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(run)]
+
+
+class KilledError(BaseException):
+    """Stands for a process that dies."""
+
+
+def die_at_call(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Die at the ``count``-th system call that changes the disk, in its stead."""
+    calls = 0
+
+    def dying(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                raise KilledError
+            return function(*arguments, **options)
+
+        return call
+
+    for module, name in (
+        (os, "replace"), (os, "fsync"), (shutil, "rmtree"), (checkpoint, "save_file"), (Path, "write_text"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+
+
+@pytest.mark.parametrize("iteration", [2, 3])
+def test_a_death_at_any_moment_of_saving_loses_nothing(
+    iteration: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a later iteration, and of the same again: one is always whole, and it is the old or the new one."""
+    found = []
+    for moment in range(1, 100):
+        run = tmp_path / str(moment)
+        write_checkpoint(run, make_snapshot(2, value=1.0), keep_last=1)
+        try:
+            with monkeypatch.context() as patch:
+                die_at_call(patch, moment)
+                write_checkpoint(run, make_snapshot(iteration, value=2.0), keep_last=1)
+            break
+        except KilledError:
+            left = find_checkpoint("auto", run)
+            assert left is not None and damage(left) is None
+            found.append(value_in(left))
+            # And the next attempt succeeds, and sweeps up.
+            assert value_in(write_checkpoint(run, make_snapshot(4, value=3.0), keep_last=1)) == 3.0
+            assert [path.name for path in (run / "checkpoints").iterdir()] == ["iteration_00000004"]
+    assert len(found) > 8 and set(found) == {1.0, 2.0} and found == sorted(found)
+    last = find_checkpoint("auto", run)
+    assert last is not None and value_in(last) == 2.0 and len(names(run)) == 1
+
+
+def test_same_cycle_again_and_again(tmp_path: Path) -> None:
+    for value in (1.0, 2.0, 3.0):
+        written = write_checkpoint(tmp_path, make_snapshot(5, value), keep_last=1)
+        assert find_checkpoint("auto", tmp_path) == written and value_in(written) == value
+    assert len(names(tmp_path)) == 1
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    for iteration, score in enumerate((9.0, 2.0, None, 5.0, 4.0, 3.0)):
+        write_checkpoint(tmp_path, make_snapshot(iteration, score=score), keep_last=2)
+    assert names(tmp_path) == ["iteration_00000001", "iteration_00000004", "iteration_00000005"]
+    assert best_metric(tmp_path) == 2.0
+    write_checkpoint(tmp_path, make_snapshot(6, score=1.0), keep_last=2)
+    assert names(tmp_path) == ["iteration_00000005", "iteration_00000006"]
+
+
+def test_a_run_that_went_back_does_not_find_what_was_later(tmp_path: Path) -> None:
+    for iteration in (1, 2, 3):
+        write_checkpoint(tmp_path, make_snapshot(iteration, score=1.0 / iteration), keep_last=3)
+    set_later_aside(tmp_path, iteration=1)
+    found = find_checkpoint("auto", tmp_path)
+    assert found is not None and found.name == "iteration_00000001"
+    write_checkpoint(tmp_path, make_snapshot(2, value=7.0, score=2.0), keep_last=3)
+    assert sorted(path.name for path in found.parent.iterdir()) == ["iteration_00000001", "iteration_00000002"]
+    assert value_in(found.parent / "iteration_00000002") == 7.0
+
+
+FILES = ("network.safetensors", "state.json", "manifest.json")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "absent": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_one_is_named_and_passed_over(kind: str, file: str, tmp_path: Path) -> None:
+    good = write_checkpoint(tmp_path, make_snapshot(1), keep_last=2)
+    bad = write_checkpoint(tmp_path, make_snapshot(2), keep_last=2)
+    DAMAGES[kind](bad / file)
+    # A flipped bit in the manifest may be in what it says of any file.
+    named = r"\.(safetensors|json) " if (kind, file) == ("flipped", "manifest.json") else file
+    with pytest.warns(UserWarning, match=f"{bad} is damaged and passed over: .*{named}"):
+        assert find_checkpoint("auto", tmp_path) == good
+    if file != "manifest.json":
+        with pytest.raises(ValueError, match=f"cannot resume from {bad}: {file}"):
+            find_checkpoint(str(bad), tmp_path)
+
+
+def test_nothing_but_damaged_ones_is_no_fresh_start(tmp_path: Path) -> None:
+    flip(write_checkpoint(tmp_path, make_snapshot(1), keep_last=2) / "state.json")
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(ValueError, match=r"every checkpoint of .* is damaged, the newest as state.json is not what"),
+    ):
+        find_checkpoint("auto", tmp_path)
+
+
+def test_a_disk_without_room_is_seen_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = write_checkpoint(tmp_path, make_snapshot(1), keep_last=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(
+        ValueError, match=r"iteration 2 could not be written to .*\(it takes 0\.0 MB, and 1\.0 MB are free\)"
+    ):
+        write_checkpoint(tmp_path, make_snapshot(2), keep_last=1)
+    assert list(good.parent.iterdir()) == [good]
+
+
+def test_a_disk_that_runs_full_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = write_checkpoint(tmp_path, make_snapshot(1), keep_last=1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match="No space left on device.*make room there and go on with resume=auto"):
+        write_checkpoint(tmp_path, make_snapshot(2), keep_last=1)
+    assert list(good.parent.iterdir()) == [good] and damage(good) is None

@@ -1,0 +1,200 @@
+"""The learning rate's course, and the guarded optimiser step."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from onestep.engine.optimizer import BadSample, GuardedOptimizer, SkippedStepError, Term, lr_factor
+from onestep.engine.settings import DistillationSettings
+from onestep.engine.shard import full_tensor, shard
+
+Settings = Callable[..., DistillationSettings]
+
+
+def test_lr_without_warmup_and_decay_is_constant(make_settings: Settings) -> None:
+    assert {lr_factor(make_settings(), images) for images in (0, 500, 1000, 2000)} == {1.0}
+
+
+def test_lr_warms_up_linearly(make_settings: Settings) -> None:
+    settings = make_settings(warmup_images=200)
+    assert [lr_factor(settings, images) for images in (0, 50, 200, 900)] == pytest.approx([0, 0.25, 1, 1])
+
+
+def test_lr_decays_by_a_cosine_to_its_final_share(make_settings: Settings) -> None:
+    settings = make_settings(final_lr=0.1)
+    expected = [1, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 0.55, 0.1, 0.1]
+    assert [lr_factor(settings, images) for images in (0, 250, 500, 1000, 5000)] == pytest.approx(expected)
+
+
+def test_warmup_and_decay_multiply(make_settings: Settings) -> None:
+    settings = make_settings(warmup_images=1000, final_lr=0.2)
+    assert lr_factor(settings, 500) == pytest.approx(0.5 * 0.6)
+
+
+@pytest.fixture
+def weights() -> nn.Parameter:
+    return nn.Parameter(torch.tensor([1.0, 2.0]))
+
+
+SIGMA = torch.tensor([0.5, 2.0])
+STRETCH = torch.tensor([0.5, 1.5])  # of two samples, whose mean is 1
+
+
+def terms_of(weights: Tensor) -> dict[str, Term]:
+    """Two terms, whose gradients add up to (3, 4), of norm 5."""
+    return {"first": Term(3 * weights[0] * STRETCH), "second": Term(weights[1] * STRETCH, weight=4.0)}
+
+
+def take_step(optimizer: GuardedOptimizer, terms: dict[str, Term], iteration: int = 0) -> Tensor:
+    optimizer.backward(terms, SIGMA)
+    return optimizer.step(iteration)
+
+
+@pytest.mark.parametrize("grad_clip, gradient", [(10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])])
+def test_step_descends_the_sum_of_the_clipped_terms(
+    make_settings: Settings, weights: nn.Parameter, grad_clip: float, gradient: list[float]
+) -> None:
+    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings(grad_clip=grad_clip))
+    norm = take_step(optimizer, terms_of(weights))
+    assert norm.item() == pytest.approx(5) and not norm.requires_grad
+    expected = [1 - 0.1 * gradient[0], 2 - 0.1 * gradient[1]]
+    assert weights.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_rounds_add_up_to_their_mean(make_settings: Settings, weights: nn.Parameter) -> None:
+    """Of gradients (3, 4) and (9, 12) the mean is (6, 8), of norm 10."""
+    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings(accumulation=2))
+    for factor in (1, 3):
+        optimizer.backward({name: Term(factor * t.losses, t.weight) for name, t in terms_of(weights).items()}, SIGMA)
+    assert optimizer.step(iteration=0).item() == pytest.approx(10)
+    assert weights.tolist() == pytest.approx([0.4, 1.2])
+
+
+def test_gradients_of_earlier_backward_passes_do_not_enter(make_settings: Settings, weights: nn.Parameter) -> None:
+    weights.grad = torch.full((2,), 100.0)
+    take_step(GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings()), terms_of(weights))
+    assert weights.tolist() == pytest.approx([0.7, 1.6])
+
+
+def test_every_groups_lr_follows_the_course(make_settings: Settings, weights: nn.Parameter) -> None:
+    other = nn.Parameter(torch.zeros(2))
+    sgd = torch.optim.SGD([{"params": [weights], "lr": 0.4}, {"params": [other], "lr": 0.02}], lr=1.0)
+    optimizer = GuardedOptimizer(sgd, make_settings(warmup_images=200))  # ten iterations are half of it
+    for iteration in (3, 10):  # each from the initial rate, not from the one before
+        take_step(optimizer, terms_of(weights) | {"third": Term(other)}, iteration)
+    assert [group["lr"] for group in sgd.param_groups] == pytest.approx([0.2, 0.01])
+    optimizer.rate = 0.5  # as after a roll_back
+    take_step(optimizer, terms_of(weights) | {"third": Term(other)}, 10)
+    assert [group["lr"] for group in sgd.param_groups] == pytest.approx([0.1, 0.005])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_non_finite_term_is_refused_and_changes_nothing(
+    make_settings: Settings, weights: nn.Parameter, value: float
+) -> None:
+    optimizer = GuardedOptimizer(torch.optim.Adam([weights], lr=0.1), make_settings(accumulation=2))
+    for _ in range(2):
+        optimizer.backward(terms_of(weights), SIGMA)
+    optimizer.step(iteration=6)
+    before = weights.detach().clone()
+    moments = {name: moment.clone() for name, moment in optimizer.optimizer.state[weights].items()}
+    optimizer.backward(terms_of(weights) | {"adversarial": Term(weights.sum() * STRETCH)}, SIGMA)
+    bad = weights.sum() * torch.tensor([1.0, value])  # the second sample of the second round
+    optimizer.backward(terms_of(weights) | {"adversarial": Term(bad)}, SIGMA)
+    with pytest.raises(SkippedStepError) as refused:
+        optimizer.step(iteration=7)
+    assert refused.value.samples == [BadSample("adversarial", place=3, sigma=2.0)] and not refused.value.overflow
+    assert not math.isfinite(refused.value.values["adversarial"]) and refused.value.values["first"] == before[0] * 3
+    assert torch.equal(weights, before)
+    assert all(torch.equal(moment, moments[name]) for name, moment in optimizer.optimizer.state[weights].items())
+    for _ in range(2):  # and leaves nothing behind
+        optimizer.backward(terms_of(weights), SIGMA)
+    assert optimizer.step(iteration=7).item() == pytest.approx(5)
+
+
+def test_non_finite_gradient_of_a_finite_term(make_settings: Settings) -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = GuardedOptimizer(torch.optim.SGD([weight], lr=0.1), make_settings())
+    with pytest.raises(SkippedStepError, match=r"'root': 0\.0, 'gradient norm': inf") as refused:
+        take_step(optimizer, {"root": Term(weight.sqrt())})
+    assert weight.item() == 0 and refused.value.samples == []
+
+
+# fp16's loss scale: the gradient that is descended is the loss's own, and small ones survive.
+
+
+class HalfGradient(torch.autograd.Function):
+    """The identity, whose gradient passes through fp16 as those of a network under autocast do."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient.half().float()
+
+
+def half_terms(weight: nn.Parameter, factor: float) -> dict[str, Term]:
+    return {"loss": Term(HalfGradient.apply(weight) * factor * torch.ones(2))}
+
+
+@pytest.mark.parametrize("fp16, gradient", [(False, 0.0), (True, 1e-8)])
+def test_a_gradient_below_half_precision(make_settings: Settings, fp16: bool, gradient: float) -> None:
+    """1e-8 is 0 in fp16, 65536 times it is 6.6e-4."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = GuardedOptimizer(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16)
+    optimizer.backward(half_terms(weight, 1e-8), SIGMA)
+    optimizer.step(0)
+    assert weight.item() == pytest.approx(-gradient, rel=1e-3)
+
+
+def test_overflow_halves_the_scale_of_this_optimizer_alone(make_settings: Settings) -> None:
+    weight, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizers = [GuardedOptimizer(torch.optim.SGD([w], lr=1.0), make_settings(), fp16=True) for w in (weight, other)]
+    for _ in range(2):  # 3 * 65536 and 3 * 32768 are beyond 65504, fp16's largest
+        with pytest.raises(SkippedStepError) as refused:
+            take_step(optimizers[0], half_terms(weight, 3.0))
+        assert refused.value.overflow and weight.item() == 0
+    take_step(optimizers[0], half_terms(weight, 3.0))
+    assert weight.item() == pytest.approx(-3.0)
+    assert [optimizer.loss_scale for optimizer in optimizers] == [2.0**14, 2.0**16]
+    for _ in range(1999):
+        take_step(optimizers[0], half_terms(weight, 0.0))
+    assert optimizers[0].loss_scale == 2.0**15
+    resumed = GuardedOptimizer(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16=True)
+    resumed.load_state_dict(optimizers[0].state_dict())
+    assert resumed.loss_scale == 2.0**15
+
+
+def test_a_term_that_is_not_finite_is_no_overflow(make_settings: Settings, weights: nn.Parameter) -> None:
+    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=1.0), make_settings(), fp16=True)
+    with pytest.raises(SkippedStepError) as refused:
+        take_step(optimizer, {"loss": Term(weights.sum() * torch.tensor([math.nan, 1.0]))})
+    assert not refused.value.overflow and optimizer.loss_scale == 2.0**16
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_whole_and_shared_parameters_of_one_optimizer(make_settings: Settings, fp16: bool, tmp_path: Path) -> None:
+    """A fake score of FSDP2 and its discriminator: of (h1 + h2) (w . x), all gradients are 3."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        network, head = nn.Linear(2, 1, bias=False), nn.Parameter(torch.tensor([1.0, 2.0]))
+        network.weight.data = torch.tensor([[1.0, 2.0]])
+        shard(network, init_device_mesh("cpu", (1,)))
+        parameters = [*network.parameters(), head]
+        optimizer = GuardedOptimizer(
+            torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1), make_settings(), fp16, [network]
+        )
+        norm = take_step(optimizer, {"product": Term((head * network(torch.ones(2, 2))).sum(1))})
+        assert norm.item() == pytest.approx(6)
+        assert full_tensor(network.weight).flatten().tolist() == pytest.approx([0.7, 1.7])
+        assert head.tolist() == pytest.approx([0.7, 1.7])
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,39 @@
+"""Networks that keep no activations: the same gradients, of what was to be differentiated and of nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from onestep.distillation.judges import frozen
+from onestep.engine.shard import checkpoint_activations
+from onestep.models.edm.denoiser import EDMDenoiser
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_gradients_without_kept_activations(
+    tiny_denoiser: Callable[..., EDMDenoiser], freeze: bool, compiled: bool
+) -> None:
+    """Also of a judge, which is frozen while it judges, and thawed before the backward pass."""
+
+    def gradients(saving: bool) -> tuple[Tensor, list[Tensor | None]]:
+        network = tiny_denoiser()
+        if saving:
+            checkpoint_activations(network)
+            if compiled:
+                network.compile()
+        random = torch.Generator().manual_seed(0)
+        x_sigma = torch.randn(2, 1, 8, 8, generator=random).requires_grad_(True)
+        with frozen(network if freeze else None):
+            x0 = network(x_sigma, torch.tensor([0.5, 2.0]), torch.eye(3)[:2])
+        x0.square().sum().backward()
+        assert x_sigma.grad is not None and all(p.requires_grad for p in network.parameters())
+        return x_sigma.grad, [p.grad for p in network.parameters()]
+
+    (kept, of_weights), (anew, of_weights_anew) = gradients(False), gradients(True)
+    torch.testing.assert_close(anew, kept)
+    assert kept.norm() > 1 and [g is None for g in of_weights_anew] == [freeze] * len(of_weights)
+    if not freeze:
+        torch.testing.assert_close(of_weights_anew, of_weights)

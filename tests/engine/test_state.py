@@ -1,0 +1,199 @@
+"""Checkpoints: what comes back, which are kept, and what a crash or damage leaves."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from onestep.engine.checkpoint import find_checkpoint, list_checkpoints, write_checkpoint
+from onestep.engine.optimizer import GuardedOptimizer
+from onestep.engine.state import TrainingState
+from onestep.noise import LogUniformSigma
+from onestep.objectives.density_ratio import RatioNormalizer
+
+
+def make_state(seed: int) -> TrainingState:
+    """A network, a normalizer with float64 buffers, and Adam over two groups; no steps taken."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    normalizer = RatioNormalizer(LogUniformSigma(0.1, 10.0), bins=3, decay=0.9)
+    groups: list[dict[str, Any]] = [
+        {"params": list(network[0].parameters())},
+        {"params": list(network[1].parameters()), "lr": 3e-3},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=1e-3, betas=(0.5, 0.99))
+    settings: Any = None  # of no step that is taken here
+    return TrainingState(
+        {"network": network, "normalizer": normalizer}, {"network": GuardedOptimizer(optimizer, settings)}
+    )
+
+
+def optimizer_of(state: TrainingState) -> torch.optim.Optimizer:
+    return state.optimizers["network"].optimizer
+
+
+def take_steps(state: TrainingState, count: int) -> None:
+    """Steps on data that the iteration gives."""
+    network, normalizer = state.networks["network"], state.networks["normalizer"]
+    assert isinstance(normalizer, RatioNormalizer)
+    for _ in range(count):
+        random = torch.Generator().manual_seed(state.iteration)
+        output = network(torch.randn(5, 3, generator=random))
+        optimizer_of(state).zero_grad()
+        output.square().sum().backward()
+        optimizer_of(state).step()
+        normalizer.update(output[:, 0], torch.rand(5, generator=random) + 0.2)
+        state.iteration += 1
+        state.seconds += 0.1
+
+
+def contents(state: TrainingState) -> dict[str, torch.Tensor]:
+    """Every tensor that training changes."""
+    tensors = {f"{name}.{key}": t for name, net in state.networks.items() for key, t in net.state_dict().items()}
+    for index, values in optimizer_of(state).state_dict()["state"].items():
+        tensors |= {f"adam.{index}.{key}": value for key, value in values.items()}
+    return tensors
+
+
+def assert_equal(one: TrainingState, other: TrainingState) -> None:
+    ours, theirs = contents(one), contents(other)
+    assert ours.keys() == theirs.keys() and len(ours) == 4 + 2 + 4 * 3
+    assert all(torch.equal(value, theirs[key]) and value.dtype == theirs[key].dtype for key, value in ours.items())
+    assert (one.iteration, one.seconds) == (other.iteration, other.seconds)
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    """Bit for bit, at the checkpoint and three steps later."""
+    state, resumed = make_state(seed=0), make_state(seed=1)
+    take_steps(state, 4)
+    resumed.load(state.save(tmp_path, keep_last=1))
+    assert_equal(resumed, state)
+    groups = optimizer_of(resumed).param_groups
+    assert [(group["lr"], tuple(group["betas"])) for group in groups] == [(1e-3, (0.5, 0.99)), (3e-3, (0.5, 0.99))]
+    for one in (state, resumed):
+        take_steps(one, 3)
+    assert_equal(resumed, state)
+
+
+def test_a_fused_step_goes_on_in_another_memory_format(tmp_path: Path) -> None:
+    """Files are contiguous, and a fused step takes its moments to lie in memory as the parameter does."""
+
+    def make() -> tuple[TrainingState, nn.Parameter]:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(4, 8, 3, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+        settings: Any = None
+        return TrainingState({"layer": layer}, {"layer": GuardedOptimizer(optimizer, settings)}), layer.weight
+
+    def step(state: TrainingState, weight: nn.Parameter, number: int) -> None:
+        state.optimizers["layer"].optimizer.zero_grad()
+        (weight * torch.arange(weight.numel()).view_as(weight).roll(number)).square().sum().backward()
+        state.optimizers["layer"].optimizer.step()
+
+    (state, weight), (resumed, other) = make(), make()
+    step(state, weight, 0)
+    resumed.load(state.save(tmp_path, keep_last=1))
+    for one in ((state, weight), (resumed, other)):
+        step(*one, 5)
+    assert not other.is_contiguous() and torch.equal(weight, other)
+
+
+def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    state = make_state(0)
+    for iteration in (5, 90, 100, 1000):  # in the order of numbers, not of letters
+        state.iteration = iteration
+        assert state.save(tmp_path, keep_last=2).is_dir()
+    assert [folder.name for folder in list_checkpoints(tmp_path)] == ["iteration_00000100", "iteration_00001000"]
+
+
+def test_a_saved_checkpoint_outlives_leftovers_of_later_cycles(tmp_path: Path) -> None:
+    """As when a run goes on from one of its older checkpoints."""
+    state = make_state(0)
+    for iteration in (8, 9, 3):
+        state.iteration = iteration
+        written = state.save(tmp_path, keep_last=2)
+    assert written.name == "iteration_00000003" and written.is_dir()
+
+
+def test_saving_the_same_cycle_again_replaces_it(tmp_path: Path) -> None:
+    state = make_state(0)
+    state.save(tmp_path, keep_last=2)
+    take_steps(state, 2)
+    state.iteration = 0
+    restored = make_state(1)
+    restored.load(state.save(tmp_path, keep_last=2))
+    assert len(list_checkpoints(tmp_path)) == 1
+    assert_equal(restored, state)
+
+
+def test_the_guard_and_the_counters_come_back(tmp_path: Path) -> None:
+    state, resumed = make_state(0), make_state(1)
+    state.skipped_steps, state.rollbacks, state.optimizers["network"].rate = 2, 1, 0.25
+    resumed.load(state.save(tmp_path, keep_last=1))
+    assert (resumed.skipped_steps, resumed.rollbacks, resumed.optimizers["network"].rate) == (2, 1, 0.25)
+
+
+def test_a_snapshot_is_of_its_moment(tmp_path: Path) -> None:
+    """It is written while the run goes on."""
+    state = make_state(0)
+    take_steps(state, 2)
+    snapshot = state.snapshot()
+    assert snapshot is not None
+    reference = make_state(1)
+    reference.load(state.save(tmp_path / "at once", keep_last=1))
+    take_steps(state, 2)
+    resumed = make_state(2)
+    resumed.load(write_checkpoint(tmp_path / "later", snapshot, keep_last=1))
+    assert_equal(resumed, reference)
+
+
+def test_find_checkpoint(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert find_checkpoint("auto", run) is None
+    state = make_state(0)
+    first = state.save(run, keep_last=2)
+    state.iteration = 7
+    second = state.save(run, keep_last=2)
+    assert find_checkpoint(None, run) is None
+    assert find_checkpoint("auto", run) == second
+    assert find_checkpoint(str(run), other) == second
+    assert find_checkpoint(str(first), other) == first
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_path_without_a_checkpoint(tmp_path: Path, exists: bool) -> None:
+    path = tmp_path / "typo"
+    if exists:
+        path.mkdir()
+    with pytest.raises(ValueError, match=f"resume={path}: no checkpoint there; give a run's folder"):
+        find_checkpoint(str(path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file", ["network.safetensors", "network.optimizer.safetensors", "network.optimizer.json", "state.json"]
+)
+@pytest.mark.parametrize("damage", ["cut", "emptied", "absent"])
+def test_damaged_checkpoint(tmp_path: Path, file: str, damage: str) -> None:
+    state = make_state(0)
+    take_steps(state, 1)
+    folder = state.save(tmp_path, keep_last=1)
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    if damage == "absent":
+        (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"cannot resume from {folder}"):
+        make_state(1).load(folder)
+
+
+def test_checkpoint_of_another_network(tmp_path: Path) -> None:
+    folder = make_state(0).save(tmp_path, keep_last=1)
+    other = TrainingState({"network": nn.Linear(3, 5)}, {})
+    with pytest.raises(ValueError, match=f"(?s)cannot resume from {folder}.*weight"):
+        other.load(folder)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    folder = make_state(0).save(tmp_path, keep_last=1)
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}

@@ -1,0 +1,141 @@
+"""A finished run leaves as a diffusers pipeline folder that draws what sample.py draws, with a card that says so."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from omegaconf import DictConfig
+from PIL import Image
+
+from onestep.evaluation.sample import sample
+from onestep.export.export import export, main
+from onestep.export.pipeline import OneStepPipeline
+from onestep.models.generator import Generator
+from onestep.seeding import seeded_inputs, seeded_noise
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(finished_run, tmp_path_factory.mktemp("export") / "digits")
+
+
+def test_the_folder_holds_safetensors_and_a_card(exported: Path) -> None:
+    files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
+    assert files == {
+        "README.md",
+        "model_index.json",
+        "denoiser/config.json",
+        "denoiser/diffusion_pytorch_model.safetensors",
+    }
+
+
+@pytest.mark.parametrize("classes", [None, [3, 7]])
+def test_a_seed_gives_what_sample_draws(
+    classes: list[int] | None,
+    exported: Path,
+    finished_run: Path,
+    compose_config: Callable[..., DictConfig],
+    tmp_path: Path,
+) -> None:
+    choice = "classes=null" if classes is None else f"classes={classes}"
+    config = compose_config(
+        "sample", f"run={finished_run}", "count=5", "seed=3", choice, "device=cpu", f"save_to={tmp_path}"
+    )
+    sample(config)
+    drawn = [np.asarray(Image.open(tmp_path / f"{seed:06d}.png")) for seed in range(3, 8)]
+    pipeline = OneStepPipeline.from_pretrained(exported)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(range(3, 8), classes, batch_size=2).images
+    assert all(np.array_equal(image, theirs) for image, theirs in zip(images, drawn, strict=True))
+    assert np.std(drawn) > 10 and images[0].mode == "L"
+
+
+def test_the_other_output_types(exported: Path) -> None:
+    pipeline = OneStepPipeline.from_pretrained(exported)
+    pipeline.set_progress_bar_config(disable=True)
+    latents, labels = seeded_inputs([0, 1], (1, 8, 8), 10)
+    with torch.no_grad():
+        expected = pipeline.generator(latents, labels)
+    torch.testing.assert_close(pipeline([0, 1], output_type="pt").images, expected, rtol=0, atol=1e-6)
+    array = pipeline([0, 1], output_type="np").images
+    assert array.shape == (2, 8, 8, 1)
+    np.testing.assert_allclose(array[..., 0], (expected[:, 0] / 2 + 0.5).clamp(0, 1), atol=1e-7)
+    with pytest.raises(ValueError, match="output_type='jpg': choose one of pil, np, pt"):
+        pipeline([0], output_type="jpg")
+    with pytest.raises(ValueError, match="this network has 10 classes"):
+        pipeline([0], classes=[10])
+
+
+def test_a_few_step_generator_keeps_its_levels(tiny_denoiser: Callable[..., torch.nn.Module], tmp_path: Path) -> None:
+    generator = Generator(tiny_denoiser(seed=2), 2.5, [1.0, 0.5])  # type: ignore[arg-type]
+    OneStepPipeline.from_generator(generator).save_pretrained(tmp_path)
+    pipeline = OneStepPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    latents, labels = seeded_inputs([5], (1, 8, 8), 3)
+    with torch.no_grad():
+        expected = generator(latents, labels, seeded_noise([5], (1, 8, 8), 3))
+    torch.testing.assert_close(pipeline([5], output_type="pt").images, expected, rtol=0, atol=1e-6)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert (index["sigma_init"], index["later_sigmas"]) == (2.5, [1.0, 0.5])
+
+
+def test_the_card_says_what_was_measured(exported: Path, finished_run: Path) -> None:
+    card = ModelCard.load(exported / "README.md")
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "unconditional-image-generation")
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {name: summary["student"][name] for name in ("fid", "recall")}
+    lines = card.text.splitlines()
+    for side, evaluations in (("teacher", 3), ("student", 1)):
+        fid, recall = (f"{summary[side][name]:.4g}" for name in ("fid", "recall"))
+        assert f"| {side} | {fid} | {recall} | {evaluations} | 32 |" in [line.strip() for line in lines]
+    assert "| teacher | load_teacher (digits), guidance 1.0 |" in lines
+    assert "| objective | FDistill |" in lines and "| divergence | JensenShannon |" in lines
+    assert "| images seen in training | 96 |" in lines
+    assert str(finished_run) not in card.content
+
+
+def test_the_cards_code_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(exported.parent)
+    names: dict[str, Any] = {}
+    exec(ModelCard.load(exported / "README.md").text.split("```python\n")[1].split("```")[0], names)
+    assert [image.size for image in names["images"]] == [(8, 8)] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere", "new"), "holds no config.yaml: expected the folder of a finished run"),
+        (("RUN", "RUN"), "is there already: give a new folder"),
+    ],
+)
+def test_what_is_refused(
+    arguments: tuple[str, str], message: str, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        main([str(finished_run) if argument == "RUN" else argument for argument in arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_export_leaves_nothing(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("onestep.export.export.write_card", killed)
+        export(finished_run, tmp_path / "digits")
+    assert list(tmp_path.iterdir()) == []
+    assert export(finished_run, tmp_path / "digits").joinpath("README.md").is_file()
+
+
+def test_nothing_but_safetensors_is_read(exported: Path, tmp_path: Path) -> None:
+    OneStepPipeline.from_pretrained(exported).save_pretrained(tmp_path, safe_serialization=False)
+    assert (tmp_path / "denoiser" / "diffusion_pytorch_model.bin").is_file()
+    with pytest.raises(ValueError, match="cannot be read"):
+        OneStepPipeline.from_pretrained(tmp_path)

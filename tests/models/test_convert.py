@@ -1,0 +1,67 @@
+"""From a file of EDM's format to a folder of safetensors, on the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from onestep.models.edm.checkpoint import load_edm
+from onestep.models.edm.convert import main
+from onestep.models.generator import Generator, load_denoiser
+from onestep.models.loading import load_generator, load_teacher
+
+SID = Path(__file__).parents[1] / "reference" / "sid_ddpmpp_cond10_16.pkl"
+
+
+def test_a_generator_folder_draws_the_recorded_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "models" / "sid"
+    main([str(SID), str(folder), "--sigma-init", "2.5"])
+    assert capsys.readouterr().out == f"{folder}: 189,667 parameters\n"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json", "diffusion_pytorch_model.safetensors", "generator.json",
+    ]  # fmt: skip
+    assert [path.name for path in folder.parent.iterdir()] == ["sid"]  # nothing is left beside it
+    with np.load(SID.with_suffix(".npz")) as arrays, torch.no_grad():
+        latents, labels = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["sampler_class_labels"])
+        expected = torch.from_numpy(arrays["G_out"]).flatten(1)
+        images = Generator.from_pretrained(folder)(latents, labels).double().flatten(1)
+    assert ((images - expected).abs().amax(1) / expected.abs().amax(1)).max() <= 1e-5
+    assert load_generator(folder, 2.5).sigma_init == 2.5
+    with pytest.raises(ValueError, match=r"sid holds a generator for sigma_init=2\.5, not 1\.0"):
+        load_generator(folder, 1.0)
+
+
+def test_a_teacher_folder_holds_the_files_weights(tmp_path: Path) -> None:
+    main([str(SID), str(tmp_path / "teacher")])
+    ours, original = load_denoiser(tmp_path / "teacher").state_dict(), load_edm(SID).state_dict()
+    assert ours.keys() == original.keys() and all(torch.equal(ours[key], original[key]) for key in ours)
+    for path in (SID, tmp_path / "teacher"):
+        teacher = load_teacher(str(path), guidance=1.0)
+        assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "broken.pkl").write_bytes(SID.read_bytes()[:5000])
+    for arguments, message in (
+        ([SID, tmp_path], "exists already: choose a new folder"),
+        ([tmp_path / "absent.pkl", tmp_path / "out"], "there is no file"),
+        ([tmp_path / "broken.pkl", tmp_path / "out"], "broken.pkl cannot be read: "),
+        ([SID, tmp_path / "out", "--sigma-init", "0"], r"sigma_init=0\.0 is outside the noise levels"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            main([str(argument) for argument in arguments])
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.pkl"]
+    with pytest.raises(
+        ValueError, match=r"pkl does not tell at which noise level .* give sigma_init=\.\.\., .* 2\.5 for"
+    ):
+        load_generator(SID)
+
+
+def test_help() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "onestep.models.edm.convert", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "FILE FOLDER" in finished.stdout and "--sigma-init SIGMA" in finished.stdout

@@ -1,0 +1,220 @@
+"""A text-to-image teacher from a folder to a distilled generator, and out again as a pipeline of plain diffusers."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+
+from onestep.config import instantiate
+from onestep.engine.log import read_log
+from onestep.evaluation.sample import sample
+from onestep.evaluation.writing import SampleWriter
+from onestep.export.export import export
+from onestep.models.diffusers.pipeline_parts import TextEncoder
+from onestep.models.diffusers.schedule import VariancePreservingSchedule
+from onestep.models.generator import Generator
+from tests.killed_run import assert_same_checkpoint, distill_until_cycle_5
+from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
+
+PROMPTS = ["a cat", "the sea", "red"]
+SEEDS = [3, 4]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+ONE_STEP = {"sd": [14.6146], "sdxl": [14.6146], "sd3": [1e9], "flux": [1e9]}
+# Timesteps that are not the scheduler's own; t a quarter apart, for flow matching.
+SD_TABLE = VariancePreservingSchedule(SCHEDULERS["sd"]()).sigmas
+FOUR_STEPS = {
+    "sd": [SD_TABLE[t].item() for t in (899, 700, 400, 10)],
+    "sd3": [1e9, 3.0, 1.0, 1 / 3],
+}
+#: Runs the code of a model card as a stranger does, once for each prompt and seed.
+STRANGER = """
+import json, sys
+import numpy as np
+
+for code, prompts, output in json.loads(sys.argv[1]):
+    drawn = []
+    for seed, prompt in prompts:
+        names = {}
+        exec(code.replace("a photo of a cat", prompt).replace("manual_seed(0)", f"manual_seed({seed})"), names)
+        drawn.append(names["images"][0])
+    np.save(output, np.stack(drawn))
+assert not [name for name in sys.modules if name.startswith("onestep")]
+"""
+
+
+@pytest.fixture(scope="session")
+def text_config(
+    pipelines: Callable[[str], Path],
+    train_config: Callable[..., DictConfig],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., DictConfig]:
+    """The configuration of six small iterations with the pipeline of a kind, prompts and guidance, into a folder."""
+    root = tmp_path_factory.mktemp("text")
+    (root / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n")
+
+    def build(kind: str, output: Path, *overrides: str, sigmas: list[float] | None = None) -> DictConfig:
+        first, *later = sigmas or ONE_STEP[kind]
+        return train_config(
+            output, "experiment=text_to_image", f"teacher.path={pipelines(kind)}", f"data.path={root / 'prompts.txt'}",
+            f"data.cache={root / 'cache'}", "teacher.guidance=3.0", "teacher.size=8", f"training.sigma_init={first}",
+            f"training.later_sigmas={later}", "training.total_images=24", "training.batch_size=4",
+            "evaluation.samples=4", "evaluation.grid=4", "divergence=reverse_kl", "discriminator=none",
+            "training.gan_weight=0", "optimizer.generator.lr=1e-2", *overrides,
+        )  # fmt: skip
+
+    return build
+
+
+def draw(run: Path, compose_config: Callable[..., DictConfig]) -> np.ndarray:
+    """What sample.py draws of SEEDS [N, H, W, C], as floats in [0, 1]."""
+    drawn: list[torch.Tensor] = []
+    seeds, place = (f"seed={SEEDS[0]}", f"count={len(SEEDS)}"), run.parent / "drawn"
+    options = (f"run={run}", *seeds, "device=cpu", f"save_to={place}", "format=npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SampleWriter, "finish", lambda _, images, seeds: drawn.append(images))
+        sample(compose_config("sample", *options))
+    return (drawn[0] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def card_code(folder: Path) -> str:
+    return ModelCard.load(folder / "README.md").text.split("```python\n")[1].split("```")[0]
+
+
+#: Kind, steps, and whether the student is a LoRA.
+CASES = [("sd", 1, True), ("sdxl", 1, False), ("sd3", 1, True), ("flux", 1, True), ("sd", 4, False), ("sd3", 4, False)]
+LORA = ("lora=attention", "lora.rank=4", "lora.alpha=8")
+Case = tuple[str, int, bool]
+
+
+def for_stranger(code: str, output: Path) -> list[Any]:
+    code = code.replace("\n).images", '\n    output_type="np",\n).images')
+    return [code, [(seed, PROMPTS[seed % len(PROMPTS)]) for seed in SEEDS], str(output)]
+
+
+def lora_code(code: str, teacher: Path) -> str:
+    """The card's code with its pipeline made as the comment behind it says: of the teacher and the change alone."""
+    code, comment = code.split("# The same of")
+    making = "\n".join(line.removeprefix("# ") for line in comment.splitlines()[1:]).replace(
+        "<the teacher>", str(teacher)
+    )
+    before, pipeline, after = code.partition("pipeline = DiffusionPipeline")
+    assert pipeline
+    return f"{before}{making}\n{after.split(chr(10), 1)[1]}"
+
+
+@pytest.fixture(scope="session")
+def straight_runs(text_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished distillations of six iterations of tiny teachers by LoRA; not to be written to."""
+    runs = {kind: tmp_path_factory.mktemp("straight") / kind for kind in ("sd", "sd3", "flux")}
+    for kind, folder in runs.items():
+        distill_without_pictures(text_config(kind, folder, *LORA))
+    return runs
+
+
+def stand_in(config: DictConfig) -> None:
+    """What a finished run leaves for sample.py and the export, with the teacher, changed at random, as its student."""
+    run = Path(config.output)
+    run.mkdir()
+    OmegaConf.save(config, run / "config.yaml", resolve=True)
+    denoiser = copy.deepcopy(instantiate(config.teacher)).set_guidance(1.0)
+    random = torch.Generator().manual_seed(1)
+    for parameter in denoiser.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=random)
+    settings = config.training
+    Generator(denoiser, settings.sigma_init, list(settings.later_sigmas)).save_pretrained(run / "generator")
+    side = {"network_evaluations": 1, "samples": 4, "samples_per_second": 1.0}
+    (run / "summary.json").write_text(json.dumps({"teacher": side, "student": side, "images_seen": 0, "seconds": 0}))
+
+
+@pytest.fixture(scope="session")
+def exported(
+    text_config: Callable[..., DictConfig],
+    compose_config: Callable[..., DictConfig],
+    pipelines: Callable[[str], Path],
+    straight_runs: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[Case, tuple[Path, np.ndarray]]:
+    """For each case the exported folder, and what sample.py draws; plain diffusers' drawings lie beside the folder."""
+    root = tmp_path_factory.mktemp("exported")
+    told, results = [], {}
+    for case in CASES:
+        kind, steps, lora = case
+        run, folder = root / f"{kind}_{steps}_run", root / f"{kind}_{steps}"
+        sigmas = FOUR_STEPS[kind] if steps == 4 else None
+        if lora:
+            run = straight_runs[kind]
+        else:
+            stand_in(text_config(kind, run, sigmas=sigmas))
+        export(run, folder)
+        results[case] = (folder, draw(run, compose_config))
+        code = card_code(folder)
+        told.append(for_stranger(code, root / f"{kind}_{steps}.npy"))
+        if lora:
+            told.append(for_stranger(lora_code(code, pipelines(kind)), root / f"{kind}_{steps}_lora.npy"))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, json.dumps(told)], cwd=root, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return results
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plain_diffusers_draws_what_sample_draws(
+    case: Case, exported: dict[Case, tuple[Path, np.ndarray]], pipelines: Callable[[str], Path]
+) -> None:
+    folder, ours = exported[case]
+    theirs = np.load(f"{folder}.npy")
+    assert ours.shape == theirs.shape == (len(SEEDS), 16, 16, 3)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-4)
+    assert all(np.abs(theirs[i] - theirs[j]).max() > 0.05 for i in range(len(SEEDS)) for j in range(i))
+    network = "unet" if case[0].startswith("sd") and case[0] != "sd3" else "transformer"
+    before, after = (load_file(place / network / WEIGHTS) for place in (pipelines(case[0]), folder))
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    assert (folder / "pytorch_lora_weights.safetensors").exists() == case[2]
+    if case[2]:
+        np.testing.assert_allclose(np.load(f"{folder}_lora.npy"), ours, rtol=0, atol=2e-4)
+
+
+def test_the_folder_is_a_pipeline_with_a_card(exported: dict[Case, tuple[Path, np.ndarray]]) -> None:
+    for folder, _ in exported.values():
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".txt"}
+        card = ModelCard.load(folder / "README.md")
+        assert (card.data.pipeline_tag, card.data.library_name) == ("text-to-image", "diffusers")
+        assert any(line.startswith("| teacher | load_diffusers (") and "guidance 3.0" in line
+                   for line in card.text.splitlines())  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_a_run_is_resumed_as_the_same_run(
+    kind: str,
+    straight_runs: dict[str, Path],
+    text_config: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overrides = (*LORA, "training.checkpoint_every=3")
+    distill_until_cycle_5(monkeypatch, text_config(kind, tmp_path, *overrides))
+    monkeypatch.setattr(TextEncoder, "__call__", refuse)  # the embeddings are in the cache
+    distill_without_pictures(text_config(kind, tmp_path, *overrides, "resume=auto"))
+    assert_same_checkpoint(
+        *(folder / "checkpoints" / "iteration_00000006" for folder in (straight_runs[kind], tmp_path))
+    )
+    losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line]
+    assert len(losses) == 6 and len(set(losses)) == 6
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("this must not be called")

@@ -1,0 +1,128 @@
+"""Whole pretrainings, small: a teacher, with augmentation or without, and a feature network."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from onestep.data.idx import IDXImages
+from onestep.engine.log import read_log
+from onestep.metrics.classifier import load_classifier
+from onestep.metrics.features import to_uint8
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.loading import load_teacher
+from onestep.pretraining.classifier import pretrain_features
+from onestep.pretraining.denoiser import pretrain
+from onestep.seeding import GlobalDraws
+from tests.conftest import SMALL
+
+Compose = Callable[..., DictConfig]
+# A distillation's alone are not among the keys of a pretraining.
+TINY = tuple(override for override in SMALL if "fake_score" not in override)
+
+
+def test_a_teacher_is_kept_and_scored(compose_config: Compose, tmp_path: Path) -> None:
+    overrides = ("experiment=pretrain_digits", "evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]")
+    summary = pretrain(compose_config("train", *TINY, *overrides, f"output={tmp_path}"))
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    of_run = [line for line in read_log(tmp_path / "log.jsonl") if "fid" in line]
+    assert [line["iteration"] for line in of_run] == [3, 6] and not any("recall" in line for line in of_run)
+    best = min(of_run, key=lambda line: line["fid"])
+    assert summary["images_seen"] == best["images_seen"] and summary["seconds"] > 0
+    teacher = summary["teacher"]
+    assert (teacher["network_evaluations"], teacher["samples"]) == (3, 32)
+    assert teacher["samples_per_second"] > 0 and 0 <= teacher["recall"] <= 1
+    records = summary["figures"]["teacher"]
+    expected = [("fid", [0, 31]), ("recall", [0, 31]), ("fid", [32, 63])]
+    assert [(record["metric"], record["seeds"]) for record in records] == expected
+    assert records[0]["value"] == teacher["fid"] != records[2]["value"]
+    assert load_teacher(str(tmp_path / "teacher"), guidance=1.0).image_shape == (1, 8, 8)
+
+
+def test_the_network_is_told_of_the_augmentation(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    evaluate = EDMDenoiser.evaluate
+
+    def evaluate_and_keep(network, x_sigma, sigma, condition, augment_labels=None, **options):  # type: ignore[no-untyped-def]
+        if network.training:
+            told.append((x_sigma, augment_labels))
+        return evaluate(network, x_sigma, sigma, condition, augment_labels, **options)
+
+    monkeypatch.setattr(EDMDenoiser, "evaluate", evaluate_and_keep)
+    overrides = (
+        "experiment=pretrain_digits",
+        "augment=edm",
+        "network.options.augment_dim=9",
+        "training.accumulation=2",
+    )
+    config = compose_config("train", *TINY, *overrides, f"output={tmp_path}")
+    pretrain(config)
+    labels = torch.cat([labels for _, labels in told[:2]])
+    assert labels.shape == (16, 9) and len(told) == 12  # six iterations of two rounds
+    # The draws of the iteration come after those of sigma and noise, which are what they are without augmentation.
+    draws = GlobalDraws(0, 0, 0, batch_size=16, rows=slice(None))
+    draws.uniform(()), draws.normal((1, 8, 8))
+    assert torch.equal(labels[:, 0], (draws.uniform((9,))[:, 0] < 0.5).float())
+    # Without labels the network does what labels of 0 do.
+    teacher = load_teacher(str(tmp_path / "teacher"), guidance=1.0)
+    x_sigma, sigma = told[0][0], torch.ones(8)
+    assert teacher.config["options"]["augment_dim"] == 9
+    assert torch.equal(teacher(x_sigma, sigma, None), teacher(x_sigma, sigma, None, torch.zeros(8, 9)))
+    assert not torch.allclose(teacher(x_sigma, sigma, None), teacher(x_sigma, sigma, None, labels[:8]), atol=1e-6)
+
+
+def test_a_network_without_a_place_for_the_labels(compose_config: Compose, tmp_path: Path) -> None:
+    config = compose_config("train", *TINY, "experiment=pretrain_digits", "augment=edm", f"output={tmp_path}")
+    with pytest.raises(ValueError, match=r"must take its 9 labels, and takes 0: set network\.options\.augment_dim=9"):
+        pretrain(config)
+
+
+def test_metrics_of_the_run_that_are_not_measured(compose_config: Compose, tmp_path: Path) -> None:
+    wrong = ("experiment=pretrain_digits", "evaluation.interim_metrics=[kid]")
+    with pytest.raises(ValueError, match=r"interim_metrics names kid, which is none of the metrics: fid, recall"):
+        pretrain(compose_config("train", *TINY, *wrong, f"output={tmp_path}"))
+
+
+FEATURES = ("device=cpu", "precision=no", "features_training.epochs=2")
+
+
+def test_a_feature_network_is_judged_on_other_data(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
+    """The training's own images as the data held out: the accuracy is the share that the saved network gets right."""
+    given = ("data=idx", f"data.path={stores / 'idx'}", "features_training.batch_size=20")
+    held_out = {"_target_": "onestep.data.idx.IDXImages", "path": str(stores / "idx"), "split": "train"}
+    config = compose_config("train", "experiment=pretrain_digits_features", *FEATURES, *given, f"output={tmp_path}")
+    config.held_out = held_out
+    summary = pretrain_features(config)
+    network = load_classifier(str(tmp_path / "features.safetensors"))
+    images, conditions = IDXImages(str(stores / "idx"), split="train").__getitems__(range(60))
+    right = int((network.classify(to_uint8(images)).argmax(1) == conditions.argmax(1)).sum())  # type: ignore[union-attr]
+    assert summary == {"held_out_accuracy": right / 60, "held_out_images": 60, "images": 60}
+    assert network.config["held_out_accuracy"] == right / 60 and network.title == "digits classifier"
+
+
+def test_a_feature_network_of_another_size(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
+    """What experiment=pretrain_fashion_features builds, on digits that are padded to 32 x 32."""
+    given = (f"data.path={stores / 'idx'}", "held_out.split=train", "features_training.batch_size=60")
+    config = compose_config("train", "experiment=pretrain_fashion_features", *FEATURES, *given, f"output={tmp_path}")
+    summary = pretrain_features(config)
+    network = load_classifier(str(tmp_path / "features.safetensors"))
+    assert network(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).shape == (2, 64)
+    assert summary["held_out_images"] == 60 and network.title == "Fashion-MNIST classifier"
+
+
+def test_a_file_that_holds_no_feature_network(tmp_path: Path) -> None:
+    (tmp_path / "features.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="holds no feature network of experiment=pretrain_..._features"):
+        load_classifier(str(tmp_path / "features.safetensors"))
+
+
+def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
+    given = ("data=idx", f"data.path={stores / 'idx'}", "data.use_labels=false")
+    config = compose_config("train", "experiment=pretrain_digits_features", *FEATURES, *given, f"output={tmp_path}")
+    with pytest.raises(ValueError, match="a classifier needs images with classes"):
+        pretrain_features(config)

@@ -1,0 +1,120 @@
+"""The benchmark counts what an iteration costs as the documentation says, and measures presets beside each other."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.profiling import subject
+from onestep.profiling.__main__ import main
+from onestep.profiling.measure import peak_memory
+from onestep.profiling.passes import count
+from onestep.profiling.subject import CIFAR10, Subject
+
+pytestmark = pytest.mark.usefixtures("process_as_it_was")
+
+#: Forwards of docs/objectives.md's table beside the encoders' share, and how many times that share, for 2 updates of
+#: the fake score; and what docs/performance.md says of the published network, with as many updates as are published.
+PASSES = {
+    "sds": (4, 0), "diff_instruct": (11, 0), "f_distill": (11, 5), "dmd2": (11, 5), "sid": (13, 0), "sida": (13, 6),
+    "uni_instruct": (13, 4),
+}  # fmt: skip
+BARS = {"f_distill": (4, 20.6), "dmd2": (4, 20.6), "sid": (1, 10.1), "sida": (1, 11.1), "uni_instruct": (1, 11.1)}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A network of few layers takes the place of the published one; returns its encoder's share of a forward."""
+    options = {"model_channels": 128, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
+
+    def teacher(guidance: float) -> EDMDenoiser:
+        return EDMDenoiser(CIFAR10, options=options).eval().requires_grad_(False).set_guidance(guidance)
+
+    monkeypatch.setattr(subject, "random_teacher", teacher)
+    network, flops = teacher(1.0), []
+    for outputs in ("features", "prediction"):
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, *CIFAR10), torch.ones(1), outputs=outputs)
+        flops.append(counter.get_total_flops())
+    return float(flops[0] / flops[1])
+
+
+@pytest.mark.parametrize("objective", PASSES)
+def test_the_count_is_that_of_the_documentation(objective: str, small: float) -> None:
+    counted = count(Subject("ddpmpp", [f"objective={objective}", "training.fake_score_steps=2"], 2))
+    whole, encoders = PASSES[objective]
+    costs = {"all": 0.0, "discriminator": 0.0}
+    for line in counted.lines():
+        costs["all"] += line["forward"] + line["backward"]
+        costs["discriminator"] += (line["forward"] + line["backward"]) * (line["network"] == "discriminator")
+    assert costs["all"] == pytest.approx(counted.forward_equivalents, rel=1e-3)
+    # The first layer's input is not differentiated, which the documentation neglects, as it does the heads.
+    expected = whole + encoders * small + costs["discriminator"]
+    assert counted.forward_equivalents == pytest.approx(expected, rel=0.015)
+    generator = [one for one in counted.passes if one.network == "generator"]
+    assert len(generator) == 1 and generator[0].backward == pytest.approx(2 * generator[0].forward, rel=0.02)
+
+
+def test_fresh_latents_cost_a_forward_each(small: float) -> None:
+    shared, fresh = (
+        count(Subject("ddpmpp", ["objective=sid", "training.fake_score_steps=2", *more], 2)).forward_equivalents
+        for more in ([], ["training.fresh_latents=true"])
+    )
+    assert fresh - shared == pytest.approx(2, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", BARS)
+def test_the_published_network_s_count(objective: str) -> None:
+    steps, most = BARS[objective]
+    counted = count(Subject("ddpmpp", [f"objective={objective}", f"training.fake_score_steps={steps}"], 4))
+    assert counted.forward / 4e9 == pytest.approx(42.4, abs=0.1)
+    assert most - 1 < counted.forward_equivalents <= most
+
+
+def test_two_presets_in_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand_in(network: str, overrides: list[str], batch_size: int, sources: Path | None) -> float:
+        assert (network, batch_size, sources) == ("digits", 8, None)
+        return {"objective=sid": 2.5, "objective=diff_instruct": 2.0}[overrides[0]]
+
+    monkeypatch.setattr("onestep.profiling.__main__.peak_memory", stand_in)
+    file = tmp_path / "report.json"
+    options = ["device=cpu", "training.fake_score_steps=1"]
+    arguments = ["objective=sid", *options, "--against", "objective=diff_instruct", *options]
+    main(["--network", "digits", "--batch-size", "8", "--iterations", "1", "--json", str(file), *arguments])
+    left, right = json.loads(file.read_text())["subjects"]
+    assert left["overrides"] == ["objective=sid", *options]
+    for record in (left, right):
+        assert record["images_per_second"] == pytest.approx(8 / record["seconds_per_iteration"])
+    assert (left["peak_memory_gb"], right["peak_memory_gb"]) == (2.5, 2.0)
+    ratio = left["forward_equivalents"] / right["forward_equivalents"]
+    assert ratio == pytest.approx((7 + 3) / (5 + 3), rel=0.02)
+    printed = capsys.readouterr().out
+    assert f"{ratio:.3f}" in printed and "1.250" in printed
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
+    """The graph of 1,500 digits holds 1,500 x 64 pixels x 32 channels, 12 MB, of more than 20 layers."""
+    taken = torch.zeros(2**28)  # 1 GB of this process
+    overrides = ["objective=sds", "device=cpu", "precision=no"]
+    few, many = (peak_memory("digits", overrides, count, None) for count in (8, 1500))
+    assert 0.1 < few < taken.nbytes / 1e9 and few + 0.2 < many < 10
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["objective=nothing"], "nothing"),
+        (["--against-revision", "no-such-revision"], "revision 'no-such-revision'"),
+    ],
+)
+def test_what_cannot_be_measured(arguments: list[str], expected: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--network", "digits", "--count", *arguments])
+    assert expected in str(caught.value) and str(caught.value).startswith("error: ")

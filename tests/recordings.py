@@ -1,0 +1,139 @@
+"""Short trainings in float64, whose losses, gradients and final weights were recorded: ``python -m tests.recordings``.
+
+In float64 every machine computes the same to far more digits than are compared, so that one recording serves all.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+from torch import nn
+
+from onestep.config import CONF
+from onestep.engine.log import read_log
+from onestep.models import generator
+from onestep.models.diffusers import loading as diffusers_teachers
+from tests.diffusers_models import UNET_BLOCKS, randomize
+
+REPOSITORY = Path(__file__).parents[1]
+RECORDINGS = Path(__file__).parent / "reference" / "recordings.json"
+
+SMALL = (
+    "device=cpu", "precision=no", "metrics=[]", "sampler.steps=2", "evaluation.samples=8",
+    "evaluation.interim_samples=8",
+    "evaluation.batch_size=8", "evaluation.grid=4", "training.total_images=24", "training.batch_size=8",
+    "training.warmup_images=0", "training.log_every=1", "training.grad_clip=1e6",
+)  # fmt: skip
+RATES = ("optimizer.generator.lr=2e-3", "optimizer.fake_score.lr=2e-3", "optimizer.discriminator.lr=4e-3")
+PRESETS = ("f_distill", "uni_instruct", "sds", "diff_instruct", "vsd", "dmd", "dmd2", "sim", "sid", "sida", "sid_lsg")
+PAIRS = ("pairs.count=16", "pairs.batch_size=8", "pairs.cache={folder}/pairs")
+LORA = ("teacher=diffusers", "teacher.path={folder}/pipeline", "sampler=euler", "training.sigma_init=10.0",
+        "lora=attention", "lora.rank=2", "lora.students=[generator,fake_score]")  # fmt: skip
+CASES: dict[str, tuple[str, ...]] = {
+    **{preset: (f"objective={preset}", *(PAIRS if preset == "dmd" else ())) for preset in PRESETS},
+    "f_distill_forward_kl": ("divergence=forward_kl",),
+    "f_distill_shared_encoder": ("discriminator=shared_encoder",),
+    "f_distill_accumulation": ("training.accumulation=2",),
+    "f_distill_two_processes": (),
+    "f_distill_few_steps": ("training.later_sigmas=[0.5,0.2]",),
+    "f_distill_lora": LORA,
+    "uni_instruct_published_gradient": ("objective=uni_instruct", "objective.exact_ratio_gradient=false"),
+    "uni_instruct_accumulation": ("objective=uni_instruct", "training.accumulation=2", "discriminator=shared_encoder"),
+    "dmd_accumulation": ("objective=dmd", "training.accumulation=2", *PAIRS),
+    "dmd2_few_steps": ("objective=dmd2", "training.later_sigmas=[0.5]", "training.accumulation=2"),
+    "sida_fresh_latents": ("objective=sida", "training.fresh_latents=true"),
+    "sida_two_processes": ("objective=sida", "training.accumulation=2"),
+    "pretraining": ("experiment=pretrain_digits", "training.evaluate_every=100"),
+}  # fmt: skip
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Within it all networks compute in float64, those too that are loaded or cast to float32."""
+    load_denoiser = generator.load_denoiser
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(nn.Module, "float", nn.Module.double)
+        patch.setattr("onestep.models.loading.load_denoiser", lambda folder: load_denoiser(folder).double())
+        patch.setitem(diffusers_teachers.DTYPES, "float32", torch.float64)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def save_pipeline(folder: Path) -> None:
+    """A tiny class-conditional UNet2DModel of the digits' shape with random weights."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = diffusers.UNet2DModel(8, 1, 1, num_class_embeds=10, **UNET_BLOCKS, **blocks)
+    diffusers.DDPMPipeline(randomize(unet), diffusers.DDPMScheduler()).save_loading(folder)
+
+
+def train(name: str, folder: Path) -> None:
+    """Run a case into ``folder/run``."""
+    from onestep.config import run_task
+
+    overrides = [override.format(folder=folder) for override in CASES[name]]
+    if name.endswith("lora") and not (folder / "pipeline").exists():
+        save_pipeline(folder / "pipeline")
+    rates = () if name == "pretraining" else RATES
+    with double_precision():
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", [*SMALL, *rates, *overrides, f"output={folder / 'run'}"])
+        run_task(config)
+
+
+def measure(run: Path) -> dict[str, Any]:
+    """The log's lines, and of the last checkpoint's networks the norm and projections to random directions."""
+    lines = [
+        {key: value for key, value in line.items() if isinstance(value, float)} for line in read_log(run / "log.jsonl")
+    ]
+    networks = {}
+    for file in sorted((run / "checkpoints").iterdir())[-1].glob("*.safetensors"):
+        if "optimizer" in file.name:
+            continue
+        weights = torch.cat([value.double().flatten() for _, value in sorted(load_file(file).items())])
+        random = torch.randn(4, len(weights), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        networks[file.stem] = [weights.norm().item(), *(random @ weights).tolist()]
+    return {"log": [line for line in lines if line], "networks": networks}
+
+
+def main(names: list[str]) -> None:
+    """Record the cases, those of two processes apart."""
+    found: dict[str, Any] = json.loads(RECORDINGS.read_text()) if RECORDINGS.exists() else {}
+    for name in names or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            run_case(name, Path(folder))
+            found[name] = measure(Path(folder) / "run")
+    RECORDINGS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def run_case(name: str, folder: Path) -> None:
+    """Run a case, in two processes if its name says so."""
+    if not name.endswith("two_processes"):
+        train(name, folder)
+        return
+    from tests.scripts import run_python
+
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.recordings")
+    finished = run_python(*launch, "run", name, str(folder), PYTHONPATH=str(REPOSITORY))
+    assert finished.returncode == 0, finished.stderr
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["run"]:
+        train(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main(sys.argv[1:])

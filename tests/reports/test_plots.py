@@ -1,0 +1,47 @@
+"""Pictures of samples: which pixel goes where."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from onestep.reports.plots import enlargement, save_image, save_samples, to_grid
+
+
+def test_grid_places_known_pixels() -> None:
+    """Three 2x2 images in two columns, doubled, with a white line of one pixel around each."""
+    images = torch.full((3, 1, 2, 2), -1.0)
+    images[0, 0, 0, 0] = 0.0  # 128
+    images[1, 0, 1, 0] = 0.5  # 191
+    images[2, 0, 0, 1] = -0.5  # 64
+    grid = to_grid(images, columns=2, scale=2)
+    expected = np.full((12, 12), 255, dtype=np.uint8)
+    for row, column in ((0, 0), (0, 6), (6, 0)):
+        expected[row + 1 : row + 5, column + 1 : column + 5] = 0
+    expected[1:3, 1:3] = 128
+    expected[3:5, 7:9] = 191
+    expected[7:9, 3:5] = 64
+    assert grid.dtype == torch.uint8
+    np.testing.assert_array_equal(grid[:, :, 0].numpy(), expected)
+
+
+def test_colours_stay_apart() -> None:
+    images = torch.tensor([1.0, 0.0, -1.0]).reshape(1, 3, 1, 1).expand(2, 3, 1, 1)
+    grid = to_grid(images, columns=2, scale=1, gap=0)
+    assert grid.tolist() == [[[255, 128, 0], [255, 128, 0]]]
+
+
+def test_samples_are_enlarged_to_48_pixels() -> None:
+    assert [enlargement(torch.zeros(1, 1, size, size)) for size in (8, 28, 32, 48, 64)] == [6, 2, 2, 1, 1]
+
+
+def test_files_hold_the_pixels(tmp_path: Path) -> None:
+    images = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
+    save_samples(images, tmp_path / "new" / "grey.png", columns=3)
+    with Image.open(tmp_path / "new" / "grey.png") as grey:
+        np.testing.assert_array_equal(np.asarray(grey), to_grid(images, columns=3, scale=6)[:, :, 0].numpy())
+    pixels = torch.arange(24, dtype=torch.uint8).reshape(2, 4, 3)
+    save_image(pixels, tmp_path / "colour.png")
+    with Image.open(tmp_path / "colour.png") as colour:
+        np.testing.assert_array_equal(np.asarray(colour), pixels.numpy())

@@ -1,0 +1,56 @@
+"""The networks for points."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.generator import Generator
+
+
+def test_an_affine_generator_is_affine() -> None:
+    """EDM's preconditioning around ``M x + b`` at one noise level: ``(c_skip + c_out c_in M) x + c_out b``."""
+    denoiser = EDMDenoiser((2, 1, 1), sigma_data=0.5, architecture="Affine")
+    matrix, offset = denoiser.model.map.weight, denoiser.model.map.bias
+    with torch.no_grad():
+        matrix.copy_(torch.tensor([[1.0, 2.0], [-3.0, 0.5]]))
+        offset.copy_(torch.tensor([0.3, -0.7]))
+    z = torch.randn(5, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    scale = (1.2**2 + 0.5**2) ** 0.5  # 1.3
+    expected = (0.5 / scale) ** 2 * 1.2 * z.flatten(1)
+    expected = expected + (1.2 * 0.5 / scale) * (1.2 * z.flatten(1) @ matrix.T / scale + offset)
+    torch.testing.assert_close(Generator(denoiser, sigma_init=1.2)(z).flatten(1), expected)
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + (-x).exp())
+
+
+def test_mlp_by_hand() -> None:
+    denoiser = EDMDenoiser((2, 1, 1), label_dim=3, architecture="MLP", options={"width": 8, "depth": 1})
+    x = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    c_noise, labels = torch.linspace(-1, 1, 4), torch.eye(3)[[0, 1, 2, 0]]
+    model, w = denoiser.model, dict(denoiser.model.named_parameters())
+    phase = 16 * c_noise[:, None] * 10000 ** (-torch.arange(16) / 15)
+    embedding = torch.cat([phase.sin(), phase.cos(), labels], 1) @ w["embedding.weight"].T + w["embedding.bias"]
+    point = x.flatten(1)
+    seen = torch.cat([point, *(wave(k * point) for k in (2, 4, 8) for wave in (torch.sin, torch.cos))], 1)
+    hidden = seen @ w["input.weight"].T + w["input.bias"]
+    hidden = hidden + silu(hidden + embedding) @ w["encoder.0.weight"].T + w["encoder.0.bias"]
+    encoded = model.encode(x, model.embed(c_noise, labels))
+    torch.testing.assert_close(encoded[0].flatten(1), hidden)
+    hidden = hidden + silu(hidden + embedding) @ w["decoder.0.weight"].T + w["decoder.0.bias"]
+    expected = silu(hidden) @ w["output.weight"].T + w["output.bias"]
+    torch.testing.assert_close(model.decode(encoded, embedding).flatten(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_shape": (1, 8, 8), "architecture": "MLP"}, "takes points, .* 8 pixels"),
+        ({"image_shape": (2, 1, 1), "architecture": "Affine", "label_dim": 3}, "knows no classes, got label_dim=3"),
+    ],
+)
+def test_what_they_do_not_take(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EDMDenoiser(**arguments)
