@@ -3,7 +3,7 @@
     python benchmarks/overheads.py [--batch-size 4] [objective=sid ...]
 
 Logging, grids, checkpoints and FID, each in seconds and, by the interval of the configuration, as a share of an
-iteration. An iteration of the settings' batch is computed from one of --batch-size images, in proportion; on a GPU give the batch
+iteration. The settings' batch is computed from one of --batch-size images, in proportion; on a GPU give the batch
 itself. Inception, which has to be downloaded, is put at the FLOPs that its paper counts and at the iteration's own
 rate. What is written in the background counts as if the run waited for it. Seconds are the processor's on the CPU,
 which other jobs do not lengthen, and the clock's with a GPU.

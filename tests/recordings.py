@@ -77,7 +77,7 @@ def save_pipeline(folder: Path) -> None:
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     unet = diffusers.UNet2DModel(8, 1, 1, num_class_embeds=10, **UNET_BLOCKS, **blocks)
-    diffusers.DDPMPipeline(randomize(unet), diffusers.DDPMScheduler()).save_loading(folder)
+    diffusers.DDPMPipeline(randomize(unet), diffusers.DDPMScheduler()).save_pretrained(folder)
 
 
 def train(name: str, folder: Path) -> None:

@@ -71,8 +71,8 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise ValueError(
-            f"the checkpoint of iteration {snapshot.iteration} could not be written to {parent} ({error}). Those before "
-            "it are whole: make room there and go on with resume=auto"
+            f"the checkpoint of iteration {snapshot.iteration} could not be written to {parent} ({error}). "
+            "Those before it are complete: make room there and go on with resume=auto"
         ) from error
     _prune(run, target, same_iteration, keep_last)
     return target

@@ -1,0 +1,20 @@
+"""What the package computed before its parts were arranged anew, it computes still."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.recordings import CASES, RECORDINGS, measure, run_case
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_short_training_gives_what_was_recorded(name: str, tmp_path: Path) -> None:
+    run_case(name, tmp_path)
+    found, expected = measure(tmp_path / "run"), json.loads(RECORDINGS.read_text())[name]
+    assert len(found["log"]) == len(expected["log"]) >= 1
+    for ours, theirs in zip(found["log"], expected["log"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+    assert found["networks"].keys() == expected["networks"].keys() and expected["networks"]
+    for network, values in expected["networks"].items():
+        assert found["networks"][network] == pytest.approx(values, rel=1e-6, abs=1e-6 * values[0])
