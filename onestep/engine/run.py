@@ -185,9 +185,9 @@ class Run:
         message = f"non-finite value in iteration {state.iteration}: {refusal.values}, samples {samples[:10]}"
         if state.skipped_steps >= settings.max_skipped_steps:
             raise NonFiniteError(
-                f"{message}. This step and the {state.skipped_steps - 1} skipped before it changed nothing, and the last "
-                "checkpoint is intact: lower the learning rate or the weight of that term and go on with resume=auto, or "
-                "set training.rollbacks"
+                f"{message}. This step and the {state.skipped_steps - 1} skipped before it changed nothing, and the "
+                "last checkpoint is intact: lower the learning rate or the weight of that term and go on with "
+                "resume=auto, or set training.rollbacks"
             )
         warnings.warn(f"{message}: step refused, {state.skipped_steps} in a row", stacklevel=2)
 
