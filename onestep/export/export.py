@@ -1,9 +1,7 @@
-"""A finished run's generator as a diffusers pipeline folder with a model card: ``onestep export``."""
+"""A finished run's generator as a diffusers pipeline folder with a model card."""
 
-import argparse
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -15,10 +13,6 @@ from onestep.export.pipeline import OneStepPipeline
 from onestep.models.diffusers.export import save_text_to_image
 from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
 from onestep.models.generator import Generator
-
-_EPILOG = """\
-The folder opens with diffusers' own from_pretrained; its README.md, the model card, says how. To publish it:
-  hf upload USER/NAME OUTPUT"""
 
 
 def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
@@ -75,27 +69,3 @@ def _usage(output: Path, generator: Generator) -> str:
         f'pipeline = OneStepPipeline.from_pretrained("{output.name}")  # this folder, or its id on the hub\n'
         f"images = pipeline(seeds=[0, 1, 2, 3]{classes}).images  # what sample.py draws of these seeds"
     )
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m onestep.export.export",
-        description="Write a finished run's generator as a diffusers pipeline folder with a model card.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="the run's folder, such as outputs/f_distill_jensen_shannon/2026-01-31_12-00-00")
-    parser.add_argument("output", help="the folder to write; a new one")
-    parser.add_argument(
-        "--weights", choices=list(WEIGHTS), default="ema", help="the averaged generator or the last one"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        print(f"written: {export(options.run, options.output, options.weights)}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,5 @@
-"""A folder of runs as one table and one picture: ``python -m onestep.reports.compare outputs/sweep_... docs/lab``."""
+"""A folder of runs as one table and one picture."""
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -24,7 +23,7 @@ def read_runs(folder: Path) -> dict[str, Path]:
     """
     runs = sorted(path.parent for path in folder.glob("*/summary.json"))
     if not runs:
-        raise ValueError(f"{folder} holds no finished run: give the folder of a sweep (python train.py -m ...)")
+        raise ValueError(f"{folder} holds no finished run: give the folder of a sweep (onestep train -m ...)")
     overrides = [run.name.split(",") for run in runs]
     common = set(overrides[0]).intersection(*overrides[1:]) if len(runs) > 1 else set()
     names = [", ".join(value for value in values if value not in common) or run.name
@@ -81,24 +80,3 @@ def draw(generator: Generator, count: int) -> Tensor:
 def draw_all(runs: dict[str, Path], count: int) -> dict[str, Tensor]:
     """What each run's averaged generator draws from the same seeds."""
     return {name: draw(Generator.from_pretrained(run / "generator"), count) for name, run in runs.items()}
-
-
-def main() -> None:
-    """Read the command line, write ``OUTPUT.md`` and ``OUTPUT.png``, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m onestep.reports.compare", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the folder of a sweep, with a run in each subfolder")
-    parser.add_argument("output", type=Path, help="where to write, without an ending: OUTPUT.md and OUTPUT.png")
-    parser.add_argument("--samples", type=int, default=2000, help="samples in a panel; 25 suit images")
-    arguments = parser.parse_args()
-    try:
-        runs = read_runs(arguments.folder)
-        table = to_table(runs)
-        save_panels(draw_all(runs, arguments.samples), Path(f"{arguments.output}.png"))
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
-    Path(f"{arguments.output}.md").write_text(table)
-    print(table)
-
-
-if __name__ == "__main__":
-    main()

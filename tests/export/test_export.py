@@ -12,8 +12,9 @@ from huggingface_hub import ModelCard
 from omegaconf import DictConfig
 from PIL import Image
 
+from onestep.commands import main
 from onestep.evaluation.sample import sample
-from onestep.export.export import export, main
+from onestep.export.export import export
 from onestep.export.pipeline import OneStepPipeline
 from onestep.models.generator import Generator
 from onestep.seeding import seeded_inputs, seeded_noise
@@ -119,7 +120,7 @@ def test_what_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
-        main([str(finished_run) if argument == "RUN" else argument for argument in arguments])
+        main(["export", *(str(finished_run) if argument == "RUN" else argument for argument in arguments)])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -25,8 +25,8 @@ TINY = tuple(override for override in SMALL if "fake_score" not in override)
 
 
 def test_a_teacher_is_kept_and_scored(compose_config: Compose, tmp_path: Path) -> None:
-    overrides = ("experiment=pretrain_digits", "evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]")
-    summary = pretrain(compose_config("train", *TINY, *overrides, f"output={tmp_path}"))
+    overrides = ("evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]")
+    summary = pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     of_run = [line for line in read_log(tmp_path / "log.jsonl") if "fid" in line]
     assert [line["iteration"] for line in of_run] == [3, 6] and not any("recall" in line for line in of_run)
@@ -55,12 +55,11 @@ def test_the_network_is_told_of_the_augmentation(
 
     monkeypatch.setattr(EDMDenoiser, "evaluate", evaluate_and_keep)
     overrides = (
-        "experiment=pretrain_digits",
         "augment=edm",
         "network.options.augment_dim=9",
         "training.accumulation=2",
     )
-    config = compose_config("train", *TINY, *overrides, f"output={tmp_path}")
+    config = compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}")
     pretrain(config)
     labels = torch.cat([labels for _, labels in told[:2]])
     assert labels.shape == (16, 9) and len(told) == 12  # six iterations of two rounds
@@ -77,15 +76,14 @@ def test_the_network_is_told_of_the_augmentation(
 
 
 def test_a_network_without_a_place_for_the_labels(compose_config: Compose, tmp_path: Path) -> None:
-    config = compose_config("train", *TINY, "experiment=pretrain_digits", "augment=edm", f"output={tmp_path}")
+    config = compose_config("pretrain", *TINY, "augment=edm", f"output={tmp_path}")
     with pytest.raises(ValueError, match=r"must take its 9 labels, and takes 0: set network\.options\.augment_dim=9"):
         pretrain(config)
 
 
 def test_metrics_of_the_run_that_are_not_measured(compose_config: Compose, tmp_path: Path) -> None:
-    wrong = ("experiment=pretrain_digits", "evaluation.interim_metrics=[kid]")
     with pytest.raises(ValueError, match=r"interim_metrics names kid, which is none of the metrics: fid, recall"):
-        pretrain(compose_config("train", *TINY, *wrong, f"output={tmp_path}"))
+        pretrain(compose_config("pretrain", *TINY, "evaluation.interim_metrics=[kid]", f"output={tmp_path}"))
 
 
 FEATURES = ("device=cpu", "precision=no", "features_training.epochs=2")
@@ -95,7 +93,7 @@ def test_a_feature_network_is_judged_on_other_data(compose_config: Compose, stor
     """The training's own images as the data held out: the accuracy is the share that the saved network gets right."""
     given = ("data=idx", f"data.path={stores / 'idx'}", "features_training.batch_size=20")
     held_out = {"_target_": "onestep.data.idx.IDXImages", "path": str(stores / "idx"), "split": "train"}
-    config = compose_config("train", "experiment=pretrain_digits_features", *FEATURES, *given, f"output={tmp_path}")
+    config = compose_config("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
     config.held_out = held_out
     summary = pretrain_features(config)
     network = load_classifier(str(tmp_path / "features.safetensors"))
@@ -106,9 +104,9 @@ def test_a_feature_network_is_judged_on_other_data(compose_config: Compose, stor
 
 
 def test_a_feature_network_of_another_size(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
-    """What experiment=pretrain_fashion_features builds, on digits that are padded to 32 x 32."""
+    """What experiment=features/fashion builds, on digits that are padded to 32 x 32."""
     given = (f"data.path={stores / 'idx'}", "held_out.split=train", "features_training.batch_size=60")
-    config = compose_config("train", "experiment=pretrain_fashion_features", *FEATURES, *given, f"output={tmp_path}")
+    config = compose_config("pretrain_features", "experiment=features/fashion", *FEATURES, *given, f"output={tmp_path}")
     summary = pretrain_features(config)
     network = load_classifier(str(tmp_path / "features.safetensors"))
     assert network(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).shape == (2, 64)
@@ -117,12 +115,12 @@ def test_a_feature_network_of_another_size(compose_config: Compose, stores: Path
 
 def test_a_file_that_holds_no_feature_network(tmp_path: Path) -> None:
     (tmp_path / "features.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="holds no feature network of experiment=pretrain_..._features"):
+    with pytest.raises(ValueError, match="holds no feature network of onestep pretrain features"):
         load_classifier(str(tmp_path / "features.safetensors"))
 
 
 def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
     given = ("data=idx", f"data.path={stores / 'idx'}", "data.use_labels=false")
-    config = compose_config("train", "experiment=pretrain_digits_features", *FEATURES, *given, f"output={tmp_path}")
+    config = compose_config("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
     with pytest.raises(ValueError, match="a classifier needs images with classes"):
         pretrain_features(config)
