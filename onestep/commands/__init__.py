@@ -26,8 +26,8 @@ COMMANDS = {
 #: Those that Hydra configures: the primary file in ``conf/``, and what takes the configuration. The others are modules
 #: of this package, which read their arguments themselves.
 CONFIGURED = {
-    "train": ("train", "onestep.distillation.loop.distill"),
-    "pretrain": ("pretrain", "onestep.pretraining.denoiser.pretrain"),
+    "train": ("train", "onestep.build.distillation.distill"),
+    "pretrain": ("pretrain", "onestep.build.pretraining.pretrain"),
     "pretrain features": ("pretrain_features", "onestep.pretraining.classifier.pretrain_features"),
     "sample": ("sample", "onestep.evaluation.sample.sample"),
 }
