@@ -31,6 +31,7 @@ from onestep.engine.settings import TrainingSettings
 from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
 from onestep.evaluation.generate import Draw, draw_share
+from onestep.files import write_text
 from onestep.precision import choose_precision
 from onestep.processes import gather_rows
 from onestep.seeding import GlobalDraws
@@ -93,7 +94,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         resolved = OmegaConf.to_yaml(self.config, resolve=True)
         if self.accelerator.is_main_process:
-            (self.folder / "config.yaml").write_text(resolved)
+            write_text(self.folder / "config.yaml", resolved)
         if self.config.trackers:
             self.accelerator.init_trackers("onestep", config={"config": resolved})
 
@@ -285,7 +286,7 @@ class Run:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write ``values`` into the run's folder."""
-        (self.folder / name).write_text(json.dumps(values, indent=2) + "\n")
+        write_text(self.folder / name, json.dumps(values, indent=2) + "\n")
 
     def finish(self) -> None:
         """Close the trackers and the process group."""

@@ -1,15 +1,10 @@
-"""Feature networks: what the metrics see of an image."""
+"""Feature networks, through which the metrics see an image."""
 
-import hashlib
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, quantised as EDM's generate.py does: ``x * 127.5 + 128``, clipped and truncated."""
-    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+from onestep.files import hash_parts, hash_tensors
 
 
 class FeatureNetwork(nn.Module):
@@ -35,8 +30,4 @@ class FeatureNetwork(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of the weights, under which the reference's features are kept."""
-        digest = hashlib.sha256(type(self).__name__.encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return hash_parts([type(self).__name__, hash_tensors(self.state_dict())])

@@ -171,6 +171,7 @@ def test_a_chunk_that_was_being_written_is_drawn_again(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", die)
+        patch.setattr(Path, "unlink", die)
         prepare()
     (unfinished,) = files(tmp_path / "cache")
     assert unfinished.startswith(".writing_")
