@@ -66,7 +66,7 @@ class ChunkCache:
         return tensors
 
     def holds(self, chunk: str) -> bool:
-        """Whether a chunk is there in its full length; unlike :meth:`read`, without reading it."""
+        """Whether there is a chunk of full length; its checksum is verified by :meth:`read` alone."""
         try:
             with safe_open(self.path(chunk), "pt") as file:
                 return "sha256" in (file.metadata() or {})

@@ -41,7 +41,7 @@ def atomic_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
 def atomic_folder(folder: str | Path, durable: bool = False) -> Iterator[Path]:
     """As :func:`atomic_file`, for an empty temporary folder, which already has the final name.
 
-    ``folder`` must not exist or be empty. The temporary folder lies in one whose name begins with ``.writing_``.
+    ``folder`` must not exist or be empty. The temporary folder is in one whose name begins with ``.writing_``.
     """
     folder = Path(folder).absolute()
     parent = folder.with_name(f".writing_{os.getpid()}_{folder.name}")

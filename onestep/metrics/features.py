@@ -11,9 +11,9 @@ class FeatureNetwork(nn.Module):
     """A frozen network from uint8 images [B, C, H, W] to features [B, D].
 
     Attributes:
-        title: how a figure's record names it.
+        title: its name in the record of a metric.
         image_shape: (C, H, W) of the images it takes; None for any.
-        protocol_samples: how many samples a published figure in its features has; None where there is no protocol.
+        protocol_samples: the number of samples of published figures in its features; None without a protocol.
     """
 
     title: str
@@ -21,11 +21,11 @@ class FeatureNetwork(nn.Module):
     protocol_samples: int | None = None
 
     def classify(self, images: Tensor) -> Tensor:
-        """Class logits [B, K], for those that have some."""
+        """Class logits [B, K], for networks that have classes."""
         raise ValueError(f"{self.title} knows no classes, which this metric needs: choose other features")
 
     def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """How alike each image and its prompt are, [B] in [-1, 1], for those that read text."""
+        """The similarity of each image and its prompt, [B] in [-1, 1], for networks that read text."""
         raise ValueError(f"{self.title} reads no prompts, which this metric needs: choose other features")
 
     def fingerprint(self) -> str:
