@@ -9,12 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
@@ -24,7 +22,6 @@ from onestep.evaluation.generate import Draw
 from onestep.images import from_uint8
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
-from onestep.metrics.statistics import Moments
 
 
 @dataclass(frozen=True)
@@ -81,27 +78,6 @@ def _open_array(path: Path) -> SampleFiles:
     raise ValueError(
         f"{path}: expected uint8 images [N, H, W, 1 or 3] or points [N, D, 1, 1], got {array.dtype} {array.shape}"
     )
-
-
-def build_evaluator(config: DictConfig, features: Any, data: Reference | None, device: torch.device) -> Evaluator:
-    """The metrics of ``config.metrics`` against the published moments that ``config.reference`` names, else ``data``.
-
-    Args:
-        config: of train.py or sample.py.
-        features: the node that describes the feature network; None for points.
-        data: the real images.
-        device: where the feature networks run.
-
-    Raises:
-        ValueError: if there are no real images.
-    """
-    reference = data if config.reference is None else Moments.load(config.reference)
-    if reference is None:
-        raise ValueError(
-            "metrics need run=..., or data=... and features=...; reference=..., an .npz of moments, replaces the data"
-        )
-    metrics = dict(instantiate(config.get("metrics") or {}))
-    return Evaluator(instantiate(features), metrics, reference, device, config.features_cache)
 
 
 def score(evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int) -> list[dict[str, Any]]:

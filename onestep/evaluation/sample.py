@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
+from onestep.build.distillation import guide
+from onestep.build.evaluation import build_evaluator
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.data.latents import describes_latents
-from onestep.distillation.build import guide
-from onestep.evaluation.evaluate import build_evaluator, least_of, open_samples, print_figures, score
+from onestep.evaluation.evaluate import least_of, open_samples, print_figures, score
 from onestep.evaluation.generate import Draw, draw_share
 from onestep.evaluation.writing import FORMATS, SampleWriter
 from onestep.metrics.evaluator import Evaluator

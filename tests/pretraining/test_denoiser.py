@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
+from onestep.build.pretraining import pretrain
 
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
@@ -15,7 +16,6 @@ from onestep.metrics.classifier import load_classifier
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
 from onestep.pretraining.classifier import pretrain_features
-from onestep.pretraining.denoiser import pretrain
 from onestep.seeding import GlobalDraws
 from tests.conftest import SMALL
 
