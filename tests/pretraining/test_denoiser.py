@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
-from onestep.build.pretraining import pretrain
 
+from onestep.build.pretraining import pretrain
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
 from onestep.images import to_uint8

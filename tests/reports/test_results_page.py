@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from onestep.build.pretraining import pretrain
 from PIL import Image
 from safetensors.torch import load_file
 
 from onestep.build.distillation import distill
+from onestep.build.pretraining import pretrain
 from onestep.data.digits import Digits
 from onestep.metrics.classifier import load_classifier
 from onestep.metrics.evaluator import Evaluator
