@@ -1,8 +1,7 @@
-"""Figures of samples: those of files, records of where each came from, and the table of them."""
+"""Metrics of samples, with a record of where each value came from; and the checks of what a run is to measure."""
 
-import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +17,11 @@ from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
-from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
-from onestep.evaluation.generate import Draw
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.metrics.statistics import Moments
+from onestep.processes import share_of
 
 
 @dataclass(frozen=True)
@@ -103,79 +101,33 @@ def build_evaluator(config: DictConfig, features: Any, data: Reference | None, d
     return Evaluator(instantiate(features), metrics, reference, device, config.features_cache)
 
 
-def score(evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int) -> list[dict[str, Any]]:
-    """A record of each figure of the samples of ``seeds``, see :meth:`Evaluator.figures`; in the first process.
+def evaluate(
+    evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int, data: ImageDataset | None
+) -> list[dict[str, Any]]:
+    """A record of each value of the samples of ``seeds``, see :meth:`Evaluator.results`; in the first process.
 
     Args:
         evaluator: what measures.
         images: this process's share of them [N, C, H, W].
         seeds: those of all processes.
         network_evaluations: evaluations of the network a sample.
+        data: what gave the prompts; None for samples of no prompts.
     """
-    values = evaluator([images], shared=True)
-    return evaluator.figures(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
+    values = evaluator([images], shared=True, prompts=prompts_of(data, seeds))
+    return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Scores what networks draw of the same seeds, in a run; every process must call its methods."""
-
-    run: Run
-    evaluator: Evaluator
-    settings: EvaluationSettings
-    data: ImageDataset
-
-    def draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
-        """Images [count, C, H, W] in every process, see :meth:`Run.draw`."""
-        return self.run.draw(draw, count, self.settings.batch_size, self.data, **options)
-
-    def interim(self, draw: Draw) -> tuple[dict[str, float], Tensor]:
-        """The figures that are taken during a run, none outside the main process, and images for a grid."""
-        share = self.run.draw_share(draw, self.settings.interim_samples, self.settings.batch_size, self.data)
-        figures = self.evaluator(share, shared=True, only=self.settings.interim_metrics)
-        return figures, self.draw(draw, self.settings.grid)
-
-    def final(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The figures of the end, of the first range of seeds, with their cost; and the records of all ranges.
-
-        Returns:
-            every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each figure
-            of each range, see :meth:`Evaluator.figures`. Of the metrics there is none outside the main process.
-        """
-        count, batch_size = self.settings.samples, self.settings.batch_size
-        title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
-        figures: dict[str, Any] = {}
-        records: list[dict[str, Any]] = []
-        for number in range(self.settings.seed_ranges):
-            first = number * count
-            share = Clock(self.run.draw_share(draw, count, batch_size, self.data, first=first, progress=title))
-            values = self.evaluator(share, shared=True, only=self.settings.interim_metrics if number else None)
-            records += self.evaluator.figures(values, count, [first, first + count - 1], network_evaluations)
-            if not number:
-                cost = {"samples": count, "samples_per_second": round(count / share.seconds, 1)}
-                figures = values | {"network_evaluations": network_evaluations} | cost
-        return figures, records
-
-
-class Clock:
-    """Hands on what ``items`` give, and counts the ``seconds`` that they took, without what is done with them."""
-
-    def __init__(self, items: Iterator[Tensor]) -> None:
-        self.items, self.seconds = items, 0.0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        started = time.monotonic()
-        for item in self.items:
-            self.seconds += time.monotonic() - started
-            yield item
-            started = time.monotonic()
+def prompts_of(data: ImageDataset | None, seeds: range) -> list[str] | None:
+    """The prompt of each sample of this process's share of ``seeds``; None where ``data`` has no prompts."""
+    prompts: list[str] | None = getattr(data, "prompts", None)
+    return None if prompts is None else [prompts[seeds[place] % len(prompts)] for place in share_of(len(seeds))]
 
 
 def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, processes: int) -> None:
-    """Refuse numbers of samples that a metric's name does not promise, and metrics that are not measured.
+    """Refuse numbers of samples that a metric's name does not promise, and names of values that are not measured.
 
     Raises:
-        ValueError: naming the metric; for fewer samples than ``processes``, naming both.
+        ValueError: naming the metric or the value; for fewer samples than ``processes``, naming both.
     """
     settings.check_processes(processes)
     for count in {settings.samples, settings.interim_samples}:
@@ -184,28 +136,51 @@ def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, process
         if name not in evaluator.metrics:
             known = ", ".join(evaluator.metrics) or "none"
             raise ValueError(f"evaluation.interim_metrics names {name}, which is none of the metrics: {known}")
+    best_key(evaluator, settings)
+
+
+def best_key(evaluator: Evaluator, settings: EvaluationSettings) -> str | None:
+    """The key of the value that picks the best checkpoint: ``evaluation.best``, else the first; None without metrics.
+
+    Raises:
+        ValueError: if ``evaluation.best`` names no value that is measured during the run.
+    """
+    keys = evaluator.keys(settings.interim_metrics)
+    if settings.best is None:
+        return keys[0] if keys else None
+    if settings.best not in keys:
+        raise ValueError(
+            f"evaluation.best={settings.best} is none of the values that are measured during the run: "
+            f"{', '.join(keys) or 'none'}; choose one of them, or null for the first"
+        )
+    return settings.best
 
 
 def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """EDM's protocol: of each distance the least over several ranges of seeds, under a name that says so."""
+    """EDM's protocol: the least of each value, of which less is better, over several ranges of seeds.
+
+    Its name and title say so.
+    """
     found = []
     for records in zip(*ranges, strict=True):
-        if records[0]["metric"].startswith(("fid", "fd_")):
+        if not records[0]["higher_is_better"]:
             least = min(records, key=lambda record: record["value"])
-            found.append(least | {"name": f"{least['name']}_least_of_{len(ranges)}"})
+            count = len(ranges)
+            title = f"{least['title']}, least of {count}"
+            found.append(least | {"name": f"{least['name']}_least_of_{count}", "title": title})
     return found
 
 
-def print_figures(records: list[dict[str, Any]]) -> None:
-    """Show each figure with where it comes from."""
+def print_results(records: list[dict[str, Any]]) -> None:
+    """Show each value with where it comes from."""
     table = Table()
-    for title in ("figure", "value", "features", "reference", "samples", "seeds", "evaluations"):
+    for title in ("metric", "value", "features", "reference", "samples", "seeds", "evaluations"):
         justify: Literal["left", "right"] = "right" if title in ("value", "samples", "evaluations") else "left"
         table.add_column(title, justify=justify, overflow="fold")
     for record in records:
         seeds, evaluations = record["seeds"], record["network_evaluations"]
         table.add_row(
-            record["name"],
+            record["title"],
             f"{record['value']:.5g}",
             record["features"],
             record["reference"],

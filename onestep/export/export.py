@@ -13,7 +13,7 @@ from onestep.evaluation.sample import WEIGHTS
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
 from onestep.models.diffusers.export import save_text_to_image
-from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
+from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder, quiet
 from onestep.models.generator import Generator
 
 _EPILOG = """\
@@ -48,14 +48,15 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
     # Beside, under the same name, and renamed when complete: what is killed leaves no half of a pipeline.
     beside = output.absolute().parent / f".writing_{os.getpid()}" / output.name
     try:
-        _write(run, Generator.from_pretrained(run / WEIGHTS[weights]), beside)
+        _write(run, weights, beside)
         os.replace(beside, output)
     finally:
         shutil.rmtree(beside.parent, ignore_errors=True)
     return output
 
 
-def _write(run: Path, generator: Generator, output: Path) -> None:
+def _write(run: Path, weights: str, output: Path) -> None:
+    generator = Generator.from_pretrained(run / WEIGHTS[weights])
     output.mkdir(parents=True)
     if text_to_image := bool(getattr(generator.denoiser, "condition_keys", ())):
         teacher = OmegaConf.load(run / "config.yaml").teacher.path
@@ -63,9 +64,10 @@ def _write(run: Path, generator: Generator, output: Path) -> None:
     else:
         data = OmegaConf.load(run / "config.yaml").data
         vae = Autoencoder.from_pretrained(pipeline_folder(data.model)).vae if describes_latents(data) else None
-        OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
+        with quiet():  # no remark that the autoencoder, which images do without, is not saved
+            OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
-    write_card(run, output, generator, usage, text_to_image)
+    write_card(run, output, generator, weights, usage, text_to_image)
 
 
 def _usage(output: Path, generator: Generator) -> str:

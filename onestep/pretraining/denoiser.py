@@ -1,6 +1,5 @@
 """Pretraining of what a distillation starts from: a teacher."""
 
-import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -29,12 +28,14 @@ from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
-from onestep.evaluation.evaluate import Scorer, build_evaluator, check_evaluation
-from onestep.metrics.evaluator import Evaluator
+from onestep.evaluation.evaluate import build_evaluator, check_evaluation
+from onestep.evaluation.run_evaluator import RunEvaluator
+from onestep.metrics.result import Measurement
 from onestep.models.base import DenoiserNetwork
 from onestep.models.generator import load_denoiser
 from onestep.noise import SigmaDistribution, add_noise
-from onestep.reports.plots import save_curves, save_samples
+from onestep.reports.plots import save_curves
+from onestep.reports.tables import print_summary
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_rng
 
@@ -44,29 +45,25 @@ class Pretraining:
     """Everything that the loop works with."""
 
     settings: TrainingSettings
-    evaluation: EvaluationSettings
     data: ImageDataset
     sigma: SigmaDistribution
     network: DenoiserNetwork
     ema: EMA[DenoiserNetwork]
     optimizer: GuardedOptimizer
     sampler: Sampler
-    evaluator: Evaluator
+    evaluator: RunEvaluator
     augment: EDMAugmentation | None
-
-    def scorer(self, run: Run) -> Scorer:
-        """What scores in ``run``."""
-        return Scorer(run, self.evaluator, self.evaluation, self.data)
 
 
 def pretrain(config: DictConfig) -> dict[str, Any]:
-    """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the average that had the least FID.
+    """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the best average; without metrics the last.
 
-    The folder ``teacher`` of the run then loads with ``teacher=local teacher.path=...``.
+    ``evaluation.best`` names the value that picks it. The folder ``teacher`` of the run then loads with
+    ``teacher=local teacher.path=...``.
 
     Returns:
         ``teacher``, the kept one's metrics with ``network_evaluations``, ``samples`` and ``samples_per_second``;
-        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``figures``, a record of each metric;
+        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``results``, a record of each value;
         empty outside the main process.
 
     Raises:
@@ -108,14 +105,13 @@ def _build(config: DictConfig, run: Run) -> Pretraining:
     check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
     return Pretraining(
         settings=settings,
-        evaluation=evaluation,
         data=data,
         sigma=instantiate(config.sigma),
         network=network,
         ema=ema,
         optimizer=GuardedOptimizer(optimizer, settings, config.precision == "fp16", [network]),
         sampler=instantiate(config.sampler),
-        evaluator=evaluator,
+        evaluator=RunEvaluator(run, evaluator, evaluation, data),
         augment=augment,
     )
 
@@ -153,51 +149,48 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
         run.end_iteration(
             state,
             settings,
-            _evaluate(run, parts, state) if state.iteration % settings.evaluate_every == 0 or last else {},
+            _evaluate(run, parts, state) if state.iteration % settings.evaluate_every == 0 or last else None,
         )
         if last:
             return
 
 
-def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, float]:
-    """The average's figures, in the main process; logged, and it is saved as the run's teacher if its FID is the least.
+def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> Measurement | None:
+    """Evaluate the average; it is saved as the run's teacher if it is the best so far, or nothing says which is.
 
-    Every process must call it.
+    Every process must call it. Returns the value that picks the best, see :meth:`RunEvaluator.interim`.
     """
-    average = parts.ema.average
-    figures, shown = parts.scorer(run).interim(partial(parts.sampler, average))
+    average, evaluator = parts.ema.average, parts.evaluator
+    earlier = evaluator.best_line(read_log(run.folder / "log.jsonl"))
+    measured = evaluator.interim(state.iteration, partial(parts.sampler, average))
     with full_state_dict(average):
-        if not run.accelerator.is_main_process:
-            return figures
-        earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
-        run.log.write(state.iteration, figures)
-        if figures["fid"] < min(earlier, default=math.inf):
+        if run.accelerator.is_main_process and (
+            measured is None or measured.is_better_than(evaluator.measurement(earlier))
+        ):
             average.save_pretrained(run.folder / "teacher")
-    save_samples(shown, run.folder / "samples" / f"iteration_{state.iteration:08d}.png")
-    return figures
+    return measured
 
 
 def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any]:
-    """Score the teacher that was kept, and write the summary and the curves; every process must call it."""
+    """Evaluate the teacher that was kept, and write the summary and the curves; every process must call it."""
     run.accelerator.wait_for_everyone()
     teacher = load_denoiser(run.folder / "teacher").to(run.device)
-    figures, records = parts.scorer(run).final(
-        "teacher", partial(parts.sampler, teacher), parts.sampler.network_evaluations
-    )
+    evaluations = parts.sampler.network_evaluations
+    side, records = parts.evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
     if not run.accelerator.is_main_process:
         return {}
     lines = read_log(run.folder / "log.jsonl")
-    best = min((line for line in lines if "fid" in line), key=lambda line: line["fid"])
+    best = parts.evaluator.best_line(lines)
     summary = {
-        "teacher": figures,
-        "images_seen": best["images_seen"],
+        "teacher": side,
+        "images_seen": state.iteration * parts.settings.batch_size if best is None else best["images_seen"],
         "seconds": round(state.seconds, 1),
-        "figures": {"teacher": records},
+        "results": {"teacher": records},
     }
     run.write_json("summary.json", summary)
-    save_curves(lines, ("fid", "recall", "loss", "gradient"), run.folder / "curves.png")
-    Console().print(
-        f"kept the teacher of iteration {best['iteration']}: FID {figures['fid']:.3f}; {run.folder / 'teacher'}"
-    )
+    metrics = parts.evaluator.evaluator.descriptions
+    save_curves(lines, metrics, ("loss", "gradient"), run.folder / "curves.png")
+    print_summary(summary, run.folder)
+    Console().print(f"the teacher is in {run.folder / 'teacher'}", soft_wrap=True)
     run.finish()
     return summary

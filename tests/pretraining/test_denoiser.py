@@ -35,7 +35,7 @@ def test_a_teacher_is_kept_and_scored(compose_config: Compose, tmp_path: Path) -
     teacher = summary["teacher"]
     assert (teacher["network_evaluations"], teacher["samples"]) == (3, 32)
     assert teacher["samples_per_second"] > 0 and 0 <= teacher["recall"] <= 1
-    records = summary["figures"]["teacher"]
+    records = summary["results"]["teacher"]
     expected = [("fid", [0, 31]), ("recall", [0, 31]), ("fid", [32, 63])]
     assert [(record["metric"], record["seeds"]) for record in records] == expected
     assert records[0]["value"] == teacher["fid"] != records[2]["value"]
