@@ -3,8 +3,8 @@
 Everything inside the package speaks it; a network of another family is wrapped once, at the boundary.
 """
 
-from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,3 +41,10 @@ def map_condition(function: Callable[..., Tensor], *conditions: Condition) -> Co
 def concatenate_conditions(*conditions: Condition) -> Condition:
     """The conditions of several batches as those of one."""
     return map_condition(lambda *tensors: torch.cat(tensors), *conditions)
+
+
+def micro_batches(value: Condition, count: int) -> Sequence[Any]:
+    """``value`` [B, ...], one tensor or several by name, in ``count`` equal parts."""
+    if isinstance(value, dict):
+        return [{name: tensor.chunk(count)[part] for name, tensor in value.items()} for part in range(count)]
+    return [None] * count if value is None else value.chunk(count)

@@ -5,13 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from onestep.distillation.build import Distillation
+from onestep.distillation.parts import Distillation
 from onestep.engine.log import read_log
-from onestep.engine.run import Run
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
+from onestep.evaluation.evaluate import RunEvaluator
 from onestep.evaluation.generate import Draw
-from onestep.evaluation.run_evaluator import RunEvaluator
 from onestep.metrics.result import Measurement
 from onestep.reports.plots import save_curves, save_side_by_side
 from onestep.reports.tables import print_summary
@@ -29,9 +28,11 @@ class DistillationReport:
     Every process must call its methods, as they share the drawing.
     """
 
-    def __init__(self, run: Run, parts: Distillation) -> None:
-        self.run, self.parts = run, parts
-        self.evaluator = RunEvaluator(run, parts.evaluator, parts.evaluation, parts.data)
+    def __init__(self, parts: Distillation) -> None:
+        self.run, self.parts = parts.run, parts
+        self.evaluator = RunEvaluator(
+            self.run, parts.evaluator, parts.evaluation, parts.data, getattr(parts.data, "prompts", None)
+        )
 
     def interim(self, state: TrainingState) -> Measurement | None:
         """Evaluate the averaged generator, see :meth:`RunEvaluator.interim`."""
@@ -47,14 +48,14 @@ class DistillationReport:
         """
         self.run.log.close()
         folder, parts, average = self.run.folder, self.parts, self.parts.ema.average
-        for generator, name in ((average, "generator"), (parts.generator, "generator_raw")):
+        for generator, name in ((average, "generator"), (parts.student, "generator_raw")):
             with full_state_dict(generator.denoiser):
                 if self.run.accelerator.is_main_process:
                     generator.save_pretrained(folder / name)
 
-        of_teacher = parts.sampler.network_evaluations * parts.judges.teacher.network_evaluations
+        of_teacher = parts.sampler.network_evaluations * parts.method.teacher.network_evaluations
         of_student = average.network_evaluations
-        draw_teacher = partial(parts.sampler, parts.judges.teacher)
+        draw_teacher = partial(parts.sampler, parts.method.teacher)
         teacher: dict[str, Any] = {"network_evaluations": of_teacher}
         records = {}
         if parts.evaluation.evaluate_teacher:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,43 +26,38 @@ from onestep.engine.launch import join_submitit_job
 from onestep.engine.log import RunLog
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.prefetch import prefetch
-from onestep.engine.settings import TrainingSettings
+from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
 from onestep.evaluation.generate import Draw, draw_share
 from onestep.metrics.result import Measurement
-from onestep.precision import choose_precision
 from onestep.processes import gather_rows
 from onestep.seeding import GlobalDraws
 
 
 class Run:
-    """Starts a run: its accelerator and its folder ``config.output``, which :meth:`start` first writes to.
+    """Starts a run: its accelerator and its folder, which :meth:`start` first writes to.
 
     Raises:
-        ValueError: for an unknown precision, a negative number of workers, a checkpoint that is not there, or a folder
-            that holds another run's.
+        ValueError: for an engine of accelerate that is not supported, a checkpoint that is not there, or a folder that
+            holds another run's.
     """
 
-    def __init__(self, config: DictConfig) -> None:
-        config.precision = choose_precision(config.precision, config.device)  # the record says which it was
-        if config.num_workers < 0:
-            raise ValueError(f"num_workers={config.num_workers}: expected 0 (read in the main process) or more")
-        self.config = config
-        self.folder = Path(config.output)
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings, self.folder, self.seed = settings, settings.output, settings.seed
         join_submitit_job()
         self.accelerator = Accelerator(
-            mixed_precision=config.precision,
-            cpu=config.device == "cpu",
-            log_with=list(config.trackers) or None,
+            mixed_precision=settings.precision,
+            cpu=settings.device == "cpu",
+            log_with=list(settings.trackers) or None,
             project_dir=self.folder,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.process_timeout))],
         )
         if (engine := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ValueError(
                 f"accelerate is set to {engine.value}, made for one network: launch without, as shard=true"
             )
-        set_seed(config.seed, device_specific=True)
+        set_seed(settings.seed, device_specific=True)
         self.checkpoint = self._find_checkpoint()
         self.log: RunLog
         self.signals = StopSignals()
@@ -76,7 +70,7 @@ class Run:
         found: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:
-                found[0] = find_checkpoint(self.config.resume, self.folder)
+                found[0] = find_checkpoint(self.settings.resume, self.folder)
             except ValueError as error:
                 found[1] = str(error)
         broadcast_object_list(found)
@@ -90,16 +84,15 @@ class Run:
         return found[0]
 
     def write_config(self) -> None:
-        """Make the run's folder, and write the resolved configuration into it."""
+        """Make the run's folder, and write the configuration into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        resolved = OmegaConf.to_yaml(self.config, resolve=True)
         if self.accelerator.is_main_process:
-            (self.folder / "config.yaml").write_text(resolved)
-        if self.config.trackers:
-            self.accelerator.init_trackers("onestep", config={"config": resolved})
+            (self.folder / "config.yaml").write_text(self.settings.record)
+        if self.settings.trackers:
+            self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
 
     def start(self, state: TrainingState, settings: TrainingSettings) -> None:
-        """Resume ``state`` where ``config.resume`` says, write the configuration, and open the log there.
+        """Resume ``state`` where the settings say, write the configuration, and open the log there.
 
         Raises:
             ValueError: if the checkpoint does not fit.
@@ -127,7 +120,7 @@ class Run:
 
     def _order(self, data: ImageDataset, settings: TrainingSettings, start: int) -> PositionSampler:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return PositionSampler(len(data), settings.batch_size, self.config.seed, start, rank, processes)
+        return PositionSampler(len(data), settings.batch_size, self.seed, start, rank, processes)
 
     def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Tensor, Condition]]:
         """This process's share of the batches from iteration ``start`` on, without end, on its device.
@@ -139,7 +132,7 @@ class Run:
             data,
             batch_sampler=self._order(data, settings, start),
             collate_fn=keep_batch,
-            num_workers=self.config.num_workers,
+            num_workers=self.settings.num_workers,
             pin_memory=pinned,
             worker_init_fn=leave_signals_to_parent,
         )
@@ -149,11 +142,9 @@ class Run:
 
     def draws(self, settings: TrainingSettings, iteration: int) -> GlobalDraws:
         """The randomness of an iteration's batch: this process's rows of what the whole batch is given."""
-        share = settings.share_of(self.accelerator.num_processes)
-        rows = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
-        return GlobalDraws(
-            self.config.seed, 0, iteration, batch_size=settings.batch_size, rows=rows, device=self.device
-        )
+        count = settings.per_process(self.accelerator.num_processes)
+        rows = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        return GlobalDraws(self.seed, 0, iteration, batch_size=settings.batch_size, rows=rows, device=self.device)
 
     def draw_share(
         self, draw: Draw, count: int, batch_size: int, data: ImageDataset, first: int = 0, **options: Any
@@ -204,7 +195,7 @@ class Run:
         self._go_on_from(checkpoint, state, settings)
         state.rollbacks, state.skipped_steps = rollbacks, 0
         for optimizer in state.optimizers.values():
-            optimizer.rate = settings.rollback_lr_factor**rollbacks
+            optimizer.lr_factor = settings.rollback_lr_factor**rollbacks
         self.log.write(state.iteration, {"went_back": f"{error}"})
         self.accelerator.print(
             f"{error}\nwent back to {checkpoint} with {settings.rollback_lr_factor**rollbacks} of the rate"

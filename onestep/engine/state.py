@@ -26,7 +26,7 @@ class TrainingState:
 
     Args:
         networks: modules whose ``state_dict`` is kept, averages and running statistics among them.
-        optimizers: their optimisers, keyed as the reader of a checkpoint should see them.
+        optimizers: their guarded optimisers.
     """
 
     def __init__(self, networks: dict[str, nn.Module], optimizers: dict[str, GuardedOptimizer]) -> None:
@@ -50,10 +50,11 @@ class TrainingState:
         values: dict[str, Any] = {"log": log}
         for name, network in self.networks.items():
             tensors[name] = _copies(network.state_dict(), keep)
-        for name, optimizer in self.optimizers.items():
-            flat, groups = _split_optimizer_state(optimizer.optimizer.state_dict())
-            tensors[f"{name}.optimizer"] = _copies(flat, keep)
-            values[f"{name}.optimizer"] = {"groups": copy.deepcopy(groups), "guard": optimizer.state_dict()}
+        for guard in self.optimizers.values():
+            for name, optimizer in guard.optimizers.items():
+                flat, groups = _split_optimizer_state(optimizer.state_dict())
+                tensors[f"{name}.optimizer"] = _copies(flat, keep)
+                values[f"{name}.optimizer"] = {"groups": copy.deepcopy(groups), "guard": guard.state_dict()}
         values["state"] = {counter: getattr(self, counter) for counter in _COUNTERS}
         return Snapshot(self.iteration, tensors, values, measured) if keep else None
 
@@ -76,11 +77,12 @@ class TrainingState:
                 saved = load_file(folder / f"{name}.safetensors")
                 own = network.state_dict()
                 network.load_state_dict({key: shard_like(own.get(key), value) for key, value in saved.items()})
-            for name, optimizer in self.optimizers.items():
-                tensors = load_file(folder / f"{name}.optimizer.safetensors")
-                saved_values = json.loads((folder / f"{name}.optimizer.json").read_text())
-                _load_optimizer(optimizer.optimizer, tensors, saved_values["groups"])
-                optimizer.load_state_dict(saved_values["guard"])
+            for guard in self.optimizers.values():
+                for name, optimizer in guard.optimizers.items():
+                    tensors = load_file(folder / f"{name}.optimizer.safetensors")
+                    saved_values = json.loads((folder / f"{name}.optimizer.json").read_text())
+                    _load_optimizer(optimizer, tensors, saved_values["groups"])
+                    guard.load_state_dict(saved_values["guard"])
             counters = json.loads((folder / "state.json").read_text())
             for counter in _COUNTERS:
                 setattr(self, counter, counters[counter])

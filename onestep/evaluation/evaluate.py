@@ -1,27 +1,29 @@
-"""Metrics of samples, with a record of where each value came from; and the checks of what a run is to measure."""
+"""Metrics of samples: of files and of what a run draws, with a record of where each value came from."""
 
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
+from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
+from onestep.evaluation.generate import Draw
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
-from onestep.metrics.statistics import Moments
+from onestep.metrics.result import Measurement
 from onestep.processes import share_of
+from onestep.reports.plots import save_samples
 
 
 @dataclass(frozen=True)
@@ -80,29 +82,8 @@ def _open_array(path: Path) -> SampleFiles:
     )
 
 
-def build_evaluator(config: DictConfig, features: Any, data: Reference | None, device: torch.device) -> Evaluator:
-    """The metrics of ``config.metrics`` against the published moments that ``config.reference`` names, else ``data``.
-
-    Args:
-        config: of train.py or sample.py.
-        features: the node that describes the feature network; None for points.
-        data: the real images.
-        device: where the feature networks run.
-
-    Raises:
-        ValueError: if there are no real images.
-    """
-    reference = data if config.reference is None else Moments.load(config.reference)
-    if reference is None:
-        raise ValueError(
-            "metrics need run=..., or data=... and features=...; reference=..., an .npz of moments, replaces the data"
-        )
-    metrics = dict(instantiate(config.get("metrics") or {}))
-    return Evaluator(instantiate(features), metrics, reference, device, config.features_cache)
-
-
 def evaluate(
-    evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int, data: ImageDataset | None
+    evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int, prompts: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """A record of each value of the samples of ``seeds``, see :meth:`Evaluator.results`; in the first process.
 
@@ -111,16 +92,126 @@ def evaluate(
         images: this process's share of them [N, C, H, W].
         seeds: those of all processes.
         network_evaluations: evaluations of the network a sample.
-        data: what gave the prompts; None for samples of no prompts.
+        prompts: taken in turn by the seeds; None for samples of no prompts.
     """
-    values = evaluator([images], shared=True, prompts=prompts_of(data, seeds))
+    values = evaluator([images], shared=True, prompts=_take(prompts, seeds))
     return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
 
 
-def prompts_of(data: ImageDataset | None, seeds: range) -> list[str] | None:
-    """The prompt of each sample of this process's share of ``seeds``; None where ``data`` has no prompts."""
-    prompts: list[str] | None = getattr(data, "prompts", None)
+def _take(prompts: Sequence[str] | None, seeds: range) -> list[str] | None:
+    """The prompt of each sample of this process's share of ``seeds``, which take them in turn."""
     return None if prompts is None else [prompts[seeds[place] % len(prompts)] for place in share_of(len(seeds))]
+
+
+@dataclass(frozen=True)
+class RunEvaluator:
+    """Evaluates what the networks of a run draw of the same seeds; every process must call its methods.
+
+    Args:
+        run: its processes, folder and log.
+        evaluator: what measures.
+        settings: how many samples, and of what.
+        data: decodes the samples, and gives their conditions.
+        prompts: those of the data, taken in turn by the seeds; None for data without.
+
+    Raises:
+        ValueError: for a metric that compares with prompts where the data has none.
+    """
+
+    run: Run
+    evaluator: Evaluator
+    settings: EvaluationSettings
+    data: ImageDataset
+    prompts: Sequence[str] | None
+
+    def __post_init__(self) -> None:
+        for name, metric in self.evaluator.metrics.items():
+            if metric.reads == "similarities" and self.prompts is None:
+                raise ValueError(f"metrics: {name} compares images with their prompts, and this data has none")
+
+    @property
+    def best(self) -> str | None:
+        """The key of the value that picks the best checkpoint, see :func:`best_key`."""
+        return best_key(self.evaluator, self.settings)
+
+    def draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
+        """Images [count, C, H, W] in every process, see :meth:`Run.draw`."""
+        return self.run.draw(draw, count, self.settings.batch_size, self.data, **options)
+
+    def interim(self, iteration: int, draw: Draw) -> Measurement | None:
+        """Evaluate after an ``iteration``: the values go to the log, and a grid of samples into ``samples/``.
+
+        Returns:
+            the value that picks the best checkpoint; None where there is none, and outside the main process.
+        """
+        settings, values = self.settings, {}
+        if self.evaluator.keys(settings.interim_metrics):
+            share = self.run.draw_share(draw, settings.interim_samples, settings.batch_size, self.data)
+            prompts = _take(self.prompts, range(settings.interim_samples))
+            values = self.evaluator(share, shared=True, prompts=prompts, only=settings.interim_metrics)
+        shown = self.draw(draw, settings.grid)
+        if not self.run.accelerator.is_main_process:
+            return None
+        save_samples(shown, self.run.folder / "samples" / f"iteration_{iteration:08d}.png")
+        if not values:
+            return None
+        self.run.log.write(iteration, values)
+        measured = self.measurement(values)
+        assert measured is not None  # best_key is of what is measured during the run
+        self.run.log.show({self.evaluator.descriptions[measured.key].title: measured.value})
+        return measured
+
+    def measurement(self, line: dict[str, Any] | None) -> Measurement | None:
+        """The value of ``line``, of the log or of an evaluation, that picks the best; None where it has none."""
+        if line is None or (key := self.best) is None or key not in line:
+            return None
+        return Measurement(key, line[key], self.evaluator.descriptions[key].higher_is_better)
+
+    def best_line(self, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The first of the log's ``lines`` with the best value; None if none has a value."""
+        best: dict[str, Any] | None = None
+        for line in lines:
+            measured = self.measurement(line)
+            if measured is not None and measured.is_better_than(self.measurement(best)):
+                best = line
+        return best
+
+    def final(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The values of the first range of seeds, with their cost; and the records of all ranges.
+
+        Returns:
+            every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each value
+            of each range, see :meth:`Evaluator.results`. Of the metrics there is none outside the main process.
+        """
+        count, batch_size = self.settings.samples, self.settings.batch_size
+        title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
+        side: dict[str, Any] = {}
+        records: list[dict[str, Any]] = []
+        for number in range(self.settings.seed_ranges):
+            first = number * count
+            share = Clock(self.run.draw_share(draw, count, batch_size, self.data, first=first, progress=title))
+            only = self.settings.interim_metrics if number else None
+            prompts = _take(self.prompts, range(first, first + count))
+            values = self.evaluator(share, shared=True, prompts=prompts, only=only)
+            records += self.evaluator.results(values, count, [first, first + count - 1], network_evaluations)
+            if not number:
+                cost = {"samples": count, "samples_per_second": round(count / share.seconds, 1)}
+                side = values | {"network_evaluations": network_evaluations} | cost
+        return side, records
+
+
+class Clock:
+    """Hands on what ``items`` give, and counts the ``seconds`` that they took, without what is done with them."""
+
+    def __init__(self, items: Iterator[Tensor]) -> None:
+        self.items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        started = time.monotonic()
+        for item in self.items:
+            self.seconds += time.monotonic() - started
+            yield item
+            started = time.monotonic()
 
 
 def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, processes: int) -> None:

@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
+from onestep.build.distillation import guide
+from onestep.build.evaluation import build_evaluator
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.data.latents import describes_latents
-from onestep.distillation.build import guide
-from onestep.evaluation.evaluate import build_evaluator, evaluate, least_of, open_samples, print_results
+from onestep.evaluation.evaluate import evaluate, least_of, open_samples, print_results
 from onestep.evaluation.generate import Draw, draw_share
 from onestep.evaluation.writing import FORMATS, SampleWriter
 from onestep.metrics.evaluator import Evaluator
@@ -93,10 +94,11 @@ def sample(config: DictConfig) -> dict[str, Any]:
         "samples_per_second": float(f"{len(seeds) / seconds:.4g}"),
     }
     if evaluator is not None:
-        ranges = [evaluate(evaluator, images, seeds, evaluations, data)]
+        prompts = getattr(data, "prompts", None)
+        ranges = [evaluate(evaluator, images, seeds, evaluations, prompts)]
         for _ in range(1, config.seed_ranges):
             seeds = range(seeds.stop, seeds.stop + config.count)
-            ranges.append(evaluate(evaluator, torch.cat(list(draw_own(seeds))), seeds, evaluations, data))
+            ranges.append(evaluate(evaluator, torch.cat(list(draw_own(seeds))), seeds, evaluations, prompts))
         result |= _with_results(ranges) if main else {}
     accelerator.end_training()
     if main:

@@ -63,6 +63,16 @@ class Generator(nn.Module):
         """Network evaluations a sample costs: the number of steps."""
         return 1 + len(self.later_sigmas)
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's noise, (C, H, W)."""
+        return self.denoiser.image_shape
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Its one network."""
+        return [self.denoiser]
+
     def forward(self, latents: Tensor, condition: Condition = None, noises: Iterator[Tensor] | None = None) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I), after all steps.
 

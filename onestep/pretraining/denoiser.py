@@ -1,39 +1,35 @@
 """Pretraining of what a distillation starts from: a teacher."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 
-from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
-from onestep.distillation.build import prepare_networks
-from onestep.distillation.checks import check_fit
+from onestep.denoiser import micro_batches
 from onestep.engine.ema import EMA
 from onestep.engine.log import read_log
 from onestep.engine.optimizer import (
     GuardedOptimizer,
     NonFiniteError,
     SkippedStepError,
-    Term,
-    denoising_loss,
-    micro_batches,
 )
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
-from onestep.evaluation.evaluate import build_evaluator, check_evaluation
-from onestep.evaluation.run_evaluator import RunEvaluator
+from onestep.evaluation.evaluate import RunEvaluator
+from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.result import Measurement
 from onestep.models.base import DenoiserNetwork
 from onestep.models.generator import load_denoiser
 from onestep.noise import SigmaDistribution, add_noise
+from onestep.objectives.denoising import denoising_loss
+from onestep.objectives.losses import Losses, Term
 from onestep.reports.plots import save_curves
 from onestep.reports.tables import print_summary
 from onestep.samplers import Sampler
@@ -44,18 +40,24 @@ from onestep.seeding import seeded_rng
 class Pretraining:
     """Everything that the loop works with."""
 
+    run: Run
     settings: TrainingSettings
+    evaluation: EvaluationSettings
     data: ImageDataset
     sigma: SigmaDistribution
     network: DenoiserNetwork
     ema: EMA[DenoiserNetwork]
     optimizer: GuardedOptimizer
     sampler: Sampler
-    evaluator: RunEvaluator
+    evaluator: Evaluator
     augment: EDMAugmentation | None
+    run_evaluator: RunEvaluator = field(init=False)
+
+    def __post_init__(self) -> None:  # an EDM network is conditioned on classes, and on no prompts
+        self.run_evaluator = RunEvaluator(self.run, self.evaluator, self.evaluation, self.data, prompts=None)
 
 
-def pretrain(config: DictConfig) -> dict[str, Any]:
+def pretrain(parts: Pretraining) -> dict[str, Any]:
     """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the best average; without metrics the last.
 
     ``evaluation.best`` names the value that picks it. The folder ``teacher`` of the run then loads with
@@ -69,8 +71,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError, SystemExit: as :func:`onestep.distillation.loop.distill`.
     """
-    run = Run(config)
-    parts = _build(config, run)
+    run = parts.run
     state = TrainingState({"network": parts.network, "network_ema": parts.ema.average}, {"network": parts.optimizer})
     run.start(state, parts.settings)
     with run.guarded():
@@ -83,60 +84,27 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     return _finish(run, parts, state)
 
 
-def _build(config: DictConfig, run: Run) -> Pretraining:
-    settings: TrainingSettings = instantiate(config.training)
-    settings.share_of(run.accelerator.num_processes)
-    data: ImageDataset = instantiate(config.data)
-    torch.manual_seed(seeded_rng(config.seed).initial_seed())
-    network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
-    check_fit(network, data)
-    augment: EDMAugmentation | None = instantiate(config.get("augment"))
-    taken = getattr(network, "augment_dim", 0)
-    if augment is not None and taken != augment.label_dim:
-        raise ValueError(
-            f"augment=...: the network must take its {augment.label_dim} labels, and takes {taken}: set "
-            f"network.options.augment_dim={augment.label_dim}"
-        )
-    ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
-    prepare_networks(config, run.device, trained=[network], others=[ema.average])
-    optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
-    evaluation: EvaluationSettings = instantiate(config.evaluation)
-    evaluator = build_evaluator(config, config.get("features"), data, run.device)
-    check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
-    return Pretraining(
-        settings=settings,
-        data=data,
-        sigma=instantiate(config.sigma),
-        network=network,
-        ema=ema,
-        optimizer=GuardedOptimizer(optimizer, settings, config.precision == "fp16", [network]),
-        sampler=instantiate(config.sampler),
-        evaluator=RunEvaluator(run, evaluator, evaluation, data),
-        augment=augment,
-    )
-
-
 def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
     """The iterations from ``state.iteration`` on."""
     settings, network = parts.settings, parts.network
     for batch in run.batches(parts.data, settings, start=state.iteration):
         started = time.monotonic()
         draws = run.draws(settings, state.iteration)
-        # Dropout draws from the global generator: unlike all else, it differs with the number of processes and rounds.
-        of_process = seeded_rng(run.config.seed, run.accelerator.process_index, state.iteration, device=run.device)
+        # Dropout draws from torch's own rng: unlike all else, it differs with the processes and the micro-batches.
+        of_process = seeded_rng(run.seed, run.accelerator.process_index, state.iteration, device=run.device)
         torch.manual_seed(of_process.initial_seed())
         drawn = (draws.sigma(parts.sigma), draws.normal(batch[0].shape[1:]))
         images, labels = (batch[0], None) if parts.augment is None else parts.augment(batch[0], draws)
-        rounds = (micro_batches(x, settings.accumulation) for x in (images, batch[1], labels, *drawn))
+        micro = (micro_batches(x, settings.accumulation) for x in (images, batch[1], labels, *drawn))
         try:
-            for x0, condition, augment_labels, sigma, noise in zip(*rounds, strict=True):
+            for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):
                 told = () if augment_labels is None else (augment_labels,)
                 with run.accelerator.autocast():
                     prediction = network(add_noise(x0, noise, sigma), sigma, condition, *told)
                 losses = denoising_loss(network, prediction, x0, sigma)
-                parts.optimizer.backward({"denoising": Term(losses)}, sigma)
+                parts.optimizer.backward(Losses({"denoising": Term(losses)}), sigma)
                 run.log.add({"loss": losses})
-            run.log.add({"gradient": parts.optimizer.step(state.iteration)})
+            run.log.add(parts.optimizer.step(state.iteration))
             parts.ema.update(network, state.iteration * settings.batch_size, settings.batch_size)
             state.skipped_steps = 0
         except SkippedStepError as refusal:
@@ -160,7 +128,7 @@ def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> Measurement
 
     Every process must call it. Returns the value that picks the best, see :meth:`RunEvaluator.interim`.
     """
-    average, evaluator = parts.ema.average, parts.evaluator
+    average, evaluator = parts.ema.average, parts.run_evaluator
     earlier = evaluator.best_line(read_log(run.folder / "log.jsonl"))
     measured = evaluator.interim(state.iteration, partial(parts.sampler, average))
     with full_state_dict(average):
@@ -176,11 +144,11 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
     run.accelerator.wait_for_everyone()
     teacher = load_denoiser(run.folder / "teacher").to(run.device)
     evaluations = parts.sampler.network_evaluations
-    side, records = parts.evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
+    side, records = parts.run_evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
     if not run.accelerator.is_main_process:
         return {}
     lines = read_log(run.folder / "log.jsonl")
-    best = parts.evaluator.best_line(lines)
+    best = parts.run_evaluator.best_line(lines)
     summary = {
         "teacher": side,
         "images_seen": state.iteration * parts.settings.batch_size if best is None else best["images_seen"],
@@ -188,8 +156,8 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
         "results": {"teacher": records},
     }
     run.write_json("summary.json", summary)
-    metrics = parts.evaluator.evaluator.descriptions
-    save_curves(lines, metrics, ("loss", "gradient"), run.folder / "curves.png")
+    metrics = parts.evaluator.descriptions
+    save_curves(lines, metrics, ("loss", "network_gradient"), run.folder / "curves.png")
     print_summary(summary, run.folder)
     Console().print(f"the teacher is in {run.folder / 'teacher'}", soft_wrap=True)
     run.finish()

@@ -18,6 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from onestep.build.distillation import distill
 from onestep.config import CONF
 from onestep.data.dataset import ImageDataset, ImagesInMemory
 from onestep.data.decoding import DamagedImageError, decode_image
@@ -27,7 +28,6 @@ from onestep.data.hugging_face import HuggingFaceDataset
 from onestep.data.idx import IDXImages
 from onestep.data.image_folder import ImageFolder
 from onestep.data.webdataset import WebDataset, find_shards
-from onestep.distillation.loop import distill
 from onestep.metrics.features import to_uint8
 
 REPOSITORY = Path(__file__).parents[2]

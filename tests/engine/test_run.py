@@ -10,7 +10,7 @@ import pytest
 from omegaconf import DictConfig
 from torch import nn
 
-from onestep.distillation.loop import distill
+from onestep.build.distillation import distill
 from onestep.engine.checkpoint import list_checkpoints
 from onestep.engine.log import RunLog
 from onestep.engine.run import Run

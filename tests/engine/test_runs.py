@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-from onestep.distillation.loop import distill
+from onestep.build.distillation import distill
 from onestep.engine.log import read_log
 from onestep.models.generator import Generator
 from tests.fixtures.runs import FEW_STEPS

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from onestep.build.pretraining import pretrain
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
 from onestep.metrics.classifier import load_classifier
@@ -15,7 +16,6 @@ from onestep.metrics.features import to_uint8
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
 from onestep.pretraining.classifier import pretrain_features
-from onestep.pretraining.denoiser import pretrain
 from onestep.seeding import GlobalDraws
 from tests.conftest import SMALL
 

@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from onestep.build.distillation import distill
+from onestep.build.pretraining import pretrain
 from onestep.data.digits import Digits
-from onestep.distillation.loop import distill
 from onestep.metrics.classifier import load_classifier
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.frechet import FrechetDistance
 from onestep.models.generator import Generator
-from onestep.pretraining.denoiser import pretrain
 from onestep.reports.compare import draw
 from onestep.reports.results_page import orderings, write_page
 from onestep.reports.results_rows import Row, Rows, read_rows

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from onestep.build.distillation import distill
 from onestep.config import instantiate
 from onestep.data.dataset import ImagesInMemory
 from onestep.distillation import build
-from onestep.distillation.loop import distill
 from onestep.distillation.report import DistillationReport
 from onestep.models.edm.denoiser import EDMDenoiser
 

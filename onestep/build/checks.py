@@ -1,11 +1,12 @@
 """What is refused before training: parts that do not fit each other, each with how to mend it."""
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
-from onestep.distillation.judges import Teacher
-from onestep.engine.settings import DistillationSettings
+from onestep.distillation.settings import GeneratorSettings
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
@@ -13,7 +14,7 @@ from onestep.objectives.base import Objective
 from onestep.objectives.divergences import ReverseKL
 
 
-def check_fit(network: Teacher, data: ImageDataset, name: str = "teacher") -> None:
+def check_fit(network: Any, data: ImageDataset, name: str = "teacher") -> None:
     """Refuse a network that was made for other images or classes.
 
     Raises:
@@ -31,21 +32,21 @@ def check_fit(network: Teacher, data: ImageDataset, name: str = "teacher") -> No
             )
 
 
-def check_terms(config: DictConfig, settings: DistillationSettings, objective: Objective) -> None:
+def check_terms(config: DictConfig, settings: GeneratorSettings, objective: Objective) -> None:
     """Refuse terms of the loss that lack what they need, and pairs that no term needs.
 
     Raises:
         ValueError: saying how to have both or neither.
     """
-    if (objective.needs_ratio or settings.gan_weight > 0) and config.get("discriminator") is None:
+    if (objective.needs_ratio or settings.gan_weight > 0) and config.discriminator.head is None:
         reason = (
             "this divergence needs the density ratio"
             if objective.needs_ratio
-            else f"training.gan_weight={settings.gan_weight} needs a discriminator"
+            else f"generator.gan_weight={settings.gan_weight} needs a discriminator"
         )
         raise ValueError(
             f"{reason}, and there is none: choose discriminator=teacher_features or "
-            "discriminator=shared_encoder, or divergence=reverse_kl with training.gan_weight=0"
+            "discriminator=shared_encoder, or divergence=reverse_kl with generator.gan_weight=0"
         )
     is_reverse_kl = isinstance(instantiate(config.get("divergence")), ReverseKL | None)
     if not hasattr(objective, "divergence") and not is_reverse_kl:
@@ -55,12 +56,12 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
         )
     if settings.regression_weight > 0 and config.get("pairs") is None:
         raise ValueError(
-            f"training.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
-            "there are none: choose pairs=teacher, or set training.regression_weight=0"
+            f"generator.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
+            "there are none: choose pairs=teacher, or set generator.regression_weight=0"
         )
     if settings.regression_weight == 0 and config.get("pairs") is not None:
         raise ValueError(
-            "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it "
+            "pairs of noise and teacher image would be drawn for nothing, as generator.regression_weight is 0: give it "
             "a weight, or set pairs=none"
         )
 
@@ -71,27 +72,13 @@ def check_prompts(config: DictConfig, data: ImageDataset) -> None:
     Raises:
         ValueError: saying what to do instead.
     """
-    if config.get("discriminator") is not None and not data.has_images:
+    if config.discriminator.head is not None and not data.has_images:
         raise ValueError(
             "the discriminator compares with real images, and these prompts have none: name a parquet file's by "
-            "data.image_column=..., or choose discriminator=none with divergence=reverse_kl and training.gan_weight=0"
+            "data.image_column=..., or choose discriminator=none with divergence=reverse_kl and generator.gan_weight=0"
         )
     if config.get("pairs") is not None and data.unconditional is not None:
         raise ValueError("pairs of noise and teacher image are drawn of classes, not of prompts: use objective=dmd2")
-
-
-def check_optimizers(config: DictConfig) -> None:
-    """Refuse a discriminator's optimiser of another kind than the fake score's, as both are groups of one.
-
-    Raises:
-        ValueError: naming both.
-    """
-    theirs, its = config.fake_score._target_, config.discriminator._target_
-    if theirs != its:
-        raise ValueError(
-            f"optimizer.discriminator._target_={its}, and the fake score's is {theirs}: one optimiser trains both, so "
-            "choose the same for them; the rates and other options may differ"
-        )
 
 
 def check_steps(generator: Generator) -> None:
