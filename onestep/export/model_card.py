@@ -100,7 +100,10 @@ def _eval_results(summary: dict[str, Any], task: str, data: str) -> list[EvalRes
 
 def _first_records(summary: dict[str, Any], side: str) -> dict[str, dict[str, Any]]:
     """The record of each of a side's values of the first range of seeds, by its key."""
-    return {record["metric"]: record for record in reversed(summary["results"].get(side, []))}
+    records: dict[str, dict[str, Any]] = {}
+    for record in summary["results"].get(side, []):
+        records.setdefault(record["metric"], record)
+    return records
 
 
 def _results_table(summary: dict[str, Any]) -> str:
@@ -122,16 +125,16 @@ def _facts(
     config: dict[str, Any], generator: Generator, summary: dict[str, Any], weights: str
 ) -> list[tuple[str, str]]:
     """Names and values of what the run was made of."""
-    objective, training = config["objective"], config["training"]
+    objective, weights_of = config["objective"], config["generator"]
     sigmas = (generator.sigma_init, *generator.later_sigmas)
     return [
         ("teacher", _describe(config["teacher"])),
         ("teacher's sampler", _describe(config["sampler"])),
         ("objective", _describe(objective)),
         *((name, _describe(node)) for name, node in objective.items() if _is_part(node)),
-        ("discriminator", _describe(config["discriminator"])),
-        ("adversarial weight", f"{training['gan_weight']:g}"),
-        ("regression weight", f"{training['regression_weight']:g}"),
+        ("discriminator", _describe(config["discriminator"]["head"])),
+        ("adversarial weight", f"{weights_of['gan_weight']:g}"),
+        ("regression weight", f"{weights_of['regression_weight']:g}"),
         ("data", _describe(config["data"])),
         ("images seen in training", f"{summary['images_seen']:,}"),
         ("seconds of training", f"{summary['seconds']:,.0f}"),

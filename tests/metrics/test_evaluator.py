@@ -1,6 +1,8 @@
 """The evaluator on a feature network that can be computed by hand."""
 
+import math
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.frechet import FrechetDistance
 from onestep.metrics.inception_score import InceptionScore
 from onestep.metrics.recall import PRDC, Recall
+from onestep.metrics.result import Description, Measurement
 from onestep.metrics.statistics import Moments
 
 
@@ -187,3 +190,39 @@ def test_images_of_another_shape() -> None:
         Evaluator(None, METRICS, ImagesInMemory(torch.zeros(5, 3, 2, 2)))
     with pytest.raises(ValueError, match="mean pixel knows no classes"):
         Evaluator(MeanPixel(), {"is": InceptionScore(1)}, ImagesInMemory(random_images(5)))([random_images(5)])
+
+
+class LowAndHigh:
+    reads: Kind = "vectors"
+    features: FeatureNetwork | None = None
+    title: ClassVar = {"low": "the lower", "high": "the higher"}
+    higher_is_better: ClassVar = {"low": False, "high": True}
+
+    def __call__(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        return {"low": float(generated.min()), "high": float(generated.max())}
+
+
+def test_every_value_has_a_title_and_a_direction() -> None:
+    metrics: dict[str, Metric] = {"fid50": FrechetDistance(title="FID"), "several": LowAndHigh(), "recall": Recall(1)}
+    evaluator = Evaluator(MeanPixel(), metrics, ImagesInMemory(random_images(5)))
+    assert evaluator.descriptions == {
+        "fid50": Description("FID", False), "low": Description("the lower", False),
+        "high": Description("the higher", True), "recall": Description("recall", True),
+    }  # fmt: skip
+    assert evaluator.keys() == ["fid50", "low", "high", "recall"] and evaluator.keys(["several"]) == ["low", "high"]
+    records = evaluator.results(evaluator([constant_images(0.5, 9.0)], only=["several"]), 2, None, None)
+    shown = [(record["metric"], record["value"], record["title"], record["higher_is_better"]) for record in records]
+    assert shown == [("low", 191, "the lower", False), ("high", 255, "the higher", True)]
+
+
+def test_two_metrics_of_the_same_value() -> None:
+    metrics: dict[str, Metric] = {"recall": Recall(1), "prdc": PRDC(k=3, k_density=5)}
+    with pytest.raises(ValueError, match="recall and prdc both measure recall"):
+        Evaluator(MeanPixel(), metrics, ImagesInMemory(random_images(5)))
+
+
+@pytest.mark.parametrize(("higher_is_better", "best", "worst"), [(False, 1.0, 2.0), (True, 2.0, 1.0)])
+def test_which_of_two_measurements_is_better(higher_is_better: bool, best: float, worst: float) -> None:
+    better, worse, broken = (Measurement("key", value, higher_is_better) for value in (best, worst, math.nan))
+    assert better.is_better_than(worse) and not worse.is_better_than(better) and not better.is_better_than(better)
+    assert worse.is_better_than(None) and worse.is_better_than(broken) and not broken.is_better_than(worse)
