@@ -124,7 +124,7 @@ def _read_row(folder: Path, title: str, side: str) -> Row:
     row = Row(title, folder, read_summary(folder), side)
     lacking = [metric for metric in METRICS if metric not in row.summary.get(side, {})]
     if lacking:
-        raise ValueError(f"{folder}: summary.json has no {', '.join(lacking)} of the {side}: score it by them")
+        raise ValueError(f"{folder}: summary.json has no {', '.join(lacking)} of the {side}: evaluate it by them")
     return row
 
 
