@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from onestep.files import write_text
 from onestep.reports.compare import draw_all, read_runs, save_panels, to_table
 
 
@@ -23,5 +24,5 @@ def main(arguments: Sequence[str]) -> None:
     runs = read_runs(options.folder)
     table = to_table(runs)
     save_panels(draw_all(runs, options.samples), Path(f"{options.output}.png"))
-    Path(f"{options.output}.md").write_text(table)
+    write_text(f"{options.output}.md", table)
     print(table)

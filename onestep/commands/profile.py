@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from onestep.files import write_text
 from onestep.profiling.measure import peak_tflops
 from onestep.profiling.report import Preset, profile, show
 from onestep.profiling.subject import NETWORKS
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "network": options.network,
                   "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
                   "subjects": records}  # fmt: skip
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(options.json, json.dumps(report, indent=2) + "\n")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,7 +1,5 @@
 """A finished run's generator as a diffusers pipeline folder with a model card."""
 
-import os
-import shutil
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -10,8 +8,9 @@ from onestep.data.latents import describes_latents
 from onestep.evaluation.sample import WEIGHTS
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
+from onestep.files import atomic_folder
 from onestep.models.diffusers.export import save_text_to_image
-from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
+from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder, quiet
 from onestep.models.generator import Generator
 
 
@@ -39,27 +38,23 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
             raise ValueError(f"{run} holds no {name}: expected the folder of a finished run, which train.py names")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is there already: give a new folder")
-    # Beside, under the same name, and renamed when complete: what is killed leaves no half of a pipeline.
-    beside = output.absolute().parent / f".writing_{os.getpid()}" / output.name
-    try:
-        _write(run, Generator.from_pretrained(run / WEIGHTS[weights]), beside)
-        os.replace(beside, output)
-    finally:
-        shutil.rmtree(beside.parent, ignore_errors=True)
+    with atomic_folder(output) as temporary:
+        _write(run, weights, temporary)
     return output
 
 
-def _write(run: Path, generator: Generator, output: Path) -> None:
-    output.mkdir(parents=True)
+def _write(run: Path, weights: str, output: Path) -> None:
+    generator = Generator.from_pretrained(run / WEIGHTS[weights])
     if text_to_image := bool(getattr(generator.denoiser, "condition_keys", ())):
         teacher = OmegaConf.load(run / "config.yaml").teacher.path
         usage = save_text_to_image(generator, pipeline_folder(teacher), output)
     else:
         data = OmegaConf.load(run / "config.yaml").data
         vae = Autoencoder.from_pretrained(pipeline_folder(data.model)).vae if describes_latents(data) else None
-        OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
+        with quiet():  # no remark that the autoencoder, which images do without, is not saved
+            OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
-    write_card(run, output, generator, usage, text_to_image)
+    write_card(run, output, generator, weights, usage, text_to_image)
 
 
 def _usage(output: Path, generator: Generator) -> str:

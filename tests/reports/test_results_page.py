@@ -177,13 +177,13 @@ def edit(run: Path, side: str | None = None, **values: Any) -> None:
 
 def edit_record(run: Path, **values: Any) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    summary["figures"]["student"][0].update(values)
+    summary["results"]["student"][0].update(values)
     (run / "summary.json").write_text(json.dumps(summary))
 
 
 def row_of(*fids: float) -> Row:
     records = [{"metric": "fid", "value": fid} for fid in fids]
-    return Row("", Path(), {"student": {"fid": fids[0]}, "figures": {"student": records}}, "student")
+    return Row("", Path(), {"student": {"fid": fids[0]}, "results": {"student": records}}, "student")
 
 
 def test_the_orderings_are_computed() -> None:

@@ -35,7 +35,8 @@ def instantiate_in_dtype(node: Any) -> Any:
 trainable = vars(build)["_trainable"]  # which copies in float32
 vars(build)["instantiate"] = instantiate_in_dtype
 vars(build)["_trainable"] = lambda *arguments: trainable(*arguments).to(torch.get_default_dtype())
-DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
+DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
+DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
 with initialize_config_dir(conf, version_base="1.3"):
     config = compose("train", [*overrides, "metrics=[]"])
 distill(config)
