@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -64,7 +65,7 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
             main(config)
 
     with explained(traceback):
-        _run_hydra(checked, config_name, accept_null(config_name, arguments))
+        _run_hydra(checked, config_name, accept_null(config_name, add_recipe(config_name, arguments)))
 
 
 def _run_hydra(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
@@ -117,6 +118,12 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
             valid = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise ValueError(f"{override}: a choice is needed, one of {valid}")
     return accepted
+
+
+def add_recipe(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """The ``overrides``, with ``experiment=digits`` for a training that is told of neither teacher nor experiment."""
+    told = any(re.match(r"[+~]*(teacher|experiment)\b", override) for override in overrides)
+    return list(overrides) if told or config_name != "train" else ["experiment=digits", *overrides]
 
 
 def instantiate(node: Any) -> Any:

@@ -58,17 +58,17 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     run = build_run(config)
     accelerator, device = run.accelerator, run.device
     settings.per_process(accelerator.num_processes)
-    generator_settings, critics = build_settings(config)
     objective: Objective = parts["objective"]
-    check_terms(config, generator_settings, objective)
     check_attention(config.attention, device)
     data: ImageDataset = parts["data"]
     teacher: Any = parts["teacher"].to(device)
+    generator_settings, critics = build_settings(config, teacher)
+    check_terms(config, generator_settings, objective)
     check_fit(teacher, data)
     check_prompts(config, data)
     guide(teacher, data, teacher.guidance)
 
-    sigma: SigmaDistribution = parts["sigma"]
+    sigma = parts.sigma("sigma", teacher)
     # Seeded before any network is made; the same weights in every process.
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
     network = initial_generator(config, generator_settings, teacher, data)
@@ -116,7 +116,7 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
         ema=ema,
         optimizers=build_optimizers(config, settings, student, fake_score=fake_score, discriminator=discriminator),
         sigma=sigma,
-        fake_sigma=parts["fake_sigma"],
+        fake_sigma=parts.sigma("fake_sigma", teacher),
         data=data,
         pairs=drawn_pairs,
         sampler=sampler,
@@ -134,10 +134,21 @@ class Parts:
     def __getitem__(self, name: str) -> Any:
         return self.given[name] if name in self.given else instantiate(self.config.get(name))
 
+    def sigma(self, name: str, teacher: Any) -> SigmaDistribution:
+        """A distribution of noise levels, between the ``teacher``'s where its bounds are null."""
+        if name in self.given:
+            return self.given[name]
+        bounds = {
+            key: getattr(teacher, key) for key in ("sigma_min", "sigma_max") if self.config[name].get(key, 0) is None
+        }
+        return instantiate(OmegaConf.merge(self.config[name], bounds))
 
-def build_settings(config: DictConfig) -> tuple[GeneratorSettings, CriticSettings]:
-    """The numbers of the blocks ``generator``, ``fake_score`` and ``discriminator``."""
+
+def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings, CriticSettings]:
+    """The numbers of the blocks ``generator``, ``fake_score`` and ``discriminator``, where null those of the teacher."""
     generator: dict[str, Any] = OmegaConf.to_container(config.generator, resolve=True)  # type: ignore[assignment]
+    if generator["sigma_init"] is None:
+        generator["sigma_init"] = teacher.sigma_max
     names = ("sigma_init", "later_sigmas", "gan_weight", "regression_weight")
     return (
         GeneratorSettings(**{name: generator[name] for name in names}),

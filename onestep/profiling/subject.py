@@ -20,7 +20,7 @@ from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.seeding import GlobalDraws
 
 #: The networks that a preset can be measured with: what selects their settings, and what stands for their files.
-NETWORKS = {"ddpmpp": ["experiment=cifar10_uncond", "teacher.path=random", "data.path=random"], "digits": []}
+NETWORKS = {"ddpmpp": ["experiment=cifar10_uncond", "teacher.path=random", "data.path=random"], "digits": ["experiment=digits"]}
 CIFAR10 = (3, 32, 32)
 
 
