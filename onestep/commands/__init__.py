@@ -86,7 +86,7 @@ Distill a diffusion model into a one-step generator.
 
 onestep COMMAND --help   the choices and settings of a command
 onestep --version        the version of the package
-eval "$(onestep --shell-completion install=bash)"   completes commands, choices and settings; zsh and fish alike"""
+eval "$(onestep --shell-completion install=bash)"   has bash complete commands, choices and settings"""
 
 
 def _complete(before: list[str], query: str) -> None:

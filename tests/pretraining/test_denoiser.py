@@ -52,8 +52,8 @@ def assert_kept(run: Path, iteration: int) -> None:
 
 def test_the_teacher_of_the_best_recall_is_kept(compose_config: Compose, tmp_path: Path) -> None:
     """The largest of the evaluations' recalls, the first of equals."""
-    overrides = ("experiment=pretrain_digits", "metrics=[recall]", "training.evaluate_every=2")
-    summary = pretrain(compose_config("train", *TINY, *overrides, f"output={tmp_path}"))
+    overrides = ("metrics=[recall]", "training.evaluate_every=2")
+    summary = pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
     of_run = [line for line in read_log(tmp_path / "log.jsonl") if "recall" in line]
     assert [line["iteration"] for line in of_run] == [2, 4, 6] and not any("fid" in line for line in of_run)
     best = max(of_run, key=lambda line: line["recall"])
@@ -62,7 +62,7 @@ def test_the_teacher_of_the_best_recall_is_kept(compose_config: Compose, tmp_pat
 
 
 def test_without_metrics_the_last_teacher_is_kept(compose_config: Compose, tmp_path: Path) -> None:
-    config = compose_config("train", *TINY, "experiment=pretrain_digits", "metrics=[]", f"output={tmp_path}")
+    config = compose_config("pretrain", *TINY, "metrics=[]", f"output={tmp_path}")
     config.features = None
     summary = pretrain(config)
     assert summary["images_seen"] == 96 and summary["results"] == {"teacher": []}
@@ -83,7 +83,7 @@ def test_a_best_value_that_is_not_measured(
     overrides: tuple[str, ...], message: str, compose_config: Compose, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        pretrain(compose_config("train", *TINY, "experiment=pretrain_digits", *overrides, f"output={tmp_path}"))
+        pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
     assert not (tmp_path / "config.yaml").exists()
 
 

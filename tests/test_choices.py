@@ -1,0 +1,82 @@
+"""Groups of conf/ as a user chooses them: none of them, null, and the noise levels of each recipe."""
+
+from collections.abc import Callable
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from onestep.config import CONF, accept_null
+
+OPTIONAL = ("augment", "discriminator", "features", "lora", "metrics", "mixture", "pairs")
+
+
+@pytest.mark.parametrize("choice", ["null", "none"])
+@pytest.mark.parametrize("group", OPTIONAL)
+def test_optional_groups_can_be_left_out(group: str, choice: str, compose_config: Callable[..., DictConfig]) -> None:
+    primary = "pretrain" if group == "augment" else "train"
+    part = {"discriminator": "discriminator.head"}.get(group, group)
+    chosen = {"augment": "edm", "lora": "attention", "mixture": "grid", "pairs": "teacher"}.get(group)
+    if chosen is not None:  # the others are chosen by default
+        assert OmegaConf.select(compose_config(primary, f"{group}={chosen}"), part)
+    assert OmegaConf.select(compose_config(primary), part) or chosen is not None
+    assert not OmegaConf.select(compose_config(primary, f"{group}={choice}"), part)
+    # A recipe's choice gives way too, in whichever order the two are given.
+    recipe = "experiment=mixture" if primary == "train" else "experiment=pretrain/digits"
+    assert not OmegaConf.select(compose_config(primary, f"{group}={choice}", recipe), part)
+
+
+def test_optional_groups_are_those_with_none() -> None:
+    assert sorted(file.parent.name for file in CONF.glob("*/none.yaml")) == sorted([*OPTIONAL, "experiment"])
+
+
+def test_an_empty_list_of_metrics(compose_config: Callable[..., DictConfig]) -> None:
+    for primary in ("train", "pretrain", "sample"):
+        assert compose_config(primary, "metrics=[]").metrics == {}
+
+
+@pytest.mark.parametrize("group", ["teacher", "sampler", "data", "features", "metrics", "mixture"])
+def test_null_is_the_runs_own_for_sample(group: str, compose_config: Callable[..., DictConfig]) -> None:
+    assert not compose_config("sample", f"{group}=null").get(group)
+
+
+def test_null_among_the_values_of_a_sweep() -> None:
+    given = ["-m", "pairs=null,teacher", "metrics=[fid]", "resume=null", "experiment=null"]
+    none = ["-m", "pairs=none,teacher", "metrics=[fid]", "resume=null", "experiment=none"]
+    assert accept_null("train", given) == none
+
+
+@pytest.mark.parametrize("override", ["objective=null", "teacher=null", "sigma@fake_sigma=null", "data=digits,null"])
+def test_null_for_a_group_that_needs_a_choice(override: str) -> None:
+    group = override.partition("=")[0].partition("@")[0]
+    choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+    with pytest.raises(ValueError, match=rf"^{override}: a choice is needed, one of {choices}$"):
+        accept_null("train", [override])
+
+
+def test_the_judges_levels_are_chosen_apart(compose_config: Callable[..., DictConfig]) -> None:
+    config = compose_config("train", "sigma.sigma_max=7", "sigma@fake_sigma=log_normal")
+    assert (config.sigma.sigma_max, config.fake_sigma.log_mean, config.fake_sigma.log_std) == (7, -1.2, 1.2)
+    assert compose_config("train").fake_sigma == compose_config("train").sigma
+
+
+@pytest.mark.parametrize(
+    "recipe, levels, fake_levels",
+    [
+        ("affine", (0.1, 0.4), (0.1, 0.4)),
+        ("mixture", (0.05, 2.0), (0.05, 2.0)),
+        ("fashion", (0.02, 20.0), (-0.92, 1.2)),
+        ("cifar10_5k", (0.02, 20.0), (-1.2, 1.2)),
+        ("cifar10_uncond", (0.002, 24.4), (-1.2, 1.2)),
+        ("imagenet64_dmd2", (0.0032, 71.6), (0.0032, 71.6)),
+        ("sdxl_dmd2", (0.138, 13.04), (0.138, 13.04)),
+        ("sd3_dmd2", (0.0204, 49.0), (0.0204, 49.0)),
+    ],
+)
+def test_the_levels_of_the_recipes(
+    recipe: str, levels: tuple[float, ...], fake_levels: tuple[float, ...], compose_config: Callable[..., DictConfig]
+) -> None:
+    config = compose_config("train", f"experiment={recipe}")
+    for law, expected in ((config.sigma, levels), (config.fake_sigma, fake_levels)):
+        own = ("log_mean", "log_std") if "log_mean" in law else ("sigma_min", "sigma_max")
+        assert tuple(law[name] for name in own) == expected
+        assert law.get("rho", 7.0) == 7.0
