@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 

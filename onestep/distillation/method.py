@@ -1,8 +1,8 @@
 """The method on one page: the losses of the fake score, the discriminator and the generator.
 
 An iteration updates the fake score and the discriminator by :meth:`Method.critic_losses` on generated samples, once or
-several times, then the generator by :meth:`Method.generator_losses`. Each is a function of the samples, noise levels and
-noise that it is given: it draws nothing, steps nothing, and knows no loop, process or configuration.
+several times, then the generator by :meth:`Method.generator_losses`. Each is a function of the samples, noise levels
+and noise that it is given: it draws nothing, steps nothing, and knows no loop, process or configuration.
 """
 
 from collections.abc import Iterator

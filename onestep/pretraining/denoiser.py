@@ -88,7 +88,7 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
     for batch in run.batches(parts.data, settings, start=state.iteration):
         started = time.monotonic()
         draws = run.draws(settings, state.iteration)
-        # Dropout draws from torch's own rng: unlike all else, it differs with the numbers of processes and micro-batches.
+        # Dropout draws from torch's own rng: it alone differs with the numbers of processes and micro-batches.
         of_process = seeded_rng(run.seed, run.accelerator.process_index, state.iteration, device=run.device)
         torch.manual_seed(of_process.initial_seed())
         drawn = (draws.sigma(parts.sigma), draws.normal(batch[0].shape[1:]))
