@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from onestep.build.distillation import distill
+from onestep.build.run import build_run
 from onestep.engine.checkpoint import list_checkpoints
 from onestep.engine.log import RunLog
-from onestep.engine.run import Run
-from onestep.engine.settings import DistillationSettings
+from onestep.engine.settings import TrainingSettings
 from onestep.engine.state import TrainingState
 
 TrainConfig = Callable[..., DictConfig]
@@ -23,10 +23,10 @@ FIDS = {1: 5.0, 2: 3.0, 3: 4.0, 4: 6.0, 5: 3.5, 6: 7.0}
 
 @pytest.mark.parametrize("name", ["fid", "fid50k"])
 def test_the_least_fid_is_saved_and_kept(
-    name: str, train_config: TrainConfig, make_settings: Callable[..., DistillationSettings], tmp_path: Path
+    name: str, train_config: TrainConfig, make_settings: Callable[..., TrainingSettings], tmp_path: Path
 ) -> None:
-    run, state = Run(train_config(tmp_path)), TrainingState({"network": nn.Linear(2, 2)}, {})
-    settings = make_settings(images=60, checkpoint_every=4, keep_last=1)
+    run, state = build_run(train_config(tmp_path)), TrainingState({"network": nn.Linear(2, 2)}, {})
+    settings = make_settings(total_images=60, checkpoint_every=4, keep_last=1)
     run.start(state, settings)
     with run.guarded():
         for state.iteration, fid in FIDS.items():
