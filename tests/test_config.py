@@ -185,7 +185,7 @@ def test_every_default_of_train_is_built(compose_config: Callable[..., DictConfi
 
 
 def test_no_discriminator_can_be_chosen(compose_config: Callable[..., DictConfig]) -> None:
-    assert compose_config("train", "discriminator=none").discriminator is None
+    assert compose_config("train", "discriminator=none").discriminator.head is None
     assert "discriminator" not in compose_config("train", "~discriminator")
 
 
@@ -213,8 +213,8 @@ def test_dmd_is_distribution_matching_with_a_regression(
     objective = instantiate(config.objective)
     assert (type(objective).__name__, type(objective.divergence).__name__) == ("FDistill", "ReverseKL")
     assert type(objective.weighting).__name__ == "DMDWeighting"
-    assert config.discriminator is None
-    assert config.training.gan_weight == 0 and config.training.regression_weight > 0
+    assert config.discriminator.head is None
+    assert config.generator.gan_weight == 0 and config.generator.regression_weight > 0
     assert instantiate(config.pairs).cache == "~/.cache/onestep/pairs"
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert instantiate(config.pairs).cache == "/elsewhere/onestep/pairs"
@@ -227,13 +227,13 @@ def test_the_command_line_goes_before_a_preset(compose_config: Callable[..., Dic
     )  # fmt: skip
     assert "onestep.models.discriminator.Discriminator" in assert_builds(config)
     assert type(instantiate(config.objective).divergence).__name__ == "ForwardKL"
-    assert (config.training.gan_weight, config.pairs.count) == (0.1, 10)
+    assert (config.generator.gan_weight, config.pairs.count) == (0.1, 10)
 
 
 def test_no_pairs_unless_they_are_asked_for(compose_config: Callable[..., DictConfig]) -> None:
     for objective in ("f_distill", "uni_instruct"):
         config = compose_config("train", f"objective={objective}")
-        assert config.pairs is None and config.training.regression_weight == 0
+        assert config.pairs is None and config.generator.regression_weight == 0
 
 
 def test_a_slurm_job_is_warned_in_time_and_comes_back() -> None:

@@ -33,11 +33,12 @@ MODELS = ("student", "teacher")
 WEIGHTS = {"ema": "generator", "raw": "generator_raw"}
 
 _PARTS_LIVE_IN = (
-    "onestep.teachers.",
+    "onestep.models.loading",
+    "onestep.models.diffusers.loading",
     "onestep.samplers",
     "onestep.data.",
     "onestep.metrics.",
-    "onestep.toy.gaussian_mixture",
+    "onestep.toy.",
 )
 
 

@@ -85,7 +85,7 @@ def _facts(
         ("teacher", f"{_describe(config['teacher'])}, guidance {config['teacher'].get('guidance')}"),
         ("objective", _describe(config["objective"])),
         ("divergence", _describe(config["divergence"])),
-        ("discriminator", _describe(config["discriminator"])),
+        ("discriminator", _describe(config["discriminator"]["head"])),
         ("data", data_name),
         ("images seen in training", f"{summary['images_seen']:,}"),
         ("noise levels of the steps", ", ".join(f"{sigma:g}" for sigma in sigmas)),

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from accelerate.state import AcceleratorState
@@ -16,6 +17,7 @@ from onestep.config import CONF, check_config
 from onestep.data.dataset import ImagesInMemory
 from onestep.denoiser import map_condition
 from onestep.distillation.loop import updates
+from onestep.engine.optimizer import GuardedOptimizer
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.seeding import GlobalDraws
 
@@ -119,7 +121,7 @@ class Subject:
         normalizer = self.parts.method.normalizer
         kept = None if normalizer is None else {name: value.clone() for name, value in normalizer.state_dict().items()}
         for optimizer in optimizers.values():
-            optimizer.step = lambda _, own=optimizer: own.discard()  # type: ignore[method-assign, misc]
+            optimizer.step = partial(_discard, optimizer)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -129,3 +131,9 @@ class Subject:
             self.iterations = iterations
             if normalizer is not None and kept is not None:
                 normalizer.load_state_dict(kept)
+
+
+def _discard(optimizer: GuardedOptimizer, iteration: int) -> dict[str, Tensor]:
+    """A step that is none."""
+    optimizer.discard()
+    return {}

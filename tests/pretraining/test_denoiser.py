@@ -46,14 +46,14 @@ def test_the_network_is_told_of_the_augmentation(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
-    evaluate = EDMDenoiser.evaluate
+    predict = EDMDenoiser.predict
 
-    def evaluate_and_keep(network, x_sigma, sigma, condition, augment_labels=None, **options):  # type: ignore[no-untyped-def]
+    def predict_and_keep(network, x_sigma, sigma, condition, augment_labels=None, **options):  # type: ignore[no-untyped-def]
         if network.training:
             told.append((x_sigma, augment_labels))
-        return evaluate(network, x_sigma, sigma, condition, augment_labels, **options)
+        return predict(network, x_sigma, sigma, condition, augment_labels, **options)
 
-    monkeypatch.setattr(EDMDenoiser, "evaluate", evaluate_and_keep)
+    monkeypatch.setattr(EDMDenoiser, "predict", predict_and_keep)
     overrides = (
         "experiment=pretrain_digits",
         "augment=edm",
@@ -91,7 +91,7 @@ def test_metrics_of_the_run_that_are_not_measured(compose_config: Compose, tmp_p
 FEATURES = ("device=cpu", "precision=no", "features_training.epochs=2")
 
 
-def test_a_feature_network_is_judged_on_other_data(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
+def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
     """The training's own images as the data held out: the accuracy is the share that the saved network gets right."""
     given = ("data=idx", f"data.path={stores / 'idx'}", "features_training.batch_size=20")
     held_out = {"_target_": "onestep.data.idx.IDXImages", "path": str(stores / "idx"), "split": "train"}
