@@ -1,6 +1,5 @@
 """What every dataset offers, images in memory, and the order in which a training reads them."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from onestep.denoiser import Condition, map_condition
+from onestep.files import hash_tensors
 from onestep.seeding import seeded_rng
 
 #: Images [B, C, H, W] in [-1, 1] and one-hot labels [B, num_classes] or None.
@@ -90,9 +90,7 @@ class ImagesInMemory(ImageDataset):
         return self.images[chosen], None if self.conditions is None else self.conditions[chosen]
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().data)
-        return digest.hexdigest()
+        return hash_tensors({"images": self.images})
 
 
 def keep_batch(batch: Any) -> Any:

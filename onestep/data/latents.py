@@ -1,7 +1,7 @@
 """The latents of a dataset's images, for teachers that denoise latents of images with classes, such as DiT."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ _FORMAT = 1  # of the cached files; another number leaves all older ones aside
 
 
 class LatentDataset(ImageDataset):
-    """What the autoencoder of a pipeline makes of ``images``, computed once and kept on disk.
+    """The latents of ``images`` by the autoencoder of a pipeline, computed once and kept on disk.
 
     They are kept in chunks by a hash of the images and the autoencoder, so that an interrupted computation goes on
     where it stopped, and read as they are asked for.
@@ -48,12 +48,10 @@ class LatentDataset(ImageDataset):
             )
         self.image_shape = (self.autoencoder.channels, height // factor, width // factor)
         self.label_dim, self.batch_size = images.label_dim, batch_size
-        files = sorted(file for file in (folder / "vae").iterdir() if file.is_file())
-        key = fingerprint({"format": _FORMAT, "images": images.fingerprint(), "rows": batch_size}, files=files)
-        chunks = [f"{chunk:06d}" for chunk in range(math.ceil(len(images) / batch_size))]
-        self.rows = CachedRows(ChunkCache(cache, key, "latents", "data.cache"), chunks, batch_size)
-        self.rows.fill(self._encode, "encoding images")
-        self._key = key
+        description = {"format": _FORMAT, "images": images.fingerprint(), "rows": batch_size}
+        self._key = fingerprint(description, files=Autoencoder.files(folder))
+        chunks = ChunkCache(cache, self._key, "latents", "data.cache")
+        self.rows = encode_images(self._read, len(images), batch_size, self.autoencoder, chunks)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,12 +72,38 @@ class LatentDataset(ImageDataset):
     def decode(self, samples: Tensor) -> Tensor:
         return self.autoencoder.decode_singly(samples)
 
-    def _encode(self, chunk: int) -> dict[str, Tensor]:
-        start = chunk * self.batch_size
-        images, labels = self.images.__getitems__(range(start, min(start + self.batch_size, len(self))))
-        device = PartialState().device
-        encoded = {"latents": self.autoencoder.to(device).encode(images.to(device)).cpu()}
-        return encoded | ({"labels": labels.argmax(1)} if isinstance(labels, torch.Tensor) else {})
+    def _read(self, rows: range) -> dict[str, Tensor]:
+        images, labels = self.images.__getitems__(rows)
+        return {"images": images} | ({"labels": labels.argmax(1)} if isinstance(labels, Tensor) else {})
+
+
+def encode_images(
+    read: Callable[[range], dict[str, Tensor]],
+    count: int,
+    batch_size: int,
+    autoencoder: Autoencoder,
+    cache: ChunkCache,
+    dtype: torch.dtype = torch.float32,
+) -> CachedRows:
+    """The ``latents`` [N, c, h, w] of images, those that the ``cache`` lacks encoded now, in chunks of ``batch_size``.
+
+    Args:
+        read: gives the ``images`` [B, 3, H, W] in [-1, 1] of a range of rows, and tensors [B, ...] under other names,
+            which are kept with the latents.
+        count: the number of images, N.
+        dtype: of the kept latents.
+    """
+    device = PartialState().device
+
+    def encode(chunk: int) -> dict[str, Tensor]:
+        start = chunk * batch_size
+        rows = read(range(start, min(start + batch_size, count)))
+        latents = autoencoder.to(device).encode(rows.pop("images").to(device))
+        return {"latents": latents.to("cpu", dtype), **rows}
+
+    latents = CachedRows(cache, [f"{chunk:06d}" for chunk in range(math.ceil(count / batch_size))], batch_size)
+    latents.fill(encode, "encoding images")
+    return latents
 
 
 def describes_latents(node: Mapping[str, Any] | None) -> bool:

@@ -1,8 +1,6 @@
 """Prompts for a text-to-image model, with or without images; their embeddings and latents are computed once."""
 
-import io
 import json
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -13,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image
 from torch import Tensor
 
 from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.data.dataset import ImageDataset
+from onestep.data.latents import encode_images
+from onestep.images import decode_image, from_uint8
 from onestep.models.diffusers.families import FAMILIES, find_family
 from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, pipeline_folder
 
@@ -122,20 +121,20 @@ class PromptDataset(ImageDataset):
         images = ParquetImages(path, column)
         if len(images) != len(self):
             raise ValueError(f"{path}: {len(images)} images for {len(self)} prompts")
-        files = sorted(file for file in (self.folder / "vae").iterdir() if file.is_file())
-        kept = self._cache("latents", [*files, Path(images.path)], column=column, rows=self.batch_size)
-        device = PartialState().device
+        files = [*Autoencoder.files(self.folder), Path(images.path)]
+        kept = self._cache("latents", files, column=column, rows=self.batch_size)
 
-        def compute(chunk: int) -> dict[str, Tensor]:
-            start = chunk * self.batch_size
-            rows = range(start, min(start + self.batch_size, len(images)))
-            pixels = torch.stack([decode_image(images[row], self.image_size, f"row {row} of {path}") for row in rows])
-            return self._kept({"latents": self.autoencoder.to(device).encode(pixels.to(device)).cpu()})
+        def read(rows: range) -> dict[str, Tensor]:
+            pixels = np.stack([self._pixels(images[row], f"row {row} of {path}") for row in rows])
+            return {"images": from_uint8(torch.from_numpy(pixels))}
 
-        names = [f"{chunk:06d}" for chunk in range(math.ceil(len(images) / self.batch_size))]
-        latents = CachedRows(kept, names, self.batch_size)
-        latents.fill(compute, "encoding images")
-        return latents
+        return encode_images(read, len(images), self.batch_size, self.autoencoder, kept, _DTYPES[self.dtype])
+
+    def _pixels(self, encoded: bytes, name: str) -> np.ndarray:
+        try:
+            return decode_image(encoded, self.image_size, channels=3)
+        except ValueError as error:
+            raise ValueError(f"{name}: the image cannot be read: {error}") from error
 
     def _cache(self, what: str, files: Sequence[Path], **depends_on: Any) -> ChunkCache:
         description = {"format": _FORMAT, "dtype": self.dtype, "image_size": self.image_size, **depends_on}
@@ -213,25 +212,6 @@ class ParquetImages(Sequence[bytes]):
 
     def _read_group(self, group: int) -> list[Any]:
         return self.file.read_row_group(group, columns=[self.column]).column(0).to_pylist()
-
-
-def decode_image(encoded: bytes, size: tuple[int, int], name: str) -> Tensor:
-    """An image [3, H, W] in [-1, 1]: resized so that it covers ``size`` (H, W), and cropped to its middle.
-
-    Raises:
-        ValueError: if the image, of this ``name``, cannot be read as PNG, JPEG or WebP.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP")).convert("RGB")
-    except Exception as error:  # Pillow's plugins raise almost anything at broken bytes
-        raise ValueError(f"{name}: the image cannot be read: {error}") from error
-    height, width = size
-    scale = max(height / image.height, width / image.width)
-    resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    image = image.resize(resized, Image.Resampling.LANCZOS)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _open_parquet(path: str, column: str) -> Any:

@@ -1,12 +1,11 @@
-"""Checkpoints on disk: folders of safetensors and JSON that are there whole, or not at all.
+"""Checkpoints on disk: folders of safetensors and JSON that are complete or absent.
 
-Each is written beside its place, every file and folder synced, and only then renamed; ``manifest.json`` holds the size
-and the SHA-256 of each file, so that what was damaged later is known before anything of it is used. Nothing in it is
-ever unpickled. A name that begins with a dot is of a checkpoint that does not count: one being written, or one of a
-course that the run went back behind.
+Each is written into a temporary folder, every file and folder synced, and only then renamed; ``manifest.json`` holds
+the size and the SHA-256 of each file, so that later damage is known before anything of it is used. Nothing in it is
+ever unpickled. A name that begins with a dot is of a checkpoint that does not count: one being written, or one that a
+rollback abandoned.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from onestep.files import atomic_folder, hash_file, sync
+
 _FOLDER = "checkpoints"
 _MANIFEST = "manifest.json"
 _SPARE_BYTES = 2**20  # for the JSON files and the file system's own needs
@@ -26,7 +27,7 @@ _SPARE_BYTES = 2**20  # for the JSON files and the file system's own needs
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of a run, in memory: what a checkpoint of ``iteration`` is to hold.
+    """The state of a run after ``iteration``, in memory, to be written as a checkpoint.
 
     Args:
         tensors: by the name of their file, without its ending, and their key.
@@ -58,18 +59,16 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
     name = f"iteration_{snapshot.iteration:08d}"
     same_iteration = [path for path in list_checkpoints(run) if _iteration_of(path) == snapshot.iteration]
     target = parent / (f"{name}_2" if parent / name in same_iteration else name)
-    beside = parent / f".writing_{target.name}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
+        for unfinished in parent.glob(".writing_*"):  # by a process that was killed
+            shutil.rmtree(unfinished)
         _require_room(parent, snapshot.size)
-        beside.mkdir()
-        _write_files(beside, snapshot)
-        os.replace(beside, target)
-        for folder in (parent, run, run.parent):  # which may have been made for it
-            _sync(folder)
+        with atomic_folder(target, durable=True) as folder:
+            _write_files(folder, snapshot)
+        for folder in (run, run.parent):  # which may have been made for it
+            sync(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise ValueError(
             f"the checkpoint of iteration {snapshot.iteration} could not be written to {parent} ({error}). "
             "Those before it are complete: make room there and go on with resume=auto"
@@ -89,26 +88,9 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
         save_file(tensors, folder / f"{name}.safetensors")
     for name, values in snapshot.values.items():
         (folder / f"{name}.json").write_text(json.dumps(values))
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(folder.iterdir())}
     manifest = {"iteration": snapshot.iteration, "score": snapshot.score, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Wait until ``path``, a file or a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prune(run: Path, written: Path, same_iteration: list[Path], keep_last: int) -> None:
@@ -144,14 +126,14 @@ def _iteration_of(folder: Path) -> int:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, with the file's name; None if every file is as it was written."""
+    """The first damage to a checkpoint, with the file's name; None if every file is as it was written."""
     try:
         files = json.loads((folder / _MANIFEST).read_text())["files"]
         for name, expected in files.items():
             path = folder / name
             if (size := path.stat().st_size) != expected["bytes"]:
                 return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if _hash(path) != expected["sha256"]:
+            if hash_file(path) != expected["sha256"]:
                 return f"{name} is not what was written: its SHA-256 differs"
     except OSError as error:
         return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
@@ -193,12 +175,12 @@ def find_checkpoint(resume: str | None, run: Path) -> Path | None:
 
 
 def set_later_aside(run: Path, iteration: int) -> None:
-    """Hide the checkpoints of iterations after ``iteration``: the run goes on from there on another course.
+    """Hide the checkpoints of iterations after ``iteration``, from which the run goes on differently.
 
-    They are deleted when the new course has written its first.
+    They are deleted with the next one that is written.
     """
     for path in list_checkpoints(run):
         if _iteration_of(path) > iteration:
-            aside = path.with_name(f".abandoned_{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)
+            hidden = path.with_name(f".abandoned_{path.name}")
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(path, hidden)

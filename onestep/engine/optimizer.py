@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.shard import full_tensor, is_sharded
 from onestep.objectives.losses import Losses
+from onestep.processes import average_over_processes
 
 _SCALE_GROWS_AFTER = 2000  # steps without an overflow, as torch's GradScaler has it
 
@@ -176,16 +176,3 @@ def _clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     for part in parts:
         nn.utils.clip_grads_with_norm_(part, largest, norm)
     return norm
-
-
-def average_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Average each of ``tensors`` over processes in place, all in one reduction for each dtype."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        some = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.flatten() for tensor in some])
-        torch.distributed.all_reduce(flat)
-        flat /= torch.distributed.get_world_size()
-        for tensor, values in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
-            tensor.copy_(values.view_as(tensor))

@@ -30,6 +30,7 @@ from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
 from onestep.evaluation.generate import Draw, draw_share
+from onestep.files import write_text
 from onestep.processes import gather_rows
 from onestep.seeding import GlobalDraws
 
@@ -86,7 +87,7 @@ class Run:
         """Make the run's folder, and write the configuration into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
-            (self.folder / "config.yaml").write_text(self.settings.record)
+            write_text(self.folder / "config.yaml", self.settings.record)
         if self.settings.trackers:
             self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
 
@@ -276,7 +277,7 @@ class Run:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write ``values`` into the run's folder."""
-        (self.folder / name).write_text(json.dumps(values, indent=2) + "\n")
+        write_text(self.folder / name, json.dumps(values, indent=2) + "\n")
 
     def finish(self) -> None:
         """Close the trackers and the process group."""

@@ -19,6 +19,7 @@ from onestep.data.image_folder import ImageFolder
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
 from onestep.evaluation.generate import Draw
+from onestep.images import from_uint8
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 
@@ -71,7 +72,7 @@ def _open_array(path: Path) -> SampleFiles:
     named = None if seeds is None or not len(seeds) else [int(seeds.min()), int(seeds.max())]
     if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3):
         pixels = torch.from_numpy(array).permute(0, 3, 1, 2)
-        return SampleFiles([part.float() / 127.5 - 1 for part in pixels.split(1000)], len(array), named)
+        return SampleFiles([from_uint8(part) for part in pixels.split(1000)], len(array), named)
     if array.dtype.kind == "f" and array.ndim == 4 and array.shape[2:] == (1, 1):
         return SampleFiles([torch.from_numpy(array)], len(array), named)
     raise ValueError(

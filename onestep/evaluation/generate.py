@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition, map_condition
 from onestep.engine.prefetch import prefetch
-from onestep.processes import rank_and_count, share_of
+from onestep.processes import process_rows, rank_and_count
 from onestep.seeding import seeded_inputs, seeded_noise
 
 #: From latents [B, C, H, W], condition and further noise to images [B, C, H, W] in data units.
@@ -75,7 +75,7 @@ def draw_share(
     Args:
         data: what decodes the images, and gives the conditions where these are no classes; None for neither.
     """
-    share, longest = share_of(len(seeds)), -(-len(seeds) // rank_and_count()[1])
+    share, longest = process_rows(len(seeds)), -(-len(seeds) // rank_and_count()[1])
     kept = len(share)
     own = [*seeds[share.start : share.stop], *[seeds[0]] * (longest - kept)]
     condition_of = None if data is None or data.unconditional is None else data.condition_of

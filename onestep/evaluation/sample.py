@@ -26,7 +26,7 @@ from onestep.metrics.protocols import TorchFidelityFeatures
 from onestep.models.base import DenoiserNetwork
 from onestep.models.loading import load_generator
 from onestep.precision import choose_precision
-from onestep.processes import gather_rows, rank_and_count, share_of
+from onestep.processes import gather_rows, process_rows, rank_and_count
 from onestep.samplers import Sampler
 
 MODELS = ("student", "teacher")
@@ -83,7 +83,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     seeds = range(config.seed, config.seed + config.count)
     started = time.monotonic()
     writer = SampleWriter(Path(config.save_to), config.format, network.image_shape)
-    images = torch.cat(list(writer.write(draw_own(seeds), [seeds[place] for place in share_of(len(seeds))])))
+    images = torch.cat(list(writer.write(draw_own(seeds), [seeds[place] for place in process_rows(len(seeds))])))
     writer.wait()
     place = _finish(writer, images, seeds, device)
     accelerator.wait_for_everyone()

@@ -1,8 +1,6 @@
 """A finished run's generator as a diffusers pipeline folder with a model card: ``onestep export``."""
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from onestep.data.latents import describes_latents
 from onestep.evaluation.sample import WEIGHTS
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
+from onestep.files import atomic_folder
 from onestep.models.diffusers.export import save_text_to_image
 from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
 from onestep.models.generator import Generator
@@ -45,18 +44,13 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
             raise ValueError(f"{run} holds no {name}: expected the folder of a finished run, which train.py names")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is there already: give a new folder")
-    # Beside, under the same name, and renamed when complete: what is killed leaves no half of a pipeline.
-    beside = output.absolute().parent / f".writing_{os.getpid()}" / output.name
-    try:
-        _write(run, Generator.from_pretrained(run / WEIGHTS[weights]), beside)
-        os.replace(beside, output)
-    finally:
-        shutil.rmtree(beside.parent, ignore_errors=True)
+    generator = Generator.from_pretrained(run / WEIGHTS[weights])
+    with atomic_folder(output) as temporary:
+        _write(run, generator, temporary)
     return output
 
 
 def _write(run: Path, generator: Generator, output: Path) -> None:
-    output.mkdir(parents=True)
     if text_to_image := bool(getattr(generator.denoiser, "condition_keys", ())):
         teacher = OmegaConf.load(run / "config.yaml").teacher.path
         usage = save_text_to_image(generator, pipeline_folder(teacher), output)

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from onestep.images import to_uint8
 from onestep.metrics.extraction import OF_SAMPLES, Extraction, Kind, Reference
-from onestep.metrics.features import FeatureNetwork, to_uint8
-from onestep.metrics.reference import ReferenceCache
+from onestep.metrics.features import FeatureNetwork
+from onestep.metrics.reference import reference_features
 from onestep.metrics.result import Figure
 from onestep.metrics.statistics import Moments
 from onestep.processes import rank_and_count
@@ -69,7 +70,7 @@ class Evaluator:
             if isinstance(reference, Moments):
                 self.real[network] = self._of_moments(reference, wanted)
             else:
-                self.real[network] = ReferenceCache(cache, reference, network, device).read_or_make(wanted)
+                self.real[network] = reference_features(reference, network, wanted, device, cache)
 
     def __call__(
         self,

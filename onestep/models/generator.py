@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
+from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.edm.denoiser import EDMDenoiser
@@ -112,7 +113,7 @@ class Generator(nn.Module):
         """Write the network as safetensors with its config, and this class's settings beside them."""
         self.denoiser.save_pretrained(folder)
         settings = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
-        (Path(folder) / _SETTINGS).write_text(json.dumps(settings) + "\n")
+        write_text(Path(folder) / _SETTINGS, json.dumps(settings) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

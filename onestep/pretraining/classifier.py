@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from onestep.build.run import build_run
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
+from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
-from onestep.metrics.features import to_uint8
 from onestep.seeding import seeded_rng
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from onestep.files import write_text
 from onestep.models.generator import Generator
-from onestep.reports.plots import plot_samples
+from onestep.reports.plots import plot_samples, save_figure
 from onestep.seeding import seeded_inputs
 
 _NOT_FIGURES = ("network_evaluations", "samples", "samples_per_second")
@@ -66,8 +67,7 @@ def save_panels(panels: dict[str, Tensor], path: Path, columns: int = 4) -> None
     for axis, (title, samples) in zip(axes, panels.items(), strict=False):
         axis.set_title(title.replace(", ", "\n"), fontsize=8)
         plot_samples(axis, samples)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def draw(generator: Generator, count: int) -> Tensor:
@@ -96,7 +96,7 @@ def main() -> None:
         save_panels(draw_all(runs, arguments.samples), Path(f"{arguments.output}.png"))
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
-    Path(f"{arguments.output}.md").write_text(table)
+    write_text(f"{arguments.output}.md", table)
     print(table)
 
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from onestep.metrics.features import to_uint8
+from onestep.files import atomic_file
+from onestep.images import to_uint8
 from onestep.toy.networks import are_points
 
 
@@ -34,9 +35,15 @@ def enlargement(images: Tensor) -> int:
 
 def save_image(pixels: Tensor, path: Path) -> None:
     """Write uint8 pixels [H, W, 1 or 3] as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     array: np.ndarray = pixels.numpy()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
+    with atomic_file(path) as temporary:
+        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(temporary)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)
 
 
 def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
@@ -44,10 +51,9 @@ def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
     if not are_points(samples):
         save_image(to_grid(samples, columns, enlargement(samples)), path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(5, 5), layout="constrained")
     plot_samples(figure.subplots(), samples)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def plot_samples(axis: Axes, samples: Tensor) -> None:
@@ -73,7 +79,7 @@ def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str],
     for axis, samples, title in zip(figure.subplots(1, 2), (teacher, student), titles, strict=True):
         plot_samples(axis, samples)
         axis.set_title(title)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
@@ -95,4 +101,4 @@ def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Pat
         axis.grid(alpha=0.3)
         if name == "fid":
             axis.set_yscale("log")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)

@@ -41,14 +41,14 @@ class KilledError(BaseException):
 
 
 def die_at_call(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Die at the ``count``-th system call that changes the disk, in its stead."""
+    """Die at the ``count``-th system call that changes the disk: neither it nor a later one happens."""
     calls = 0
 
     def dying(function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls == count:
+            if calls >= count:
                 raise KilledError
             return function(*arguments, **options)
 

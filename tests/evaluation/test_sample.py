@@ -14,9 +14,9 @@ from torch import Tensor
 
 from onestep.data.digits import Digits
 from onestep.evaluation.sample import sample
+from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
 from onestep.metrics.evaluator import Evaluator
-from onestep.metrics.features import to_uint8
 from onestep.metrics.frechet import FrechetDistance
 from onestep.models.generator import Generator
 from onestep.models.loading import load_teacher

@@ -121,14 +121,15 @@ def test_the_reference_is_read_once_and_kept(tmp_path: Path) -> None:
     assert seen == 40 and more["fid"] == first["fid"]
     assert run(both) == (0, more) and run(fid) == (0, first)
     assert run(fid, random_images(40, seed=9))[0] == 40
-    (file, _) = sorted((tmp_path / "kept").iterdir(), key=lambda path: path.stat().st_mtime)
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    assert run(both) == (40, more)
+    for kind in ("moments", "vectors"):
+        (file, *_) = sorted((tmp_path / "kept").rglob(f"{kind}.safetensors"), key=lambda path: path.stat().st_mtime)
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        assert run(both) == (40, more) and run(both) == (0, more)
     blocked = tmp_path / "a_file"
     blocked.write_text("")
-    with pytest.raises(ValueError, match=r"cannot be kept in .*a_file.*features_cache=\.\.\."):
+    with pytest.raises(ValueError, match=r"cannot be written to .*a_file.*features_cache=\.\.\."):
         Evaluator(TwoPixels(), fid, ImagesInMemory(real), cache=str(blocked))
 
 

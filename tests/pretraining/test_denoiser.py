@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from onestep.build.pretraining import pretrain
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
+from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
-from onestep.metrics.features import to_uint8
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
 from onestep.pretraining.classifier import pretrain_features
