@@ -8,14 +8,13 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from onestep.build.pretraining import pretrain
+from onestep.build.pretraining import pretrain, pretrain_features
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
 from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
-from onestep.pretraining.classifier import pretrain_features
 from onestep.seeding import GlobalDraws
 from tests.conftest import SMALL
 
@@ -125,4 +124,22 @@ def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: P
     given = ("data=idx", f"data.path={stores / 'idx'}", "data.use_labels=false")
     config = compose_config("train", "experiment=pretrain_digits_features", *FEATURES, *given, f"output={tmp_path}")
     with pytest.raises(ValueError, match="a classifier needs images with classes"):
+        pretrain_features(config)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("epochs=0", "features_training.epochs must be positive, got 0"),
+        ("noise=-0.1", "features_training.noise must not be negative, got -0.1"),
+        ("label_smoothing=1", r"features_training.label_smoothing must lie in \[0, 1\), got 1"),
+        ("batch_size=4000", "features_training.batch_size=4000: there are 1438 images"),
+    ],
+)
+def test_a_training_of_features_that_is_refused(
+    override: str, message: str, compose_config: Compose, tmp_path: Path
+) -> None:
+    given = ("experiment=pretrain_digits_features", *FEATURES, "features_training.epochs=1")
+    config = compose_config("train", *given, f"features_training.{override}", f"output={tmp_path}")
+    with pytest.raises(ValueError, match=message):
         pretrain_features(config)
