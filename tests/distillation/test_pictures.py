@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onestep.distillation.method import Method
+from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
-from onestep.metrics.features import to_uint8
 from onestep.models.loading import load_teacher
 from onestep.noise import LogUniformSigma
 from onestep.objectives.sds import SDS

@@ -26,18 +26,19 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
+from onestep.build.distillation import distill
 from onestep.distillation import loop
 
 conf, output, *overrides = sys.argv[1:]
 update_generator = loop.update_generator
 
 
-def update_and_save(parts, iteration, rounds, *inputs):
-    diagnostics = update_generator(parts, iteration, rounds, *inputs)
+def update_and_save(parts, iteration, batches, *inputs):
+    diagnostics = update_generator(parts, iteration, batches, *inputs)
     rank = parts.run.accelerator.process_index
     networks = {f"{name}.{key}": value.contiguous() for name, network in parts.trained_networks.items()
                 for key, value in network.state_dict().items()}
-    networks |= {"x_generated": rounds[0].x_generated.detach(), "exit_step": torch.tensor(len(rounds[0].noises) - 1)}
+    networks |= {"x_generated": batches[0].x_generated.detach(), "exit_step": torch.tensor(len(batches[0].noises) - 1)}
     save_file(networks, Path(output) / f"{iteration}_{rank}.safetensors")
     return diagnostics
 
@@ -45,7 +46,7 @@ def update_and_save(parts, iteration, rounds, *inputs):
 loop.update_generator = update_and_save
 with initialize_config_dir(conf, version_base="1.3"):
     config = compose("train", overrides)
-print(loop.distill(config))
+print(distill(config))
 """
 
 

@@ -49,7 +49,7 @@ def largest_difference(one: Path, other: Path) -> float:
     left, right = (list_checkpoints(run)[-1] for run in (one, other))
     assert left.name == right.name
     files = sorted(path.name for path in left.glob("*.safetensors"))
-    assert files == sorted(path.name for path in right.glob("*.safetensors")) and len(files) == 7
+    assert files == sorted(path.name for path in right.glob("*.safetensors")) and len(files) == 8
     largest = 0.0
     for name in files:
         ours, theirs = load_file(left / name), load_file(right / name)
