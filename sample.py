@@ -1,7 +1,8 @@
-"""Draw images from a trained generator or its teacher. ``python sample.py --help`` shows the choices."""
+"""Draw images from a trained generator or its teacher, as ``onestep sample``. ``--help`` shows the choices."""
 
-from onestep.config import run_entry_point
-from onestep.evaluation.sample import sample
+import sys
+
+from onestep.commands import main
 
 if __name__ == "__main__":
-    run_entry_point(sample, "sample")
+    main(["sample", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""Train: distill a teacher into a one-step generator, or pretrain one. ``python train.py --help`` shows the choices."""
+"""Train: distill a teacher into a one-step generator, as ``onestep train``. ``--help`` shows the choices."""
 
-from onestep.config import run_entry_point, run_task
+import sys
+
+from onestep.commands import main
 
 if __name__ == "__main__":
-    run_entry_point(run_task, "train")
+    main(["train", *sys.argv[1:]])

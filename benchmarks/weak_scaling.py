@@ -55,7 +55,8 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     """One process of a training: the main one writes what it measured, without the first ``skip`` iterations."""
     torch.set_num_threads(1)
     count, clock = CountBytes(), list[float]()
-    DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
+    DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
+    DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
     Run.save = lambda *_: None  # type: ignore[method-assign]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", overrides)

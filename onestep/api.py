@@ -33,8 +33,8 @@ class Distilled:
 def distill(teacher: Any, data: Any = "none", *, output: str | Path, **settings: Any) -> Distilled:
     """Distill ``teacher`` into a one-step generator, as ``onestep train`` does.
 
-    Every argument is a key of the configuration (``onestep train --help`` lists them with their defaults), and its value
-    one of three things: the name of a choice, where the key is a group (``objective="uni_instruct"``,
+    Every argument is a key of the configuration (``onestep train --help`` lists them with their defaults). Its value is
+    one of three things: the name of a choice of a group (``objective="uni_instruct"``,
     ``divergence="forward_kl"``, ``metrics=["fid"]``); numbers by name (``training={"total_images": 20000}``,
     ``generator={"sigma_init": 2.5}``); or the object itself (a divergence, an objective, a sampler, metrics by name).
 

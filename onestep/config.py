@@ -5,17 +5,17 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
-from hydra.utils import get_method, get_object
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 #: The folder of all configuration files.
 CONF = Path(__file__).parent / "conf"
@@ -23,41 +23,100 @@ CONF = Path(__file__).parent / "conf"
 _INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
-def run_entry_point(main: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Run ``main`` under Hydra; a user's mistake ends in one readable line and exit code 1, not in a traceback.
+def wants_traceback() -> bool:
+    """Whether the user asks for tracebacks, by HYDRA_FULL_ERROR=1."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-    So does Ctrl-C where the training loop does not see to it, with exit code 130. Set HYDRA_FULL_ERROR=1 for the
-    traceback.
+
+@contextmanager
+def explained(traceback: bool) -> Iterator[None]:
+    """Within it a user's mistake ends in one readable line and exit code 1; with ``traceback``, in its traceback.
+
+    So does Ctrl-C where the training loop does not see to it, with exit code 130.
+    """
+    try:
+        yield
+    except (HydraException, ValueError, OSError) as error:  # the last such as a disk that is full
+        if traceback:
+            raise
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
+    """Run ``main`` under Hydra; a mistake ends as :func:`explained` says.
 
     Args:
         main: takes the checked configuration.
         config_name: the primary file in :data:`CONF`.
+        arguments: of the command line: Hydra's options, and overrides.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions reach us, with their causes
-
-    @contextmanager
-    def explained() -> Iterator[None]:
-        try:
-            yield
-        except (HydraException, ValueError, OSError) as error:  # the last such as a disk that is full
-            if wants_traceback:
-                raise
-            sys.exit(f"error: {explain(error)}")
-        except KeyboardInterrupt:
-            if wants_traceback:
-                raise
-            print("interrupted", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+    traceback = wants_traceback()
 
     def checked(config: DictConfig) -> None:
-        with explained():  # here already, as Hydra would put a line of its own before the error
+        with explained(traceback):  # here already, as Hydra would put a line of its own before the error
             check_additions(HydraConfig.get().overrides.task, config)
             check_config(config)
             main(config)
 
-    with explained():
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(checked)()
+    with explained(traceback):
+        _run_hydra(checked, config_name, accept_null(config_name, arguments))
+
+
+def _run_hydra(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
+    sys.argv[1:] = arguments
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions reach us, with their causes
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(main)()
+
+
+def complete(config_name: str, words: Sequence[str], query: str) -> None:
+    """Print what the last of ``words``, overrides of the primary file ``config_name``, can become.
+
+    Args:
+        config_name: the primary file in :data:`CONF`.
+        words: of the command line, behind the command; the last is "" for a new one.
+        query: Hydra's, such as ``query=bash``.
+    """
+    # Nobody waits for an error while typing: where the words so far do not compose, there is nothing to suggest.
+    with suppress(HydraException, OmegaConfBaseException, ValueError):
+        key, assigned, _ = words[-1].partition("=")
+        for file in sorted((CONF / key).glob("*/*.yaml")) if assigned else []:  # Hydra leaves out a group's folders
+            choice = f"{key}={file.relative_to(CONF / key).with_suffix('')}"
+            if choice.startswith(words[-1]):
+                print(choice)
+        line = [*accept_null(config_name, words[:-1]), words[-1]]
+        os.environ["COMP_LINE"] = " ".join(["onestep", *line])
+        _run_hydra(lambda config: None, config_name, ["--shell-completion", query])
+
+
+def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """The ``overrides`` with ``GROUP=null``, which Hydra takes in files alone, as it takes it on the command line.
+
+    It becomes ``GROUP=none``, and is left out where the primary file ``config_name`` chooses nothing itself.
+
+    Raises:
+        ValueError: for a group that needs a choice.
+    """
+    primary: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{config_name}.yaml"))
+    defaults = [entry for entry in primary["defaults"] if isinstance(entry, dict)]
+    unchosen = {group for entry in defaults for group, choice in entry.items() if choice is None}
+    accepted = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        choices = value.split(",")
+        folder = CONF / key.lstrip("+").partition("@")[0]
+        if "null" not in choices or not folder.is_dir():
+            accepted.append(override)
+        elif (folder / "none.yaml").is_file():
+            accepted.append(f"{key}={','.join('none' if choice == 'null' else choice for choice in choices)}")
+        elif key not in unchosen or len(choices) > 1:
+            valid = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            raise ValueError(f"{override}: a choice is needed, one of {valid}")
+    return accepted
 
 
 def instantiate(node: Any) -> Any:
@@ -84,8 +143,6 @@ def explain(error: Exception) -> str:
             return unknown_key(full_key, (str(key) for key in parent))
     if "hydra/launcher/submitit" in str(error):
         return "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
-    if "Config group override must be" in str(error):
-        return "a group cannot be set to null: choose one of its options, such as discriminator=none, or write ~GROUP"
     return str(error)
 
 
@@ -146,8 +203,3 @@ def _parameters(target: str, path: str) -> Collection[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         return None
     return signature.parameters
-
-
-def run_task(config: DictConfig) -> Any:
-    """Run the function that ``config.task`` names on the configuration."""
-    return get_method(config.task)(config)

@@ -25,7 +25,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from onestep.build.distillation import distill
-from onestep.config import CONF
+from onestep.config import CONF, accept_null
 from onestep.models.edm.denoiser import EDMDenoiser
 from tests.tiny_pipelines import build_pipeline
 
@@ -106,7 +106,7 @@ def compose_config() -> ComposeConfig:
 
     def build(name: str, *overrides: str) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(name, list(overrides))
+            return compose(name, accept_null(name, overrides))
 
     return build
 

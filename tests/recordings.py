@@ -18,6 +18,8 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch import nn
 
+from onestep.build.distillation import distill
+from onestep.build.pretraining import pretrain
 from onestep.config import CONF
 from onestep.engine.log import read_log
 from onestep.models import generator
@@ -52,7 +54,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "dmd2_few_steps": ("objective=dmd2", "generator.later_sigmas=[0.5]", "training.accumulation=2"),
     "sida_fresh_latents": ("objective=sida", "fake_score.fresh_latents=true"),
     "sida_two_processes": ("objective=sida", "training.accumulation=2"),
-    "pretraining": ("experiment=pretrain_digits", "training.evaluate_every=100"),
+    "pretraining": ("training.evaluate_every=100",),
 }  # fmt: skip
 
 
@@ -82,16 +84,15 @@ def save_pipeline(folder: Path) -> None:
 
 def train(name: str, folder: Path) -> None:
     """Run a case into ``folder/run``."""
-    from onestep.config import run_task
-
     overrides = [override.format(folder=folder) for override in CASES[name]]
     if name.endswith("lora") and not (folder / "pipeline").exists():
         save_pipeline(folder / "pipeline")
     rates = () if name == "pretraining" else RATES
     with double_precision():
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", [*SMALL, *rates, *overrides, f"output={folder / 'run'}"])
-        run_task(config)
+            primary = "pretrain" if name == "pretraining" else "train"
+            config = compose(primary, [*SMALL, *rates, *overrides, f"output={folder / 'run'}"])
+        (pretrain if name == "pretraining" else distill)(config)
 
 
 def measure(run: Path) -> dict[str, Any]:

@@ -1,24 +1,137 @@
-"""The scripts, as a user starts them."""
+"""The command ``onestep`` and the repository's scripts, as a user starts them."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from onestep.commands import COMMANDS, CONFIGURED, main
 from onestep.config import CONF
 from tests.scripts import REPOSITORY, run_python
 
+OBJECTIVES = sorted(file.stem for file in (CONF / "objective").glob("*.yaml"))
+# Runs a command, which must need none of the packages that take seconds to import.
+LIGHTLY = """
+import sys
+from onestep.commands import main
+main(sys.argv[1:])
+assert not {"torch", "diffusers", "accelerate", "numpy"} & sys.modules.keys()
+"""
+# What bash has for a tab behind $1, after the script that $2 prints.
+TAB = """
+eval "$($2 --shell-completion install=bash)"
+COMP_LINE="$1" COMP_POINT=${#1} words=($1)
+COMP_CWORD=$((${#words[@]} - 1))
+if [[ "$1" == *" " ]]; then COMP_CWORD=${#words[@]}; fi
+hydra_bash_completion
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
 
-@pytest.mark.parametrize("script", ["train.py", "sample.py"])
-def test_help_lists_the_groups(script: str) -> None:
-    finished = run_python(str(REPOSITORY / script), "--help")
-    assert finished.returncode == 0
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH with the commands ``onestep``, as pip installs it, and ``python``."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "onestep").write_text(f"#!{sys.executable}\nfrom onestep.commands import main\nmain()\n")
+    (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for file in folder.iterdir():
+        file.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What ``onestep`` said, which needed no torch for it."""
+    return run_python("-c", LIGHTLY, *arguments, PYTHONPATH=str(REPOSITORY), **environment)
+
+
+def test_help_lists_the_commands() -> None:
+    finished = run_command("--help")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert [line.split("  ")[1] for line in finished.stdout.splitlines() if line[:2] == "  "] == list(COMMANDS)
+    assert run_command().stdout == finished.stdout
+    assert run_command("--version").stdout == "onestep 0.1.0\n"
+    assert run_python("-m", "onestep", "--help", PYTHONPATH=str(REPOSITORY)).stdout == finished.stdout
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_help_lists_the_groups(name: str) -> None:
+    finished = run_command(*name.split(), "--help")
+    assert (finished.returncode, finished.stderr) == (0, "")
     lines = finished.stdout.split("The configuration that", 1)[0].splitlines()
     groups = dict(line.split(": ", 1) for line in lines if ": " in line)
     for group in ("objective", "divergence", "discriminator", "teacher", "sampler", "metrics"):
         assert groups[group].split(", ") == sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-    assert f"  python {script}" in finished.stdout
+    assert f"  onestep {name}" in finished.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in CONFIGURED])
+def test_help_of_the_others(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: onestep {name} ")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'? The commands are: train, pretrain, pretrain feat"),
+        (["objective=sid"], "unknown command 'objective=sid'. The commands are: train, pretrain, "),
+        (["compare", "nowhere", "out"], "nowhere holds no finished run"),
+        (["pretrain", "features", "data=digits,null"], "data=digits,null: a choice is needed, one of digits, "),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert str(caught.value.code).startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("script", ["train", "sample"])
+def test_a_script_is_the_command_of_its_name(script: str) -> None:
+    shown = ("--cfg", "job", "seed=7", "features=null")
+    by_script = run_python(str(REPOSITORY / f"{script}.py"), *shown).stdout
+    assert "seed: 7" in by_script and "features: null" in by_script
+    assert by_script == run_command(script, *shown).stdout
+
+
+@pytest.mark.parametrize(
+    "typed, expected",
+    [
+        ("onestep ", ["train", "pretrain", "sample", "export", "convert", "compare", "profile"]),
+        ("onestep pr", ["pretrain", "profile"]),
+        ("onestep pretrain f", ["features", "features.", "features=", "features_cache="]),
+        ("onestep train objective=", [f"objective={name}" for name in OBJECTIVES]),
+        ("onestep train features=null objective=sid", ["objective=sid", "objective=sid_lsg", "objective=sida"]),
+        ("onestep train training.total", ["training.total_images="]),
+        ("onestep train experiment=pretrain/f", ["experiment=pretrain/fashion"]),
+        ("onestep pretrain features experiment=features/d", ["experiment=features/digits"]),
+        ("onestep sample see", ["seed=", "seed_ranges="]),
+        ("onestep train teacher=null objective=si", [""]),  # which cannot be composed
+        ("python train.py objective=", [f"objective={name}" for name in OBJECTIVES]),
+        ("python sample.py see", ["seed=", "seed_ranges="]),
+    ],
+)  # fmt: skip
+def test_bash_completes(typed: str, expected: list[str], path: str) -> None:
+    program = "onestep" if typed.startswith("onestep") else " ".join(typed.split()[:2])
+    finished = subprocess.run(
+        ["bash", "-c", TAB, "bash", typed, program],
+        capture_output=True, text=True, cwd=REPOSITORY, env=os.environ | {"PATH": path, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert finished.stderr == ""
+    assert finished.stdout.splitlines() == expected
+
+
+def test_completion_needs_no_torch() -> None:
+    for typed in ("onestep tr", "onestep train objective=si", "onestep train training."):
+        finished = run_command("-sc", "query=bash", COMP_LINE=typed)
+        assert (finished.returncode, finished.stderr) == (0, "")
+        assert typed.split()[-1] in finished.stdout
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

@@ -14,27 +14,29 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onestep.config import CONF, check_config, explain, instantiate, run_entry_point
+from onestep.config import CONF, accept_null, check_config, explain, instantiate, run_entry_point
 from onestep.objectives.divergences import Divergence
 from tests.diffusers_models import build_network
 from tests.tiny_pipelines import build_pipeline
 
-FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/*.yaml"))
+FILES = sorted(
+    str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/**/*.yaml") if "hydra" not in file.parts
+)
 SID = Path(__file__).parent / "reference" / "sid_ddpmpp_cond10_16.pkl"
 PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", "ffhq64", "afhqv2_64")
+OPTIONAL = ("augment", "discriminator", "features", "lora", "metrics", "mixture", "pairs")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "features/local": ["features.path=digits"],
-    "augment/edm": ["experiment=pretrain_digits"],
     "experiment/fashion": ["data.path={stores}/idx"],
-    "experiment/pretrain_fashion": ["data.path={stores}/idx"],
-    "experiment/pretrain_fashion_features": ["data.path={stores}/idx", "held_out.split=train"],
+    "experiment/pretrain/fashion": ["data.path={stores}/idx"],
+    "experiment/features/fashion": ["data.path={stores}/idx", "held_out.split=train"],
     "experiment/cifar10_5k": ["teacher.path=digits", "features.path=digits", "data.path={stores}/images.zip"],
-    "experiment/pretrain_cifar10_5k": ["features.path=digits", "data.path={stores}/images.zip"],
-    "experiment/pretrain_cifar10_5k_features": ["data.path={stores}/images.zip", "held_out.path={stores}/images.zip"],
+    "experiment/pretrain/cifar10_5k": ["features.path=digits", "data.path={stores}/images.zip"],
+    "experiment/features/cifar10_5k": ["data.path={stores}/images.zip", "held_out.path={stores}/images.zip"],
     "teacher/diffusers": ["teacher.path={pipeline}"],
-    **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm")},
+    **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm_")},
     **{
         f"experiment/{name}": [
             f"teacher.path={SID}",
@@ -117,9 +119,17 @@ def places(
 
 
 def overrides_for(file: str, places: dict[str, object] | None = None) -> list[str]:
-    group, choice = file.split("/")
+    group, choice = file.split("/", 1)
     required = [override.format(**(places or {})) for override in REQUIRED.get(file, [])]
     return [f"{group}=[{choice}]" if group == "metrics" else f"{group}={choice}", *required]
+
+
+def primary_of(file: str) -> str:
+    """The primary file that takes ``file``."""
+    for start, primary in {"experiment/pretrain/": "pretrain", "experiment/features/": "pretrain_features"}.items():
+        if file.startswith(start):
+            return primary
+    return "pretrain" if file.startswith("augment/") else "train"
 
 
 def targets(node: Any) -> Iterator[Any]:
@@ -155,15 +165,14 @@ def assert_builds(config: DictConfig) -> list[str]:
 def test_each_file_builds_what_it_names(
     file: str, compose_config: Callable[..., DictConfig], places: dict[str, object]
 ) -> None:
-    config = compose_config("train", *overrides_for(file, places), "output=nowhere")
+    config = compose_config(primary_of(file), *overrides_for(file, places), "output=nowhere")
     built = assert_builds(config)
     # Unresolved: what it interpolates is not in itself alone.
     content = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
     assert isinstance(content, dict)
     own = [node["_target_"] for node in targets(content)]
-    assert own or "defaults" in content or file in ("discriminator/none", "pairs/none")
+    assert own or "defaults" in content or file.endswith("/none")
     assert set(own) <= set(built)
-    assert callable(get_object(config.task))
 
 
 @pytest.mark.usefixtures("other_protocols")
@@ -173,7 +182,7 @@ def test_sample_takes_each_of_its_groups(
 ) -> None:
     overrides = overrides_for(file, places)
     built = assert_builds(compose_config("sample", *overrides, "save_to=nowhere"))
-    assert len(built) == 1 + ("mixture=grid" in overrides)
+    assert len(built) == (not file.endswith("/none")) + ("mixture=grid" in overrides)
 
 
 def test_every_default_of_train_is_built(compose_config: Callable[..., DictConfig]) -> None:
@@ -184,9 +193,95 @@ def test_every_default_of_train_is_built(compose_config: Callable[..., DictConfi
     assert built.count("torch.optim.Adam") == 3
 
 
-def test_no_discriminator_can_be_chosen(compose_config: Callable[..., DictConfig]) -> None:
-    assert compose_config("train", "discriminator=none").discriminator.head is None
-    assert "discriminator" not in compose_config("train", "~discriminator")
+@pytest.mark.parametrize("choice", ["null", "none"])
+@pytest.mark.parametrize("group", OPTIONAL)
+def test_optional_groups_can_be_left_out(group: str, choice: str, compose_config: Callable[..., DictConfig]) -> None:
+    primary, part = primary_of(f"{group}/"), {"discriminator": "discriminator.head"}.get(group, group)
+    chosen = {"augment": "edm", "lora": "attention", "mixture": "grid", "pairs": "teacher"}.get(group)
+    if chosen is not None:  # the others are chosen by default
+        assert OmegaConf.select(compose_config(primary, f"{group}={chosen}"), part)
+    assert OmegaConf.select(compose_config(primary), part) or chosen is not None
+    assert not OmegaConf.select(compose_config(primary, f"{group}={choice}"), part)
+    # A recipe's choice gives way too, in whichever order the two are given.
+    recipe = "experiment=mixture" if primary == "train" else "experiment=pretrain/digits"
+    assert not OmegaConf.select(compose_config(primary, f"{group}={choice}", recipe), part)
+
+
+def test_optional_groups_are_those_with_none() -> None:
+    assert sorted(file.parent.name for file in CONF.glob("*/none.yaml")) == sorted([*OPTIONAL, "experiment"])
+
+
+def test_an_empty_list_of_metrics(compose_config: Callable[..., DictConfig]) -> None:
+    for primary in ("train", "pretrain", "sample"):
+        assert compose_config(primary, "metrics=[]").metrics == {}
+
+
+@pytest.mark.parametrize("group", ["teacher", "sampler", "data", "features", "metrics", "mixture"])
+def test_null_is_the_runs_own_for_sample(group: str, compose_config: Callable[..., DictConfig]) -> None:
+    assert not compose_config("sample", f"{group}=null").get(group)
+
+
+def test_null_among_the_values_of_a_sweep() -> None:
+    given = ["-m", "pairs=null,teacher", "metrics=[fid]", "resume=null", "experiment=null"]
+    none = ["-m", "pairs=none,teacher", "metrics=[fid]", "resume=null", "experiment=none"]
+    assert accept_null("train", given) == none
+
+
+@pytest.mark.parametrize("override", ["objective=null", "teacher=null", "sigma@fake_sigma=null", "data=digits,null"])
+def test_null_for_a_group_that_needs_a_choice(override: str) -> None:
+    group = override.partition("=")[0].partition("@")[0]
+    choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+    with pytest.raises(ValueError, match=rf"^{override}: a choice is needed, one of {choices}$"):
+        accept_null("train", [override])
+
+
+def test_the_critics_levels_are_chosen_apart(compose_config: Callable[..., DictConfig]) -> None:
+    config = compose_config("train", "sigma.sigma_max=7", "sigma@fake_sigma=log_normal")
+    assert (config.sigma.sigma_max, config.fake_sigma.log_mean, config.fake_sigma.log_std) == (7, -1.2, 1.2)
+    assert compose_config("train").fake_sigma == compose_config("train").sigma
+
+
+@pytest.mark.parametrize(
+    "recipe, levels, fake_levels",
+    [
+        ("affine", (0.1, 0.4), (0.1, 0.4)),
+        ("mixture", (0.05, 2.0), (0.05, 2.0)),
+        ("fashion", (0.02, 20.0), (-0.92, 1.2)),
+        ("cifar10_5k", (0.02, 20.0), (-1.2, 1.2)),
+        ("cifar10_uncond", (0.002, 24.4), (-1.2, 1.2)),
+        ("imagenet64_dmd2", (0.0032, 71.6), (0.0032, 71.6)),
+        ("sdxl_dmd2", (0.138, 13.04), (0.138, 13.04)),
+        ("sd3_dmd2", (0.0204, 49.0), (0.0204, 49.0)),
+    ],
+)
+def test_the_levels_of_the_recipes(
+    recipe: str, levels: tuple[float, ...], fake_levels: tuple[float, ...], compose_config: Callable[..., DictConfig]
+) -> None:
+    config = compose_config("train", f"experiment={recipe}")
+    for law, expected in ((config.sigma, levels), (config.fake_sigma, fake_levels)):
+        own = ("log_mean", "log_std") if "log_mean" in law else ("sigma_min", "sigma_max")
+        assert tuple(law[name] for name in own) == expected
+        assert law.get("rho", 7.0) == 7.0
+
+
+def test_pretraining_told_nothing_is_the_digits(compose_config: Callable[..., DictConfig]) -> None:
+    config = compose_config("pretrain", "output=nowhere")
+    assert (config.sigma.log_mean, config.network.label_dim, config.training.batch_size) == (-0.8, 10, 256)
+    # network, data, sampler, sigma, features, training, evaluation, optimiser, two metrics
+    assert len(assert_builds(config)) == 10
+    assert compose_config("pretrain_features", "output=nowhere").classifier.channels == [32, 64, 64]
+
+
+@pytest.mark.parametrize("primary", ["pretrain", "pretrain_features"])
+def test_pretraining_of_other_data_is_never_of_the_digits(
+    primary: str, compose_config: Callable[..., DictConfig]
+) -> None:
+    with pytest.raises(HydraException, match="must specify '(data|evaluation)'"):
+        compose_config(primary, "experiment=null")
+    groups = ["features=none", "training=pretrain_digits", "evaluation=digits"] if primary == "pretrain" else []
+    config = compose_config(primary, "experiment=null", "data=digits", *groups, "output=nowhere")
+    with pytest.raises(ValueError, match=r"settings without a value: .*\.image_shape"):
+        check_config(config)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.startswith("divergence/")])
@@ -254,9 +349,9 @@ def test_ctrl_c_ends_in_one_line(
     def interrupted(_: DictConfig) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sys.argv", ["train.py", f"hydra.run.dir={tmp_path}"])
+    monkeypatch.setattr("sys.argv", ["onestep"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as caught:
-        run_entry_point(interrupted, "train")
+        run_entry_point(interrupted, "train", [f"hydra.run.dir={tmp_path}"])
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"

@@ -44,7 +44,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
         ("train.py", ["training.total_imagez=3"], "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
         ("train.py", ["+imagez=3"], "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
         ("train.py", ["generator.gan_weight=-1"], "generator.gan_weight must not be negative, got -1"),
-        ("train.py", ["discriminator=null"], "a group cannot be set to null: choose one of its options, such as disc"),
+        ("train.py", ["teacher=null"], "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
         ("sample.py", ["run=nowhere/at/all"], "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_pa
         ("normalizer.bins=0", "bins must be at least 1, got 0"),
         ("metrics.recall.k=0", "needs k >= 1 neighbours, got k=0"),
         ("discriminator.head.features_from=students", "features_from is 'teacher' or 'fake_score', got 'students'"),
-        ("features.path=no/such/features", "no feature network at no/such/features: .*experiment=pretrain_digits_fea"),
+        ("features.path=no/such/features", "no feature network at no/such/features: .*onestep pretrain features"),
         ("precision=fp8", "precision=fp8: choose one of auto, no, bf16"),
         ("resume=no/such/run", "resume=no/such/run: no checkpoint there; give a run's folder, a checkpoint's folder"),
     ],

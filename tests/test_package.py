@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -41,6 +42,38 @@ def test_every_module_imports_without_the_optional_packages() -> None:
     assert finished.returncode == 0, finished.stderr
     files = [file for file in (REPOSITORY / "onestep").rglob("*.py") if file.parent != REPOSITORY / "onestep"]
     assert int(finished.stdout) >= len(files)
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    build = "import sys\nfrom hatchling.build import build_wheel\nbuild_wheel(sys.argv[1])"
+    pytest.importorskip("hatchling")  # of the extra test
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=REPOSITORY, check=True)
+    (wheel,) = tmp_path.glob("onestep-0.1.0-*.whl")
+    target = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+
+    def onestep(*arguments: str) -> str:
+        finished = subprocess.run(
+            [str(target / "bin" / "onestep"), *arguments],
+            capture_output=True, text=True, timeout=600, cwd=folder, env=environment,
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    onestep("train", "device=cpu", "training.total_images=256", "sampler.steps=2", "evaluation.samples=64",
+            "evaluation.interim_samples=64", "hydra.run.dir=run")  # fmt: skip
+    assert json.loads((folder / "run" / "summary.json").read_text())["images_seen"] == 256
+    onestep("sample", "run=run", "count=2", "hydra.run.dir=images", "device=cpu")
+    onestep("export", "run", "exported")
+    assert (folder / "images" / "000001.png").is_file() and (folder / "exported" / "README.md").is_file()
+    files = {str(file.relative_to(target / "onestep")) for file in (target / "onestep").rglob("*.*")}
+    ours = REPOSITORY / "onestep"
+    assert {str(file.relative_to(ours)) for file in ours.rglob("*.*") if "__pycache__" not in str(file)} <= files
 
 
 def test_the_assets_are_small_and_hold_no_pickle() -> None:

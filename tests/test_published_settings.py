@@ -91,7 +91,7 @@ def test_two_steps(
     small = ("training.total_images=8", "training.batch_size=4", "evaluation.samples=4", "evaluation.interim_samples=4",
              "evaluation.batch_size=4", "evaluation.grid=4")  # fmt: skip
     chosen = (f"experiment={setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}",
-              "~features", "metrics=[]")  # fmt: skip
+              "features=null", "metrics=[]")  # fmt: skip
     distill(train_config(tmp_path / "run", *chosen, *small))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert [line["images_seen"] for line in lines] == [4, 8]

@@ -87,11 +87,11 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
         {"_target_": "os.system", "_args_": ["touch MARKER"]},
         {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": ["MARKER"]}]},
         {"_target_": "onestep.config.os.system", "_args_": ["touch MARKER"]},  # os, by way of this package
-        {"_target_": "onestep.config.run_task", "config": {"task": "os.system"}},
+        {"_target_": "onestep.config.instantiate", "node": "os.system"},
         {"_target_": "onestep.data.digits.Digits", "options": [{"_target_": "os.system", "_args_": ["touch MARKER"]}]},
         {"_target_": "onestep.data.digits.Digits", "options": "${oc.create:{_target_: os.system}}"},
     ],
-    ids=["os", "nested", "by_way_of_onestep", "run_task", "inside_a_part", "interpolation"],
+    ids=["os", "nested", "by_way_of_onestep", "by_the_builder", "inside_a_part", "interpolation"],
 )
 def test_a_run_from_anyone_runs_nothing(
     node: dict[str, Any], part: str, sample_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,8 +75,8 @@ def train(parts: Distillation, state: TrainingState, report: DistillationReport)
         state.iteration += 1
         state.seconds += time.monotonic() - started
         run.log.end_iteration(state.iteration)
-        figures = report.interim(state) if state.iteration % settings.evaluate_every == 0 else {}
-        run.end_iteration(state, settings, figures)
+        measured = report.interim(state) if state.iteration % settings.evaluate_every == 0 else None
+        run.end_iteration(state, settings, measured)
         if state.iteration == settings.iterations:
             return
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onestep.files import atomic_folder, hash_file, sync
+from onestep.metrics.result import Measurement
 
 _FOLDER = "checkpoints"
 _MANIFEST = "manifest.json"
@@ -32,13 +33,13 @@ class Snapshot:
     Args:
         tensors: by the name of their file, without its ending, and their key.
         values: plain values by the name of their file, likewise.
-        score: what the run is judged by, the less the better; None where it was not measured.
+        measured: the value that picks the best checkpoint; None where it was not measured.
     """
 
     iteration: int
     tensors: dict[str, dict[str, Tensor]]
     values: dict[str, Any]
-    score: float | None = None
+    measured: Measurement | None = None
 
     @property
     def size(self) -> int:
@@ -89,31 +90,41 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     for name, values in snapshot.values.items():
         (folder / f"{name}.json").write_text(json.dumps(values))
     files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(folder.iterdir())}
-    manifest = {"iteration": snapshot.iteration, "score": snapshot.score, "files": files}
+    measured = None if snapshot.measured is None else asdict(snapshot.measured)
+    manifest = {"iteration": snapshot.iteration, "measured": measured, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
 def _prune(run: Path, written: Path, same_iteration: list[Path], keep_last: int) -> None:
     keep = list_checkpoints(run)[-keep_last:]
-    scored = [(score, path) for path in list_checkpoints(run) if (score := _score_of(path)) is not None]
-    keep += [min(scored, key=lambda pair: pair[0])[1]] if scored else []
+    keep += [path for path, _ in _best_of_each(run).values()]
     for path in (run / _FOLDER).iterdir():
         if path != written and (path in same_iteration or path not in keep):
             shutil.rmtree(path)
 
 
-def best_metric(run: Path) -> float | None:
-    """The least score of the run's checkpoints, None if there is none."""
-    scores = (_score_of(path) for path in list_checkpoints(run))
-    return min((score for score in scores if score is not None), default=None)
+def best_value(run: Path, key: str) -> Measurement | None:
+    """The best value of ``key`` among the run's checkpoints, None if there is none."""
+    found = _best_of_each(run).get(key)
+    return None if found is None else found[1]
 
 
-def _score_of(folder: Path) -> float | None:
+def _best_of_each(run: Path) -> dict[str, tuple[Path, Measurement]]:
+    """The best checkpoint by each key: a run that was resumed with another ``evaluation.best`` has several."""
+    best: dict[str, tuple[Path, Measurement]] = {}
+    for path in list_checkpoints(run):
+        measured = _measurement_of(path)
+        if measured is not None and (measured.key not in best or measured.is_better_than(best[measured.key][1])):
+            best[measured.key] = path, measured
+    return best
+
+
+def _measurement_of(folder: Path) -> Measurement | None:
     try:
-        score = json.loads((folder / _MANIFEST).read_text())["score"]
+        values = json.loads((folder / _MANIFEST).read_text())["measured"]
+        return Measurement(str(values["key"]), float(values["value"]), bool(values["higher_is_better"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return score if isinstance(score, float) else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -14,6 +14,8 @@ from onestep.files import atomic_file, sync
 
 #: Of these the log has more than the mean; the standard deviation and the maximum are those within a global batch.
 _SPREADS = {"weight": ("mean", "std", "max"), "log_ratio": ("mean", "std")}
+#: Of the diagnostics these are on the progress bar.
+_SHOWN = ("loss", "fake_score_loss")
 
 
 class RunLog:
@@ -115,7 +117,11 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
         numbers = {key: value for key, value in values.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=images_seen)
-        self.shown |= {key: f"{values[key]:.3g}" for key in ("loss", "fake_score_loss", "fid") if key in numbers}
+        self.show({key: numbers[key] for key in _SHOWN if key in numbers})
+
+    def show(self, numbers: dict[str, float]) -> None:
+        """Put ``numbers`` on the progress bar, each in the place of the last of its name."""
+        self.shown |= {name: f"{number:.3g}" for name, number in numbers.items()}
         self.bar.set_postfix(self.shown, refresh=False)
 
     def sync(self) -> None:

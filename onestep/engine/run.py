@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
 from onestep.denoiser import Condition, map_condition
-from onestep.engine.checkpoint import best_metric, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
+from onestep.engine.checkpoint import best_value, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
 from onestep.engine.launch import join_submitit_job
 from onestep.engine.log import RunLog
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
@@ -31,6 +31,7 @@ from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
 from onestep.evaluation.generate import Draw, draw_share
 from onestep.files import write_text
+from onestep.metrics.result import Measurement
 from onestep.processes import gather_rows
 from onestep.seeding import GlobalDraws
 
@@ -221,24 +222,23 @@ class Run:
                 "is whole: go on with resume=auto"
             ) from error
 
-    def end_iteration(self, state: TrainingState, settings: TrainingSettings, figures: dict[str, float]) -> None:
-        """Save if it is time or ``figures`` have the least FID so far, and stop if a signal asked for it.
+    def end_iteration(self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None) -> None:
+        """Save if it is time or ``measured`` is the best value so far, and stop if a signal asked for it.
 
         Raises:
             SystemExit: with :data:`onestep.engine.signals.STOPPED`, when stopped and saved.
         """
         if self._writing is not None and self._writing.done():
             self._wait_for_writer()  # which says if it failed
-        score, best = figures.get("fid", figures.get("fid50k")), False
-        if score is not None:
+        best = False
+        if measured is not None:
             self._wait_for_writer()
-            earlier = best_metric(self.folder)
-            best = earlier is None or score < earlier
+            best = measured.is_better_than(best_value(self.folder, measured.key))
         stop, best = self._in_any_process(self.signals.received is not None, best)
         # Not while steps are refused: what a run goes back to is from before that began.
         due = state.iteration % settings.checkpoint_every == 0 and state.skipped_steps == 0
         if due or best or stop or state.iteration == settings.iterations:
-            self.save(state, settings, score)
+            self.save(state, settings, measured)
         if stop:
             self._wait_for_writer()
             self.log.close()
@@ -255,7 +255,7 @@ class Run:
         counts = self.accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device))
         return [count > 0 for count in counts.tolist()]
 
-    def save(self, state: TrainingState, settings: TrainingSettings, score: float | None = None) -> None:
+    def save(self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None = None) -> None:
         """Copy ``state`` and have the copy written while the run goes on.
 
         Raises:
@@ -265,7 +265,7 @@ class Run:
             return
         self._wait_for_writer()
         self.log.sync()
-        snapshot = state.snapshot(self.log.state(), score, keep=self.accelerator.is_main_process)
+        snapshot = state.snapshot(self.log.state(), measured, keep=self.accelerator.is_main_process)
         if snapshot is not None:
             self._writing = self._writer.submit(write_checkpoint, self.folder, snapshot, settings.keep_last)
         self._saved_iteration = state.iteration

@@ -52,7 +52,7 @@ class TrainingSettings:
         grad_clip: gradients are scaled down to this norm.
         ema_halflife, ema_rampup: see :class:`onestep.engine.ema.EMA`.
         log_every, checkpoint_every, evaluate_every: iterations between log lines, checkpoints, grids with figures.
-        keep_last: newest checkpoints kept, beside the best one.
+        keep_last: newest checkpoints kept, beside the best one by evaluation.best.
         max_skipped_steps: consecutive iterations with a skipped, non-finite step after which the run stops.
         rollbacks: how often the run may roll back to its last checkpoint then, instead.
         rollback_lr_factor: factor of the learning rates at each rollback.
@@ -116,15 +116,17 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a run draws the samples that it scores and shows; the latents and classes are those of seeds 0, 1, ...
+    """How a run draws the samples that it evaluates and shows; the latents and classes are those of seeds 0, 1, ...
 
     Args:
-        samples: samples of the final figures, teacher's and student's alike.
-        seed_ranges: disjoint ranges of so many seeds that are scored in the end, to show a figure's spread; the first,
-            which starts at seed 0, gives the figure itself.
-        interim_samples: samples of the figures during the run.
+        samples: samples of the final values, teacher's and student's alike.
+        seed_ranges: disjoint ranges of so many seeds that are evaluated in the end, to show a value's spread; the
+            first, which starts at seed 0, gives the value itself.
+        interim_samples: samples of the values during the run.
         interim_metrics: the metrics of those, and of the seed ranges behind the first; None for all.
-        evaluate_teacher: whether a distillation scores its teacher too; False where that is known.
+        best: the key of the value that picks the best checkpoint and the teacher that a pretraining keeps, such as
+            fid; None for the first that is measured during the run.
+        evaluate_teacher: whether a distillation evaluates its teacher too; False where that is known.
         batch_size: samples drawn at a time.
         grid: samples in a picture.
     """
@@ -133,6 +135,7 @@ class EvaluationSettings:
     seed_ranges: int
     interim_samples: int
     interim_metrics: list[str] | None
+    best: str | None
     evaluate_teacher: bool
     batch_size: int
     grid: int

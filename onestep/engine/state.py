@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onestep.engine.checkpoint import Snapshot, damage, write_checkpoint
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.shard import full_tensor, is_sharded, shard_like
+from onestep.metrics.result import Measurement
 
 _COUNTERS = ("iteration", "seconds", "skipped_steps", "rollbacks")
 
@@ -35,12 +36,14 @@ class TrainingState:
         self.skipped_steps = 0  # iterations in a row in which a step was refused
         self.rollbacks = 0  # times that the run went back to a checkpoint with a lower rate
 
-    def snapshot(self, log: Sequence[Any] = (), score: float | None = None, keep: bool = True) -> Snapshot | None:
+    def snapshot(
+        self, log: Sequence[Any] = (), measured: Measurement | None = None, keep: bool = True
+    ) -> Snapshot | None:
         """Copies of everything on the CPU; every process must call it.
 
         Args:
             log: what the log has not written yet, see :class:`onestep.engine.log.RunLog`.
-            score: what the run is judged by now.
+            measured: the value that picks the best checkpoint, where it was measured now.
             keep: False returns None, for the processes that only give their share.
         """
         tensors: dict[str, dict[str, Tensor]] = {}
@@ -53,7 +56,7 @@ class TrainingState:
                 tensors[f"{name}.optimizer"] = _copies(flat, keep)
                 values[f"{name}.optimizer"] = {"groups": copy.deepcopy(groups), "guard": guard.state_dict()}
         values["state"] = {counter: getattr(self, counter) for counter in _COUNTERS}
-        return Snapshot(self.iteration, tensors, values, score) if keep else None
+        return Snapshot(self.iteration, tensors, values, measured) if keep else None
 
     def save(self, run: Path, keep_last: int) -> Path:
         """Write a checkpoint at once, see :func:`onestep.engine.checkpoint.write_checkpoint`."""

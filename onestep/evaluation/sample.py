@@ -1,4 +1,4 @@
-"""What ``sample.py`` does: draw, write, and score images of a trained generator or of its teacher."""
+"""What ``sample.py`` does: draw, write, and evaluate images of a trained generator or of its teacher."""
 
 import time
 from functools import partial
@@ -17,7 +17,7 @@ from onestep.build.evaluation import build_evaluator
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
 from onestep.data.latents import describes_latents
-from onestep.evaluation.evaluate import least_of, open_samples, print_figures, score
+from onestep.evaluation.evaluate import evaluate, least_of, open_samples, print_results
 from onestep.evaluation.generate import Draw, draw_share
 from onestep.evaluation.writing import FORMATS, SampleWriter
 from onestep.metrics.evaluator import Evaluator
@@ -43,7 +43,7 @@ _PARTS_LIVE_IN = (
 
 
 def sample(config: DictConfig) -> dict[str, Any]:
-    """Draw ``config.count`` images as ``config`` says, write them, and score them where it names metrics.
+    """Draw ``config.count`` images as ``config`` says, write them, and evaluate them where it names metrics.
 
     Returns:
         What is also printed: where the images lie, how many, network evaluations an image, images a second, drawn and
@@ -57,7 +57,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     parts = _parts(config)
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     if config.images is not None:
-        return _score_files(config, parts, accelerator.device)
+        return _evaluate_files(config, parts, accelerator.device)
     draw, network, evaluations = _model(config, parts, accelerator.device)
     data = _data(config, parts, network)
     evaluator = _evaluator(config, parts, accelerator.device)
@@ -95,14 +95,15 @@ def sample(config: DictConfig) -> dict[str, Any]:
         "samples_per_second": float(f"{len(seeds) / seconds:.4g}"),
     }
     if evaluator is not None:
-        ranges = [score(evaluator, images, seeds, evaluations)]
+        prompts = getattr(data, "prompts", None)
+        ranges = [evaluate(evaluator, images, seeds, evaluations, prompts)]
         for _ in range(1, config.seed_ranges):
             seeds = range(seeds.stop, seeds.stop + config.count)
-            ranges.append(score(evaluator, torch.cat(list(draw_own(seeds))), seeds, evaluations))
-        result |= _with_figures(ranges) if main else {}
+            ranges.append(evaluate(evaluator, torch.cat(list(draw_own(seeds))), seeds, evaluations, prompts))
+        result |= _with_results(ranges) if main else {}
     accelerator.end_training()
     if main:
-        Console().print({name: value for name, value in result.items() if name != "figures"})
+        Console().print({name: value for name, value in result.items() if name != "results"})
     return result
 
 
@@ -127,24 +128,24 @@ def _finish(writer: SampleWriter, images: Tensor, seeds: range, device: torch.de
     return writer.finish(every_image, seeds) if rank_and_count()[0] == 0 else None
 
 
-def _with_figures(ranges: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The figures of the first range of seeds by name, the least of several, and the records of all."""
+def _with_results(ranges: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The values of the first range of seeds by name, the least of several, and the records of all."""
     least = least_of(ranges) if len(ranges) > 1 else []
     records = [record for records in ranges for record in records]
-    print_figures(records + least)
-    return {record["name"]: record["value"] for record in ranges[0] + least} | {"figures": records + least}
+    print_results(records + least)
+    return {record["name"]: record["value"] for record in ranges[0] + least} | {"results": records + least}
 
 
-def _score_files(config: DictConfig, parts: DictConfig, device: torch.device) -> dict[str, Any]:
-    """Score samples that are there already."""
+def _evaluate_files(config: DictConfig, parts: DictConfig, device: torch.device) -> dict[str, Any]:
+    """Evaluate samples that are there already."""
     if not config.get("metrics"):
         raise ValueError(f"images={config.images}: say what to measure of them, such as metrics=[fid]")
     evaluator = _evaluator(config, parts, device)
     assert evaluator is not None
     files = open_samples(config.images)
     evaluator.check_samples(files.count)
-    records = evaluator.figures(evaluator(files.batches()), files.count, files.seeds, None)
-    return {"images": config.images, "count": files.count} | _with_figures([records])
+    records = evaluator.results(evaluator(files.batches()), files.count, files.seeds, None)
+    return {"images": config.images, "count": files.count} | _with_results([records])
 
 
 def _parts(config: DictConfig) -> DictConfig:

@@ -1,7 +1,5 @@
-"""A finished run's generator as a diffusers pipeline folder with a model card: ``onestep export``."""
+"""A finished run's generator as a diffusers pipeline folder with a model card."""
 
-import argparse
-import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -12,12 +10,8 @@ from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
 from onestep.files import atomic_folder
 from onestep.models.diffusers.export import save_text_to_image
-from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
+from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder, quiet
 from onestep.models.generator import Generator
-
-_EPILOG = """\
-The folder opens with diffusers' own from_pretrained; its README.md, the model card, says how. To publish it:
-  hf upload USER/NAME OUTPUT"""
 
 
 def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
@@ -44,22 +38,23 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
             raise ValueError(f"{run} holds no {name}: expected the folder of a finished run, which train.py names")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is there already: give a new folder")
-    generator = Generator.from_pretrained(run / WEIGHTS[weights])
     with atomic_folder(output) as temporary:
-        _write(run, generator, temporary)
+        _write(run, weights, temporary)
     return output
 
 
-def _write(run: Path, generator: Generator, output: Path) -> None:
+def _write(run: Path, weights: str, output: Path) -> None:
+    generator = Generator.from_pretrained(run / WEIGHTS[weights])
     if text_to_image := bool(getattr(generator.denoiser, "condition_keys", ())):
         teacher = OmegaConf.load(run / "config.yaml").teacher.path
         usage = save_text_to_image(generator, pipeline_folder(teacher), output)
     else:
         data = OmegaConf.load(run / "config.yaml").data
         vae = Autoencoder.from_pretrained(pipeline_folder(data.model)).vae if describes_latents(data) else None
-        OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
+        with quiet():  # no remark that the autoencoder, which images do without, is not saved
+            OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
-    write_card(run, output, generator, usage, text_to_image)
+    write_card(run, output, generator, weights, usage, text_to_image)
 
 
 def _usage(output: Path, generator: Generator) -> str:
@@ -69,27 +64,3 @@ def _usage(output: Path, generator: Generator) -> str:
         f'pipeline = OneStepPipeline.from_pretrained("{output.name}")  # this folder, or its id on the hub\n'
         f"images = pipeline(seeds=[0, 1, 2, 3]{classes}).images  # what sample.py draws of these seeds"
     )
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m onestep.export.export",
-        description="Write a finished run's generator as a diffusers pipeline folder with a model card.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="the run's folder, such as outputs/f_distill_jensen_shannon/2026-01-31_12-00-00")
-    parser.add_argument("output", help="the folder to write; a new one")
-    parser.add_argument(
-        "--weights", choices=list(WEIGHTS), default="ema", help="the averaged generator or the last one"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        print(f"written: {export(options.run, options.output, options.weights)}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from onestep.metrics.features import FeatureNetwork
 class Classifier(FeatureNetwork):
     """A classifier of square images, whose activations before the last layer are the features.
 
-    ``python train.py experiment=pretrain_digits_features`` and ``experiment=pretrain_fashion_features`` train two.
+    ``onestep pretrain features`` trains one.
 
     Args:
         name: of what it classifies.
@@ -79,14 +79,11 @@ def load_classifier(path: str) -> Classifier:
     bundled = ASSETS / f"{path}_features.safetensors"
     file = bundled if bundled.is_file() else Path(path)
     if not file.is_file():
-        raise ValueError(
-            f"no feature network at {file}: train one with experiment=pretrain_digits_features or "
-            "experiment=pretrain_fashion_features"
-        )
+        raise ValueError(f"no feature network at {file}: train one with onestep pretrain features")
     try:
         with safe_open(file, "pt") as content:
             network = Classifier(**json.loads((content.metadata() or {})["config"]))
             network.load_state_dict({name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} holds no feature network of experiment=pretrain_..._features ({error})") from error
+        raise ValueError(f"{file} holds no feature network of onestep pretrain features ({error})") from error
     return network.eval().requires_grad_(False)

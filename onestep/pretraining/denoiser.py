@@ -1,8 +1,7 @@
 """Pretraining of what a distillation starts from: a teacher."""
 
-import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,14 +22,16 @@ from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
-from onestep.evaluation.evaluate import Scorer
+from onestep.evaluation.evaluate import RunEvaluator
 from onestep.metrics.evaluator import Evaluator
+from onestep.metrics.result import Measurement
 from onestep.models.base import DenoiserNetwork
 from onestep.models.generator import load_denoiser
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.objectives.denoising import denoising_loss
 from onestep.objectives.losses import Losses, Term
-from onestep.reports.plots import save_curves, save_samples
+from onestep.reports.plots import save_curves
+from onestep.reports.tables import print_summary
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_rng
 
@@ -50,20 +51,21 @@ class Pretraining:
     sampler: Sampler
     evaluator: Evaluator
     augment: EDMAugmentation | None
+    run_evaluator: RunEvaluator = field(init=False)
 
-    def scorer(self, run: Run) -> Scorer:
-        """What scores in ``run``."""
-        return Scorer(run, self.evaluator, self.evaluation, self.data)
+    def __post_init__(self) -> None:  # an EDM network is conditioned on classes, and on no prompts
+        self.run_evaluator = RunEvaluator(self.run, self.evaluator, self.evaluation, self.data, prompts=None)
 
 
 def pretrain(parts: Pretraining) -> dict[str, Any]:
-    """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the average that had the least FID.
+    """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the best average; without metrics the last.
 
-    The folder ``teacher`` of the run then loads with ``teacher=local teacher.path=...``.
+    ``evaluation.best`` names the value that picks it. The folder ``teacher`` of the run then loads with
+    ``teacher=local teacher.path=...``.
 
     Returns:
         ``teacher``, the kept one's metrics with ``network_evaluations``, ``samples`` and ``samples_per_second``;
-        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``figures``, a record of each metric;
+        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``results``, a record of each value;
         empty outside the main process.
 
     Raises:
@@ -115,51 +117,48 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
         run.end_iteration(
             state,
             settings,
-            _evaluate(run, parts, state) if state.iteration % settings.evaluate_every == 0 or last else {},
+            _evaluate(run, parts, state) if state.iteration % settings.evaluate_every == 0 or last else None,
         )
         if last:
             return
 
 
-def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, float]:
-    """The average's figures, in the main process; logged, and it is saved as the run's teacher if its FID is the least.
+def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> Measurement | None:
+    """Evaluate the average; it is saved as the run's teacher if it is the best so far, or nothing says which is.
 
-    Every process must call it.
+    Every process must call it. Returns the value that picks the best, see :meth:`RunEvaluator.interim`.
     """
-    average = parts.ema.average
-    figures, shown = parts.scorer(run).interim(partial(parts.sampler, average))
+    average, evaluator = parts.ema.average, parts.run_evaluator
+    earlier = evaluator.best_line(read_log(run.folder / "log.jsonl"))
+    measured = evaluator.interim(state.iteration, partial(parts.sampler, average))
     with full_state_dict(average):
-        if not run.accelerator.is_main_process:
-            return figures
-        earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
-        run.log.write(state.iteration, figures)
-        if figures["fid"] < min(earlier, default=math.inf):
+        if run.accelerator.is_main_process and (
+            measured is None or measured.is_better_than(evaluator.measurement(earlier))
+        ):
             average.save_pretrained(run.folder / "teacher")
-    save_samples(shown, run.folder / "samples" / f"iteration_{state.iteration:08d}.png")
-    return figures
+    return measured
 
 
 def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any]:
-    """Score the teacher that was kept, and write the summary and the curves; every process must call it."""
+    """Evaluate the teacher that was kept, and write the summary and the curves; every process must call it."""
     run.accelerator.wait_for_everyone()
     teacher = load_denoiser(run.folder / "teacher").to(run.device)
-    figures, records = parts.scorer(run).final(
-        "teacher", partial(parts.sampler, teacher), parts.sampler.network_evaluations
-    )
+    evaluations = parts.sampler.network_evaluations
+    side, records = parts.run_evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
     if not run.accelerator.is_main_process:
         return {}
     lines = read_log(run.folder / "log.jsonl")
-    best = min((line for line in lines if "fid" in line), key=lambda line: line["fid"])
+    best = parts.run_evaluator.best_line(lines)
     summary = {
-        "teacher": figures,
-        "images_seen": best["images_seen"],
+        "teacher": side,
+        "images_seen": state.iteration * parts.settings.batch_size if best is None else best["images_seen"],
         "seconds": round(state.seconds, 1),
-        "figures": {"teacher": records},
+        "results": {"teacher": records},
     }
     run.write_json("summary.json", summary)
-    save_curves(lines, ("fid", "recall", "loss", "network_gradient"), run.folder / "curves.png")
-    Console().print(
-        f"kept the teacher of iteration {best['iteration']}: FID {figures['fid']:.3f}; {run.folder / 'teacher'}"
-    )
+    metrics = parts.evaluator.descriptions
+    save_curves(lines, metrics, ("loss", "network_gradient"), run.folder / "curves.png")
+    print_summary(summary, run.folder)
+    Console().print(f"the teacher is in {run.folder / 'teacher'}", soft_wrap=True)
     run.finish()
     return summary

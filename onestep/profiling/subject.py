@@ -1,4 +1,4 @@
-"""A preset's own parts, built as ``train.py`` builds them, and its own updates, to be measured."""
+"""A preset's own parts, built as ``onestep train`` builds them, and its own updates, to be measured."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from onestep.build.distillation import build_distillation
-from onestep.config import CONF, check_config
+from onestep.config import CONF, accept_null, check_config
 from onestep.data.dataset import ImagesInMemory
 from onestep.denoiser import map_condition
 from onestep.distillation.loop import updates
@@ -39,14 +39,15 @@ def random_images(count: int = 512) -> ImagesInMemory:
 
 
 def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> DictConfig:
-    """The configuration that ``train.py`` would have of the ``overrides``, for random images and no evaluation.
+    """The configuration that ``onestep train`` would have of the ``overrides``, for random images and no evaluation.
 
     Raises:
         ValueError: if the overrides make no distillation.
     """
     settings = [f"training.batch_size={batch_size}", f"training.total_images={1000 * batch_size}", "metrics=[]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [*NETWORKS[network], *settings, *overrides], return_hydra_config=True)
+        chosen = accept_null("train", [*NETWORKS[network], *settings, *overrides])
+        config = compose("train", chosen, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         choices = config.hydra.runtime.choices
     with open_dict(config):
@@ -70,7 +71,7 @@ class Subject:
 
     Args:
         network: one of :data:`NETWORKS`.
-        overrides: of ``train.py``, such as ``objective=sid``.
+        overrides: of ``onestep train``, such as ``objective=sid``.
         batch_size: images an iteration.
     """
 

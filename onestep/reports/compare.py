@@ -1,20 +1,18 @@
-"""A folder of runs as one table and one picture: ``python -m onestep.reports.compare outputs/sweep_... docs/lab``."""
+"""A folder of runs as one table and one picture."""
 
-import argparse
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from onestep.files import write_text
 from onestep.models.generator import Generator
 from onestep.reports.plots import plot_samples, save_figure
+from onestep.reports.tables import descriptions_of, format_value, to_markdown
 from onestep.seeding import seeded_inputs
-
-_NOT_FIGURES = ("network_evaluations", "samples", "samples_per_second")
 
 
 def read_runs(folder: Path) -> dict[str, Path]:
@@ -25,7 +23,7 @@ def read_runs(folder: Path) -> dict[str, Path]:
     """
     runs = sorted(path.parent for path in folder.glob("*/summary.json"))
     if not runs:
-        raise ValueError(f"{folder} holds no finished run: give the folder of a sweep (python train.py -m ...)")
+        raise ValueError(f"{folder} holds no finished run: give the folder of a sweep (onestep train -m ...)")
     overrides = [run.name.split(",") for run in runs]
     common = set(overrides[0]).intersection(*overrides[1:]) if len(runs) > 1 else set()
     names = [", ".join(value for value in values if value not in common) or run.name
@@ -34,26 +32,20 @@ def read_runs(folder: Path) -> dict[str, Path]:
 
 
 def to_table(runs: dict[str, Path]) -> str:
-    """The students' figures as a Markdown table, a run a row, with the teacher of the first run on top."""
+    """The students' metrics as a Markdown table, a run a row, with the teacher of the first run on top."""
     summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
     first = next(iter(summaries.values()))
-    figures = [name for name in first["student"] if name not in _NOT_FIGURES]
-    rows = [["", *figures, "evaluations", "images seen", "seconds"]]
-    rows.append(_row("teacher", first["teacher"], figures, ["", ""]))
+    metrics = {key: of for summary in summaries.values() for key, of in descriptions_of(summary).items()}
+    rows = [["", *(of.heading for of in metrics.values()), "evaluations", "images seen", "seconds"]]
+    rows.append(_row("teacher", first["teacher"], metrics, ["", ""]))
     for name, summary in summaries.items():
         cost = [f"{summary['images_seen']:,}", f"{summary['seconds']:.0f}"]
-        rows.append(_row(name, summary["student"], figures, cost))
+        rows.append(_row(name, summary["student"], metrics, cost))
     return to_markdown(rows)
 
 
-def to_markdown(rows: list[list[str]]) -> str:
-    """A table of ``rows``, the first its head; all columns but the first are aligned to the right."""
-    ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in ruled)
-
-
-def _row(name: str, side: dict[str, Any], figures: list[str], cost: list[str]) -> list[str]:
-    values = (f"{side[figure]:.4g}" if figure in side else "" for figure in figures)
+def _row(name: str, side: dict[str, Any], keys: Iterable[str], cost: list[str]) -> list[str]:
+    values = (format_value(side[key]) if key in side else "" for key in keys)
     return [name, *values, str(side["network_evaluations"]), *cost]
 
 
@@ -81,24 +73,3 @@ def draw(generator: Generator, count: int) -> Tensor:
 def draw_all(runs: dict[str, Path], count: int) -> dict[str, Tensor]:
     """What each run's averaged generator draws from the same seeds."""
     return {name: draw(Generator.from_pretrained(run / "generator"), count) for name, run in runs.items()}
-
-
-def main() -> None:
-    """Read the command line, write ``OUTPUT.md`` and ``OUTPUT.png``, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m onestep.reports.compare", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the folder of a sweep, with a run in each subfolder")
-    parser.add_argument("output", type=Path, help="where to write, without an ending: OUTPUT.md and OUTPUT.png")
-    parser.add_argument("--samples", type=int, default=2000, help="samples in a panel; 25 suit images")
-    arguments = parser.parse_args()
-    try:
-        runs = read_runs(arguments.folder)
-        table = to_table(runs)
-        save_panels(draw_all(runs, arguments.samples), Path(f"{arguments.output}.png"))
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
-    write_text(f"{arguments.output}.md", table)
-    print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Pictures of a run: grids of samples, teacher and student side by side, and curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onestep.files import atomic_file
 from onestep.images import to_uint8
+from onestep.metrics.result import Description
 from onestep.toy.networks import are_points
 
 
@@ -82,9 +83,19 @@ def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str],
     save_figure(figure, path)
 
 
-def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Plot every value of ``names`` that the log's ``lines`` hold against images seen, one panel each."""
-    present = [name for name in names if any(name in line for line in lines)]
+def save_curves(
+    lines: Sequence[dict[str, Any]], metrics: Mapping[str, Description], diagnostics: Sequence[str], path: Path
+) -> None:
+    """Plot every value that the log's ``lines`` hold against images seen, one panel each.
+
+    Args:
+        lines: of the log.
+        metrics: title and direction by key; these come first. Positive values of which less is better, such as
+            distances, are on a logarithmic scale.
+        diagnostics: keys of the training's own values.
+        path: the picture to write.
+    """
+    present = [name for name in (*metrics, *diagnostics) if any(name in line for line in lines)]
     if not present:  # a run shorter than its first log line
         return
     columns = min(3, len(present))
@@ -96,9 +107,10 @@ def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Pat
     for axis, name in zip(axes, present, strict=False):
         points = [(line["images_seen"], line[name]) for line in lines if name in line]
         axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
-        axis.set_title(name.replace("_", " "))
+        axis.set_title(metrics[name].title if name in metrics else name.replace("_", " "))
         axis.set_xlabel("images seen")
         axis.grid(alpha=0.3)
-        if name == "fid":
+        is_distance = name in metrics and not metrics[name].higher_is_better
+        if is_distance and all(value > 0 for _, value in points):
             axis.set_yscale("log")
     save_figure(figure, path)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from onestep.files import write_text
 from onestep.models.generator import Generator, load_denoiser
-from onestep.reports.compare import draw, save_panels, to_markdown
+from onestep.reports.compare import draw, save_panels
 from onestep.reports.plots import save_figure
 from onestep.reports.results_rows import METRICS, Row, Rows, read_rows, read_summary
+from onestep.reports.tables import to_markdown
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 

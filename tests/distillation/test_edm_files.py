@@ -43,7 +43,7 @@ def test_a_one_step_pickle_draws_its_recorded_samples(
 
 
 def test_a_pickle_draws_as_a_teacher(compose_config: Compose, tmp_path: Path) -> None:
-    options = ("model=teacher", "teacher=edm", f"teacher.path={SID}", "sampler=heun", "sampler.steps=3", "count=2")
+    options = ("model=teacher", "teacher=local", f"teacher.path={SID}", "sampler=heun", "sampler.steps=3", "count=2")
     images = pixels_of(compose_config, tmp_path, *options)
     latents, labels = seeded_inputs([0, 1], (3, 16, 16), 10)
     expected = HeunSampler(3, 0.002, 80.0)(load_edm(SID), latents, labels).permute(0, 2, 3, 1)
@@ -74,7 +74,7 @@ def assert_same_weights(ours: torch.nn.Module, other: torch.nn.Module) -> None:
 def test_a_run_starts_from_a_generator(
     start: str, files: dict[str, Path], train_config: Compose, tmp_path: Path
 ) -> None:
-    overrides = ("teacher=edm", f"teacher.path={files['teacher.pkl']}", f"generator.init={files[start]}")
+    overrides = ("teacher=local", f"teacher.path={files['teacher.pkl']}", f"generator.init={files[start]}")
     parts = build_distillation(train_config(tmp_path / "run", *overrides))
     expected: Any = (
         load_edm(files[start]) if start.endswith("pkl") else Generator.from_pretrained(files[start]).denoiser
@@ -89,7 +89,7 @@ def test_a_run_starts_from_a_generator(
 
 def test_a_run_distills_a_pickle(files: dict[str, Path], train_config: Compose, tmp_path: Path) -> None:
     overrides = (f"teacher.path={files['teacher.pkl']}", f"generator.init={files['generator.pkl']}")
-    summary = distill(train_config(tmp_path / "run", "teacher=edm", *overrides, "training.total_images=32"))
+    summary = distill(train_config(tmp_path / "run", "teacher=local", *overrides, "training.total_images=32"))
     assert summary["images_seen"] == 32
     student = Generator.from_pretrained(tmp_path / "run" / "generator_raw").state_dict()
     start = Generator(load_edm(files["generator.pkl"]), 1.0).state_dict()

@@ -22,7 +22,7 @@ TrainConfig = Callable[..., DictConfig]
 
 def test_the_summary(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    assert summary.keys() == {"teacher", "student", "images_seen", "seconds", "figures"}
+    assert summary.keys() == {"teacher", "student", "images_seen", "seconds", "results"}
     for side in ("teacher", "student"):
         assert summary[side].keys() == {"fid", "recall", "network_evaluations", "samples", "samples_per_second"}
         assert summary[side]["samples"] == 32

@@ -63,7 +63,14 @@ def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, Any], 
 
 
 EVALUATION = EvaluationSettings(
-    samples=10, seed_ranges=1, interim_samples=10, interim_metrics=None, evaluate_teacher=True, batch_size=5, grid=10
+    samples=10,
+    seed_ranges=1,
+    interim_samples=10,
+    interim_metrics=None,
+    best=None,
+    evaluate_teacher=True,
+    batch_size=5,
+    grid=10,
 )
 
 

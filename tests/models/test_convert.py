@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from onestep.commands import main
 from onestep.models.edm.checkpoint import load_edm
-from onestep.models.edm.convert import main
 from onestep.models.generator import Generator, load_denoiser
 from onestep.models.loading import load_generator, load_teacher
 
@@ -18,7 +18,7 @@ SID = Path(__file__).parents[1] / "reference" / "sid_ddpmpp_cond10_16.pkl"
 
 def test_a_generator_folder_draws_the_recorded_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "models" / "sid"
-    main([str(SID), str(folder), "--sigma-init", "2.5"])
+    main(["convert", str(SID), str(folder), "--sigma-init", "2.5"])
     assert capsys.readouterr().out == f"{folder}: 189,667 parameters\n"
     assert sorted(file.name for file in folder.iterdir()) == [
         "config.json", "diffusion_pytorch_model.safetensors", "generator.json",
@@ -35,7 +35,7 @@ def test_a_generator_folder_draws_the_recorded_samples(tmp_path: Path, capsys: p
 
 
 def test_a_teacher_folder_holds_the_files_weights(tmp_path: Path) -> None:
-    main([str(SID), str(tmp_path / "teacher")])
+    main(["convert", str(SID), str(tmp_path / "teacher")])
     ours, original = load_denoiser(tmp_path / "teacher").state_dict(), load_edm(SID).state_dict()
     assert ours.keys() == original.keys() and all(torch.equal(ours[key], original[key]) for key in ours)
     for path in (SID, tmp_path / "teacher"):
@@ -52,7 +52,7 @@ def test_mistakes(tmp_path: Path) -> None:
         ([SID, tmp_path / "out", "--sigma-init", "0"], r"sigma_init=0\.0 is outside the noise levels"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{message}"):
-            main([str(argument) for argument in arguments])
+            main(["convert", *map(str, arguments)])
     assert [path.name for path in tmp_path.iterdir()] == ["broken.pkl"]
     with pytest.raises(
         ValueError, match=r"pkl does not tell at which noise level .* give sigma_init=\.\.\., .* 2\.5 for"
@@ -62,6 +62,6 @@ def test_mistakes(tmp_path: Path) -> None:
 
 def test_help() -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", "onestep.models.edm.convert", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "onestep", "convert", "--help"], capture_output=True, text=True, check=True
     )
     assert "FILE FOLDER" in finished.stdout and "--sigma-init SIGMA" in finished.stdout

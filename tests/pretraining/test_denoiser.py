@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import load_file
 
 from onestep.build.pretraining import pretrain, pretrain_features
 from onestep.data.idx import IDXImages
@@ -24,8 +25,8 @@ TINY = tuple(override for override in SMALL if "fake_score" not in override)
 
 
 def test_a_teacher_is_kept_and_scored(compose_config: Compose, tmp_path: Path) -> None:
-    overrides = ("experiment=pretrain_digits", "evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]")
-    summary = pretrain(compose_config("train", *TINY, *overrides, f"output={tmp_path}"))
+    overrides = ("evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]")
+    summary = pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     of_run = [line for line in read_log(tmp_path / "log.jsonl") if "fid" in line]
     assert [line["iteration"] for line in of_run] == [3, 6] and not any("recall" in line for line in of_run)
@@ -34,11 +35,53 @@ def test_a_teacher_is_kept_and_scored(compose_config: Compose, tmp_path: Path) -
     teacher = summary["teacher"]
     assert (teacher["network_evaluations"], teacher["samples"]) == (3, 32)
     assert teacher["samples_per_second"] > 0 and 0 <= teacher["recall"] <= 1
-    records = summary["figures"]["teacher"]
+    records = summary["results"]["teacher"]
     expected = [("fid", [0, 31]), ("recall", [0, 31]), ("fid", [32, 63])]
     assert [(record["metric"], record["seeds"]) for record in records] == expected
     assert records[0]["value"] == teacher["fid"] != records[2]["value"]
     assert load_teacher(str(tmp_path / "teacher"), guidance=1.0).image_shape == (1, 8, 8)
+
+
+def assert_kept(run: Path, iteration: int) -> None:
+    """The run's teacher is the average of ``iteration``."""
+    average = load_file(run / "checkpoints" / f"iteration_{iteration:08d}" / "network_ema.safetensors")
+    kept = load_file(run / "teacher" / "diffusion_pytorch_model.safetensors")
+    assert len(kept) > 10 and all(torch.equal(value, average[name]) for name, value in kept.items())
+
+
+def test_the_teacher_of_the_best_recall_is_kept(compose_config: Compose, tmp_path: Path) -> None:
+    """The largest of the evaluations' recalls, the first of equals."""
+    overrides = ("metrics=[recall]", "training.evaluate_every=2")
+    summary = pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
+    of_run = [line for line in read_log(tmp_path / "log.jsonl") if "recall" in line]
+    assert [line["iteration"] for line in of_run] == [2, 4, 6] and not any("fid" in line for line in of_run)
+    best = max(of_run, key=lambda line: line["recall"])
+    assert summary["images_seen"] == best["images_seen"] and "fid" not in summary["teacher"]
+    assert_kept(tmp_path, best["iteration"])
+
+
+def test_without_metrics_the_last_teacher_is_kept(compose_config: Compose, tmp_path: Path) -> None:
+    summary = pretrain(compose_config("pretrain", *TINY, "metrics=[]", "features=null", f"output={tmp_path}"))
+    assert summary["images_seen"] == 96 and summary["results"] == {"teacher": []}
+    assert summary["teacher"].keys() == {"network_evaluations", "samples", "samples_per_second"}
+    assert (tmp_path / "samples" / "iteration_00000006.png").is_file() and (tmp_path / "curves.png").is_file()
+    assert_kept(tmp_path, 6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("evaluation.best=kid",), r"evaluation\.best=kid .*: fid, recall"),
+        (("evaluation.best=recall", "evaluation.interim_metrics=[fid]"), r"evaluation\.best=recall .*: fid;"),
+        (("evaluation.best=fid", "metrics=[]"), r"evaluation\.best=fid .*: none"),
+    ],
+)
+def test_a_best_value_that_is_not_measured(
+    overrides: tuple[str, ...], message: str, compose_config: Compose, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_the_network_is_told_of_the_augmentation(
@@ -54,12 +97,11 @@ def test_the_network_is_told_of_the_augmentation(
 
     monkeypatch.setattr(EDMDenoiser, "predict", predict_and_keep)
     overrides = (
-        "experiment=pretrain_digits",
         "augment=edm",
         "network.options.augment_dim=9",
         "training.accumulation=2",
     )
-    config = compose_config("train", *TINY, *overrides, f"output={tmp_path}")
+    config = compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}")
     pretrain(config)
     labels = torch.cat([labels for _, labels in told[:2]])
     assert labels.shape == (16, 9) and len(told) == 12  # six iterations of two rounds
@@ -76,15 +118,14 @@ def test_the_network_is_told_of_the_augmentation(
 
 
 def test_a_network_without_a_place_for_the_labels(compose_config: Compose, tmp_path: Path) -> None:
-    config = compose_config("train", *TINY, "experiment=pretrain_digits", "augment=edm", f"output={tmp_path}")
+    config = compose_config("pretrain", *TINY, "augment=edm", f"output={tmp_path}")
     with pytest.raises(ValueError, match=r"must take its 9 labels, and takes 0: set network\.options\.augment_dim=9"):
         pretrain(config)
 
 
 def test_metrics_of_the_run_that_are_not_measured(compose_config: Compose, tmp_path: Path) -> None:
-    wrong = ("experiment=pretrain_digits", "evaluation.interim_metrics=[kid]")
     with pytest.raises(ValueError, match=r"interim_metrics names kid, which is none of the metrics: fid, recall"):
-        pretrain(compose_config("train", *TINY, *wrong, f"output={tmp_path}"))
+        pretrain(compose_config("pretrain", *TINY, "evaluation.interim_metrics=[kid]", f"output={tmp_path}"))
 
 
 FEATURES = ("device=cpu", "precision=no", "features_training.epochs=2")
@@ -94,7 +135,7 @@ def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stor
     """The training's own images as the data held out: the accuracy is the share that the saved network gets right."""
     given = ("data=idx", f"data.path={stores / 'idx'}", "features_training.batch_size=20")
     held_out = {"_target_": "onestep.data.idx.IDXImages", "path": str(stores / "idx"), "split": "train"}
-    config = compose_config("train", "experiment=pretrain_digits_features", *FEATURES, *given, f"output={tmp_path}")
+    config = compose_config("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
     config.held_out = held_out
     summary = pretrain_features(config)
     network = load_classifier(str(tmp_path / "features.safetensors"))
@@ -105,9 +146,9 @@ def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stor
 
 
 def test_a_feature_network_of_another_size(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
-    """What experiment=pretrain_fashion_features builds, on digits that are padded to 32 x 32."""
+    """What experiment=features/fashion builds, on digits that are padded to 32 x 32."""
     given = (f"data.path={stores / 'idx'}", "held_out.split=train", "features_training.batch_size=60")
-    config = compose_config("train", "experiment=pretrain_fashion_features", *FEATURES, *given, f"output={tmp_path}")
+    config = compose_config("pretrain_features", "experiment=features/fashion", *FEATURES, *given, f"output={tmp_path}")
     summary = pretrain_features(config)
     network = load_classifier(str(tmp_path / "features.safetensors"))
     assert network(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).shape == (2, 64)
@@ -116,13 +157,13 @@ def test_a_feature_network_of_another_size(compose_config: Compose, stores: Path
 
 def test_a_file_that_holds_no_feature_network(tmp_path: Path) -> None:
     (tmp_path / "features.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="holds no feature network of experiment=pretrain_..._features"):
+    with pytest.raises(ValueError, match="holds no feature network of onestep pretrain features"):
         load_classifier(str(tmp_path / "features.safetensors"))
 
 
 def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
     given = ("data=idx", f"data.path={stores / 'idx'}", "data.use_labels=false")
-    config = compose_config("train", "experiment=pretrain_digits_features", *FEATURES, *given, f"output={tmp_path}")
+    config = compose_config("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
     with pytest.raises(ValueError, match="a classifier needs images with classes"):
         pretrain_features(config)
 
@@ -139,7 +180,7 @@ def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: P
 def test_a_training_of_features_that_is_refused(
     override: str, message: str, compose_config: Compose, tmp_path: Path
 ) -> None:
-    given = ("experiment=pretrain_digits_features", *FEATURES, "features_training.epochs=1")
-    config = compose_config("train", *given, f"features_training.{override}", f"output={tmp_path}")
+    given = (*FEATURES, "features_training.epochs=1", f"features_training.{override}")
+    config = compose_config("pretrain_features", *given, f"output={tmp_path}")
     with pytest.raises(ValueError, match=message):
         pretrain_features(config)

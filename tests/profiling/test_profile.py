@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from onestep.commands import main
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.profiling import subject
-from onestep.profiling.__main__ import main
 from onestep.profiling.measure import peak_memory
 from onestep.profiling.passes import count
 from onestep.profiling.subject import CIFAR10, Subject
@@ -82,11 +82,11 @@ def test_two_presets_in_turn(
         assert (network, batch_size, sources) == ("digits", 8, None)
         return {"objective=sid": 2.5, "objective=diff_instruct": 2.0}[overrides[0]]
 
-    monkeypatch.setattr("onestep.profiling.__main__.peak_memory", stand_in)
+    monkeypatch.setattr("onestep.profiling.report.peak_memory", stand_in)
     file = tmp_path / "report.json"
     options = ["device=cpu", "fake_score.steps=1"]
     arguments = ["objective=sid", *options, "--against", "objective=diff_instruct", *options]
-    main(["--network", "digits", "--batch-size", "8", "--iterations", "1", "--json", str(file), *arguments])
+    main(["profile", "--network", "digits", "--batch-size", "8", "--iterations", "1", "--json", str(file), *arguments])
     left, right = json.loads(file.read_text())["subjects"]
     assert left["overrides"] == ["objective=sid", *options]
     for record in (left, right):
@@ -116,5 +116,5 @@ def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
 )
 def test_what_cannot_be_measured(arguments: list[str], expected: str) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["--network", "digits", "--count", *arguments])
+        main(["profile", "--network", "digits", "--count", *arguments])
     assert expected in str(caught.value) and str(caught.value).startswith("error: ")

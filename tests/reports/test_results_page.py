@@ -50,9 +50,7 @@ def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.Tem
     scored = ("metrics=[fid,prdc]", "evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]",
               "training.total_images=48", "training.checkpoint_every=3")  # fmt: skip
     of_teacher = [override for override in SMALL if "fake_score" not in override]
-    pretrain(
-        compose_config("train", *of_teacher, "experiment=pretrain_digits", *scored, f"output={folder / 'teacher'}")
-    )
+    pretrain(compose_config("pretrain", *of_teacher, *scored, f"output={folder / 'teacher'}"))
     from_it = ("teacher=local", f"teacher.path={folder / 'teacher' / 'teacher'}", "evaluation.evaluate_teacher=false")
     for name, objective, images in (("first", "f_distill", 48), ("second", "sid", 48), ("long", "sid", 96)):
         own = (f"objective={objective}", f"training.total_images={images}", f"output={folder / name}")
@@ -179,13 +177,13 @@ def edit(run: Path, side: str | None = None, **values: Any) -> None:
 
 def edit_record(run: Path, **values: Any) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    summary["figures"]["student"][0].update(values)
+    summary["results"]["student"][0].update(values)
     (run / "summary.json").write_text(json.dumps(summary))
 
 
 def row_of(*fids: float) -> Row:
     records = [{"metric": "fid", "value": fid} for fid in fids]
-    return Row("", Path(), {"student": {"fid": fids[0]}, "figures": {"student": records}}, "student")
+    return Row("", Path(), {"student": {"fid": fids[0]}, "results": {"student": records}}, "student")
 
 
 def test_the_orderings_are_computed() -> None:

@@ -15,6 +15,7 @@ from tests.recordings import double_precision
 
 conf, dtype, *overrides = sys.argv[1:]
 torch.set_num_threads(1)
-DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
+DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
+DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
 with initialize_config_dir(conf, version_base="1.3"), double_precision() if dtype == "float64" else nullcontext():
     distill(compose("train", [*overrides, "metrics=[]"]))

@@ -1,11 +1,5 @@
-"""Converts a file of EDM's format into a folder of safetensors with its config.
+"""Converts a file of EDM's format into a folder of safetensors with its config; nothing in the file is run."""
 
-``python -m onestep.models.edm.convert --help`` shows how; nothing in the file is run.
-"""
-
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from onestep.files import atomic_folder
@@ -34,33 +28,3 @@ def convert(source: Path, target: Path, sigma_init: float | None = None) -> int:
     with atomic_folder(target) as temporary:
         network.save_pretrained(temporary)
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; a mistake ends in one line and exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m onestep.models.edm.convert",
-        description="Convert a checkpoint of EDM's format (.pkl of EDM, SiD, SiDA or Uni-Instruct, or DMD2's ImageNet "
-        "state dict) into a folder of safetensors with its config. Nothing in the file is run.",
-        epilog="The folder is a teacher's, for train.py teacher=local teacher.path=FOLDER; with --sigma-init it is a "
-        "generator's, for sample.py checkpoint=FOLDER and train.py generator.init=FOLDER.",
-    )
-    parser.add_argument("source", type=Path, metavar="FILE", help="the checkpoint")
-    parser.add_argument("target", type=Path, metavar="FOLDER", help="the folder to write, which must not exist yet")
-    parser.add_argument(
-        "--sigma-init",
-        type=float,
-        metavar="SIGMA",
-        help="the file is a one-step generator, evaluated at this noise level: 2.5 for SiD, SiDA and Uni-Instruct, 80 "
-        "for DMD2",
-    )
-    given = parser.parse_args(arguments)
-    try:
-        parameters = convert(given.source, given.target, given.sigma_init)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(f"{given.target}: {parameters:,} parameters")
-
-
-if __name__ == "__main__":
-    main()

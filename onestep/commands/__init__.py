@@ -1,0 +1,102 @@
+"""The command ``onestep``. Of the package, only what a command itself needs is imported, when it runs."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from hydra.plugins.completion_plugin import CompletionPlugin
+from hydra.utils import get_method
+
+import onestep
+from onestep.config import complete, explained, run_entry_point, wants_traceback
+
+#: The commands, with a line of help each.
+COMMANDS = {
+    "train": "distill a diffusion model into a one-step generator",
+    "pretrain": "train a denoiser, for a teacher of your own data",
+    "pretrain features": "train a feature network, for metrics of your own data",
+    "sample": "draw images from a generator or a teacher, and evaluate them",
+    "export": "write a generator as a diffusers pipeline with a model card",
+    "convert": "convert a checkpoint of EDM's format to safetensors",
+    "compare": "make a table and a picture of a folder of runs",
+    "profile": "count and measure what an iteration costs",
+}
+#: Those that Hydra configures: the primary file in ``conf/``, and what takes the configuration. The others are modules
+#: of this package, which read their arguments themselves.
+CONFIGURED = {
+    "train": ("train", "onestep.build.distillation.distill"),
+    "pretrain": ("pretrain", "onestep.build.pretraining.pretrain"),
+    "pretrain features": ("pretrain_features", "onestep.build.pretraining.pretrain_features"),
+    "sample": ("sample", "onestep.evaluation.sample.sample"),
+}
+_COMPLETION = ("-sc", "--shell-completion")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one line and exit code 1.
+
+    Args:
+        arguments: of the command line, the command first; None for the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name, rest = _split(given)
+    if given in ([], ["-h"], ["--help"]):
+        print(_usage())
+    elif given == ["--version"]:
+        print(f"onestep {onestep.__version__}")
+    elif rest[:1] and rest[0] in _COMPLETION and rest[1:2] and rest[1].startswith("query="):
+        _complete(name.split(), rest[1])
+    elif given[0] in _COMPLETION:  # Hydra's script is the same for all
+        run_entry_point(lambda config: None, "train", given)
+    else:
+        with explained(wants_traceback()):
+            _run(name, given, rest)
+
+
+def _run(name: str, given: list[str], rest: list[str]) -> None:
+    if not name:
+        guess = difflib.get_close_matches(given[0], COMMANDS, n=1)
+        hint = f"; did you mean {guess[0]!r}?" if guess else "."
+        raise ValueError(f"unknown command {given[0]!r}{hint} The commands are: {', '.join(COMMANDS)}")
+    if name not in CONFIGURED:
+        importlib.import_module(f"{__name__}.{name}").main(rest)
+        return
+    config_name, target = CONFIGURED[name]
+    run_entry_point(lambda config: get_method(target)(config), config_name, rest)
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """The command that ``words`` begin with, "" if none, and the words behind it."""
+    for count in (2, 1):
+        if " ".join(words[:count]) in COMMANDS:
+            return " ".join(words[:count]), words[count:]
+    return "", words
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {line}" for name, line in COMMANDS.items())
+    return f"""usage: onestep COMMAND ...
+
+Distill a diffusion model into a one-step generator.
+
+{lines}
+
+onestep COMMAND --help   the choices and settings of a command
+onestep --version        the version of the package
+eval "$(onestep --shell-completion install=bash)"   completes commands, choices and settings; zsh and fish alike"""
+
+
+def _complete(before: list[str], query: str) -> None:
+    """Print what can come next in the line that the shell completes, which a script begins with ``before``."""
+    line = CompletionPlugin.strip_python_or_app_name(os.environ["COMP_LINE"])
+    words = [*before, *line.split(), *([""] if not line or line[-1].isspace() else [])]
+    done, last = words[:-1], words[-1]
+    for command in map(str.split, COMMANDS):
+        if command[:-1] == done and command[-1].startswith(last):
+            print(command[-1])
+    name, rest = _split(done)
+    if name in CONFIGURED:
+        complete(CONFIGURED[name][0], [*rest, last], query)

@@ -1,0 +1,32 @@
+"""``onestep export``: a finished run as a diffusers pipeline."""
+
+import argparse
+from collections.abc import Sequence
+
+from onestep.evaluation.sample import WEIGHTS
+from onestep.export.export import export
+
+_EPILOG = """\
+The folder opens with diffusers' own from_pretrained; its README.md, the model card, says how. To publish it:
+  hf upload USER/NAME OUTPUT"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Export a run.
+
+    Raises:
+        ValueError: as :func:`onestep.export.export.export`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="onestep export",
+        description="Write a finished run's generator as a diffusers pipeline folder with a model card.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="the run's folder, such as outputs/f_distill_jensen_shannon/2026-01-31_12-00-00")
+    parser.add_argument("output", help="the folder to write; a new one")
+    parser.add_argument(
+        "--weights", choices=list(WEIGHTS), default="ema", help="the averaged generator or the last one"
+    )
+    options = parser.parse_args(arguments)
+    print(f"written: {export(options.run, options.output, options.weights)}")

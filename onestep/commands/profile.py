@@ -1,0 +1,71 @@
+"""``onestep profile``: what a preset's iteration costs, counted and measured, alone or against another."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from onestep.files import write_text
+from onestep.profiling.measure import peak_tflops
+from onestep.profiling.report import Preset, profile, show
+from onestep.profiling.subject import NETWORKS
+
+_EXAMPLES = """examples:
+
+  onestep profile                                        f-distill on EDM's CIFAR-10 network
+  onestep profile objective=sid precision=no             any preset, any override of onestep train
+  onestep profile objective=sid --against objective=sida two presets, in turn in one process
+  onestep profile --against-revision HEAD~3              this revision and another one, in a clone of the repository
+  onestep profile --count                                nothing is computed: passes and FLOPs alone
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Profile presets, and print what was found.
+
+    Raises:
+        ValueError, HydraException: as :func:`onestep.profiling.report.profile`.
+    """
+    options = _parse(arguments)
+    presets = [Preset(options.overrides)]
+    if options.against is not None or options.against_revision is not None:
+        theirs = options.overrides if options.against is None else options.against
+        presets.append(Preset(theirs, options.against_revision))
+    iterations = 0 if options.count else options.iterations
+    peak = peak_tflops(options.peak_tflops)
+    records = profile(presets, options.network, options.batch_size, iterations, peak)
+    show(records, Console())
+    if options.json is not None:
+        report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "network": options.network,
+                  "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+                  "subjects": records}  # fmt: skip
+        write_text(options.json, json.dumps(report, indent=2) + "\n")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "onestep profile", description="Count and measure what an iteration of a preset costs.", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of onestep train, such as objective=sid"
+    )
+    parser.add_argument("--against", nargs="*", metavar="KEY=VALUE", help="compare with these overrides")
+    parser.add_argument("--against-revision", metavar="REV", help="compare with this git revision of the package")
+    networks = "ddpmpp: EDM's CIFAR-10 DDPM++ with random weights; digits: the bundled teacher"
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="ddpmpp", help=networks)
+    parser.add_argument("--batch-size", type=int, default=4, help="images an iteration (default 4)")
+    parser.add_argument(
+        "--iterations", type=int, default=3, help="iterations to measure, after one to warm up (default 3)"
+    )
+    parser.add_argument("--count", action="store_true", help="count the FLOPs, and measure nothing")
+    parser.add_argument("--peak-tflops", type=float, help="the GPU's peak, where it is not known by its name")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    options = parser.parse_args(arguments)
+    for name in ("batch_size", "iterations"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    return options
