@@ -42,7 +42,7 @@ def seconds(action: Callable[[], object]) -> float:
     return taken.clock if torch.cuda.is_available() else taken.processor
 
 
-def log_of_a_cycle(subject: Subject, diagnostics: list[dict[str, Tensor]], folder: Path) -> float:
+def log_of_an_iteration(subject: Subject, diagnostics: list[dict[str, Tensor]], folder: Path) -> float:
     """Seconds an iteration that the log takes, its lines included."""
     every = subject.parts.settings.log_every
     log = RunLog(Accelerator(cpu=subject.x_real.device.type == "cpu"), folder / "log.jsonl", every, 0, 1, every)
@@ -96,7 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = {
-            "log": (log_of_a_cycle(subject, diagnostics, folder), 1),
+            "log": (log_of_an_iteration(subject, diagnostics, folder), 1),
             "grid": (
                 seconds(lambda: save_samples(torch.rand(evaluation.grid, *CIFAR10), folder / "grid.png")),
                 settings.evaluate_every,

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from onestep.config import CONF
+from onestep.config import compose
 from onestep.evaluation.sample import sample
 from onestep.models.generator import Generator
 from onestep.models.loading import load_teacher
@@ -60,7 +59,7 @@ def end_to_end(folder: Path, options: argparse.Namespace, *overrides: str) -> Ca
                 f"precision={options.precision}", f"device={'cpu' if options.cpu else 'auto'}", *overrides]  # fmt: skip
 
     def rate() -> float:
-        with tempfile.TemporaryDirectory() as place, initialize_config_dir(str(CONF), version_base="1.3"):
+        with tempfile.TemporaryDirectory() as place:
             config = compose("sample", [*settings, f"save_to={place}"])
             started = time.perf_counter()
             result: dict[str, Any] = sample(config)

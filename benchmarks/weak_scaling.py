@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 import torch.distributed
-from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onestep.build.distillation import build_distillation
-from onestep.config import CONF
+from onestep.config import compose
 from onestep.distillation import loop
-from onestep.distillation.parts import Distillation
 from onestep.distillation.report import DistillationReport
 from onestep.engine.run import Run
+from onestep.engine.settings import TrainingSettings
+from onestep.seeding import GlobalDraws
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES_EACH = 32
@@ -57,34 +57,27 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
     DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
     Run.save = lambda *_: None  # type: ignore[method-assign]
-    generate, build = loop.generate, build_distillation
-    built: list[Distillation] = []
+    parts = build_distillation(compose("train", overrides))
+    draws = parts.run.draws
 
-    def look_and_generate(*inputs: Any) -> Any:
-        if len(clock) == skip:
+    def look_and_draw(settings: TrainingSettings, iteration: int) -> GlobalDraws:
+        if iteration == skip:
             count.sent.clear()
         clock.append(time.monotonic())
-        return generate(*inputs)
+        return draws(settings, iteration)
 
-    def build_and_keep(*inputs: Any) -> Distillation:
-        built.append(build(*inputs))
-        return built[-1]
-
-    vars(loop).update(generate=look_and_generate, build_distillation=build_and_keep)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", overrides)
+    parts.run.draws = look_and_draw  # type: ignore[method-assign]
     with count:
-        loop.distill(config)
-    iterations, parts = len(clock) - skip, built[0]
-    gradients = 0
-    for name, optimizer in parts.optimizers.items():
-        steps = 1 if name == "generator" else parts.settings.fake_score_steps
-        parameters = [p for group in optimizer.optimizer.param_groups for p in group["params"]]
-        gradients += steps * sum(p.nbytes for p in parameters if p.grad is not None)
+        loop.distill(parts)
+    iterations, gradients = len(clock) - skip, 0
+    for title, guard in parts.optimizers.items():
+        steps = parts.critics.steps if title == "critics" else 1
+        groups = [group for optimizer in guard.optimizers.values() for group in optimizer.param_groups]
+        gradients += steps * sum(p.nbytes for group in groups for p in group["params"] if p.grad is not None)
     if parts.run.accelerator.is_main_process:
         result = {
-            "cycles_per_second": (iterations - 1) / (clock[-1] - clock[skip]),
-            "bytes_per_cycle": sum(count.sent.values()) / iterations,
+            "iterations_per_second": (iterations - 1) / (clock[-1] - clock[skip]),
+            "bytes_per_iteration": sum(count.sent.values()) / iterations,
             "gradient_bytes": gradients,
             "by_operation": {name: size / iterations for name, size in count.sent.items()},
         }
@@ -132,7 +125,7 @@ def main() -> None:
     for processes in arguments.processes:
         found = train_apart(processes, arguments.iterations, arguments.overrides)
         needed = found["gradient_bytes"] if processes > 1 else 0
-        rate, given = found["cycles_per_second"], found["bytes_per_cycle"]
+        rate, given = found["iterations_per_second"], found["bytes_per_iteration"]
         ratio = f"{given / needed:.4f}" if needed else ""
         table.add_row(str(processes), f"{rate:.2f}", f"{rate * IMAGES_EACH * processes:.0f}", f"{given:,.0f}",
                       f"{needed:,}", ratio)  # fmt: skip

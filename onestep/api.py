@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from onestep.build.distillation import build_distillation
-from onestep.config import CONF, check_config, explain
+from onestep.config import CONF, check_config, compose, explain
 from onestep.distillation import loop
 
 
@@ -81,8 +80,7 @@ def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, 
         else:
             given[name] = value
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", choices)
+        config = compose("train", choices)
         for name, value in values.items():
             OmegaConf.update(config, name, value, merge=True)
     except (OmegaConfBaseException, ValueError) as error:

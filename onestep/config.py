@@ -120,6 +120,18 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
     return accepted
 
 
+def compose(config_name: str, overrides: Sequence[str], **options: Any) -> DictConfig:
+    """The configuration that a command would have of ``overrides``.
+
+    Args:
+        config_name: the primary file in :data:`CONF`.
+        overrides: as on the command line.
+        options: of Hydra's own ``compose``.
+    """
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(config_name, accept_null(config_name, add_recipe(config_name, overrides)), **options)
+
+
 def add_recipe(config_name: str, overrides: Sequence[str]) -> list[str]:
     """The ``overrides``, with ``experiment=digits`` for a training that is told of neither teacher nor experiment."""
     told = any(re.match(r"[+~]*(teacher|experiment)\b", override) for override in overrides)

@@ -18,14 +18,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from onestep.build.distillation import distill
-from onestep.config import CONF, accept_null
+from onestep.config import compose
 from onestep.models.edm.denoiser import EDMDenoiser
 from tests.tiny_pipelines import build_pipeline
 
@@ -105,8 +104,7 @@ def compose_config() -> ComposeConfig:
     """Composes a primary file of ``conf/`` with overrides, as the command line does."""
 
     def build(name: str, *overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(name, accept_null(name, overrides))
+        return compose(name, overrides)
 
     return build
 

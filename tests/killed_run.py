@@ -33,15 +33,15 @@ def assert_same_checkpoint(left: Path, right: Path) -> None:
     assert iterations[0] == iterations[1]
 
 
-def distill_until_cycle_5(monkeypatch: pytest.MonkeyPatch, config: DictConfig) -> None:
+def distill_until_iteration_5(monkeypatch: pytest.MonkeyPatch, config: DictConfig) -> None:
     """A run that is killed in the update of the generator of iteration 5."""
     update_generator = loop.update_generator
 
-    def killed_in_cycle_5(parts: Distillation, iteration: int, *inputs: Any) -> dict[str, Tensor]:
+    def killed_in_iteration_5(parts: Distillation, iteration: int, *inputs: Any) -> dict[str, Tensor]:
         if iteration == 5:
             raise KilledError
         return update_generator(parts, iteration, *inputs)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(loop, "update_generator", killed_in_cycle_5)
+        patch.setattr(loop, "update_generator", killed_in_iteration_5)
         distill(config)

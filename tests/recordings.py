@@ -14,13 +14,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from torch import nn
 
 from onestep.build.distillation import distill
 from onestep.build.pretraining import pretrain
-from onestep.config import CONF
+from onestep.config import compose
 from onestep.engine.log import read_log
 from onestep.models import generator
 from onestep.models.diffusers import loading as diffusers_teachers
@@ -89,9 +88,8 @@ def train(name: str, folder: Path) -> None:
         save_pipeline(folder / "pipeline")
     rates = () if name == "pretraining" else RATES
     with double_precision():
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            primary = "pretrain" if name == "pretraining" else "train"
-            config = compose(primary, [*SMALL, *rates, *overrides, f"output={folder / 'run'}"])
+        primary = "pretrain" if name == "pretraining" else "train"
+        config = compose(primary, [*SMALL, *rates, *overrides, f"output={folder / 'run'}"])
         (pretrain if name == "pretraining" else distill)(config)
 
 

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onestep.config import CONF, check_config, explain, instantiate, run_entry_point
+from onestep.config import CONF, check_config, compose, explain, instantiate, run_entry_point
 from onestep.objectives.divergences import Divergence
 from tests.diffusers_models import build_network
 from tests.tiny_pipelines import build_pipeline
@@ -260,8 +259,7 @@ def test_no_pairs_unless_they_are_asked_for(compose_config: Callable[..., DictCo
 
 
 def test_a_slurm_job_is_warned_in_time_and_comes_back() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        launcher = compose("train", ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    launcher = compose("train", ["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert (launcher.signal_delay_s, launcher.max_num_timeout) == (300, 100)
 

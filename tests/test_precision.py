@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from onestep.engine.run import Run
+from onestep.build.run import build_run
 from onestep.precision import choose_precision
 from tests.conftest import TrainConfig
 
@@ -33,7 +33,7 @@ def test_a_run_keeps_a_record_of_what_was_chosen(
     train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    run = Run(train_config(tmp_path, "precision=auto"))
+    run = build_run(train_config(tmp_path, "precision=auto"))
     run.write_config()
     assert run.accelerator.mixed_precision == "no"
     assert "\nprecision: 'no'\n" in (tmp_path / "config.yaml").read_text()

@@ -45,10 +45,10 @@ def test_each_setting_composes_with_each_method(
     config = compose_config("train", f"experiment={setting}", f"objective={objective}", "output=nowhere")
     check_config(config)
     batch, rate, sigma_init = SETTINGS[setting][3]
-    assert (config.training.batch_size, config.training.sigma_init) == (batch, sigma_init)
+    assert (config.training.batch_size, config.generator.sigma_init) == (batch, sigma_init)
     assert config.optimizer.generator.lr == config.optimizer.fake_score.lr == rate
-    assert config.training.fake_score_steps == (5 if "dmd2" in (objective, setting[11:]) else 1)
-    assert (config.training.gan_weight == 0) == (objective == "sid") == (config.discriminator is None)
+    assert config.fake_score.steps == (5 if "dmd2" in (objective, setting[11:]) else 1)
+    assert (config.generator.gan_weight == 0) == (objective == "sid") == (config.discriminator.head is None)
     assert config.data.use_labels == (SETTINGS[setting][1] > 0)
     # As the published figures are: in NVIDIA's Inception, of 50,000 samples.
     assert config.features._target_.endswith("InceptionFeatures") and list(config.metrics) == ["fid"]

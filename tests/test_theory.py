@@ -100,7 +100,7 @@ def trained_and_best(
     config = compose_config("train", *plain, f"output={folder}", *overrides)
     distill(config)
     mean, matrix = affine_map(Generator.from_pretrained(folder / "generator"))
-    untrained = Generator(instantiate(config.generator.network), config.training.sigma_init)
+    untrained = Generator(instantiate(config.generator.network), config.generator.sigma_init)
     best_mean, best_covariance = Theory(config).minimum(*affine_map(untrained))
     return (mean, (matrix @ matrix.T).diag().sqrt()), (best_mean, best_covariance.diag().sqrt())
 

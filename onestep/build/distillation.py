@@ -145,7 +145,7 @@ class Parts:
 
 
 def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings, CriticSettings]:
-    """The numbers of the blocks ``generator``, ``fake_score`` and ``discriminator``, where null those of the teacher."""
+    """The numbers of the blocks ``generator``, ``fake_score`` and ``discriminator``; the teacher's where null."""
     generator: dict[str, Any] = OmegaConf.to_container(config.generator, resolve=True)  # type: ignore[assignment]
     if generator["sigma_init"] is None:
         generator["sigma_init"] = teacher.sigma_max

@@ -1,5 +1,6 @@
 """From the configuration to the parts of a pretraining, with every check that can be made before it."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from onestep.engine.prepare import prepare_networks
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.evaluate import check_evaluation
 from onestep.models.base import DenoiserNetwork
-from onestep.pretraining import denoiser
+from onestep.pretraining import classifier, denoiser
+from onestep.pretraining.classifier import ClassifierSettings
 from onestep.pretraining.denoiser import Pretraining
 from onestep.seeding import seeded_rng
 
@@ -25,6 +27,16 @@ from onestep.seeding import seeded_rng
 def pretrain(config: DictConfig) -> dict[str, Any]:
     """Build and run the pretraining of a configuration, see :func:`onestep.pretraining.denoiser.pretrain`."""
     return denoiser.pretrain(build_pretraining(config))
+
+
+def pretrain_features(config: DictConfig) -> dict[str, Any]:
+    """Build and run the training of a feature network, see :func:`onestep.pretraining.classifier.pretrain_features`."""
+    options = config.features_training
+    settings = ClassifierSettings(**{field.name: options[field.name] for field in fields(ClassifierSettings)})
+    run = build_run(config)
+    data, held_out = instantiate(config.data), instantiate(config.held_out)
+    torch.manual_seed(config.seed)  # of the network and of its training
+    return classifier.pretrain_features(run, instantiate(config.classifier), data, held_out, settings)
 
 
 def build_pretraining(config: DictConfig) -> Pretraining:

@@ -28,7 +28,7 @@ COMMANDS = {
 CONFIGURED = {
     "train": ("train", "onestep.build.distillation.distill"),
     "pretrain": ("pretrain", "onestep.build.pretraining.pretrain"),
-    "pretrain features": ("pretrain_features", "onestep.pretraining.classifier.pretrain_features"),
+    "pretrain features": ("pretrain_features", "onestep.build.pretraining.pretrain_features"),
     "sample": ("sample", "onestep.evaluation.sample.sample"),
 }
 _COMPLETION = ("-sc", "--shell-completion")

@@ -1,48 +1,82 @@
 """Training of a small classifier whose features a Frechet distance is measured in."""
 
+import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from onestep.build.run import build_run
-from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
+from onestep.engine.run import Run
 from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
 from onestep.seeding import seeded_rng
 
 
-def pretrain_features(config: DictConfig) -> dict[str, Any]:
-    """Train ``config.classifier`` on ``config.data`` and write it into the run's folder as ``features.safetensors``.
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Settings of a classifier's training.
 
-    Its accuracy is that on ``config.held_out``; where there is no such data, that of a twin trained without a fifth of
-    the images.
+    Args:
+        epochs: passes over the images.
+        batch_size: images of a step.
+        lr: the highest learning rate of a one-cycle schedule (arXiv 1708.07120).
+        weight_decay: of AdamW.
+        noise: standard deviation of the noise on the images, in units of [-1, 1].
+        label_smoothing: probability that the target spreads evenly over the classes.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    noise: float
+    label_smoothing: float
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"features_training.{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"features_training.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"features_training.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+
+
+def pretrain_features(
+    run: Run, network: Classifier, data: ImageDataset, held_out: ImageDataset | None, settings: ClassifierSettings
+) -> dict[str, Any]:
+    """Train ``network`` on ``data`` and write it into the run's folder as ``features.safetensors``.
+
+    Its accuracy is that on ``held_out``; where there is no such data, that of a twin trained without a fifth of the
+    images. All randomness but the choice of that fifth is torch's own rng, from its present state on.
 
     Returns:
         ``held_out_accuracy``; ``held_out_images``, how many that is of; and ``images``, how many the kept network was
         trained on.
 
     Raises:
-        ValueError: for data without classes.
+        ValueError: for data without classes, or too few images for a step.
     """
-    run = build_run(config)
     run.write_config()
-    images, labels = _read(instantiate(config.data))
-    held_out: ImageDataset | None = instantiate(config.held_out)
+    images, labels = _read(data)
     if held_out is None:
-        order = torch.randperm(len(images), generator=seeded_rng(config.seed))
+        order = torch.randperm(len(images), generator=seeded_rng(run.seed))
         away, rest = order[: len(images) // 5], order[len(images) // 5 :]
-        judged, of_held_out = _train(config, images[rest], labels[rest]), (images[away], labels[away])
-        network = _train(config, images, labels)
+        tested, of_held_out = copy.deepcopy(network), (images[away], labels[away])
+        _train(tested, images[rest], labels[rest], settings)
     else:
-        judged = network = _train(config, images, labels)
-        of_held_out = _read(held_out)
-    accuracy = _accuracy(judged, *of_held_out)
+        tested, of_held_out = network, _read(held_out)
+    _train(network, images, labels, settings)
+    accuracy = _accuracy(tested, *of_held_out)
     network.config["held_out_accuracy"] = accuracy
     network.save(run.folder / "features.safetensors")
     summary = {"held_out_accuracy": accuracy, "held_out_images": len(of_held_out[0]), "images": len(images)}
@@ -59,27 +93,30 @@ def _read(data: ImageDataset) -> tuple[Tensor, Tensor]:
     return images, conditions.argmax(1)
 
 
-def _train(config: DictConfig, images: Tensor, labels: Tensor) -> Classifier:
+@torch.random.fork_rng(devices=[])  # each training draws the same
+def _train(network: Classifier, images: Tensor, labels: Tensor, settings: ClassifierSettings) -> None:
     """Train on images shifted by up to one pixel under a little noise, so that the features are smooth."""
-    options = config.features_training
-    torch.manual_seed(config.seed)
-    network: Classifier = instantiate(config.classifier)
-    steps = options.epochs * len(images) // options.batch_size
-    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=steps)
+    steps = settings.epochs * len(images) // settings.batch_size
+    if steps == 0:
+        raise ValueError(
+            f"features_training.batch_size={settings.batch_size}: there are {len(images)} images to train on"
+        )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps)
+    network.train()
     for _ in tqdm(range(steps), desc="classifier", mininterval=1, leave=False):
-        chosen = torch.randint(len(images), (options.batch_size,))
+        chosen = torch.randint(len(images), (settings.batch_size,))
         row, column = torch.randint(3, (2,)).tolist()
         height, width = images.shape[2:]
         shifted = F.pad(images[chosen], (1, 1, 1, 1), value=-1.0)[:, :, row : row + height, column : column + width]
-        noised = (shifted + options.noise * torch.randn_like(shifted)).clamp(-1, 1)
+        noised = (shifted + settings.noise * torch.randn_like(shifted)).clamp(-1, 1)
         logits = network.classify(to_uint8(noised))
-        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=options.label_smoothing)
+        loss = F.cross_entropy(logits, labels[chosen], label_smoothing=settings.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return network.eval()
+    network.eval()
 
 
 @torch.no_grad()

@@ -3,24 +3,28 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from accelerate.state import AcceleratorState
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from onestep.build.distillation import build_distillation
-from onestep.config import CONF, accept_null, check_config
+from onestep.config import check_config, compose
 from onestep.data.dataset import ImagesInMemory
 from onestep.denoiser import map_condition
 from onestep.distillation.loop import updates
+from onestep.engine.optimizer import GuardedOptimizer
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.seeding import GlobalDraws
 
 #: The networks that a preset can be measured with: what selects their settings, and what stands for their files.
-NETWORKS = {"ddpmpp": ["experiment=cifar10_uncond", "teacher.path=random", "data.path=random"], "digits": ["experiment=digits"]}
+NETWORKS = {
+    "ddpmpp": ["experiment=cifar10_uncond", "teacher.path=random", "data.path=random"],
+    "digits": ["experiment=digits"],
+}
 CIFAR10 = (3, 32, 32)
 
 
@@ -43,11 +47,9 @@ def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> D
         ValueError: if the overrides make no distillation.
     """
     settings = [f"training.batch_size={batch_size}", f"training.total_images={1000 * batch_size}", "metrics=[]"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = accept_null("train", [*NETWORKS[network], *settings, *overrides])
-        config = compose("train", chosen, return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        choices = config.hydra.runtime.choices
+    config = compose("train", [*NETWORKS[network], *settings, *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    choices = config.hydra.runtime.choices
     with open_dict(config):
         del config["hydra"]
         config.output = tempfile.gettempdir()
@@ -120,7 +122,7 @@ class Subject:
         normalizer = self.parts.method.normalizer
         kept = None if normalizer is None else {name: value.clone() for name, value in normalizer.state_dict().items()}
         for optimizer in optimizers.values():
-            optimizer.step = lambda _, own=optimizer: own.discard()  # type: ignore[method-assign, misc]
+            optimizer.step = partial(_discard, optimizer)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -130,3 +132,9 @@ class Subject:
             self.iterations = iterations
             if normalizer is not None and kept is not None:
                 normalizer.load_state_dict(kept)
+
+
+def _discard(optimizer: GuardedOptimizer, iteration: int) -> dict[str, Tensor]:
+    """A step that is none."""
+    optimizer.discard()
+    return {}

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
+from accelerate import Accelerator
 from omegaconf import DictConfig
 
 from onestep.build.distillation import build_distillation, distill
@@ -16,9 +14,8 @@ from tests.refusals import refused
 Compose = Callable[..., DictConfig]
 
 
-@pytest.mark.parametrize("absent", ["discriminator=none", "~discriminator"])
-def test_a_ratio_without_a_discriminator(absent: str, train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, absent, "divergence=forward_kl", "generator.gan_weight=0"))
+def test_a_ratio_without_a_discriminator(train_config: Compose, tmp_path: Path) -> None:
+    message = refused(train_config(tmp_path, "discriminator=none", "divergence=forward_kl", "generator.gan_weight=0"))
     assert message.startswith("this divergence needs the density ratio, and there is none: choose discriminator=teach")
     assert "divergence=reverse_kl with generator.gan_weight=0" in message
 
@@ -69,8 +66,14 @@ def test_nothing_is_drawn_for_parts_that_are_refused(
 
 
 def test_optimisers_of_two_kinds(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "optimizer.discriminator._target_=torch.optim.AdamW"))
-    assert message.startswith("optimizer.discriminator._target_=torch.optim.AdamW, and the fake score's is torch.optim")
+    """Fake score and discriminator have one each, of the kind and rate that their settings say."""
+    overrides = ("optimizer.discriminator._target_=torch.optim.AdamW", "optimizer.discriminator.lr=0.125")
+    critics = build_distillation(train_config(tmp_path, *overrides)).optimizers["critics"].optimizers
+    assert {name: type(optimizer).__name__ for name, optimizer in critics.items()} == {
+        "fake_score": "Adam", "discriminator": "AdamW",
+    }  # fmt: skip
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in critics.items()}
+    assert rates["discriminator"] == 0.125 != rates["fake_score"]
 
 
 def test_a_missing_teacher(train_config: Compose, tmp_path: Path) -> None:
@@ -117,9 +120,11 @@ def test_steps_that_a_generator_cannot_take(
     assert refused(train_config(tmp_path, f"generator.later_sigmas={later_sigmas}")).startswith(expected)
 
 
-def test_a_batch_that_the_processes_do_not_divide(train_config: Compose, tmp_path: Path) -> None:
-    three_processes: Any = SimpleNamespace(num_processes=3, device=torch.device("cpu"))
-    message = refused(train_config(tmp_path), lambda config: build_distillation(config, three_processes))
+def test_a_batch_that_the_processes_do_not_divide(
+    train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    message = refused(train_config(tmp_path), build_distillation)
     assert message == (
         "training.batch_size=16 cannot be divided among 3 processes: choose a multiple, such as 18"
     )  # fmt: skip

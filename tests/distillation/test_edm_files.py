@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from omegaconf import DictConfig
 
 from onestep.build.distillation import build_distillation, distill
@@ -76,7 +75,7 @@ def test_a_run_starts_from_a_generator(
     start: str, files: dict[str, Path], train_config: Compose, tmp_path: Path
 ) -> None:
     overrides = ("teacher=local", f"teacher.path={files['teacher.pkl']}", f"generator.init={files[start]}")
-    parts = build_distillation(train_config(tmp_path / "run", *overrides), Accelerator(cpu=True))
+    parts = build_distillation(train_config(tmp_path / "run", *overrides))
     expected: Any = (
         load_edm(files[start]) if start.endswith("pkl") else Generator.from_pretrained(files[start]).denoiser
     )
@@ -112,4 +111,4 @@ def test_a_start_that_does_not_fit(
 ) -> None:
     given = [override.format(folder=files["folder"]) for override in overrides]
     with pytest.raises(ValueError, match=message):
-        build_distillation(train_config(tmp_path / "run", *given), Accelerator(cpu=True))
+        build_distillation(train_config(tmp_path / "run", *given))

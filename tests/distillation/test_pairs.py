@@ -99,7 +99,7 @@ def test_without_classes(tiny_denoiser: Callable[..., EDMDenoiser], accelerator:
     torch.testing.assert_close(images, SAMPLER(teacher, latents), rtol=0, atol=1e-6)
 
 
-def test_a_batch_is_a_function_of_its_cycle(prepare: Prepare) -> None:
+def test_a_batch_is_a_function_of_its_iteration(prepare: Prepare) -> None:
     pairs = prepare()
     seen = []
     for iteration in (1, 0):  # ten pairs in batches of five: each once in two iterations

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from omegaconf import DictConfig
 
 from onestep.build.distillation import build_distillation, distill
+from onestep.distillation import loop
 from onestep.engine.log import read_log
 from onestep.evaluation.sample import sample
 
-# What a log line says of the judges, and the updates of the fake score for one of the generator.
+# What a log line says of the critics and the pairs, and the updates of the fake score for one of the generator.
 EXPECTED = {
     "sds": (set(), 0),
     "diff_instruct": ({"fake_score_loss"}, 2),
@@ -43,13 +43,16 @@ def test_a_preset_trains_what_it_should(
     pairs = ("pairs.count=16", "pairs.batch_size=16") if preset == "dmd" else ()
     config = run_config(compose_config, tmp_path, f"objective={preset}", *pairs)
     losses, steps = EXPECTED[preset]
-    assert steps in (0, config.training.fake_score_steps)
+    assert steps in (0, config.fake_score.steps)
     distill(config)
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert len(lines) == 2
     assert {key for key in lines[-1] if key.endswith("_loss")} == losses
     assert lines[-1]["generator_gradient"] > 0
-    assert (tmp_path / "run" / "checkpoints" / "iteration_00000002" / "fake_score.safetensors").exists() == (steps > 0)
+    checkpoint = tmp_path / "run" / "checkpoints" / "iteration_00000002"
+    trained = {name for name in ("fake_score", "discriminator") if (checkpoint / f"{name}.safetensors").exists()}
+    assert trained == {name for name in ("fake_score", "discriminator") if f"{name}_loss" in losses}
+    assert ("fake_score" in trained) == (steps > 0)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_a_preset_trains_what_it_should(
         (("experiment=mixture", "discriminator=teacher_features"), "the teacher has no features"),
         (
             ("experiment=mixture", "fake_score.network=null"),
-            "no network that could be copied: describe one as fake_score=",
+            "no network that could be copied: describe one as fake_score.network=",
         ),
         (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
     ],
@@ -75,17 +78,11 @@ def test_parts_that_do_not_go_together(
 
 
 def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(
-    compose_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose_config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    built: list[Any] = []
-
-    def keep(config: DictConfig, accelerator: Any) -> Any:
-        built.append(build_distillation(config, accelerator))
-        return built[-1]
-
-    monkeypatch.setattr("onestep.distillation.loop.build_distillation", keep)
-    summary = distill(run_config(compose_config, tmp_path, "objective=sid_lsg", "fake_score.guidance=1.25"))
-    (parts,) = built
+    parts = build_distillation(run_config(compose_config, tmp_path, "objective=sid_lsg", "fake_score.guidance=1.25"))
+    summary = loop.distill(parts)
+    assert parts.method.fake_score is not None
     assert (parts.method.teacher.guidance, parts.method.fake_score.guidance) == (1.5, 1.25)
     assert parts.student.denoiser.guidance == 1.0
     assert summary["teacher"]["network_evaluations"] == 2 * 3 and summary["student"]["network_evaluations"] == 1

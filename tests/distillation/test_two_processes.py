@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from onestep.build.distillation import distill
-from onestep.config import CONF
 from onestep.distillation.loop import exit_step
 from onestep.engine.log import read_log
 from tests.fixtures.runs import FEW_STEPS
@@ -23,29 +22,29 @@ import sys
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
+from onestep.config import compose
 from safetensors.torch import save_file
 
+from onestep.build.distillation import distill
 from onestep.distillation import loop
 
-conf, output, *overrides = sys.argv[1:]
+output, *overrides = sys.argv[1:]
 update_generator = loop.update_generator
 
 
-def update_and_save(parts, iteration, rounds, *inputs):
-    diagnostics = update_generator(parts, iteration, rounds, *inputs)
+def update_and_save(parts, iteration, batches, *inputs):
+    diagnostics = update_generator(parts, iteration, batches, *inputs)
     rank = parts.run.accelerator.process_index
     networks = {f"{name}.{key}": value.contiguous() for name, network in parts.trained_networks.items()
                 for key, value in network.state_dict().items()}
-    networks |= {"x_generated": rounds[0].x_generated.detach(), "exit_step": torch.tensor(len(rounds[0].noises) - 1)}
+    networks |= {"x_generated": batches[0].x_generated.detach(), "exit_step": torch.tensor(len(batches[0].noises) - 1)}
     save_file(networks, Path(output) / f"{iteration}_{rank}.safetensors")
     return diagnostics
 
 
 loop.update_generator = update_and_save
-with initialize_config_dir(conf, version_base="1.3"):
-    config = compose("train", overrides)
-print(loop.distill(config))
+config = compose("train", overrides)
+print(distill(config))
 """
 
 
@@ -60,7 +59,7 @@ def test_two_processes_stay_one_run(
                  "evaluation.samples=33", "evaluation.interim_samples=17")  # fmt: skip
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "two.py"))
     finished = run_python(
-        *launch, str(CONF), str(tmp_path), *overrides, f"output={tmp_path / 'run'}",
+        *launch, str(tmp_path), *overrides, f"output={tmp_path / 'run'}",
         *(dmd if method == "dmd" else ()), PYTHONPATH=str(REPOSITORY),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr

@@ -92,7 +92,7 @@ def test_a_death_at_any_moment_of_saving_loses_nothing(
     assert last is not None and value_in(last) == 2.0 and len(names(run)) == 1
 
 
-def test_same_cycle_again_and_again(tmp_path: Path) -> None:
+def test_same_iteration_again_and_again(tmp_path: Path) -> None:
     for value in (1.0, 2.0, 3.0):
         written = write_checkpoint(tmp_path, make_snapshot(5, value), keep_last=1)
         assert find_checkpoint("auto", tmp_path) == written and value_in(written) == value

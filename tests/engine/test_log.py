@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "log.jsonl"
 
 
-def test_lines_are_means_over_their_cycles(accelerator: Accelerator, path: Path) -> None:
+def test_lines_are_means_over_their_iterations(accelerator: Accelerator, path: Path) -> None:
     log = open_log(accelerator, path)
     for iteration, loss in enumerate(([1.0, 3.0], [6.0, 6.0], [5.0, 5.0], [8.0, 8.0], [100.0, 100.0]), start=1):
         log.add({"loss": torch.tensor(loss, requires_grad=True), "norm": torch.tensor(float(iteration))})
@@ -55,7 +55,7 @@ def test_the_device_and_other_processes_are_waited_for_at_log_time_alone(
     log.close()
 
 
-def test_value_given_several_times_a_cycle(accelerator: Accelerator, path: Path) -> None:
+def test_value_given_several_times_an_iteration(accelerator: Accelerator, path: Path) -> None:
     """As the fake score's losses are, with several updates an iteration."""
     log = open_log(accelerator, path, every=1)
     for value in (1.0, 2.0, 6.0):
@@ -81,7 +81,7 @@ def test_spreads_are_those_within_a_batch(accelerator: Accelerator, path: Path) 
 
 
 @pytest.mark.parametrize("stop", [4, 5, 6])
-def test_a_line_is_over_the_same_cycles_whenever_a_run_resumes(
+def test_a_line_is_over_the_same_iterations_whenever_a_run_resumes(
     accelerator: Accelerator, tmp_path: Path, stop: int
 ) -> None:
     def iterations(log: RunLog, numbers: range) -> RunLog:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from onestep.engine.optimizer import BadSample, GuardedOptimizer, SkippedStepError, Term, lr_factor
-from onestep.engine.settings import DistillationSettings
+from onestep.engine.optimizer import BadSample, GuardedOptimizer, SkippedStepError, lr_factor
+from onestep.engine.settings import TrainingSettings
 from onestep.engine.shard import full_tensor, shard
+from onestep.objectives.losses import Losses, Term
 
-Settings = Callable[..., DistillationSettings]
+Settings = Callable[..., TrainingSettings]
 
 
 def test_lr_without_warmup_and_decay_is_constant(make_settings: Settings) -> None:
@@ -46,84 +48,89 @@ SIGMA = torch.tensor([0.5, 2.0])
 STRETCH = torch.tensor([0.5, 1.5])  # of two samples, whose mean is 1
 
 
-def terms_of(weights: Tensor) -> dict[str, Term]:
-    """Two terms, whose gradients add up to (3, 4), of norm 5."""
-    return {"first": Term(3 * weights[0] * STRETCH), "second": Term(weights[1] * STRETCH, weight=4.0)}
+def guard(optimizer: torch.optim.Optimizer, settings: TrainingSettings, **options: Any) -> GuardedOptimizer:
+    """The optimiser of one network."""
+    return GuardedOptimizer({"network": optimizer}, settings, **options)
 
 
-def take_step(optimizer: GuardedOptimizer, terms: dict[str, Term], iteration: int = 0) -> Tensor:
-    optimizer.backward(terms, SIGMA)
-    return optimizer.step(iteration)
+def terms_of(weights: Tensor, factor: float = 1.0) -> dict[str, Term]:
+    """Two terms, whose gradients add up to ``factor`` times (3, 4), of norm 5."""
+    losses = {"first": Term(3 * weights[0] * STRETCH), "second": Term(weights[1] * STRETCH, weight=4.0)}
+    return {name: Term(factor * term.losses, term.weight) for name, term in losses.items()}
+
+
+def take_step(optimizer: GuardedOptimizer, terms: dict[str, Term], iteration: int = 0) -> float:
+    """The norm of the gradient."""
+    optimizer.backward(Losses(terms), SIGMA)
+    (norm,) = optimizer.step(iteration).values()
+    assert not norm.requires_grad
+    return norm.item()
 
 
 @pytest.mark.parametrize("grad_clip, gradient", [(10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])])
 def test_step_descends_the_sum_of_the_clipped_terms(
     make_settings: Settings, weights: nn.Parameter, grad_clip: float, gradient: list[float]
 ) -> None:
-    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings(grad_clip=grad_clip))
-    norm = take_step(optimizer, terms_of(weights))
-    assert norm.item() == pytest.approx(5) and not norm.requires_grad
+    optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(grad_clip=grad_clip))
+    assert take_step(optimizer, terms_of(weights)) == pytest.approx(5)
     expected = [1 - 0.1 * gradient[0], 2 - 0.1 * gradient[1]]
     assert weights.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_rounds_add_up_to_their_mean(make_settings: Settings, weights: nn.Parameter) -> None:
+def test_micro_batches_add_up_to_their_mean(make_settings: Settings, weights: nn.Parameter) -> None:
     """Of gradients (3, 4) and (9, 12) the mean is (6, 8), of norm 10."""
-    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings(accumulation=2))
-    for factor in (1, 3):
-        optimizer.backward({name: Term(factor * t.losses, t.weight) for name, t in terms_of(weights).items()}, SIGMA)
-    assert optimizer.step(iteration=0).item() == pytest.approx(10)
+    optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(accumulation=2))
+    optimizer.backward(Losses(terms_of(weights)), SIGMA)
+    assert take_step(optimizer, terms_of(weights, factor=3)) == pytest.approx(10)
     assert weights.tolist() == pytest.approx([0.4, 1.2])
 
 
 def test_gradients_of_earlier_backward_passes_do_not_enter(make_settings: Settings, weights: nn.Parameter) -> None:
     weights.grad = torch.full((2,), 100.0)
-    take_step(GuardedOptimizer(torch.optim.SGD([weights], lr=0.1), make_settings()), terms_of(weights))
+    take_step(guard(torch.optim.SGD([weights], lr=0.1), make_settings()), terms_of(weights))
     assert weights.tolist() == pytest.approx([0.7, 1.6])
 
 
 def test_every_groups_lr_follows_the_course(make_settings: Settings, weights: nn.Parameter) -> None:
     other = nn.Parameter(torch.zeros(2))
     sgd = torch.optim.SGD([{"params": [weights], "lr": 0.4}, {"params": [other], "lr": 0.02}], lr=1.0)
-    optimizer = GuardedOptimizer(sgd, make_settings(warmup_images=200))  # ten iterations are half of it
+    optimizer = guard(sgd, make_settings(warmup_images=200))  # ten iterations are half of it
     for iteration in (3, 10):  # each from the initial rate, not from the one before
         take_step(optimizer, terms_of(weights) | {"third": Term(other)}, iteration)
     assert [group["lr"] for group in sgd.param_groups] == pytest.approx([0.2, 0.01])
-    optimizer.rate = 0.5  # as after a roll_back
+    optimizer.lr_factor = 0.5  # as after a rollback
     take_step(optimizer, terms_of(weights) | {"third": Term(other)}, 10)
     assert [group["lr"] for group in sgd.param_groups] == pytest.approx([0.1, 0.005])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_term_is_refused_and_changes_nothing(
+def test_non_finite_term_is_skipped_and_changes_nothing(
     make_settings: Settings, weights: nn.Parameter, value: float
 ) -> None:
-    optimizer = GuardedOptimizer(torch.optim.Adam([weights], lr=0.1), make_settings(accumulation=2))
-    for _ in range(2):
-        optimizer.backward(terms_of(weights), SIGMA)
-    optimizer.step(iteration=6)
+    adam = torch.optim.Adam([weights], lr=0.1)
+    optimizer = guard(adam, make_settings(accumulation=2))
+    optimizer.backward(Losses(terms_of(weights)), SIGMA)
+    take_step(optimizer, terms_of(weights), iteration=6)
     before = weights.detach().clone()
-    moments = {name: moment.clone() for name, moment in optimizer.optimizer.state[weights].items()}
-    optimizer.backward(terms_of(weights) | {"adversarial": Term(weights.sum() * STRETCH)}, SIGMA)
-    bad = weights.sum() * torch.tensor([1.0, value])  # the second sample of the second round
-    optimizer.backward(terms_of(weights) | {"adversarial": Term(bad)}, SIGMA)
-    with pytest.raises(SkippedStepError) as refused:
-        optimizer.step(iteration=7)
-    assert refused.value.samples == [BadSample("adversarial", place=3, sigma=2.0)] and not refused.value.overflow
-    assert not math.isfinite(refused.value.values["adversarial"]) and refused.value.values["first"] == before[0] * 3
+    moments = {name: moment.clone() for name, moment in adam.state[weights].items()}
+    optimizer.backward(Losses(terms_of(weights) | {"adversarial": Term(weights.sum() * STRETCH)}), SIGMA)
+    bad = weights.sum() * torch.tensor([1.0, value])  # the second sample of the second micro-batch
+    with pytest.raises(SkippedStepError) as skipped:
+        take_step(optimizer, terms_of(weights) | {"adversarial": Term(bad)}, iteration=7)
+    assert skipped.value.samples == [BadSample("adversarial", place=3, sigma=2.0)] and not skipped.value.overflow
+    assert not math.isfinite(skipped.value.values["adversarial"]) and skipped.value.values["first"] == before[0] * 3
     assert torch.equal(weights, before)
-    assert all(torch.equal(moment, moments[name]) for name, moment in optimizer.optimizer.state[weights].items())
-    for _ in range(2):  # and leaves nothing behind
-        optimizer.backward(terms_of(weights), SIGMA)
-    assert optimizer.step(iteration=7).item() == pytest.approx(5)
+    assert all(torch.equal(moment, moments[name]) for name, moment in adam.state[weights].items())
+    optimizer.backward(Losses(terms_of(weights)), SIGMA)  # and leaves nothing behind
+    assert take_step(optimizer, terms_of(weights), iteration=7) == pytest.approx(5)
 
 
 def test_non_finite_gradient_of_a_finite_term(make_settings: Settings) -> None:
     weight = nn.Parameter(torch.zeros(1))
-    optimizer = GuardedOptimizer(torch.optim.SGD([weight], lr=0.1), make_settings())
-    with pytest.raises(SkippedStepError, match=r"'root': 0\.0, 'gradient norm': inf") as refused:
+    optimizer = guard(torch.optim.SGD([weight], lr=0.1), make_settings())
+    with pytest.raises(SkippedStepError, match=r"'root': 0\.0, 'network_gradient': inf") as skipped:
         take_step(optimizer, {"root": Term(weight.sqrt())})
-    assert weight.item() == 0 and refused.value.samples == []
+    assert weight.item() == 0 and skipped.value.samples == []
 
 
 # fp16's loss scale: the gradient that is descended is the loss's own, and small ones survive.
@@ -149,39 +156,38 @@ def half_terms(weight: nn.Parameter, factor: float) -> dict[str, Term]:
 def test_a_gradient_below_half_precision(make_settings: Settings, fp16: bool, gradient: float) -> None:
     """1e-8 is 0 in fp16, 65536 times it is 6.6e-4."""
     weight = nn.Parameter(torch.zeros(1))
-    optimizer = GuardedOptimizer(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16)
-    optimizer.backward(half_terms(weight, 1e-8), SIGMA)
-    optimizer.step(0)
+    optimizer = guard(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16=fp16)
+    take_step(optimizer, half_terms(weight, 1e-8))
     assert weight.item() == pytest.approx(-gradient, rel=1e-3)
 
 
 def test_overflow_halves_the_scale_of_this_optimizer_alone(make_settings: Settings) -> None:
     weight, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    optimizers = [GuardedOptimizer(torch.optim.SGD([w], lr=1.0), make_settings(), fp16=True) for w in (weight, other)]
+    optimizers = [guard(torch.optim.SGD([w], lr=1.0), make_settings(), fp16=True) for w in (weight, other)]
     for _ in range(2):  # 3 * 65536 and 3 * 32768 are beyond 65504, fp16's largest
-        with pytest.raises(SkippedStepError) as refused:
+        with pytest.raises(SkippedStepError) as skipped:
             take_step(optimizers[0], half_terms(weight, 3.0))
-        assert refused.value.overflow and weight.item() == 0
+        assert skipped.value.overflow and weight.item() == 0
     take_step(optimizers[0], half_terms(weight, 3.0))
     assert weight.item() == pytest.approx(-3.0)
     assert [optimizer.loss_scale for optimizer in optimizers] == [2.0**14, 2.0**16]
     for _ in range(1999):
         take_step(optimizers[0], half_terms(weight, 0.0))
     assert optimizers[0].loss_scale == 2.0**15
-    resumed = GuardedOptimizer(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16=True)
+    resumed = guard(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16=True)
     resumed.load_state_dict(optimizers[0].state_dict())
     assert resumed.loss_scale == 2.0**15
 
 
 def test_a_term_that_is_not_finite_is_no_overflow(make_settings: Settings, weights: nn.Parameter) -> None:
-    optimizer = GuardedOptimizer(torch.optim.SGD([weights], lr=1.0), make_settings(), fp16=True)
-    with pytest.raises(SkippedStepError) as refused:
+    optimizer = guard(torch.optim.SGD([weights], lr=1.0), make_settings(), fp16=True)
+    with pytest.raises(SkippedStepError) as skipped:
         take_step(optimizer, {"loss": Term(weights.sum() * torch.tensor([math.nan, 1.0]))})
-    assert not refused.value.overflow and optimizer.loss_scale == 2.0**16
+    assert not skipped.value.overflow and optimizer.loss_scale == 2.0**16
 
 
 @pytest.mark.parametrize("fp16", [False, True])
-def test_whole_and_shared_parameters_of_one_optimizer(make_settings: Settings, fp16: bool, tmp_path: Path) -> None:
+def test_full_and_sharded_parameters_of_one_optimizer(make_settings: Settings, fp16: bool, tmp_path: Path) -> None:
     """A fake score of FSDP2 and its discriminator: of (h1 + h2) (w . x), all gradients are 3."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -189,12 +195,37 @@ def test_whole_and_shared_parameters_of_one_optimizer(make_settings: Settings, f
         network.weight.data = torch.tensor([[1.0, 2.0]])
         shard(network, init_device_mesh("cpu", (1,)))
         parameters = [*network.parameters(), head]
-        optimizer = GuardedOptimizer(
-            torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1), make_settings(), fp16, [network]
+        optimizer = guard(
+            torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1),
+            make_settings(),
+            fp16=fp16,
+            networks=[network],
         )
         norm = take_step(optimizer, {"product": Term((head * network(torch.ones(2, 2))).sum(1))})
-        assert norm.item() == pytest.approx(6)
+        assert norm == pytest.approx(6)
         assert full_tensor(network.weight).flatten().tolist() == pytest.approx([0.7, 1.7])
         assert head.tolist() == pytest.approx([0.7, 1.7])
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_optimizers_of_one_backward_pass_are_clipped_each_by_itself(make_settings: Settings) -> None:
+    """Of gradients 3 and 4: the norms are their own, and the clipped steps the learning rates."""
+    slow, fast = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizers = {"slow": torch.optim.SGD([slow], lr=0.1), "fast": torch.optim.SGD([fast], lr=0.5)}
+    optimizer = GuardedOptimizer(optimizers, make_settings(grad_clip=1.0))
+    optimizer.backward(Losses({"first": Term(3 * slow * STRETCH), "second": Term(fast * STRETCH, weight=4.0)}), SIGMA)
+    norms = {name: norm.item() for name, norm in optimizer.step(0).items()}
+    assert norms == pytest.approx({"slow_gradient": 3, "fast_gradient": 4})
+    assert [slow.item(), fast.item()] == pytest.approx([-0.1, -0.5], rel=1e-5)
+
+
+def test_a_step_that_one_optimizer_cannot_take_is_skipped_by_all(make_settings: Settings) -> None:
+    good, bad = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizers = {"good": torch.optim.SGD([good], lr=0.1), "bad": torch.optim.SGD([bad], lr=0.1)}
+    optimizer = GuardedOptimizer(optimizers, make_settings())
+    optimizer.backward(Losses({"good": Term(good * STRETCH), "bad": Term(bad.sqrt() * STRETCH)}), SIGMA)
+    with pytest.raises(SkippedStepError) as skipped:
+        optimizer.step(0)
+    assert skipped.value.values == {"good": 0, "bad": 0, "good_gradient": 1, "bad_gradient": math.inf}
+    assert good.item() == bad.item() == 0

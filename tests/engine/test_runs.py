@@ -15,7 +15,7 @@ from onestep.build.distillation import distill
 from onestep.engine.log import read_log
 from onestep.models.generator import Generator
 from tests.fixtures.runs import FEW_STEPS
-from tests.killed_run import assert_same_checkpoint, distill_until_cycle_5
+from tests.killed_run import assert_same_checkpoint, distill_until_iteration_5
 
 TrainConfig = Callable[..., DictConfig]
 
@@ -77,7 +77,7 @@ def test_the_generators_are_those_of_the_last_checkpoint(finished_run: Path) -> 
     for folder, name in (("generator", "generator_ema"), ("generator_raw", "generator")):
         saved = load_file(checkpoint / f"{name}.safetensors")
         generator = Generator.from_pretrained(finished_run / folder)
-        assert generator.sigma_init == OmegaConf.load(finished_run / "config.yaml").training.sigma_init
+        assert generator.sigma_init == OmegaConf.load(finished_run / "config.yaml").generator.sigma_init
         assert all(torch.equal(value, saved[key]) for key, value in generator.state_dict().items())
 
 
@@ -105,7 +105,7 @@ def test_a_resumed_run_is_the_same_run(
     finished: Path = request.getfixturevalue(straight_run)
     overrides = (*overrides, "training.checkpoint_every=3")
     # The checkpoint is that of iteration 3; the log goes on to 5 and must be cut.
-    distill_until_cycle_5(monkeypatch, train_config(tmp_path, *overrides))
+    distill_until_iteration_5(monkeypatch, train_config(tmp_path, *overrides))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_00000003"]
     assert read_log(tmp_path / "log.jsonl")[-1]["iteration"] == 5
 
@@ -124,7 +124,7 @@ def test_a_resumed_run_reads_on_in_the_pairs(
 ) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     distill(train_config(straight, *dmd))
-    distill_until_cycle_5(monkeypatch, train_config(resumed, "training.checkpoint_every=3", *dmd))
+    distill_until_iteration_5(monkeypatch, train_config(resumed, "training.checkpoint_every=3", *dmd))
     distill(train_config(resumed, "training.checkpoint_every=3", "resume=auto", *dmd))
     assert_same_checkpoint(*(folder / "checkpoints" / "iteration_00000006" for folder in (straight, resumed)))
     losses = [

@@ -16,7 +16,7 @@ from onestep.models.edm.denoiser import EDMDenoiser
 def test_gradients_without_kept_activations(
     tiny_denoiser: Callable[..., EDMDenoiser], freeze: bool, compiled: bool
 ) -> None:
-    """Also of a judge, which is frozen while it judges, and thawed before the backward pass."""
+    """Also of a critic, which is frozen in the generator's forward pass, and trained again before the backward pass."""
 
     def gradients(saving: bool) -> tuple[Tensor, list[Tensor | None]]:
         network = tiny_denoiser()

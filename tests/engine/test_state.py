@@ -26,12 +26,12 @@ def make_state(seed: int) -> TrainingState:
     optimizer = torch.optim.Adam(groups, lr=1e-3, betas=(0.5, 0.99))
     settings: Any = None  # of no step that is taken here
     return TrainingState(
-        {"network": network, "normalizer": normalizer}, {"network": GuardedOptimizer(optimizer, settings)}
+        {"network": network, "normalizer": normalizer}, {"guard": GuardedOptimizer({"network": optimizer}, settings)}
     )
 
 
 def optimizer_of(state: TrainingState) -> torch.optim.Optimizer:
-    return state.optimizers["network"].optimizer
+    return state.optimizers["guard"].optimizers["network"]
 
 
 def take_steps(state: TrainingState, count: int) -> None:
@@ -85,12 +85,13 @@ def test_a_fused_step_goes_on_in_another_memory_format(tmp_path: Path) -> None:
         layer = nn.Conv2d(4, 8, 3, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
         settings: Any = None
-        return TrainingState({"layer": layer}, {"layer": GuardedOptimizer(optimizer, settings)}), layer.weight
+        guarded = GuardedOptimizer({"network": optimizer}, settings)
+        return TrainingState({"layer": layer}, {"guard": guarded}), layer.weight
 
     def step(state: TrainingState, weight: nn.Parameter, number: int) -> None:
-        state.optimizers["layer"].optimizer.zero_grad()
+        optimizer_of(state).zero_grad()
         (weight * torch.arange(weight.numel()).view_as(weight).roll(number)).square().sum().backward()
-        state.optimizers["layer"].optimizer.step()
+        optimizer_of(state).step()
 
     (state, weight), (resumed, other) = make(), make()
     step(state, weight, 0)
@@ -108,7 +109,7 @@ def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["iteration_00000100", "iteration_00001000"]
 
 
-def test_a_saved_checkpoint_outlives_leftovers_of_later_cycles(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_outlives_leftovers_of_later_iterations(tmp_path: Path) -> None:
     """As when a run goes on from one of its older checkpoints."""
     state = make_state(0)
     for iteration in (8, 9, 3):
@@ -117,7 +118,7 @@ def test_a_saved_checkpoint_outlives_leftovers_of_later_cycles(tmp_path: Path) -
     assert written.name == "iteration_00000003" and written.is_dir()
 
 
-def test_saving_the_same_cycle_again_replaces_it(tmp_path: Path) -> None:
+def test_saving_the_same_iteration_again_replaces_it(tmp_path: Path) -> None:
     state = make_state(0)
     state.save(tmp_path, keep_last=2)
     take_steps(state, 2)
@@ -130,9 +131,9 @@ def test_saving_the_same_cycle_again_replaces_it(tmp_path: Path) -> None:
 
 def test_the_guard_and_the_counters_come_back(tmp_path: Path) -> None:
     state, resumed = make_state(0), make_state(1)
-    state.skipped_steps, state.rollbacks, state.optimizers["network"].rate = 2, 1, 0.25
+    state.skipped_steps, state.rollbacks, state.optimizers["guard"].lr_factor = 2, 1, 0.25
     resumed.load(state.save(tmp_path, keep_last=1))
-    assert (resumed.skipped_steps, resumed.rollbacks, resumed.optimizers["network"].rate) == (2, 1, 0.25)
+    assert (resumed.skipped_steps, resumed.rollbacks, resumed.optimizers["guard"].lr_factor) == (2, 1, 0.25)
 
 
 def test_a_snapshot_is_of_its_moment(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from onestep.export.export import export
 from onestep.models.diffusers.pipeline_parts import TextEncoder
 from onestep.models.diffusers.schedule import VariancePreservingSchedule
 from onestep.models.generator import Generator
-from tests.killed_run import assert_same_checkpoint, distill_until_cycle_5
+from tests.killed_run import assert_same_checkpoint, distill_until_iteration_5
 from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
 
 PROMPTS = ["a cat", "the sea", "red"]
@@ -206,7 +206,7 @@ def test_a_run_is_resumed_as_the_same_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     overrides = (*LORA, "training.checkpoint_every=3")
-    distill_until_cycle_5(monkeypatch, text_config(kind, tmp_path, *overrides))
+    distill_until_iteration_5(monkeypatch, text_config(kind, tmp_path, *overrides))
     monkeypatch.setattr(TextEncoder, "__call__", refuse)  # the embeddings are in the cache
     distill_without_pictures(text_config(kind, tmp_path, *overrides, "resume=auto"))
     assert_same_checkpoint(

@@ -80,7 +80,7 @@ def assert_gradient(world: Any, objective: Objective, expected: Tensor) -> None:
 
 def test_every_preset_is_here() -> None:
     # DMD's term is f-distill's with reverse KL, and is tested as DMD2's.
-    assert {file.stem for file in CONF.glob("*.yaml")} - {"dmd"} == {*MATCHING, *EXPANSIONS, *SID, *SDS}
+    assert {file.stem for file in CONF_OBJECTIVE.glob("*.yaml")} - {"dmd"} == {*MATCHING, *EXPANSIONS, *SID, *SDS}
 
 
 @pytest.mark.parametrize("name", MATCHING)

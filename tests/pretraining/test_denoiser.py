@@ -9,14 +9,13 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
-from onestep.build.pretraining import pretrain
+from onestep.build.pretraining import pretrain, pretrain_features
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
 from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
-from onestep.pretraining.classifier import pretrain_features
 from onestep.seeding import GlobalDraws
 from tests.conftest import SMALL
 
@@ -62,9 +61,7 @@ def test_the_teacher_of_the_best_recall_is_kept(compose_config: Compose, tmp_pat
 
 
 def test_without_metrics_the_last_teacher_is_kept(compose_config: Compose, tmp_path: Path) -> None:
-    config = compose_config("pretrain", *TINY, "metrics=[]", f"output={tmp_path}")
-    config.features = None
-    summary = pretrain(config)
+    summary = pretrain(compose_config("pretrain", *TINY, "metrics=[]", "features=null", f"output={tmp_path}"))
     assert summary["images_seen"] == 96 and summary["results"] == {"teacher": []}
     assert summary["teacher"].keys() == {"network_evaluations", "samples", "samples_per_second"}
     assert (tmp_path / "samples" / "iteration_00000006.png").is_file() and (tmp_path / "curves.png").is_file()
@@ -91,14 +88,14 @@ def test_the_network_is_told_of_the_augmentation(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []
-    evaluate = EDMDenoiser.evaluate
+    predict = EDMDenoiser.predict
 
-    def evaluate_and_keep(network, x_sigma, sigma, condition, augment_labels=None, **options):  # type: ignore[no-untyped-def]
+    def predict_and_keep(network, x_sigma, sigma, condition, augment_labels=None, **options):  # type: ignore[no-untyped-def]
         if network.training:
             told.append((x_sigma, augment_labels))
-        return evaluate(network, x_sigma, sigma, condition, augment_labels, **options)
+        return predict(network, x_sigma, sigma, condition, augment_labels, **options)
 
-    monkeypatch.setattr(EDMDenoiser, "evaluate", evaluate_and_keep)
+    monkeypatch.setattr(EDMDenoiser, "predict", predict_and_keep)
     overrides = (
         "augment=edm",
         "network.options.augment_dim=9",
@@ -134,7 +131,7 @@ def test_metrics_of_the_run_that_are_not_measured(compose_config: Compose, tmp_p
 FEATURES = ("device=cpu", "precision=no", "features_training.epochs=2")
 
 
-def test_a_feature_network_is_judged_on_other_data(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
+def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
     """The training's own images as the data held out: the accuracy is the share that the saved network gets right."""
     given = ("data=idx", f"data.path={stores / 'idx'}", "features_training.batch_size=20")
     held_out = {"_target_": "onestep.data.idx.IDXImages", "path": str(stores / "idx"), "split": "train"}
@@ -168,4 +165,22 @@ def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: P
     given = ("data=idx", f"data.path={stores / 'idx'}", "data.use_labels=false")
     config = compose_config("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
     with pytest.raises(ValueError, match="a classifier needs images with classes"):
+        pretrain_features(config)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("epochs=0", "features_training.epochs must be positive, got 0"),
+        ("noise=-0.1", "features_training.noise must not be negative, got -0.1"),
+        ("label_smoothing=1", r"features_training.label_smoothing must lie in \[0, 1\), got 1"),
+        ("batch_size=4000", "features_training.batch_size=4000: there are 1438 images"),
+    ],
+)
+def test_a_training_of_features_that_is_refused(
+    override: str, message: str, compose_config: Compose, tmp_path: Path
+) -> None:
+    given = (*FEATURES, "features_training.epochs=1", f"features_training.{override}")
+    config = compose_config("pretrain_features", *given, f"output={tmp_path}")
+    with pytest.raises(ValueError, match=message):
         pretrain_features(config)

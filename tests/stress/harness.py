@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from onestep.config import CONF
 from onestep.engine.checkpoint import damage, list_checkpoints
 from onestep.engine.log import read_log
 
@@ -49,7 +48,7 @@ def largest_difference(one: Path, other: Path) -> float:
     left, right = (list_checkpoints(run)[-1] for run in (one, other))
     assert left.name == right.name
     files = sorted(path.name for path in left.glob("*.safetensors"))
-    assert files == sorted(path.name for path in right.glob("*.safetensors")) and len(files) == 7
+    assert files == sorted(path.name for path in right.glob("*.safetensors")) and len(files) == 8
     largest = 0.0
     for name in files:
         ours, theirs = load_file(left / name), load_file(right / name)
@@ -76,7 +75,7 @@ def start_workers(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
         environment = os.environ | {key: str(value) for key, value in together.items()} if count > 1 else os.environ
         workers.append(
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).parent / "worker.py"), str(CONF), *arguments],
+                [sys.executable, str(Path(__file__).parent / "worker.py"), *arguments],
                 env=environment | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )

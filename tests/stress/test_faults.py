@@ -4,19 +4,23 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
-from onestep.build.distillation import distill
+from onestep.build.distillation import build_distillation, distill
 from onestep.distillation import loop
+from onestep.distillation.method import Method
 from onestep.engine.checkpoint import list_checkpoints
 from onestep.engine.log import read_log
 from onestep.engine.signals import STOPPED
+from onestep.objectives.losses import Losses
 from tests.stress.conftest import StartRun, Survived
 from tests.stress.harness import (
     assert_same_run,
@@ -157,38 +161,42 @@ def test_one_of_two_processes_is_lost(how: signal.Signals, survived: Survived, t
     )
 
 
+@dataclass
+class BreakingMethod(Method):
+    """One whose fourth real sample is not a number in some of the updates of the critics, counted from 0."""
+
+    broken: Container[int] = ()
+    updates: int = 0
+
+    def critic_losses(self, x_generated: Tensor, x_real: Tensor | None, *others: Any) -> Losses:
+        if self.updates in self.broken and x_real is not None:
+            x_real = x_real.clone()
+            x_real[3] = torch.nan
+        self.updates += 1
+        return super().critic_losses(x_generated, x_real, *others)
+
+
 @pytest.mark.parametrize("bad, rollbacks", [(2, 0), (3, 1)])
 def test_numbers_that_are_not_finite(
     bad: int, rollbacks: int, train_config: TrainConfig, survived: Survived, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """In ``bad`` iterations in a row, of 3 that would be too many: refused, and named; or back to a checkpoint."""
-    judge = loop._judges_losses
-    broken = set(range(5, 5 + bad))
-
-    def break_one(parts: Any, samples: Any, sigma: Any, noise: Any, noise_real: Any) -> Any:
-        state = samples.x_real
-        if iterations[-1] in broken:
-            broken.discard(iterations[-1])
-            state = samples.x_real.clone()
-            state[3] = torch.nan
-        samples.x_real = state
-        return judge(parts, samples, sigma, noise, noise_real)
-
-    iterations: list[int] = []
-    update = loop.update_fake_score
-
-    def update_and_count(parts: Any, iteration: int, *inputs: Any) -> Any:
-        iterations.append(iteration)
-        return update(parts, iteration, *inputs)
-
-    monkeypatch.setattr(loop, "_judges_losses", break_one)
-    monkeypatch.setattr(loop, "update_fake_score", update_and_count)
+    """In ``bad`` iterations in a row, of 3 that would be too many: skipped, and named; or back to a checkpoint."""
     overrides = (*OVERRIDES, "training.max_skipped_steps=3", f"training.rollbacks={rollbacks}")
+    parts = build_distillation(train_config(tmp_path, *overrides))
+    parts.method = BreakingMethod(**vars(parts.method), broken=range(5, 5 + bad))
+    critics, iterations = parts.optimizers["critics"], list[int]()
+    step = critics.step
+
+    def step_and_count(iteration: int) -> dict[str, Tensor]:
+        iterations.append(iteration)
+        return step(iteration)
+
+    monkeypatch.setattr(critics, "step", step_and_count)
     with pytest.warns(
         UserWarning, match="non-finite value in iteration 5: .*'discriminator': nan.*'place': 3, 'sigma'"
     ):
-        distill(train_config(tmp_path, *overrides))
+        loop.distill(parts)
     lines = read_log(tmp_path / "log.jsonl")
     if rollbacks:
         assert iterations == [*range(8), *range(4, 12)]  # the checkpoint before iteration 5 is that after 4

@@ -68,7 +68,7 @@ def test_killed_and_resumed(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGINT", "SIGUSR1"))])
-def test_a_signal_ends_the_cycle_and_saves(
+def test_a_signal_ends_the_iteration_and_saves(
     name: str, train_config: TrainConfig, start_run: StartRun, survived: Survived, tmp_path: Path
 ) -> None:
     """Sent to all processes of a run, as Slurm and torchrun do: the one that reads its data leaves it to its parent."""

@@ -1,4 +1,4 @@
-"""The same losses and weights however the processes share a batch and the networks: real processes, talking by gloo."""
+"""The same losses and weights however processes split a batch and shard the networks: real ones, talking by gloo."""
 
 import subprocess
 from pathlib import Path
@@ -10,17 +10,20 @@ from tests.stress.conftest import Differs
 from tests.stress.harness import largest_difference, start_workers
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
-CYCLES = 20  # of a whole comparison
+ITERATIONS = 20  # of a full comparison
 SETTINGS = (
-    "device=cpu", "precision=no", "process_timeout=300", f"training.total_images={16 * CYCLES}",
+    "device=cpu", "precision=no", "process_timeout=300", f"training.total_images={16 * ITERATIONS}",
     "training.batch_size=16",
-    "training.warmup_images=0", "training.log_every=1", f"training.checkpoint_every={CYCLES}",
+    "training.warmup_images=0", "training.log_every=1", f"training.checkpoint_every={ITERATIONS}",
 )  # fmt: skip
 LAYOUTS = {
     "two processes": (2, ()),
-    "two in rounds": (2, ("training.accumulation=4",)),
-    "two that share networks": (2, ("shard=true",)),
-    "two that share networks and rounds": (2, ("shard=true", "training.accumulation=2", "gradient_checkpointing=true")),
+    "two with micro-batches": (2, ("training.accumulation=4",)),
+    "two with sharded networks": (2, ("shard=true",)),
+    "two with sharded networks and micro-batches": (
+        2,
+        ("shard=true", "training.accumulation=2", "gradient_checkpointing=true"),
+    ),
 }
 METHODS = {
     "f_distill": (),
@@ -43,7 +46,7 @@ def finish(workers: list[subprocess.Popen[str]]) -> None:
         assert worker.returncode == 0, said
 
 
-def assert_same(one: Path, other: Path, dtype: str, iterations: int = CYCLES) -> float:
+def assert_same(one: Path, other: Path, dtype: str, iterations: int = ITERATIONS) -> float:
     difference = largest_difference(one, other)
     assert difference <= TOLERANCE[dtype]
     left, right = (read_log(run / "log.jsonl") for run in (one, other))
@@ -59,7 +62,7 @@ def assert_same(one: Path, other: Path, dtype: str, iterations: int = CYCLES) ->
 def test_the_hardest_layout_is_the_same_run(tmp_path: Path) -> None:
     """Which has all of the others' parts; for a few iterations."""
     few, one, other = "training.total_images=64", tmp_path / "one", tmp_path / "other"
-    processes, overrides = LAYOUTS["two that share networks and rounds"]
+    processes, overrides = LAYOUTS["two with sharded networks and micro-batches"]
     workers = start(one, "float64", 1, few) + start(other, "float64", processes, few, *overrides)  # side by side
     finish(workers)
     assert len(workers) == 3
@@ -78,10 +81,10 @@ def test_every_layout_is_the_same_run(method: str, dtype: str, differs: Differs,
 
 @pytest.mark.slow
 def test_other_processes_go_on_from_a_checkpoint(tmp_path: Path) -> None:
-    """From one process to two that share the networks, and back."""
+    """From one process to two with sharded networks, and back."""
     constant_rate = "training.final_lr=1"  # whatever the length of the run
     one = train(tmp_path / "one", "float64", 1, constant_rate)
-    for processes, iterations, overrides in ((1, 6, ()), (2, 13, ("shard=true",)), (1, CYCLES, ())):
+    for processes, iterations, overrides in ((1, 6, ()), (2, 13, ("shard=true",)), (1, ITERATIONS, ())):
         part = (f"training.total_images={16 * iterations}", "resume=auto", constant_rate, *overrides)
         train(tmp_path / "other", "float64", processes, *part)
     assert_same(one, tmp_path / "other", "float64")

@@ -1,0 +1,290 @@
+"""The losses of a method: their values, where their graphs lead, and which parameters they reach."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onestep.distillation.method import Method, frozen
+from onestep.models.discriminator import Discriminator
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.noise import LogUniformSigma, add_noise
+from onestep.objectives.adversarial import discriminator_loss
+from onestep.objectives.base import Objective, Predictions
+from onestep.objectives.density_ratio import RatioNormalizer
+from onestep.objectives.divergences import ForwardKL
+from onestep.objectives.f_distill import FDistill
+from onestep.objectives.losses import Losses, Term
+from onestep.objectives.uni_instruct import UniInstruct
+from onestep.objectives.weighting import UnitWeighting
+
+Home = Literal["teacher", "fake_score"]
+homes = pytest.mark.parametrize("home", ["teacher", "fake_score"])
+
+
+class StubObjective(Objective):
+    """Keeps the predictions that it is given; its losses are 2 x^2 a sample."""
+
+    needs_ratio = True
+
+    def __init__(self, differentiates_scores: bool) -> None:
+        self.differentiates_scores = differentiates_scores
+        self.kept: list[Predictions] = []
+
+    def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
+        self.kept.append(predictions)
+        return 2 * predictions.x_generated.square().flatten(1).sum(1), {"number": torch.tensor(7.0)}
+
+
+class World:
+    """A method with random weights, and a noised batch."""
+
+    def __init__(self, tiny_denoiser: Callable[..., EDMDenoiser], home: Home | None) -> None:
+        torch.manual_seed(0)
+        discriminator = None
+        if home is not None:
+            discriminator = Discriminator(feature_channels=32, features_from=home, hidden=8)
+            nn.init.normal_(discriminator.logit.weight)
+        self.normalizer = RatioNormalizer(LogUniformSigma(0.1, 10.0), bins=1, decay=0.9) if home is not None else None
+        self.teacher, self.fake_score = tiny_denoiser(seed=1).requires_grad_(False), tiny_denoiser(seed=2)
+        self.host = self.teacher if home == "teacher" else self.fake_score
+        self.discriminator: Any = discriminator
+        rng = torch.Generator().manual_seed(3)
+        self.x_generated = torch.randn(4, 1, 8, 8, generator=rng).requires_grad_()
+        self.noise, self.x_real, self.noise_real = torch.randn(3, 4, 1, 8, 8, generator=rng)
+        self.sigma, self.condition = torch.tensor([0.2, 0.5, 1.0, 3.0]), torch.eye(3)[[0, 1, 2, 0]]
+        self.x_sigma = add_noise(self.x_generated, self.noise, self.sigma).detach()
+        self.x_real_sigma = add_noise(self.x_real, self.noise_real, self.sigma)
+
+    def method(self, objective: Objective | None = None, **options: Any) -> Method:
+        networks = {
+            "fake_score": self.fake_score, "discriminator": self.discriminator, "normalizer": self.normalizer,
+        }  # fmt: skip
+        return Method(self.teacher, objective or StubObjective(False), **(networks | options))
+
+    def predict(self, differentiates_scores: bool, gan_weight: float, **options: Any) -> tuple[Any, Losses]:
+        """The predictions that the objective is given, and the generator's losses."""
+        objective = StubObjective(differentiates_scores)
+        method = self.method(objective, gan_weight=gan_weight, **options)
+        losses = method.generator_losses(self.x_generated, self.condition, self.sigma, self.noise)
+        (predictions,) = objective.kept
+        return predictions, losses
+
+    def critic_losses(self, **options: Any) -> Losses:
+        """With a graph to the critics' parameters."""
+        inputs = (self.x_generated, self.x_real, self.condition, self.sigma, self.noise, self.noise_real)
+        return self.method(**options).critic_losses(*inputs)
+
+    def features(self, x_sigma: Tensor) -> Tensor:
+        return self.host(x_sigma, self.sigma, self.condition, outputs="features")
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        networks = {"teacher": self.teacher, "fake": self.fake_score, "discriminator": self.discriminator}
+        return {name: list(network.parameters()) for name, network in networks.items()}
+
+
+@pytest.fixture
+def world(tiny_denoiser: Callable[..., EDMDenoiser], home: Home | None) -> World:
+    return World(tiny_denoiser, home)
+
+
+# The generator's losses.
+
+
+@homes
+@torch.no_grad()
+def test_values_are_those_of_direct_calls(world: World, home: Home) -> None:
+    predictions, losses = world.predict(differentiates_scores=False, gan_weight=0.25)
+    inputs = (world.x_sigma, world.sigma, world.condition)
+    assert predictions.x0_fake is not None and losses.logit is not None
+    assert torch.equal(predictions.x_sigma, world.x_sigma)
+    assert torch.equal(predictions.x0_teacher, world.teacher(*inputs))
+    assert torch.equal(predictions.x0_fake, world.fake_score(*inputs))
+    assert world.method().host is world.host
+    logit = world.discriminator(world.features(world.x_sigma))
+    assert torch.equal(losses.logit, logit)
+    assert logit.std() > 1e-3
+
+    objective, adversarial = 2 * world.x_generated.square().sum((1, 2, 3)), nn.functional.softplus(-logit)
+    assert {name: term.weight for name, term in losses.terms.items()} == {"objective": 1.0, "adversarial": 0.25}
+    torch.testing.assert_close(losses.terms["objective"].losses, objective)
+    torch.testing.assert_close(losses.terms["adversarial"].losses, adversarial)
+    torch.testing.assert_close(losses.total, objective.mean() + 0.25 * adversarial.mean())
+    assert losses.diagnostics.keys() == {"number", "loss", "adversarial_loss"} and losses.diagnostics["number"] == 7
+
+
+@homes
+@torch.no_grad()
+def test_log_ratio_is_normalized_by_the_batches_before(world: World) -> None:
+    first, losses = world.predict(differentiates_scores=False, gan_weight=0.0)
+    logit = losses.logit
+    assert logit is not None and world.normalizer is not None
+    assert losses.terms.keys() == {"objective"}
+    world.normalizer.update(logit, world.sigma)
+    second, _ = world.predict(differentiates_scores=False, gan_weight=0.0)
+    alone = world.method().log_ratio(world.x_generated, world.condition, world.sigma, world.noise)
+    assert first.log_ratio is not None and second.log_ratio is not None
+    assert torch.equal(first.log_ratio, logit) and torch.equal(alone, second.log_ratio)
+    torch.testing.assert_close(second.log_ratio, logit - logit.exp().mean().log())
+    raw, _ = world.predict(differentiates_scores=False, gan_weight=0.0, normalizer=None)
+    assert torch.equal(raw.log_ratio, logit)
+
+
+@homes
+@pytest.mark.parametrize("differentiates_scores", [False, True])
+@pytest.mark.parametrize("gan_weight", [0.0, 0.25])
+def test_graphs_are_where_they_are_asked_for(world: World, differentiates_scores: bool, gan_weight: float) -> None:
+    predictions, losses = world.predict(differentiates_scores, gan_weight)
+    assert predictions.x_sigma.requires_grad
+    assert predictions.x0_teacher.requires_grad == differentiates_scores
+    assert predictions.x0_fake.requires_grad == differentiates_scores
+    assert predictions.log_ratio.requires_grad == (differentiates_scores or gan_weight > 0)
+    assert losses.logit is not None and not losses.logit.requires_grad
+    if gan_weight > 0:
+        assert losses.terms["adversarial"].losses.requires_grad
+
+
+@homes
+@pytest.mark.parametrize("name", ["x0_teacher", "x0_fake", "log_ratio", "adversarial"])
+def test_gradients_by_the_samples_are_those_of_direct_calls(world: World, name: str) -> None:
+    predictions, losses = world.predict(differentiates_scores=True, gan_weight=0.25)
+    x_sigma = world.x_sigma.clone().requires_grad_()
+    inputs = (x_sigma, world.sigma, world.condition)
+    if name in ("x0_teacher", "x0_fake"):
+        direct = (world.teacher if name == "x0_teacher" else world.fake_score)(*inputs)
+    else:
+        direct = world.discriminator(world.features(x_sigma))
+    if name == "adversarial":
+        result, direct = losses.terms[name].losses, nn.functional.softplus(-direct)
+    else:
+        result = getattr(predictions, name)
+    (gradient,) = torch.autograd.grad(result.square().sum(), world.x_generated)
+    (expected,) = torch.autograd.grad(direct.square().sum(), x_sigma)
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+
+@homes
+def test_no_critic_gets_gradients_and_what_was_trainable_stays_so(world: World) -> None:
+    predictions, losses = world.predict(differentiates_scores=True, gan_weight=0.25)
+    parameters = world.parameters()
+    assert not any(p.requires_grad for p in parameters["teacher"])
+    assert all(p.requires_grad for name in ("fake", "discriminator") for p in parameters[name])
+    outputs = (predictions.x0_teacher, predictions.x0_fake, predictions.log_ratio, losses.total)
+    torch.stack([output.sum() for output in outputs]).sum().backward()
+    assert world.x_generated.grad is not None and world.x_generated.grad.abs().max() > 1e-3
+    assert all(p.grad is None for group in parameters.values() for p in group)
+
+
+@pytest.mark.parametrize("home", [None])
+def test_without_discriminator_and_fake_score(world: World) -> None:
+    predictions, losses = world.predict(differentiates_scores=False, gan_weight=0.0, fake_score=None)
+    assert predictions.x0_fake is None and predictions.log_ratio is None and losses.logit is None
+    assert torch.equal(predictions.x0_teacher, world.teacher(world.x_sigma, world.sigma, world.condition))
+    assert losses.terms.keys() == {"objective"}
+    critics = world.method(fake_score=None).critic_losses(
+        world.x_generated, None, world.condition, world.sigma, world.noise
+    )
+    assert critics.terms == {}
+
+
+@homes
+@pytest.mark.parametrize(
+    "make", [FDistill, UniInstruct, partial(UniInstruct, exact_ratio_gradient=False)], ids=["f", "uni", "detached"]
+)
+def test_a_split_batch_has_the_gradient_of_the_full_one(world: World, make: Callable[..., Objective]) -> None:
+    """Where its parts are given the full batch's mean weight; their own means would be others."""
+    world.discriminator.logit.weight.data *= 10  # so that the ratios differ
+    objective = make(ForwardKL(), UnitWeighting(), True)
+    method = world.method(objective)
+    x, condition, sigma, noise = inputs = (world.x_generated, world.condition, world.sigma, world.noise)
+    (full,) = torch.autograd.grad(method.generator_losses(*inputs).total, x)
+    halves = [(x[:2], condition[:2], sigma[:2], noise[:2]), (x[2:], condition[2:], sigma[2:], noise[2:])]
+    scale = objective.weight_scale(torch.cat([method.log_ratio(*half) for half in halves]))
+    ratio = method.log_ratio(x, condition, sigma, noise).exp()
+    torch.testing.assert_close(scale, ratio.mean())
+    assert (scale - ratio[:2].mean()).abs() > 0.01 * scale
+
+    def gradient(weight_scale: Tensor | None) -> Tensor:
+        totals = [method.generator_losses(*half, weight_scale=weight_scale).total for half in halves]
+        return torch.autograd.grad(torch.stack(totals).mean(), x)[0]
+
+    torch.testing.assert_close(gradient(scale), full, rtol=1e-4, atol=1e-5 * full.abs().max().item())
+    assert (gradient(None) - full).norm() > 1e-3 * full.norm()
+
+
+# The critics' losses.
+
+
+@homes
+@torch.no_grad()
+def test_critic_losses_are_those_of_direct_calls(world: World) -> None:
+    losses = world.critic_losses(discriminator_weight=0.5)
+    x0_fake = world.fake_score(world.x_sigma, world.sigma, world.condition)
+    # EDM's weight, (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, of the mean squared error.
+    weight = (world.sigma**2 + 0.25) / (world.sigma * 0.5) ** 2
+    denoising = weight * (x0_fake - world.x_generated).square().mean((1, 2, 3))
+    real, generated = (world.discriminator(world.features(x)) for x in (world.x_real_sigma, world.x_sigma))
+    logistic = nn.functional.softplus(-real) + nn.functional.softplus(generated)
+    assert {name: term.weight for name, term in losses.terms.items()} == {"fake score": 1.0, "discriminator": 0.5}
+    torch.testing.assert_close(losses.terms["fake score"].losses, denoising)
+    torch.testing.assert_close(losses.terms["discriminator"].losses, logistic)
+    torch.testing.assert_close(discriminator_loss(real, generated), logistic)
+    torch.testing.assert_close(losses.total, denoising.mean() + 0.5 * logistic.mean())
+    expected = {"fake_score_loss": denoising, "discriminator_loss": logistic, "logit_real": real}
+    assert losses.diagnostics.keys() == expected.keys() | {"logit_generated"}
+    for name, value in (expected | {"logit_generated": generated}).items():
+        torch.testing.assert_close(losses.diagnostics[name], value)
+    assert (real - generated).abs().max() > 1e-3
+
+
+@homes
+def test_the_discriminator_trains_the_encoder_only_where_it_is_shared(world: World, home: Home) -> None:
+    """And neither loss reaches the samples, or the teacher."""
+    parameters = world.parameters()
+    world.critic_losses().terms["discriminator"].mean.backward()
+    trained = {
+        name: [p.grad is not None and bool((p.grad != 0).any()) for p in own] for name, own in parameters.items()
+    }
+    assert all(trained["discriminator"]) and not any(trained["teacher"])
+    if home == "teacher":
+        assert not any(trained["fake"])
+    else:  # the encoder, and not the decoder
+        direct = discriminator_loss(
+            *(world.discriminator(world.features(x)) for x in (world.x_real_sigma, world.x_sigma))
+        )
+        expected = torch.autograd.grad(direct.mean(), parameters["fake"], allow_unused=True)
+        assert any(gradient is None for gradient in expected) and sum(trained["fake"]) > 10
+        for parameter, gradient in zip(parameters["fake"], expected, strict=True):
+            mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(mine, torch.zeros_like(mine) if gradient is None else gradient)
+    world.critic_losses().terms["fake score"].mean.backward()
+    assert all(p.grad is not None for p in parameters["fake"])
+    assert world.x_generated.grad is None and all(p.grad is None for p in parameters["teacher"])
+
+
+@homes
+@pytest.mark.parametrize("absent", ["x_real", "noise_real"])
+def test_a_discriminator_without_real_samples_is_refused(world: World, absent: str) -> None:
+    real = {"x_real": world.x_real, "noise_real": world.noise_real} | {absent: None}
+    with pytest.raises(ValueError, match="x_real and noise_real are missing.*real samples"):
+        world.method().critic_losses(
+            world.x_generated, condition=world.condition, sigma=world.sigma, noise=world.noise, **real
+        )
+
+
+def test_the_total_is_the_weighted_sum_of_the_means() -> None:
+    losses = Losses({"one": Term(torch.tensor([1.0, 3.0])), "two": Term(torch.tensor([4.0, 8.0]), weight=0.5)})
+    assert losses.total == 2 + 0.5 * 6
+
+
+def test_frozen_restores_after_an_error() -> None:
+    network = nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    with pytest.raises(KeyError), frozen(network, None):
+        assert not network.weight.requires_grad
+        raise KeyError
+    assert network.weight.requires_grad and not network.bias.requires_grad
