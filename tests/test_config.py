@@ -23,6 +23,7 @@ FILES = sorted(str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob
 SID = Path(__file__).parent / "reference" / "sid_ddpmpp_cond10_16.pkl"
 PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", "ffhq64", "afhqv2_64")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
+TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "features/local": ["features.path=digits"],
@@ -59,16 +60,15 @@ REQUIRED = {
     "data/latents": [
         "data.images.path={stores}/classes",
         "data.images.channels=3",
-        "data.model={text}",
-        "data.cache={cache}",
+        *TEXT,
     ],
-    "data/prompts": ["data.model={text}", "data.size=null", "data.path=[a cat]", "data.cache={cache}"],
+    "data/prompts": ["data.path=[a cat]", *TEXT],
     **{
         f"experiment/{file.stem}": [
             "teacher.path={text}",
             "data.path=[a cat]",
             "data.image_column=null",
-            "data.cache={cache}",
+            "teacher.pipeline.cache={cache}",
         ]
         for file in CONF.glob("experiment/*.yaml")
         if file.stem.startswith(("sd", "text"))
@@ -161,7 +161,7 @@ def test_each_file_builds_what_it_names(
     content = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
     assert isinstance(content, dict)
     own = [node["_target_"] for node in targets(content)]
-    assert own or "defaults" in content or file in ("discriminator/none", "pairs/none")
+    assert own or "defaults" in content or file in ("data/none", "discriminator/none", "pairs/none")
     assert set(own) <= set(built)
     assert callable(get_object(config.task))
 
@@ -173,7 +173,7 @@ def test_sample_takes_each_of_its_groups(
 ) -> None:
     overrides = overrides_for(file, places)
     built = assert_builds(compose_config("sample", *overrides, "save_to=nowhere"))
-    assert len(built) == 1 + ("mixture=grid" in overrides)
+    assert len(built) == (file != "data/none") + ("mixture=grid" in overrides) + ("teacher=diffusers" in overrides[1:])
 
 
 def test_every_default_of_train_is_built(compose_config: Callable[..., DictConfig]) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from onestep.data.dataset import Batch, ImageDataset
+from onestep.data.dataset import ImageDataset
 from onestep.data.decoding import DamagedImageError, decode_image
+from onestep.denoiser import Condition
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,12 @@ class StoredImages(ImageDataset):
     def __len__(self) -> int:
         return len(self.positions) * (2 if self.xflip else 1)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
         images = torch.from_numpy(np.stack([self._image(index) for index in indices])).float() / 127.5 - 1
         if self.labels is None:
-            return images, None
+            return images, {}
         labels = self.labels[self.positions[np.asarray(indices) % len(self.positions)]]
-        return images, F.one_hot(torch.from_numpy(labels), self.label_dim).float()
+        return images, {"labels": F.one_hot(torch.from_numpy(labels), self.label_dim).float()}
 
     @property
     def description(self) -> str:

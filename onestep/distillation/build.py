@@ -10,17 +10,18 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.config import instantiate
-from onestep.data.dataset import ImageDataset
-from onestep.denoiser import map_condition
-from onestep.distillation.checks import check_fit, check_optimizers, check_prompts, check_steps, check_terms
+from onestep.data.dataset import NoData, TrainingDataset
+from onestep.distillation.checks import check_data, check_fit, check_optimizers, check_steps, check_terms
 from onestep.distillation.judges import Judges, Teacher
 from onestep.distillation.pairs import PairSettings, TeacherPairs, prepare_pairs
 from onestep.engine.ema import EMA
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.settings import DistillationSettings, EvaluationSettings, TrainingSettings
 from onestep.engine.shard import checkpoint_activations, shard
-from onestep.evaluation.evaluate import build_evaluator, check_evaluation
+from onestep.evaluation.evaluate import check_evaluation
+from onestep.evaluation.generate import SampleSpace
 from onestep.metrics.evaluator import Evaluator
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.attention import check_attention, set_attention
@@ -41,7 +42,8 @@ class Distillation:
     accelerator: Accelerator
     settings: DistillationSettings
     evaluation: EvaluationSettings
-    data: ImageDataset
+    data: TrainingDataset | NoData
+    space: SampleSpace
     objective: Objective
     sigma: SigmaDistribution  # where the generator is judged
     fake_sigma: SigmaDistribution  # where the fake score and the discriminator are trained
@@ -66,12 +68,6 @@ class Distillation:
         return {name: module for name, module in modules.items() if module is not None}
 
 
-def guide(network: Teacher, data: ImageDataset, guidance: float) -> None:
-    """Set the guidance of a ``network``, away from what ``data`` says is no condition."""
-    if isinstance(network, DenoiserNetwork):
-        network.set_guidance(guidance, map_condition(lambda x: x.to(network.device), data.unconditional))
-
-
 def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distillation:
     """Build all parts, the networks under the run's seed, each on the accelerator's device.
 
@@ -86,11 +82,14 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     check_terms(config, settings, objective)
     check_optimizers(config.optimizer)
     check_attention(config.attention, accelerator.device)
-    data: ImageDataset = instantiate(config.data)
+    data: TrainingDataset | NoData | None = instantiate(config.data)
     teacher: Teacher = instantiate(config.teacher).to(accelerator.device)
+    if data is None:
+        data = NoData(teacher.image_shape, teacher.label_dim)
     check_fit(teacher, data)
-    check_prompts(config, data)
-    guide(teacher, data, teacher.guidance)
+    check_data(config, data, teacher)
+    if isinstance(teacher, DenoiserNetwork):
+        teacher.set_guidance(teacher.guidance)  # by text, on its device
 
     sigma: SigmaDistribution = instantiate(config.sigma)
     # Seeded before any network is made; the same weights in every process.
@@ -103,7 +102,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
     if objective.needs_fake_score:
         start = _initial_network(config.fake_score, "fake_score", teacher, data)
         fake_score = _trainable(config, "fake_score", start).to(accelerator.device)
-        guide(fake_score, data, settings.fake_score_guidance)
+        fake_score.set_guidance(settings.fake_score_guidance)
     set_attention(config.attention, filter(None, [teacher, generator.denoiser, fake_score]))
     if objective.needs_ratio or settings.gan_weight > 0:
         discriminator = _build_discriminator(config, teacher, fake_score).to(accelerator.device)
@@ -111,7 +110,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         normalizer = normalizer(sigma).to(accelerator.device) if normalizer is not None else None
 
     sampler: Sampler = instantiate(config.sampler)
-    evaluator = build_evaluator(config, config.get("features"), data.real, accelerator.device)
+    evaluator = build_evaluator(config, config.get("features"), reference_of(data), accelerator.device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     check_evaluation(evaluator, evaluation, accelerator.num_processes)
     ema = EMA(generator, settings.ema_halflife, settings.ema_rampup)
@@ -125,6 +124,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
         settings=settings,
         evaluation=evaluation,
         data=data,
+        space=sample_space(teacher, data),
         objective=objective,
         sigma=sigma,
         fake_sigma=instantiate(config.fake_sigma),
@@ -139,7 +139,7 @@ def build_distillation(config: DictConfig, accelerator: Accelerator) -> Distilla
 
 
 def _initial_generator(
-    config: DictConfig, settings: DistillationSettings, teacher: Teacher, data: ImageDataset
+    config: DictConfig, settings: DistillationSettings, teacher: Teacher, data: TrainingDataset | NoData
 ) -> DenoiserNetwork:
     """The generator's network at the start: that of another generator if the configuration names one."""
     start = config.generator
@@ -156,7 +156,7 @@ def _initial_generator(
 
 
 def _initial_network(
-    description: DictConfig | None, name: str, teacher: Teacher, data: ImageDataset
+    description: DictConfig | None, name: str, teacher: Teacher, data: TrainingDataset | NoData
 ) -> DenoiserNetwork:
     """The network of this ``description`` or, where it is null, the teacher."""
     if description is not None:

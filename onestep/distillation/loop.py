@@ -20,10 +20,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from onestep.denoiser import Condition, concatenate_conditions
+from onestep.denoiser import Condition, concatenate_conditions, micro_batches
 from onestep.distillation.build import Distillation, build_distillation
 from onestep.distillation.report import DistillationReport
-from onestep.engine.optimizer import NonFiniteError, SkippedStepError, Term, denoising_loss, micro_batches
+from onestep.engine.optimizer import NonFiniteError, SkippedStepError, Term, denoising_loss
 from onestep.engine.run import Run
 from onestep.engine.state import TrainingState
 from onestep.noise import add_noise
@@ -36,8 +36,8 @@ from onestep.seeding import GlobalDraws, seeded_rng
 class Round:
     """The samples [b, ...] that a process works on at a time; all of its share, without accumulation."""
 
-    x_real: Tensor
-    condition: Tensor | None
+    x_real: Tensor | None
+    condition: Condition
     noises: list[Tensor]  # of each step of the generator up to the one that is trained
     x_generated: Tensor  # with its graph, if there is but one round
 
@@ -88,7 +88,7 @@ def train(run: Run, parts: Distillation, state: TrainingState, report: Distillat
 
 
 def updates(
-    parts: Distillation, seed: int, iteration: int, draws: GlobalDraws, x_real: Tensor, condition: Condition
+    parts: Distillation, seed: int, iteration: int, draws: GlobalDraws, x_real: Tensor | None, condition: Condition
 ) -> Iterator[dict[str, Tensor]]:
     """The updates of one iteration on this process's share of a batch: the diagnostics of each, once it is made.
 
@@ -99,7 +99,7 @@ def updates(
     exit_step = draw_exit_step(seed, iteration, parts.generator.network_evaluations)
 
     def make(keep_graph: bool) -> list[Round]:
-        noises = [draws.normal(x_real.shape[1:]) for _ in range(exit_step + 1)]
+        noises = [draws.normal(parts.space.image_shape) for _ in range(exit_step + 1)]
         return generate(parts, x_real, condition, noises, keep_graph)
 
     rounds = make(keep_graph=settings.accumulation == 1)
@@ -118,7 +118,7 @@ def draw_exit_step(seed: int, iteration: int, steps: int) -> int:
 
 
 def generate(
-    parts: Distillation, x_real: Tensor, condition: Condition, noises: list[Tensor], keep_graph: bool
+    parts: Distillation, x_real: Tensor | None, condition: Condition, noises: list[Tensor], keep_graph: bool
 ) -> list[Round]:
     """What the generator makes of ``noises``, in as many rounds as the settings say."""
     count = parts.settings.accumulation
@@ -138,7 +138,7 @@ def update_fake_score(
     Both see the same noised images. Returns diagnostics: the two losses, the logits and the gradient's norm.
     """
     optimizer = parts.optimizers["fake_score"]
-    shape = rounds[0].x_real.shape[1:]
+    shape = parts.space.image_shape
     drawn = (draws.sigma(parts.fake_sigma), draws.normal(shape), draws.normal(shape))
     diagnostics = []
     for samples, sigma, noise, noise_real in zip(rounds, *(x.chunk(len(rounds)) for x in drawn), strict=True):
@@ -154,7 +154,6 @@ def _judges_losses(
     """The terms of the fake score and the discriminator, and diagnostics."""
     judges, condition, x_generated = parts.judges, samples.condition, samples.x_generated.detach()
     x_sigma = add_noise(x_generated, noise, sigma)
-    x_real_sigma = add_noise(samples.x_real, noise_real, sigma)
     terms: dict[str, Term] = {}
     diagnostics: dict[str, Tensor] = {}
     with parts.accelerator.autocast():
@@ -169,6 +168,8 @@ def _judges_losses(
             diagnostics["fake_score_loss"] = losses
         if judges.discriminator is not None and judges.discriminator_host is not None:
             host = judges.discriminator_host
+            assert samples.x_real is not None  # a discriminator without images was refused when the run was built
+            x_real_sigma = add_noise(samples.x_real, noise_real, sigma)
             if features is not None:  # the fake score's, from the pass above
                 features_real = host(x_real_sigma, sigma, condition, outputs="features")
                 features = torch.cat([features_real, features])
@@ -194,7 +195,7 @@ def update_generator(parts: Distillation, iteration: int, rounds: list[Round], d
     Returns diagnostics: the losses of each term, the objective's own and the gradient's norm.
     """
     optimizer, judges, count = parts.optimizers["generator"], parts.judges, len(rounds)
-    drawn = (draws.sigma(parts.sigma), draws.normal(rounds[0].x_real.shape[1:]))
+    drawn = (draws.sigma(parts.sigma), draws.normal(parts.space.image_shape))
     sigmas, noises = (x.chunk(count) for x in drawn)
     pairs = (None, None, None) if parts.pairs is None else parts.pairs.batch(iteration)
     # The objective's batch statistics are those of all rounds, which the single ones cannot know.
@@ -220,7 +221,7 @@ def update_generator(parts: Distillation, iteration: int, rounds: list[Round], d
 
 
 def _generator_losses(
-    parts: Distillation, samples: Round, sigma: Tensor, noise: Tensor, pair: list[Tensor | None],
+    parts: Distillation, samples: Round, sigma: Tensor, noise: Tensor, pair: list[Any],
     log_ratios: Tensor | None,
 ) -> tuple[dict[str, Term], dict[str, Tensor], Tensor | None]:  # fmt: skip
     """The generator's terms, diagnostics, and the discriminator's logits."""

@@ -33,7 +33,7 @@ class DistillationReport:
 
     def __init__(self, run: Run, parts: Distillation) -> None:
         self.run, self.parts = run, parts
-        self.scorer = Scorer(run, parts.evaluator, parts.evaluation, parts.data)
+        self.scorer = Scorer(run, parts.evaluator, parts.evaluation, parts.space)
 
     def interim(self, state: TrainingState) -> dict[str, float]:
         """Score the averaged generator, write the figures to the log and a grid into ``samples/``.

@@ -3,14 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from onestep.denoiser import Condition
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.shard import full_tensor, is_sharded
 from onestep.models.base import DenoiserNetwork
@@ -32,13 +30,6 @@ def denoising_loss(network: DenoiserNetwork, prediction: Tensor, x0: Tensor, sig
     Unweighted, it would learn little at small sigma.
     """
     return network.loss_weight(sigma) * per_sample_sum((prediction - x0) ** 2) / x0[0].numel()
-
-
-def micro_batches(value: Condition, count: int) -> Sequence[Any]:
-    """``value`` [B, ...], of one tensor or of several under their names, in ``count`` equal parts."""
-    if isinstance(value, dict):
-        return [{name: tensor.chunk(count)[part] for name, tensor in value.items()} for part in range(count)]
-    return [None] * count if value is None else value.chunk(count)
 
 
 @dataclass(frozen=True)

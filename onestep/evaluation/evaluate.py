@@ -3,27 +3,23 @@
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from onestep.config import instantiate
-from onestep.data.dataset import ImageDataset
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
-from onestep.evaluation.generate import Draw
+from onestep.evaluation.generate import Draw, SampleSpace, draw_all, draw_share
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
-from onestep.metrics.statistics import Moments
 
 
 @dataclass(frozen=True)
@@ -82,27 +78,6 @@ def _open_array(path: Path) -> SampleFiles:
     )
 
 
-def build_evaluator(config: DictConfig, features: Any, data: Reference | None, device: torch.device) -> Evaluator:
-    """The metrics of ``config.metrics`` against the published moments that ``config.reference`` names, else ``data``.
-
-    Args:
-        config: of train.py or sample.py.
-        features: the node that describes the feature network; None for points.
-        data: the real images.
-        device: where the feature networks run.
-
-    Raises:
-        ValueError: if there are no real images.
-    """
-    reference = data if config.reference is None else Moments.load(config.reference)
-    if reference is None:
-        raise ValueError(
-            "metrics need run=..., or data=... and features=...; reference=..., an .npz of moments, replaces the data"
-        )
-    metrics = dict(instantiate(config.get("metrics") or {}))
-    return Evaluator(instantiate(features), metrics, reference, device, config.features_cache)
-
-
 def score(evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int) -> list[dict[str, Any]]:
     """A record of each figure of the samples of ``seeds``, see :meth:`Evaluator.figures`; in the first process.
 
@@ -123,15 +98,16 @@ class Scorer:
     run: Run
     evaluator: Evaluator
     settings: EvaluationSettings
-    data: ImageDataset
+    space: SampleSpace
 
-    def draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
-        """Images [count, C, H, W] in every process, see :meth:`Run.draw`."""
-        return self.run.draw(draw, count, self.settings.batch_size, self.data, **options)
+    def draw(self, draw: Draw, count: int, classes: Sequence[int] | None = None) -> Tensor:
+        """Images [count, C, H, W] in every process."""
+        space = replace(self.space, classes=classes)
+        return draw_all(draw, range(count), self.settings.batch_size, space, self.run.accelerator)
 
     def interim(self, draw: Draw) -> tuple[dict[str, float], Tensor]:
         """The figures that are taken during a run, none outside the main process, and images for a grid."""
-        share = self.run.draw_share(draw, self.settings.interim_samples, self.settings.batch_size, self.data)
+        share = self._share(draw, range(self.settings.interim_samples))
         figures = self.evaluator(share, shared=True, only=self.settings.interim_metrics)
         return figures, self.draw(draw, self.settings.grid)
 
@@ -142,19 +118,22 @@ class Scorer:
             every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each figure
             of each range, see :meth:`Evaluator.figures`. Of the metrics there is none outside the main process.
         """
-        count, batch_size = self.settings.samples, self.settings.batch_size
+        count = self.settings.samples
         title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
         figures: dict[str, Any] = {}
         records: list[dict[str, Any]] = []
         for number in range(self.settings.seed_ranges):
             first = number * count
-            share = Clock(self.run.draw_share(draw, count, batch_size, self.data, first=first, progress=title))
+            share = Clock(self._share(draw, range(first, first + count), title))
             values = self.evaluator(share, shared=True, only=self.settings.interim_metrics if number else None)
             records += self.evaluator.figures(values, count, [first, first + count - 1], network_evaluations)
             if not number:
                 cost = {"samples": count, "samples_per_second": round(count / share.seconds, 1)}
                 figures = values | {"network_evaluations": network_evaluations} | cost
         return figures, records
+
+    def _share(self, draw: Draw, seeds: range, progress: str | None = None) -> Iterator[Tensor]:
+        return draw_share(draw, seeds, self.settings.batch_size, self.space, self.run.accelerator, progress)
 
 
 class Clock:

@@ -5,10 +5,11 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from onestep.data.latents import describes_latents
+from onestep.denoiser import beyond_labels
 from onestep.evaluation.sample import WEIGHTS
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
@@ -57,12 +58,13 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
 
 def _write(run: Path, generator: Generator, output: Path) -> None:
     output.mkdir(parents=True)
-    if text_to_image := bool(getattr(generator.denoiser, "condition_keys", ())):
-        teacher = OmegaConf.load(run / "config.yaml").teacher.path
-        usage = save_text_to_image(generator, pipeline_folder(teacher), output)
+    config: Any = OmegaConf.load(run / "config.yaml")
+    pipeline: Any = OmegaConf.select(config, "teacher.pipeline.path") or OmegaConf.select(config, "data.pipeline.path")
+    if text_to_image := bool(beyond_labels(generator.denoiser.condition_keys)):
+        usage = save_text_to_image(generator, pipeline_folder(pipeline), output)
     else:
-        data = OmegaConf.load(run / "config.yaml").data
-        vae = Autoencoder.from_pretrained(pipeline_folder(data.model)).vae if describes_latents(data) else None
+        latent = generator.denoiser.denoises_latents or OmegaConf.select(config, "data.pipeline") is not None
+        vae = Autoencoder.from_pretrained(pipeline_folder(pipeline)).vae if latent else None
         OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
     write_card(run, output, generator, usage, text_to_image)

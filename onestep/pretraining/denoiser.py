@@ -10,9 +10,11 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import ImageDataset
+from onestep.data.dataset import ImageDataset, has_images
+from onestep.denoiser import micro_batches
 from onestep.distillation.build import prepare_networks
 from onestep.distillation.checks import check_fit
 from onestep.engine.ema import EMA
@@ -23,13 +25,12 @@ from onestep.engine.optimizer import (
     SkippedStepError,
     Term,
     denoising_loss,
-    micro_batches,
 )
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
-from onestep.evaluation.evaluate import Scorer, build_evaluator, check_evaluation
+from onestep.evaluation.evaluate import Scorer, check_evaluation
 from onestep.metrics.evaluator import Evaluator
 from onestep.models.base import DenoiserNetwork
 from onestep.models.generator import load_denoiser
@@ -56,7 +57,7 @@ class Pretraining:
 
     def scorer(self, run: Run) -> Scorer:
         """What scores in ``run``."""
-        return Scorer(run, self.evaluator, self.evaluation, self.data)
+        return Scorer(run, self.evaluator, self.evaluation, sample_space(self.network, self.data))
 
 
 def pretrain(config: DictConfig) -> dict[str, Any]:
@@ -89,7 +90,9 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
 def _build(config: DictConfig, run: Run) -> Pretraining:
     settings: TrainingSettings = instantiate(config.training)
     settings.share_of(run.accelerator.num_processes)
-    data: ImageDataset = instantiate(config.data)
+    data: ImageDataset | None = instantiate(config.data)
+    if data is None or not has_images(data):
+        raise ValueError("a pretraining needs images to train on: choose data=..., such as data=image_folder")
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
@@ -104,7 +107,7 @@ def _build(config: DictConfig, run: Run) -> Pretraining:
     prepare_networks(config, run.device, trained=[network], others=[ema.average])
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
     evaluation: EvaluationSettings = instantiate(config.evaluation)
-    evaluator = build_evaluator(config, config.get("features"), data, run.device)
+    evaluator = build_evaluator(config, config.get("features"), reference_of(data), run.device)
     check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
     return Pretraining(
         settings=settings,
@@ -123,15 +126,16 @@ def _build(config: DictConfig, run: Run) -> Pretraining:
 def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
     """The iterations from ``state.iteration`` on."""
     settings, network = parts.settings, parts.network
-    for batch in run.batches(parts.data, settings, start=state.iteration):
+    for x_real, conditions in run.batches(parts.data, settings, start=state.iteration):
+        assert x_real is not None  # data without images was refused
         started = time.monotonic()
         draws = run.draws(settings, state.iteration)
         # Dropout draws from the global generator: unlike all else, it differs with the number of processes and rounds.
         of_process = seeded_rng(run.config.seed, run.accelerator.process_index, state.iteration, device=run.device)
         torch.manual_seed(of_process.initial_seed())
-        drawn = (draws.sigma(parts.sigma), draws.normal(batch[0].shape[1:]))
-        images, labels = (batch[0], None) if parts.augment is None else parts.augment(batch[0], draws)
-        rounds = (micro_batches(x, settings.accumulation) for x in (images, batch[1], labels, *drawn))
+        drawn = (draws.sigma(parts.sigma), draws.normal(x_real.shape[1:]))
+        images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, draws)
+        rounds = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *drawn))
         try:
             for x0, condition, augment_labels, sigma, noise in zip(*rounds, strict=True):
                 told = () if augment_labels is None else (augment_labels,)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from onestep.config import CONF, check_config
-from onestep.data.dataset import ImagesInMemory
+from onestep.data.dataset import ImagesInMemory, NoData
 from onestep.denoiser import map_condition
 from onestep.distillation.build import build_distillation
 from onestep.distillation.loop import updates
@@ -83,8 +83,13 @@ class Subject:
         accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
         self._precision = dict(AcceleratorState._shared_state)
         self.parts = build_distillation(config, accelerator)
-        x_real, condition = self.parts.data.__getitems__(range(batch_size))
-        self.x_real = x_real.to(accelerator.device)
+        self.device, data = accelerator.device, self.parts.data
+        if isinstance(data, NoData):
+            draws = GlobalDraws(self.seed, batch_size=batch_size, rows=slice(batch_size))
+            x_real, condition = data.batch(draws)
+        else:
+            x_real, condition = data.__getitems__(range(batch_size))
+        self.x_real = None if x_real is None else x_real.to(accelerator.device)
         self.condition = map_condition(lambda tensor: tensor.to(accelerator.device), condition)
         self.iterations = 0
 
@@ -105,7 +110,7 @@ class Subject:
         AcceleratorState._shared_state.clear()
         AcceleratorState._shared_state.update(self._precision)
         draws = GlobalDraws(
-            self.seed, 0, self.iterations, batch_size=self.batch_size, rows=slice(None), device=self.x_real.device
+            self.seed, 0, self.iterations, batch_size=self.batch_size, rows=slice(None), device=self.device
         )
         yield from updates(self.parts, self.seed, self.iterations, draws, self.x_real, self.condition)
         self.parts.ema.update(self.parts.generator, self.iterations * self.batch_size, self.batch_size)

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
+from onestep.build.sampling import sample
 from onestep.distillation.loop import distill
-from onestep.evaluation.sample import sample
 from onestep.models.generator import Generator
 from tests.diffusers_models import UNET_BLOCKS, randomize
 

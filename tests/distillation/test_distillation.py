@@ -14,6 +14,7 @@ from torch import Tensor
 
 from onestep.assets import ASSETS
 from onestep.data.dataset import PositionSampler
+from onestep.denoiser import Condition
 from onestep.distillation import loop, report
 from onestep.distillation.build import Distillation, build_distillation
 from onestep.distillation.loop import distill, draw_exit_step
@@ -186,7 +187,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
     kept: list[list[Tensor]] = []
     simulate = Generator.simulate
 
-    def keep_and_simulate(generator: Generator, noises: list[Tensor], condition: Tensor | None) -> Tensor:
+    def keep_and_simulate(generator: Generator, noises: list[Tensor], condition: Condition) -> Tensor:
         if torch.is_grad_enabled():
             kept.append(noises)
         return simulate(generator, noises, condition)

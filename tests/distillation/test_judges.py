@@ -46,7 +46,7 @@ class World:
         random = torch.Generator().manual_seed(3)
         self.x_generated = torch.randn(4, 1, 8, 8, generator=random).requires_grad_()
         self.noise = torch.randn(4, 1, 8, 8, generator=random)
-        self.sigma, self.condition = torch.tensor([0.2, 0.5, 1.0, 3.0]), torch.eye(3)[[0, 1, 2, 0]]
+        self.sigma, self.condition = torch.tensor([0.2, 0.5, 1.0, 3.0]), {"labels": torch.eye(3)[[0, 1, 2, 0]]}
         self.x_sigma = add_noise(self.x_generated, self.noise, self.sigma).detach()
 
     def evaluate(self, differentiates_scores: bool, adversarial: bool) -> tuple[Predictions, Tensor | None]:

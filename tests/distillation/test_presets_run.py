@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
+from onestep.build.sampling import sample
 from onestep.distillation.build import build_distillation
 from onestep.distillation.loop import distill
 from onestep.engine.log import read_log
-from onestep.evaluation.sample import sample
 
 # What a log line says of the judges, and the updates of the fake score for one of the generator.
 EXPECTED = {

@@ -28,7 +28,7 @@ def instantiate_in_dtype(node: Any) -> Any:
         built.to(torch.get_default_dtype())
     if isinstance(built, ImagesInMemory):
         built.images = built.images.to(torch.get_default_dtype())
-        built.conditions = None if built.conditions is None else built.conditions.to(torch.get_default_dtype())
+        built.labels = None if built.labels is None else built.labels.to(torch.get_default_dtype())
     return built
 
 
