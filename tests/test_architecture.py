@@ -17,6 +17,7 @@ RANKS = {
     "evaluation": {"evaluation", "reports"},
     "runs": {"distillation", "pretraining"},
     "top": {"export", "profiling"},
+    "edge": {"build"},
 }
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS.values()) for part in parts}
 KINDS = list(RANKS).index("kinds")

@@ -68,7 +68,8 @@ def text_config(
         return train_config(
             output, "experiment=text_to_image", f"teacher.path={pipelines(kind)}", f"data.path={root / 'prompts.txt'}",
             
-            f"teacher.pipeline.cache={root / 'cache'}", "teacher.guidance=3.0", "teacher.size=8", f"training.sigma_init={first}",
+            f"teacher.pipeline.cache={root / 'cache'}",
+            "teacher.guidance=3.0", "teacher.size=8", f"training.sigma_init={first}",
             f"training.later_sigmas={later}", "training.total_images=24", "training.batch_size=4",
             "evaluation.samples=4", "evaluation.grid=4", "divergence=reverse_kl", "discriminator=none",
             "training.gan_weight=0", "optimizer.generator.lr=1e-2", *overrides,
