@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from onestep.build.distillation import build_distillation
 from onestep.config import CONF
 from onestep.distillation import loop
-from onestep.distillation.build import Distillation, build_distillation
+from onestep.distillation.parts import Distillation
 from onestep.distillation.report import DistillationReport
 from onestep.engine.run import Run
 
@@ -53,7 +54,8 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     """One process of a training: the main one writes what it measured, without the first ``skip`` iterations."""
     torch.set_num_threads(1)
     count, clock = CountBytes(), list[float]()
-    DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
+    DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
+    DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
     Run.save = lambda *_: None  # type: ignore[method-assign]
     generate, build = loop.generate, build_distillation
     built: list[Distillation] = []
@@ -79,7 +81,7 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
         steps = 1 if name == "generator" else parts.settings.fake_score_steps
         parameters = [p for group in optimizer.optimizer.param_groups for p in group["params"]]
         gradients += steps * sum(p.nbytes for p in parameters if p.grad is not None)
-    if parts.accelerator.is_main_process:
+    if parts.run.accelerator.is_main_process:
         result = {
             "cycles_per_second": (iterations - 1) / (clock[-1] - clock[skip]),
             "bytes_per_cycle": sum(count.sent.values()) / iterations,

@@ -1,12 +1,10 @@
-"""Tensors that are computed once and kept on disk, in chunks, so that what was interrupted goes on where it stopped.
+"""Tensors that are computed once and kept on disk, in chunks: an interrupted computation goes on where it stopped.
 
-A chunk is a safetensors file with its checksum, written beside and renamed when complete. The folder's name is a hash
-of all that the tensors depend on, see :func:`fingerprint`.
+A chunk is a safetensors file with its checksum, complete or absent. The folder's name is a hash of all that the tensors
+depend on, see :func:`fingerprint`.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from onestep.files import atomic_file, hash_file, hash_parts, hash_tensors
+
 
 class ChunkCache:
     """The folder ``folder/key`` of chunks, each some named tensors.
 
     Args:
-        folder: where folders of all keys lie; it may start with ~.
-        key: the hash of what the tensors depend on.
-        what: what they are, for messages.
+        folder: the parent of the folders of all keys; it may start with ~.
+        key: the hash of all that the tensors depend on.
+        what: a name of the tensors, for messages.
         setting: the name of the setting that chooses ``folder``, for messages.
 
     Raises:
@@ -40,16 +40,14 @@ class ChunkCache:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, chunk: str) -> Path:
-        """Where a chunk lies."""
+        """The file of a chunk."""
         return self.folder / f"{chunk}.safetensors"
 
     def write(self, chunk: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep ``tensors`` as ``chunk``."""
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        beside = self.folder / f".writing_{os.getpid()}_{self.path(chunk).name}"  # another run may write the same chunk
-        with self._writing():
-            save_file(whole, beside, metadata={"sha256": _checksum_of_all(whole)})
-            os.replace(beside, self.path(chunk))
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with self._writing(), atomic_file(self.path(chunk)) as temporary:
+            save_file(contiguous, temporary, metadata={"sha256": hash_tensors(contiguous)})
 
     def read(self, chunk: str) -> dict[str, Tensor] | None:
         """A chunk's tensors, None where there are none or, with a notice, where the file is damaged."""
@@ -59,16 +57,16 @@ class ChunkCache:
         try:
             with safe_open(path, "pt") as file:
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                whole = (file.metadata() or {}).get("sha256") == _checksum_of_all(tensors)
+                intact = (file.metadata() or {}).get("sha256") == hash_tensors(tensors)
         except (OSError, SafetensorError):
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             print(f"{path} is damaged or cannot be read: making its {self.what} again", flush=True)
             return None
         return tensors
 
     def holds(self, chunk: str) -> bool:
-        """Whether a chunk is there in its full length; unlike :meth:`read`, without reading it."""
+        """Whether there is a chunk of full length; its checksum is verified by :meth:`read` alone."""
         try:
             with safe_open(self.path(chunk), "pt") as file:
                 return "sha256" in (file.metadata() or {})
@@ -90,7 +88,7 @@ class CachedRows:
     """Rows of named tensors in the chunks of a ``cache``, read from the disk when they are asked for.
 
     Args:
-        cache: where they lie.
+        cache: the cache of the chunks.
         names: of the chunks, in order; each a hash of what its rows are computed from.
         rows: rows in a chunk, the last may have fewer.
     """
@@ -99,7 +97,7 @@ class CachedRows:
         self.cache, self.names, self.rows = cache, names, rows
 
     def fill(self, compute: Callable[[int], Mapping[str, Tensor]], progress: str) -> None:
-        """Have the chunks that are missing computed, each by its position, shared among the processes.
+        """Have the chunks that are missing computed, each by its position, divided among the processes.
 
         ``progress`` is the progress bar's title.
         """
@@ -129,19 +127,5 @@ def fingerprint(
     description: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, files: Iterable[Path] = ()
 ) -> str:
     """A hash of plain values, of a network's ``tensors``, and of the content of ``files``: 16 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name, value in sorted((tensors or {}).items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} {_checksum(value)}".encode())
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _checksum_of_all(tensors: Mapping[str, Tensor]) -> str:
-    lines = "".join(f"{name} {_checksum(tensors[name])}" for name in sorted(tensors))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _checksum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+    of_files = (f"{path.name} {hash_file(path)}" for path in files)
+    return hash_parts([json.dumps(description, sort_keys=True), hash_tensors(tensors or {}), *of_files])[:16]

@@ -1,4 +1,6 @@
-"""What the processes of a run tell each other about features; in a single one there is nothing to tell."""
+"""Collective operations on tensors over the processes of a run; in a single process they change nothing."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -6,34 +8,46 @@ from torch import Tensor
 
 
 def rank_and_count() -> tuple[int, int]:
-    """This process's number and how many there are."""
+    """The rank of this process and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def share_of(count: int) -> range:
-    """This process's share of ``count`` samples: the first process has the first."""
+def process_rows(count: int) -> range:
+    """The rows of ``count`` that this process works on: consecutive ones, in the order of the ranks."""
     rank, processes = rank_and_count()
     return range(rank * count // processes, (rank + 1) * count // processes)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of all processes' ``values``, of the same shape everywhere."""
+    """Sum ``values``, of the same shape in every process, in place; returns them."""
     if rank_and_count()[1] > 1:
         dist.all_reduce(values)
     return values
 
 
-def main_process_says(value: bool, device: torch.device | str) -> bool:
-    """What the first process says, to all."""
+def average_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Average each of ``tensors`` in place, in one reduction for each dtype."""
+    processes = rank_and_count()[1]
+    if processes == 1:
+        return
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        some = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = sum_over_processes(torch.cat([tensor.flatten() for tensor in some])) / processes
+        for tensor, values in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+            tensor.copy_(values.view_as(tensor))
+
+
+def broadcast_flag(value: bool, device: torch.device | str) -> bool:
+    """The ``value`` of the main process."""
     if rank_and_count()[1] == 1:
         return value
-    told = torch.tensor([int(value)], device=device)
-    dist.broadcast(told, src=0)
-    return bool(told)
+    flag = torch.tensor([int(value)], device=device)
+    dist.broadcast(flag, src=0)
+    return bool(flag)
 
 
 def gather_rows(rows: Tensor, device: torch.device | str) -> Tensor:
-    """The rows [N, D] of all processes, in the order of their ranks, on the CPU; they may differ in N."""
+    """The rows [N, ...] of all processes in the order of their ranks, on the CPU; N may differ between processes."""
     processes = rank_and_count()[1]
     if processes == 1:
         return rows

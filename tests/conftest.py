@@ -24,8 +24,8 @@ from omegaconf import DictConfig
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from onestep.build.distillation import distill
 from onestep.config import CONF
-from onestep.distillation.loop import distill
 from onestep.models.edm.denoiser import EDMDenoiser
 from tests.tiny_pipelines import build_pipeline
 
@@ -51,7 +51,7 @@ SMALL = (
     "evaluation.grid=10",
     "training.total_images=96",
     "training.batch_size=16",
-    "training.fake_score_steps=1",
+    "fake_score.steps=1",
     "training.warmup_images=0",
     "training.log_every=1",
     "training.checkpoint_every=1",

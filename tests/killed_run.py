@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
+from onestep.build.distillation import distill
 from onestep.distillation import loop
-from onestep.distillation.build import Distillation
-from onestep.distillation.loop import distill
+from onestep.distillation.parts import Distillation
 
 
 class KilledError(Exception):

@@ -36,7 +36,7 @@ SMALL = (
 RATES = ("optimizer.generator.lr=2e-3", "optimizer.fake_score.lr=2e-3", "optimizer.discriminator.lr=4e-3")
 PRESETS = ("f_distill", "uni_instruct", "sds", "diff_instruct", "vsd", "dmd", "dmd2", "sim", "sid", "sida", "sid_lsg")
 PAIRS = ("pairs.count=16", "pairs.batch_size=8", "pairs.cache={folder}/pairs")
-LORA = ("teacher=diffusers", "teacher.path={folder}/pipeline", "sampler=euler", "training.sigma_init=10.0",
+LORA = ("teacher=diffusers", "teacher.path={folder}/pipeline", "sampler=euler", "generator.sigma_init=10.0",
         "lora=attention", "lora.rank=2", "lora.students=[generator,fake_score]")  # fmt: skip
 CASES: dict[str, tuple[str, ...]] = {
     **{preset: (f"objective={preset}", *(PAIRS if preset == "dmd" else ())) for preset in PRESETS},
@@ -44,13 +44,13 @@ CASES: dict[str, tuple[str, ...]] = {
     "f_distill_shared_encoder": ("discriminator=shared_encoder",),
     "f_distill_accumulation": ("training.accumulation=2",),
     "f_distill_two_processes": (),
-    "f_distill_few_steps": ("training.later_sigmas=[0.5,0.2]",),
+    "f_distill_few_steps": ("generator.later_sigmas=[0.5,0.2]",),
     "f_distill_lora": LORA,
     "uni_instruct_published_gradient": ("objective=uni_instruct", "objective.exact_ratio_gradient=false"),
     "uni_instruct_accumulation": ("objective=uni_instruct", "training.accumulation=2", "discriminator=shared_encoder"),
     "dmd_accumulation": ("objective=dmd", "training.accumulation=2", *PAIRS),
-    "dmd2_few_steps": ("objective=dmd2", "training.later_sigmas=[0.5]", "training.accumulation=2"),
-    "sida_fresh_latents": ("objective=sida", "training.fresh_latents=true"),
+    "dmd2_few_steps": ("objective=dmd2", "generator.later_sigmas=[0.5]", "training.accumulation=2"),
+    "sida_fresh_latents": ("objective=sida", "fake_score.fresh_latents=true"),
     "sida_two_processes": ("objective=sida", "training.accumulation=2"),
     "pretraining": ("experiment=pretrain_digits", "training.evaluate_every=100"),
 }  # fmt: skip

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
+from onestep.build.distillation import distill
 from onestep.config import check_config
-from onestep.distillation.loop import distill
 
 
 def refused(config: DictConfig, task: Callable[[DictConfig], Any] = distill) -> str:

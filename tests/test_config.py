@@ -222,7 +222,7 @@ def test_dmd_is_distribution_matching_with_a_regression(
 
 def test_the_command_line_goes_before_a_preset(compose_config: Callable[..., DictConfig]) -> None:
     config = compose_config(
-        "train", "objective=dmd", "discriminator=teacher_features", "divergence=forward_kl", "training.gan_weight=0.1",
+        "train", "objective=dmd", "discriminator=teacher_features", "divergence=forward_kl", "generator.gan_weight=0.1",
         "pairs.count=10", "output=nowhere",
     )  # fmt: skip
     assert "onestep.models.discriminator.Discriminator" in assert_builds(config)

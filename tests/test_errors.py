@@ -13,10 +13,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from onestep.build.distillation import distill
 from onestep.config import explain
 from onestep.distillation import loop
-from onestep.distillation.build import Distillation
-from onestep.distillation.loop import distill
+from onestep.distillation.parts import Distillation
 from onestep.engine.log import read_log
 from tests.refusals import refused
 
@@ -40,7 +40,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
     [
         ("train.py", ["training.imagez=3"], "unknown key 'training.imagez'; did you mean 'images'? The keys of train"),
         ("train.py", ["+imagez=3"], "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
-        ("train.py", ["training.gan_weight=-1"], "training.gan_weight must not be negative and "),
+        ("train.py", ["generator.gan_weight=-1"], "generator.gan_weight must not be negative and "),
         ("train.py", ["discriminator=null"], "a group cannot be set to null: choose one of its options, such as disc"),
         ("sample.py", ["run=nowhere/at/all"], "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
     ],
@@ -101,10 +101,10 @@ def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_pa
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("training.gan_weight=-0.5", "training.gan_weight must not be negative and .* got -0.5 and "),
-        ("training.regression_weight=-0.5", "training.regression_weight must not be negative, got -0.5"),
-        ("training.discriminator_weight=0", "training.discriminator_weight must be positive, got .* and 0"),
-        ("training.fake_score_steps=0", "training.fake_score_steps must be at least 1, got 0"),
+        ("generator.gan_weight=-0.5", "generator.gan_weight must not be negative and .* got -0.5 and "),
+        ("generator.regression_weight=-0.5", "generator.regression_weight must not be negative, got -0.5"),
+        ("discriminator.weight=0", "discriminator.weight must be positive, got .* and 0"),
+        ("fake_score.steps=0", "fake_score.steps must be at least 1, got 0"),
         ("training.log_every=0", "training.log_every must be positive, got 0"),
         ("training.final_lr=1.5", r"training.final_lr is a share in \(0, 1\], got 1.5"),
         ("training.total_images=8", "training.total_images=8 is less than one batch of 16"),
@@ -132,7 +132,7 @@ def test_resuming_a_run_without_checkpoints(train_config: Compose, tmp_path: Pat
 
 
 def test_resuming_a_run_with_other_networks(train_config: Compose, finished_run: Path, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, f"resume={finished_run}", "discriminator.hidden=32"))
+    message = refused(train_config(tmp_path, f"resume={finished_run}", "discriminator.head.hidden=32"))
     assert message.startswith(f"cannot resume from {finished_run / 'checkpoints' / 'iteration_00000006'}: ")
     assert "size mismatch" in message
 
@@ -149,17 +149,17 @@ def test_a_fresh_start_over_another_run(train_config: Compose, finished_run: Pat
 
 def poison_teacher(parts: Distillation) -> None:
     with torch.no_grad():
-        next(parts.judges.teacher.parameters()).fill_(torch.nan)
+        next(parts.method.teacher.parameters()).fill_(torch.nan)
 
 
 def poison_fake_score(parts: Distillation) -> None:
-    assert parts.judges.fake_score is not None
+    assert parts.method.fake_score is not None
     with torch.no_grad():
-        next(parts.judges.fake_score.parameters()).fill_(torch.nan)
+        next(parts.method.fake_score.parameters()).fill_(torch.nan)
 
 
 def poison_gradient(parts: Distillation) -> None:
-    next(parts.generator.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    next(parts.student.parameters()).register_hook(lambda gradient: gradient * torch.inf)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_value_that_is_not_finite_stops_the_run(
             poison(parts)
         return take_step(parts, iteration, *inputs)
 
-    overrides = ("training.gan_weight=0.1", "training.total_images=64", "evaluation.samples=16")
+    overrides = ("generator.gan_weight=0.1", "training.total_images=64", "evaluation.samples=16")
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"non-finite value in iteration 2: .*{terms}"):
         patch.setattr(loop, step, poisoned)
         distill(train_config(tmp_path, *overrides))

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 
 from onestep.assets import ASSETS
+from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
-from onestep.metrics.features import to_uint8
 from onestep.models.loading import load_generator, load_teacher
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs

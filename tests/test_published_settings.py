@@ -13,8 +13,8 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
+from onestep.build.distillation import distill
 from onestep.config import check_config
-from onestep.distillation.loop import distill
 from onestep.engine.log import read_log
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser

@@ -116,7 +116,7 @@ def test_the_scheduler_takes_these_steps(timesteps: list[int], arguments: dict[s
     ("overrides", "message"),
     [
         (("data.image_column=null",), "there are none: choose data=... with images, .* data.image_column="),
-        (("training.sigma_init=14.0",), "schedulers of diffusers take the noise levels of whole timesteps alone"),
+        (("generator.sigma_init=14.0",), "schedulers of diffusers take the noise levels of whole timesteps alone"),
         (("objective=dmd", "data.image_column=null"), "drawn of classes, not of prompts: use objective=dmd2"),
         (("teacher.pipeline.size=6",), r"does not fit the data: resolution \(8, 8\) against \(6, 6\)"),
         (("teacher.pipeline.path=nowhere/at-all",), "no pipeline of diffusers at 'nowhere/at-all'"),

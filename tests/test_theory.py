@@ -14,8 +14,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from onestep.build.distillation import distill
 from onestep.config import instantiate
-from onestep.distillation.loop import distill
 from onestep.models.generator import Generator
 from onestep.noise import SigmaDistribution
 

@@ -11,7 +11,7 @@ import transformers
 from omegaconf import DictConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from onestep.distillation.loop import distill
+from onestep.build.distillation import distill
 from tests.diffusers_models import build_network, randomize
 
 CLIP_LENGTH = 8

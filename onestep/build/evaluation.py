@@ -18,7 +18,7 @@ from onestep.metrics.statistics import Moments
 
 
 def build_evaluator(config: DictConfig, features: Any, reference: Reference | None, device: torch.device) -> Evaluator:
-    """The metrics of ``config.metrics`` against the published moments that ``config.reference`` names, else ``reference``.
+    """The metrics of ``config.metrics`` against the moments that ``config.reference`` names, else ``reference``.
 
     Args:
         config: of a training or of ``sample.py``.

@@ -73,7 +73,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     )
     accelerator.end_training()
     if accelerator.is_main_process:
-        Console().print({name: value for name, value in result.items() if name != "figures"})
+        Console().print({name: value for name, value in result.items() if name != "results"})
     return result
 
 

@@ -1,6 +1,5 @@
 """The interface of all datasets, images in memory, training without data, and the order in which a training reads."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from onestep.denoiser import Condition, map_condition
+from onestep.files import hash_tensors
 from onestep.seeding import GlobalDraws, seeded_rng
 
 #: Images [B, C, H, W] in [-1, 1], None where there are none; and the condition, tensors [B, ...] by name.
@@ -102,9 +102,7 @@ class ImagesInMemory(ImageDataset):
         return self.images[chosen], {} if self.labels is None else {"labels": self.labels[chosen]}
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().data)
-        return digest.hexdigest()
+        return hash_tensors({"images": self.images})
 
 
 def keep_batch(batch: Any) -> Any:

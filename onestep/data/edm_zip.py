@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from onestep.data.decoding import MAX_BYTES, SUFFIXES, DamagedImageError
 from onestep.data.stored import Contents, EncodedImages, PerProcess, class_labels
+from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError
 
 _LABELS = "dataset.json"
 _LABEL_BYTES = 1024  # of dataset.json, an image: more than any name and number need

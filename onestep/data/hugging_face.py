@@ -4,8 +4,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from onestep.data.decoding import DamagedImageError
 from onestep.data.stored import Contents, EncodedImages, class_labels
+from onestep.images import DamagedImageError
 
 
 @dataclass(eq=False)

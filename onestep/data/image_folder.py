@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onestep.data.decoding import MAX_BYTES, SUFFIXES, DamagedImageError
 from onestep.data.stored import Contents, EncodedImages
+from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError
 
 
 @dataclass(eq=False)

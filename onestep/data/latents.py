@@ -1,21 +1,21 @@
 """The latents of a dataset's images, for teachers that denoise latents of images with classes, such as DiT."""
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from onestep.cache import CachedRows, ChunkCache, fingerprint
+from onestep.cache import ChunkCache, fingerprint
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition
 from onestep.models.diffusers.pipeline import TeacherPipeline
+from onestep.models.diffusers.pipeline_parts import Autoencoder
 
 _FORMAT = 1  # of the cached files; another number leaves all older ones aside
 
 
 class LatentDataset(ImageDataset):
-    """Latents of ``images`` by the autoencoder of a pipeline, computed once and kept on disk.
+    """The latents of ``images`` by the autoencoder of a pipeline, computed once and kept on disk.
 
     They are kept in chunks by a hash of the images and the autoencoder, so that an interrupted computation goes on
     where it stopped, and read as they are asked for.
@@ -41,11 +41,9 @@ class LatentDataset(ImageDataset):
             )
         self.image_shape = (pipeline.autoencoder.channels, height // factor, width // factor)
         description = {"format": _FORMAT, "images": images.fingerprint(), "rows": pipeline.batch_size}
-        self._key = fingerprint(description, files=pipeline.autoencoder_files())
-        chunks = [f"{chunk:06d}" for chunk in range(math.ceil(len(images) / pipeline.batch_size))]
-        kept = ChunkCache(pipeline.cache, self._key, "latents", "teacher.pipeline.cache")
-        self.rows = CachedRows(kept, chunks, pipeline.batch_size)
-        self.rows.fill(self._encode, "encoding images")
+        self._key = fingerprint(description, files=Autoencoder.files(pipeline.folder))
+        cache = ChunkCache(pipeline.cache, self._key, "latents", "teacher.pipeline.cache")
+        self.rows = pipeline.encode_images(self._read, len(images), cache)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,8 +56,6 @@ class LatentDataset(ImageDataset):
     def fingerprint(self) -> str:
         return self._key
 
-    def _encode(self, chunk: int) -> dict[str, Tensor]:
-        start, size = chunk * self.pipeline.batch_size, self.pipeline.batch_size
-        images, condition = self.images.__getitems__(range(start, min(start + size, len(self))))
-        encoded = {"latents": self.pipeline.encode(images)}
-        return encoded | ({"labels": condition["labels"].argmax(1)} if condition else {})
+    def _read(self, rows: range) -> dict[str, Tensor]:
+        images, condition = self.images.__getitems__(rows)
+        return {"images": images} | ({"labels": condition["labels"].argmax(1)} if condition else {})

@@ -1,7 +1,5 @@
 """Prompts for a text-to-image model, with or without images; their embeddings and latents are computed once."""
 
-import io
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.data.dataset import Batch, TrainingDataset
-from onestep.models.diffusers.pipeline import TeacherPipeline
+from onestep.images import decode_image, from_uint8
+from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
+from onestep.models.diffusers.pipeline_parts import Autoencoder
 
 _FORMAT = 1  # of the cached files; another number leaves all older ones aside
 
@@ -65,22 +64,24 @@ class PromptDataset(TrainingDataset):
         images, pipeline = ParquetImages(path, column), self.pipeline
         if len(images) != len(self):
             raise ValueError(f"{path}: {len(images)} images for {len(self)} prompts")
-        size = pipeline.batch_size
-
-        def compute(chunk: int) -> dict[str, Tensor]:
-            rows = range(chunk * size, min((chunk + 1) * size, len(images)))
-            pixels = [decode_image(images[row], pipeline.image_size, f"row {row} of {path}") for row in rows]
-            return pipeline.kept({"latents": pipeline.encode(torch.stack(pixels))})
-
         description = {
             "format": _FORMAT, "dtype": pipeline.dtype, "image_size": pipeline.image_size, "column": column,
-            "rows": size,
+            "rows": pipeline.batch_size,
         }  # fmt: skip
-        key = fingerprint(description, files=[*pipeline.autoencoder_files(), Path(images.path)])
-        kept = ChunkCache(pipeline.cache, key, "latents", "teacher.pipeline.cache")
-        latents = CachedRows(kept, [f"{chunk:06d}" for chunk in range(math.ceil(len(images) / size))], size)
-        latents.fill(compute, "encoding images")
-        return latents
+        key = fingerprint(description, files=[*Autoencoder.files(pipeline.folder), Path(images.path)])
+        cache = ChunkCache(pipeline.cache, key, "latents", "teacher.pipeline.cache")
+
+        def read(rows: range) -> dict[str, Tensor]:
+            pixels = np.stack([self._pixels(images[row], f"row {row} of {path}") for row in rows])
+            return {"images": from_uint8(torch.from_numpy(pixels))}
+
+        return pipeline.encode_images(read, len(images), cache, DTYPES[pipeline.dtype])
+
+    def _pixels(self, encoded: bytes, name: str) -> np.ndarray:
+        try:
+            return decode_image(encoded, self.pipeline.image_size, channels=3)
+        except ValueError as error:
+            raise ValueError(f"{name}: the image cannot be read: {error}") from error
 
 
 def read_prompts(path: str | list[str], column: str) -> list[str]:
@@ -146,25 +147,6 @@ class ParquetImages(Sequence[bytes]):
 
     def _read_group(self, group: int) -> list[Any]:
         return self.file.read_row_group(group, columns=[self.column]).column(0).to_pylist()
-
-
-def decode_image(encoded: bytes, size: tuple[int, int], name: str) -> Tensor:
-    """An image [3, H, W] in [-1, 1]: resized so that it covers ``size`` (H, W), and cropped to its middle.
-
-    Raises:
-        ValueError: if the image, of this ``name``, cannot be read as PNG, JPEG or WebP.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP")).convert("RGB")
-    except Exception as error:  # Pillow's plugins raise almost anything at broken bytes
-        raise ValueError(f"{name}: the image cannot be read: {error}") from error
-    height, width = size
-    scale = max(height / image.height, width / image.width)
-    resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    image = image.resize(resized, Image.Resampling.LANCZOS)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _open_parquet(path: str, column: str) -> Any:

@@ -1,11 +1,11 @@
 """What all datasets on disk share: images are read when they are asked for, in any number of processes."""
 
-import hashlib
 import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from onestep.data.dataset import ImageDataset
-from onestep.data.decoding import DamagedImageError, decode_image
 from onestep.denoiser import Condition
+from onestep.files import hash_parts
+from onestep.images import DamagedImageError, decode_image, from_uint8
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class StoredImages(ImageDataset):
         return len(self.positions) * (2 if self.xflip else 1)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
-        images = torch.from_numpy(np.stack([self._image(index) for index in indices])).float() / 127.5 - 1
+        images = from_uint8(torch.from_numpy(np.stack([self._image(index) for index in indices])))
         if self.labels is None:
             return images, {}
         labels = self.labels[self.positions[np.asarray(indices) % len(self.positions)]]
@@ -104,10 +105,9 @@ class StoredImages(ImageDataset):
         return f"{Path(self.path).name}, {len(self):,} images"
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(repr(self._processing()).encode())
-        for position in tqdm(self.positions, desc=f"hashing {self.path}", leave=False, delay=2):
-            digest.update(hashlib.sha256(self.content(int(position))).digest())
-        return digest.hexdigest()
+        positions = tqdm(self.positions, desc=f"hashing {self.path}", leave=False, delay=2)
+        contents = (self.content(int(position)) for position in positions)
+        return hash_parts(chain([repr(self._processing())], contents))
 
     def _processing(self) -> dict[str, Any]:
         """What is done to the stored images before they are handed out."""
@@ -160,7 +160,7 @@ class EncodedImages(StoredImages):
     """Image files of some place; see also :class:`StoredImages`.
 
     Args:
-        resolution, channels: see :func:`onestep.data.decoding.decode_image`.
+        resolution, channels: see :func:`onestep.images.decode_image`.
     """
 
     _: KW_ONLY
@@ -183,7 +183,8 @@ class EncodedImages(StoredImages):
         """
 
     def pixels(self, position: int) -> np.ndarray:
-        return decode_image(self.encoded(position), self.resolution, self.channels)
+        size = None if self.resolution is None else (self.resolution, self.resolution)
+        return decode_image(self.encoded(position), size, self.channels)
 
     def content(self, position: int) -> bytes:
         return self.encoded(position)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from onestep.data.decoding import MAX_BYTES, SUFFIXES, DamagedImageError
 from onestep.data.stored import Contents, EncodedImages, class_labels
+from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError
 
 
 class _Member(NamedTuple):

@@ -18,11 +18,13 @@ from torch import Tensor
 from onestep.cache import ChunkCache, fingerprint
 from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition, map_condition
-from onestep.distillation.judges import Teacher
 from onestep.evaluation.generate import SampleSpace, draw_batches
+from onestep.models.base import DenoiserNetwork
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_inputs
+from onestep.toy.teacher import MixtureTeacher
 
+Teacher = DenoiserNetwork | MixtureTeacher
 _FORMAT = 1  # of the files and of how a seed becomes a pair; another number leaves all older pairs aside
 
 

@@ -1,23 +1,25 @@
-"""Checkpoints on disk: folders of safetensors and JSON that are there whole, or not at all.
+"""Checkpoints on disk: folders of safetensors and JSON that are complete or absent.
 
-Each is written beside its place, every file and folder synced, and only then renamed; ``manifest.json`` holds the size
-and the SHA-256 of each file, so that what was damaged later is known before anything of it is used. Nothing in it is
-ever unpickled. A name that begins with a dot is of a checkpoint that does not count: one being written, or one of a
-course that the run went back behind.
+Each is written into a temporary folder, every file and folder synced, and only then renamed; ``manifest.json`` holds
+the size and the SHA-256 of each file, so that later damage is known before anything of it is used. Nothing in it is
+ever unpickled. A name that begins with a dot is of a checkpoint that does not count: one being written, or one that a
+rollback abandoned.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from onestep.files import atomic_folder, hash_file, sync
+from onestep.metrics.result import Measurement
 
 _FOLDER = "checkpoints"
 _MANIFEST = "manifest.json"
@@ -26,18 +28,18 @@ _SPARE_BYTES = 2**20  # for the JSON files and the file system's own needs
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of a run, in memory: what a checkpoint of ``iteration`` is to hold.
+    """The state of a run after ``iteration``, in memory, to be written as a checkpoint.
 
     Args:
         tensors: by the name of their file, without its ending, and their key.
         values: plain values by the name of their file, likewise.
-        score: what the run is judged by, the less the better; None where it was not measured.
+        measured: the value that picks the best checkpoint; None where it was not measured.
     """
 
     iteration: int
     tensors: dict[str, dict[str, Tensor]]
     values: dict[str, Any]
-    score: float | None = None
+    measured: Measurement | None = None
 
     @property
     def size(self) -> int:
@@ -58,18 +60,16 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
     name = f"iteration_{snapshot.iteration:08d}"
     same_iteration = [path for path in list_checkpoints(run) if _iteration_of(path) == snapshot.iteration]
     target = parent / (f"{name}_2" if parent / name in same_iteration else name)
-    beside = parent / f".writing_{target.name}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)
+        for unfinished in parent.glob(".writing_*"):  # by a process that was killed
+            shutil.rmtree(unfinished)
         _require_room(parent, snapshot.size)
-        beside.mkdir()
-        _write_files(beside, snapshot)
-        os.replace(beside, target)
-        for folder in (parent, run, run.parent):  # which may have been made for it
-            _sync(folder)
+        with atomic_folder(target, durable=True) as folder:
+            _write_files(folder, snapshot)
+        for folder in (run, run.parent):  # which may have been made for it
+            sync(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise ValueError(
             f"the checkpoint of iteration {snapshot.iteration} could not be written to {parent} ({error}). "
             "Those before it are complete: make room there and go on with resume=auto"
@@ -89,49 +89,42 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
         save_file(tensors, folder / f"{name}.safetensors")
     for name, values in snapshot.values.items():
         (folder / f"{name}.json").write_text(json.dumps(values))
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in sorted(folder.iterdir())}
-    manifest = {"iteration": snapshot.iteration, "score": snapshot.score, "files": files}
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(folder.iterdir())}
+    measured = None if snapshot.measured is None else asdict(snapshot.measured)
+    manifest = {"iteration": snapshot.iteration, "measured": measured, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Wait until ``path``, a file or a folder, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prune(run: Path, written: Path, same_iteration: list[Path], keep_last: int) -> None:
     keep = list_checkpoints(run)[-keep_last:]
-    scored = [(score, path) for path in list_checkpoints(run) if (score := _score_of(path)) is not None]
-    keep += [min(scored, key=lambda pair: pair[0])[1]] if scored else []
+    keep += [path for path, _ in _best_of_each(run).values()]
     for path in (run / _FOLDER).iterdir():
         if path != written and (path in same_iteration or path not in keep):
             shutil.rmtree(path)
 
 
-def best_metric(run: Path) -> float | None:
-    """The least score of the run's checkpoints, None if there is none."""
-    scores = (_score_of(path) for path in list_checkpoints(run))
-    return min((score for score in scores if score is not None), default=None)
+def best_value(run: Path, key: str) -> Measurement | None:
+    """The best value of ``key`` among the run's checkpoints, None if there is none."""
+    found = _best_of_each(run).get(key)
+    return None if found is None else found[1]
 
 
-def _score_of(folder: Path) -> float | None:
+def _best_of_each(run: Path) -> dict[str, tuple[Path, Measurement]]:
+    """The best checkpoint by each key: a run that was resumed with another ``evaluation.best`` has several."""
+    best: dict[str, tuple[Path, Measurement]] = {}
+    for path in list_checkpoints(run):
+        measured = _measurement_of(path)
+        if measured is not None and (measured.key not in best or measured.is_better_than(best[measured.key][1])):
+            best[measured.key] = path, measured
+    return best
+
+
+def _measurement_of(folder: Path) -> Measurement | None:
     try:
-        score = json.loads((folder / _MANIFEST).read_text())["score"]
+        values = json.loads((folder / _MANIFEST).read_text())["measured"]
+        return Measurement(str(values["key"]), float(values["value"]), bool(values["higher_is_better"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return score if isinstance(score, float) else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -144,14 +137,14 @@ def _iteration_of(folder: Path) -> int:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, with the file's name; None if every file is as it was written."""
+    """The first damage to a checkpoint, with the file's name; None if every file is as it was written."""
     try:
         files = json.loads((folder / _MANIFEST).read_text())["files"]
         for name, expected in files.items():
             path = folder / name
             if (size := path.stat().st_size) != expected["bytes"]:
                 return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if _hash(path) != expected["sha256"]:
+            if hash_file(path) != expected["sha256"]:
                 return f"{name} is not what was written: its SHA-256 differs"
     except OSError as error:
         return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
@@ -193,12 +186,12 @@ def find_checkpoint(resume: str | None, run: Path) -> Path | None:
 
 
 def set_later_aside(run: Path, iteration: int) -> None:
-    """Hide the checkpoints of iterations after ``iteration``: the run goes on from there on another course.
+    """Hide the checkpoints of iterations after ``iteration``, from which the run goes on differently.
 
-    They are deleted when the new course has written its first.
+    They are deleted with the next one that is written.
     """
     for path in list_checkpoints(run):
         if _iteration_of(path) > iteration:
-            aside = path.with_name(f".abandoned_{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(path, aside)
+            hidden = path.with_name(f".abandoned_{path.name}")
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.replace(path, hidden)

@@ -1,7 +1,6 @@
-"""What a run says while it runs: a progress bar, JSON lines, and accelerate's trackers."""
+"""The log of a run: a progress bar, JSON lines, and accelerate's trackers."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from onestep.files import atomic_file, sync
+
 #: Of these the log has more than the mean; the standard deviation and the maximum are those within a global batch.
 _SPREADS = {"weight": ("mean", "std", "max"), "log_ratio": ("mean", "std")}
+#: Of the diagnostics these are on the progress bar.
+_SHOWN = ("loss", "fake_score_loss")
 
 
 class RunLog:
@@ -24,7 +27,7 @@ class RunLog:
         total, start: iterations of the run, and those already done.
         batch_size: images an iteration, for the bar's rate.
         every: iterations between two lines.
-        pending: what :meth:`state` gave when the iteration ``start`` was saved.
+        pending: the :meth:`state` that was saved at the iteration ``start``.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class RunLog:
         return means
 
     def state(self) -> list[dict[str, list[float]]]:
-        """What has not been written yet, for a checkpoint: a line is over the same iterations whenever the run resumes.
+        """The values not written yet, for a checkpoint: a line is over the same iterations whenever the run resumes.
 
         Every process must call it; the values are those of all.
         """
@@ -114,14 +117,17 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
         numbers = {key: value for key, value in values.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=images_seen)
-        self.shown |= {key: f"{values[key]:.3g}" for key in ("loss", "fake_score_loss", "fid") if key in numbers}
+        self.show({key: numbers[key] for key in _SHOWN if key in numbers})
+
+    def show(self, numbers: dict[str, float]) -> None:
+        """Put ``numbers`` on the progress bar, each in the place of the last of its name."""
+        self.shown |= {name: f"{number:.3g}" for name, number in numbers.items()}
         self.bar.set_postfix(self.shown, refresh=False)
 
     def sync(self) -> None:
         """Wait until the lines are on the disk: a checkpoint must not outlive the lines before it."""
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                os.fsync(file.fileno())
+            sync(self.path)
 
     def close(self) -> None:
         self.bar.close()
@@ -139,12 +145,8 @@ def _join(moments: Tensor) -> Tensor:
 
 
 def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
-    beside = path.with_name(f".{path.name}")
-    with beside.open("w") as file:
+    with atomic_file(path, durable=True) as temporary, temporary.open("w") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

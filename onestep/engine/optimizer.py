@@ -1,18 +1,17 @@
-"""What every training step shares: the learning rate's course, and the guarded steps of an optimiser."""
+"""The learning rate's schedule and the guarded steps of optimisers, as every training has them."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.shard import full_tensor, is_sharded
-from onestep.models.base import DenoiserNetwork
-from onestep.noise import per_sample_sum
+from onestep.objectives.losses import Losses
+from onestep.processes import average_over_processes
 
 _SCALE_GROWS_AFTER = 2000  # steps without an overflow, as torch's GradScaler has it
 
@@ -24,34 +23,9 @@ def lr_factor(settings: TrainingSettings, images_seen: int) -> float:
     return warmup * (settings.final_lr + (1 - settings.final_lr) * cosine)
 
 
-def denoising_loss(network: DenoiserNetwork, prediction: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """Denoising score matching [B]: the mean squared x0-error in the network's own weighting (arXiv 2206.00364, eq. 8).
-
-    Unweighted, it would learn little at small sigma.
-    """
-    return network.loss_weight(sigma) * per_sample_sum((prediction - x0) ** 2) / x0[0].numel()
-
-
-@dataclass(frozen=True)
-class Term:
-    """A term of a loss: per-sample ``losses`` [b], of which ``weight`` times the mean is descended."""
-
-    losses: Tensor
-    weight: float = 1.0
-
-    @property
-    def mean(self) -> Tensor:
-        """The weighted mean, a scalar."""
-        return self.weight * self.losses.mean()
-
-    def detach(self) -> "Term":
-        """Without its graph."""
-        return Term(self.losses.detach(), self.weight)
-
-
 @dataclass(frozen=True)
 class BadSample:
-    """A sample whose loss was not finite: its term, its place in this process's share of the batch, and its sigma."""
+    """A sample whose loss was not finite: its term, its place in this process's part of the batch, and its sigma."""
 
     term: str
     place: int
@@ -59,12 +33,12 @@ class BadSample:
 
 
 class SkippedStepError(Exception):
-    """A step that would not have been finite; nothing of it was applied.
+    """A step was not finite; nothing of it was applied.
 
     Args:
-        values: each term, averaged over the global batch, and the gradient's norm.
-        samples: those of this process that are to blame; none where the losses are finite and the gradient is not.
-        overflow: whether it was fp16's loss scale that was too high alone; it has been lowered.
+        values: each term, averaged over the global batch, and the gradients' norms.
+        samples: the samples of this process with a non-finite loss; none if only a gradient is not finite.
+        overflow: whether only fp16's loss scale was too high; it has been lowered.
     """
 
     def __init__(self, values: dict[str, float], samples: list[BadSample], overflow: bool) -> None:
@@ -73,87 +47,97 @@ class SkippedStepError(Exception):
 
 
 class NonFiniteError(ValueError):
-    """As many steps were refused in a row as a run bears."""
+    """Too many consecutive skipped steps."""
 
 
 class GuardedOptimizer:
-    """Steps of one optimiser: accumulated, averaged over processes, clipped; finite, or refused.
+    """Steps of one or several optimisers from one backward pass: finite, or skipped by all of them.
 
     A step is ``settings.accumulation`` calls of :meth:`backward`, then one of :meth:`step`, the only one in which
-    processes wait for each other. In fp16 the loss is multiplied so that small gradients do not vanish, by a scale of
-    each optimiser's own. (torch's GradScaler takes no mixture of whole and shared gradients, and looks for overflows
-    in each process alone.)
+    processes wait for each other. Each optimiser's gradient is averaged over processes and clipped by itself. In fp16
+    the loss is multiplied so that small gradients do not vanish. (torch's GradScaler takes no mixture of full and
+    sharded gradients, and looks for overflows in each process alone.)
 
     Args:
-        optimizer: its gradients' parameters may be whole or shared.
-        settings: the accumulation, the clipping and the learning rate's course.
+        optimizers: by the name of the network that each trains; their parameters may be full or sharded.
+        settings: the accumulation, the clipping and the schedule of the learning rates.
         fp16: whether to scale the loss.
-        networks: what the parameters are of.
+        networks: the modules that the parameters belong to.
     """
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Mapping[str, torch.optim.Optimizer],
         settings: TrainingSettings,
         fp16: bool = False,
         networks: Iterable[nn.Module] = (),
     ) -> None:
-        self.optimizer, self.settings, self.fp16 = optimizer, settings, fp16
-        self.shared = [module for network in networks for module in network.modules() if isinstance(module, FSDPModule)]
+        self.optimizers, self.settings, self.fp16 = dict(optimizers), settings, fp16
+        self.sharded = [
+            module for network in networks for module in network.modules() if isinstance(module, FSDPModule)
+        ]
         self.loss_scale = 2.0**16 if fp16 else 1.0
         self.steps_at_scale = 0
-        self.rate = 1.0  # of the configured learning rate, beside its course
-        self._rounds: list[tuple[Mapping[str, Term], Tensor]] = []
+        self.lr_factor = 1.0  # of the configured learning rates, beside their schedule
+        self._micro_batches: list[tuple[Losses, Tensor]] = []
 
-    def backward(self, terms: Mapping[str, Term], sigma: Tensor) -> None:
-        """Add the gradient of the sum of ``terms`` over one round of samples, at the noise levels ``sigma`` [b]."""
-        if not self._rounds:
-            self.optimizer.zero_grad(set_to_none=True)
-        total = torch.stack([term.mean for term in terms.values()]).sum()
-        for module in self.shared:  # their gradients are reduced in the backward pass itself
-            module.set_requires_gradient_sync(len(self._rounds) + 1 == self.settings.accumulation, recurse=False)
-        (total * (self.loss_scale / self.settings.accumulation)).backward()
-        self._rounds.append(({name: term.detach() for name, term in terms.items()}, sigma))
+    def backward(self, losses: Losses, sigma: Tensor) -> None:
+        """Add the gradient of ``losses`` over one micro-batch of samples at the noise levels ``sigma`` [b]."""
+        if not self._micro_batches:
+            self._zero_grad()
+        for module in self.sharded:  # their gradients are reduced in the backward pass itself
+            last = len(self._micro_batches) + 1 == self.settings.accumulation
+            module.set_requires_gradient_sync(last, recurse=False)
+        (losses.total * (self.loss_scale / self.settings.accumulation)).backward()
+        self._micro_batches.append((Losses({name: term.detach() for name, term in losses.terms.items()}), sigma))
 
-    def step(self, iteration: int) -> Tensor:
-        """Descend what was accumulated; returns the gradient's norm before it is clipped.
+    def step(self, iteration: int) -> dict[str, Tensor]:
+        """Descend the accumulated gradients; returns the norm of each, before it is clipped, as ``NAME_gradient``.
 
         Raises:
-            SkippedStepError: if a term or the gradient is not finite in any process; nothing has been changed then.
+            SkippedStepError: if a term or a gradient is not finite in any process; nothing has been changed then.
         """
-        rounds, self._rounds = self._rounds, []
-        names = list(rounds[0][0])
-        terms = torch.stack([torch.stack([terms[name].mean for terms, _ in rounds]).mean() for name in names])
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        average_over_processes([terms, *(p.grad for p in parameters if not is_sharded(p))])
+        micro_batches, self._micro_batches = self._micro_batches, []
+        names = list(micro_batches[0][0].terms)
+        terms = torch.stack([
+            torch.stack([losses.terms[name].mean for losses, _ in micro_batches]).mean() for name in names
+        ])  # fmt: skip
+        parameters = {name: _with_gradient(optimizer) for name, optimizer in self.optimizers.items()}
+        everything = [p for own in parameters.values() for p in own]
+        average_over_processes([terms, *(p.grad for p in everything if p.grad is not None and not is_sharded(p))])
         if self.fp16:
-            for part in _by_kind(parameters):
+            for part in _by_kind(everything):
                 torch._foreach_mul_([p.grad for p in part if p.grad is not None], 1 / self.loss_scale)
-        norm = _clip(parameters, self.settings.grad_clip)
-        values = torch.stack([*terms.float(), norm.float()])
+        norms = {f"{name}_gradient": _clip(own, self.settings.grad_clip) for name, own in parameters.items()}
+        values = torch.stack([*terms.float(), *(norm.float() for norm in norms.values())])
         if not values.isfinite().all():  # the step's one wait for the device
-            raise self._refusal(dict(zip([*names, "gradient norm"], values.tolist(), strict=True)), rounds)
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-            course = lr_factor(self.settings, iteration * self.settings.batch_size)
-            group["lr"] = group["initial_lr"] * course * self.rate
-        self.optimizer.step()
+            raise self._skipped(dict(zip([*names, *norms], values.tolist(), strict=True)), micro_batches)
+        factor = lr_factor(self.settings, iteration * self.settings.batch_size) * self.lr_factor
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+                group["lr"] = group["initial_lr"] * factor
+            optimizer.step()
         self._grow_loss_scale()
-        return norm.detach()
+        return {name: norm.detach() for name, norm in norms.items()}
 
     def discard(self) -> None:
         """Forget what was accumulated."""
-        self._rounds = []
-        self.optimizer.zero_grad(set_to_none=True)
+        self._micro_batches = []
+        self._zero_grad()
 
-    def _refusal(self, values: dict[str, float], rounds: list[tuple[Mapping[str, Term], Tensor]]) -> SkippedStepError:
-        terms_are_finite = all(math.isfinite(value) for name, value in values.items() if name != "gradient norm")
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def _skipped(self, values: dict[str, float], micro_batches: list[tuple[Losses, Tensor]]) -> SkippedStepError:
+        terms_are_finite = all(math.isfinite(values[name]) for name in micro_batches[0][0].terms)
         overflow = self.fp16 and terms_are_finite and self.loss_scale > 1
         if overflow:
             self.loss_scale, self.steps_at_scale = self.loss_scale / 2, 0
         samples = []
-        for number, (terms, sigma) in enumerate(rounds):
-            for name, term in terms.items():
+        for number, (losses, sigma) in enumerate(micro_batches):
+            for name, term in losses.terms.items():
                 for index in (~term.losses.isfinite()).nonzero().flatten().tolist():
                     samples.append(BadSample(name, number * len(sigma) + index, sigma[index].item()))
         return SkippedStepError(values, samples, overflow)
@@ -167,17 +151,21 @@ class GuardedOptimizer:
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs beside the optimiser's own state."""
-        return {name: getattr(self, name) for name in ("loss_scale", "steps_at_scale", "rate")}
+        return {name: getattr(self, name) for name in ("loss_scale", "steps_at_scale", "lr_factor")}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.rate = state["rate"]
+        self.lr_factor = state["lr_factor"]
         if self.fp16:
             self.loss_scale, self.steps_at_scale = state["loss_scale"], int(state["steps_at_scale"])
 
 
+def _with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
 def _by_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The whole ones and the shared ones, which torch takes no list of both of; only what there is."""
-    return [part for shared in (False, True) if (part := [p for p in parameters if is_sharded(p) is shared])]
+    """The full and the sharded ones apart, as torch takes no list of both; only those that there are."""
+    return [part for sharded in (False, True) if (part := [p for p in parameters if is_sharded(p) is sharded])]
 
 
 def _clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
@@ -188,16 +176,3 @@ def _clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
     for part in parts:
         nn.utils.clip_grads_with_norm_(part, largest, norm)
     return norm
-
-
-def average_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Average each of ``tensors`` over processes in place, all in one reduction for each dtype."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        some = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.flatten() for tensor in some])
-        torch.distributed.all_reduce(flat)
-        flat /= torch.distributed.get_world_size()
-        for tensor, values in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
-            tensor.copy_(values.view_as(tensor))

@@ -17,53 +17,49 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from onestep.data.dataset import Batch, NoData, PositionSampler, TrainingDataset, keep_batch
 from onestep.denoiser import map_condition
-from onestep.engine.checkpoint import best_metric, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
+from onestep.engine.checkpoint import best_value, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
 from onestep.engine.launch import join_submitit_job
 from onestep.engine.log import RunLog
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.prefetch import prefetch
-from onestep.engine.settings import TrainingSettings
+from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
-from onestep.precision import choose_precision
+from onestep.files import write_text
+from onestep.metrics.result import Measurement
 from onestep.seeding import GlobalDraws
 
 _OF_CONDITIONS = 2  # the stream of drawn conditions; 1 is the distillation's exit step
 
 
 class Run:
-    """Starts a run: its accelerator and its folder ``config.output``, which :meth:`start` first writes to.
+    """Starts a run: its accelerator and its folder, which :meth:`start` first writes to.
 
     Raises:
-        ValueError: for an unknown precision, a negative number of workers, a checkpoint that is not there, or a folder
-            that holds another run's.
+        ValueError: for an engine of accelerate that is not supported, a checkpoint that is not there, or a folder that
+            holds another run's.
     """
 
-    def __init__(self, config: DictConfig) -> None:
-        config.precision = choose_precision(config.precision, config.device)  # the record says which it was
-        if config.num_workers < 0:
-            raise ValueError(f"num_workers={config.num_workers}: expected 0 (read in the main process) or more")
-        self.config = config
-        self.folder = Path(config.output)
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings, self.folder, self.seed = settings, settings.output, settings.seed
         join_submitit_job()
         self.accelerator = Accelerator(
-            mixed_precision=config.precision,
-            cpu=config.device == "cpu",
-            log_with=list(config.trackers) or None,
+            mixed_precision=settings.precision,
+            cpu=settings.device == "cpu",
+            log_with=list(settings.trackers) or None,
             project_dir=self.folder,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.process_timeout))],
         )
         if (engine := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ValueError(
                 f"accelerate is set to {engine.value}, made for one network: launch without, as shard=true"
             )
-        set_seed(config.seed, device_specific=True)
+        set_seed(settings.seed, device_specific=True)
         self.checkpoint = self._find_checkpoint()
         self.log: RunLog
         self.signals = StopSignals()
@@ -76,7 +72,7 @@ class Run:
         found: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:
-                found[0] = find_checkpoint(self.config.resume, self.folder)
+                found[0] = find_checkpoint(self.settings.resume, self.folder)
             except ValueError as error:
                 found[1] = str(error)
         broadcast_object_list(found)
@@ -90,16 +86,15 @@ class Run:
         return found[0]
 
     def write_config(self) -> None:
-        """Make the run's folder, and write the resolved configuration into it."""
+        """Make the run's folder, and write the configuration into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        resolved = OmegaConf.to_yaml(self.config, resolve=True)
         if self.accelerator.is_main_process:
-            (self.folder / "config.yaml").write_text(resolved)
-        if self.config.trackers:
-            self.accelerator.init_trackers("onestep", config={"config": resolved})
+            write_text(self.folder / "config.yaml", self.settings.record)
+        if self.settings.trackers:
+            self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
 
     def start(self, state: TrainingState, settings: TrainingSettings) -> None:
-        """Resume ``state`` where ``config.resume`` says, write the configuration, and open the log there.
+        """Resume ``state`` where the settings say, write the configuration, and open the log there.
 
         Raises:
             ValueError: if the checkpoint does not fit.
@@ -127,7 +122,7 @@ class Run:
 
     def _order(self, data: TrainingDataset, settings: TrainingSettings, start: int) -> PositionSampler:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return PositionSampler(len(data), settings.batch_size, self.config.seed, start, rank, processes)
+        return PositionSampler(len(data), settings.batch_size, self.seed, start, rank, processes)
 
     def batches(self, data: TrainingDataset | NoData, settings: TrainingSettings, start: int) -> Iterator[Batch]:
         """This process's share of the batches from iteration ``start`` on, without end, on its device.
@@ -143,7 +138,7 @@ class Run:
             data,
             batch_sampler=self._order(data, settings, start),
             collate_fn=keep_batch,
-            num_workers=self.config.num_workers,
+            num_workers=self.settings.num_workers,
             pin_memory=pinned,
             worker_init_fn=leave_signals_to_parent,
         )
@@ -153,11 +148,10 @@ class Run:
 
     def draws(self, settings: TrainingSettings, iteration: int, *stream: int) -> GlobalDraws:
         """This process's rows of the randomness of an iteration's global batch; ``stream`` names another one."""
-        share = settings.share_of(self.accelerator.num_processes)
-        rows = slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
-        return GlobalDraws(
-            self.config.seed, 0, iteration, *stream, batch_size=settings.batch_size, rows=rows, device=self.device
-        )
+        rows = settings.per_process(self.accelerator.num_processes)
+        own = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+        size = settings.batch_size
+        return GlobalDraws(self.seed, 0, iteration, *stream, batch_size=size, rows=own, device=self.device)
 
     def skip_step(
         self,
@@ -203,7 +197,7 @@ class Run:
         self._go_on_from(checkpoint, state, settings)
         state.rollbacks, state.skipped_steps = rollbacks, 0
         for optimizer in state.optimizers.values():
-            optimizer.rate = settings.rollback_lr_factor**rollbacks
+            optimizer.lr_factor = settings.rollback_lr_factor**rollbacks
         self.log.write(state.iteration, {"went_back": f"{error}"})
         self.accelerator.print(
             f"{error}\nwent back to {checkpoint} with {settings.rollback_lr_factor**rollbacks} of the rate"
@@ -229,24 +223,23 @@ class Run:
                 "is whole: go on with resume=auto"
             ) from error
 
-    def end_iteration(self, state: TrainingState, settings: TrainingSettings, figures: dict[str, float]) -> None:
-        """Save if it is time or ``figures`` have the least FID so far, and stop if a signal asked for it.
+    def end_iteration(self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None) -> None:
+        """Save if it is time or ``measured`` is the best value so far, and stop if a signal asked for it.
 
         Raises:
             SystemExit: with :data:`onestep.engine.signals.STOPPED`, when stopped and saved.
         """
         if self._writing is not None and self._writing.done():
             self._wait_for_writer()  # which says if it failed
-        score, best = figures.get("fid", figures.get("fid50k")), False
-        if score is not None:
+        best = False
+        if measured is not None:
             self._wait_for_writer()
-            earlier = best_metric(self.folder)
-            best = earlier is None or score < earlier
+            best = measured.is_better_than(best_value(self.folder, measured.key))
         stop, best = self._in_any_process(self.signals.received is not None, best)
         # Not while steps are refused: what a run goes back to is from before that began.
         due = state.iteration % settings.checkpoint_every == 0 and state.skipped_steps == 0
         if due or best or stop or state.iteration == settings.iterations:
-            self.save(state, settings, score)
+            self.save(state, settings, measured)
         if stop:
             self._wait_for_writer()
             self.log.close()
@@ -263,7 +256,7 @@ class Run:
         counts = self.accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device))
         return [count > 0 for count in counts.tolist()]
 
-    def save(self, state: TrainingState, settings: TrainingSettings, score: float | None = None) -> None:
+    def save(self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None = None) -> None:
         """Copy ``state`` and have the copy written while the run goes on.
 
         Raises:
@@ -273,7 +266,7 @@ class Run:
             return
         self._wait_for_writer()
         self.log.sync()
-        snapshot = state.snapshot(self.log.state(), score, keep=self.accelerator.is_main_process)
+        snapshot = state.snapshot(self.log.state(), measured, keep=self.accelerator.is_main_process)
         if snapshot is not None:
             self._writing = self._writer.submit(write_checkpoint, self.folder, snapshot, settings.keep_last)
         self._saved_iteration = state.iteration
@@ -285,7 +278,7 @@ class Run:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write ``values`` into the run's folder."""
-        (self.folder / name).write_text(json.dumps(values, indent=2) + "\n")
+        write_text(self.folder / name, json.dumps(values, indent=2) + "\n")
 
     def finish(self) -> None:
         """Close the trackers and the process group."""

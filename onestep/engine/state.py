@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onestep.engine.checkpoint import Snapshot, damage, write_checkpoint
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.shard import full_tensor, is_sharded, shard_like
+from onestep.metrics.result import Measurement
 
 _COUNTERS = ("iteration", "seconds", "skipped_steps", "rollbacks")
 
@@ -25,7 +26,7 @@ class TrainingState:
 
     Args:
         networks: modules whose ``state_dict`` is kept, averages and running statistics among them.
-        optimizers: their optimisers, keyed as the reader of a checkpoint should see them.
+        optimizers: their guarded optimisers.
     """
 
     def __init__(self, networks: dict[str, nn.Module], optimizers: dict[str, GuardedOptimizer]) -> None:
@@ -35,24 +36,27 @@ class TrainingState:
         self.skipped_steps = 0  # iterations in a row in which a step was refused
         self.rollbacks = 0  # times that the run went back to a checkpoint with a lower rate
 
-    def snapshot(self, log: Sequence[Any] = (), score: float | None = None, keep: bool = True) -> Snapshot | None:
+    def snapshot(
+        self, log: Sequence[Any] = (), measured: Measurement | None = None, keep: bool = True
+    ) -> Snapshot | None:
         """Copies of everything on the CPU; every process must call it.
 
         Args:
             log: what the log has not written yet, see :class:`onestep.engine.log.RunLog`.
-            score: what the run is judged by now.
+            measured: the value that picks the best checkpoint, where it was measured now.
             keep: False returns None, for the processes that only give their share.
         """
         tensors: dict[str, dict[str, Tensor]] = {}
         values: dict[str, Any] = {"log": log}
         for name, network in self.networks.items():
             tensors[name] = _copies(network.state_dict(), keep)
-        for name, optimizer in self.optimizers.items():
-            flat, groups = _split_optimizer_state(optimizer.optimizer.state_dict())
-            tensors[f"{name}.optimizer"] = _copies(flat, keep)
-            values[f"{name}.optimizer"] = {"groups": copy.deepcopy(groups), "guard": optimizer.state_dict()}
+        for guard in self.optimizers.values():
+            for name, optimizer in guard.optimizers.items():
+                flat, groups = _split_optimizer_state(optimizer.state_dict())
+                tensors[f"{name}.optimizer"] = _copies(flat, keep)
+                values[f"{name}.optimizer"] = {"groups": copy.deepcopy(groups), "guard": guard.state_dict()}
         values["state"] = {counter: getattr(self, counter) for counter in _COUNTERS}
-        return Snapshot(self.iteration, tensors, values, score) if keep else None
+        return Snapshot(self.iteration, tensors, values, measured) if keep else None
 
     def save(self, run: Path, keep_last: int) -> Path:
         """Write a checkpoint at once, see :func:`onestep.engine.checkpoint.write_checkpoint`."""
@@ -73,11 +77,12 @@ class TrainingState:
                 saved = load_file(folder / f"{name}.safetensors")
                 own = network.state_dict()
                 network.load_state_dict({key: shard_like(own.get(key), value) for key, value in saved.items()})
-            for name, optimizer in self.optimizers.items():
-                tensors = load_file(folder / f"{name}.optimizer.safetensors")
-                saved_values = json.loads((folder / f"{name}.optimizer.json").read_text())
-                _load_optimizer(optimizer.optimizer, tensors, saved_values["groups"])
-                optimizer.load_state_dict(saved_values["guard"])
+            for guard in self.optimizers.values():
+                for name, optimizer in guard.optimizers.items():
+                    tensors = load_file(folder / f"{name}.optimizer.safetensors")
+                    saved_values = json.loads((folder / f"{name}.optimizer.json").read_text())
+                    _load_optimizer(optimizer, tensors, saved_values["groups"])
+                    guard.load_state_dict(saved_values["guard"])
             counters = json.loads((folder / "state.json").read_text())
             for counter in _COUNTERS:
                 setattr(self, counter, counters[counter])

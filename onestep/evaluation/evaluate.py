@@ -1,4 +1,4 @@
-"""Figures of samples: those of files, records of where each came from, and the table of them."""
+"""Metrics of samples: of files and of what a run draws, with a record of where each value came from."""
 
 import time
 import zipfile
@@ -18,8 +18,12 @@ from onestep.data.image_folder import ImageFolder
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
 from onestep.evaluation.generate import Draw, SampleSpace, draw_all, draw_share
+from onestep.images import from_uint8
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
+from onestep.metrics.result import Measurement
+from onestep.processes import process_rows
+from onestep.reports.plots import save_samples
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def _open_array(path: Path) -> SampleFiles:
     named = None if seeds is None or not len(seeds) else [int(seeds.min()), int(seeds.max())]
     if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3):
         pixels = torch.from_numpy(array).permute(0, 3, 1, 2)
-        return SampleFiles([part.float() / 127.5 - 1 for part in pixels.split(1000)], len(array), named)
+        return SampleFiles([from_uint8(part) for part in pixels.split(1000)], len(array), named)
     if array.dtype.kind == "f" and array.ndim == 4 and array.shape[2:] == (1, 1):
         return SampleFiles([torch.from_numpy(array)], len(array), named)
     raise ValueError(
@@ -78,59 +82,121 @@ def _open_array(path: Path) -> SampleFiles:
     )
 
 
-def score(evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int) -> list[dict[str, Any]]:
-    """A record of each figure of the samples of ``seeds``, see :meth:`Evaluator.figures`; in the first process.
+def evaluate(
+    evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int, prompts: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """A record of each value of the samples of ``seeds``, see :meth:`Evaluator.results`; in the first process.
 
     Args:
         evaluator: what measures.
         images: this process's share of them [N, C, H, W].
         seeds: those of all processes.
         network_evaluations: evaluations of the network a sample.
+        prompts: taken in turn by the seeds; None for samples of no prompts.
     """
-    values = evaluator([images], shared=True)
-    return evaluator.figures(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
+    values = evaluator([images], shared=True, prompts=_take(prompts, seeds))
+    return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
+
+
+def _take(prompts: Sequence[str] | None, seeds: range) -> list[str] | None:
+    """The prompt of each sample of this process's share of ``seeds``, which take them in turn."""
+    return None if prompts is None else [prompts[seeds[place] % len(prompts)] for place in process_rows(len(seeds))]
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """Scores what networks draw of the same seeds, in a run; every process must call its methods."""
+class RunEvaluator:
+    """Evaluates what the networks of a run draw of the same seeds; every process must call its methods.
+
+    Args:
+        run: its processes, folder and log.
+        evaluator: what measures.
+        settings: how many samples, and of what.
+        space: gives the conditions of the samples, and decodes them.
+
+    Raises:
+        ValueError: for a metric that compares with prompts where the conditions are none.
+    """
 
     run: Run
     evaluator: Evaluator
     settings: EvaluationSettings
     space: SampleSpace
 
+    def __post_init__(self) -> None:
+        for name, metric in self.evaluator.metrics.items():
+            if metric.reads == "similarities" and self.space.prompts is None:
+                raise ValueError(f"metrics: {name} compares images with their prompts, and this data has none")
+
+    @property
+    def best(self) -> str | None:
+        """The key of the value that picks the best checkpoint, see :func:`best_key`."""
+        return best_key(self.evaluator, self.settings)
+
     def draw(self, draw: Draw, count: int, classes: Sequence[int] | None = None) -> Tensor:
         """Images [count, C, H, W] in every process."""
         space = replace(self.space, classes=classes)
         return draw_all(draw, range(count), self.settings.batch_size, space, self.run.accelerator)
 
-    def interim(self, draw: Draw) -> tuple[dict[str, float], Tensor]:
-        """The figures that are taken during a run, none outside the main process, and images for a grid."""
-        share = self._share(draw, range(self.settings.interim_samples))
-        figures = self.evaluator(share, shared=True, only=self.settings.interim_metrics)
-        return figures, self.draw(draw, self.settings.grid)
-
-    def final(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The figures of the end, of the first range of seeds, with their cost; and the records of all ranges.
+    def interim(self, iteration: int, draw: Draw) -> Measurement | None:
+        """Evaluate after an ``iteration``: the values go to the log, and a grid of samples into ``samples/``.
 
         Returns:
-            every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each figure
-            of each range, see :meth:`Evaluator.figures`. Of the metrics there is none outside the main process.
+            the value that picks the best checkpoint; None where there is none, and outside the main process.
+        """
+        settings, values = self.settings, {}
+        if self.evaluator.keys(settings.interim_metrics):
+            share = self._share(draw, range(settings.interim_samples))
+            prompts = _take(self.space.prompts, range(settings.interim_samples))
+            values = self.evaluator(share, shared=True, prompts=prompts, only=settings.interim_metrics)
+        shown = self.draw(draw, settings.grid)
+        if not self.run.accelerator.is_main_process:
+            return None
+        save_samples(shown, self.run.folder / "samples" / f"iteration_{iteration:08d}.png")
+        if not values:
+            return None
+        self.run.log.write(iteration, values)
+        measured = self.measurement(values)
+        assert measured is not None  # best_key is of what is measured during the run
+        self.run.log.show({self.evaluator.descriptions[measured.key].title: measured.value})
+        return measured
+
+    def measurement(self, line: dict[str, Any] | None) -> Measurement | None:
+        """The value of ``line``, of the log or of an evaluation, that picks the best; None where it has none."""
+        if line is None or (key := self.best) is None or key not in line:
+            return None
+        return Measurement(key, line[key], self.evaluator.descriptions[key].higher_is_better)
+
+    def best_line(self, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The first of the log's ``lines`` with the best value; None if none has a value."""
+        best: dict[str, Any] | None = None
+        for line in lines:
+            measured = self.measurement(line)
+            if measured is not None and measured.is_better_than(self.measurement(best)):
+                best = line
+        return best
+
+    def final(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The values of the first range of seeds, with their cost; and the records of all ranges.
+
+        Returns:
+            every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each value
+            of each range, see :meth:`Evaluator.results`. Of the metrics there is none outside the main process.
         """
         count = self.settings.samples
         title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
-        figures: dict[str, Any] = {}
+        side: dict[str, Any] = {}
         records: list[dict[str, Any]] = []
         for number in range(self.settings.seed_ranges):
             first = number * count
             share = Clock(self._share(draw, range(first, first + count), title))
-            values = self.evaluator(share, shared=True, only=self.settings.interim_metrics if number else None)
-            records += self.evaluator.figures(values, count, [first, first + count - 1], network_evaluations)
+            only = self.settings.interim_metrics if number else None
+            prompts = _take(self.space.prompts, range(first, first + count))
+            values = self.evaluator(share, shared=True, prompts=prompts, only=only)
+            records += self.evaluator.results(values, count, [first, first + count - 1], network_evaluations)
             if not number:
                 cost = {"samples": count, "samples_per_second": round(count / share.seconds, 1)}
-                figures = values | {"network_evaluations": network_evaluations} | cost
-        return figures, records
+                side = values | {"network_evaluations": network_evaluations} | cost
+        return side, records
 
     def _share(self, draw: Draw, seeds: range, progress: str | None = None) -> Iterator[Tensor]:
         return draw_share(draw, seeds, self.settings.batch_size, self.space, self.run.accelerator, progress)
@@ -151,10 +217,10 @@ class Clock:
 
 
 def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, processes: int) -> None:
-    """Refuse numbers of samples that a metric's name does not promise, and metrics that are not measured.
+    """Refuse numbers of samples that a metric's name does not promise, and names of values that are not measured.
 
     Raises:
-        ValueError: naming the metric; for fewer samples than ``processes``, naming both.
+        ValueError: naming the metric or the value; for fewer samples than ``processes``, naming both.
     """
     settings.check_processes(processes)
     for count in {settings.samples, settings.interim_samples}:
@@ -163,28 +229,51 @@ def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, process
         if name not in evaluator.metrics:
             known = ", ".join(evaluator.metrics) or "none"
             raise ValueError(f"evaluation.interim_metrics names {name}, which is none of the metrics: {known}")
+    best_key(evaluator, settings)
+
+
+def best_key(evaluator: Evaluator, settings: EvaluationSettings) -> str | None:
+    """The key of the value that picks the best checkpoint: ``evaluation.best``, else the first; None without metrics.
+
+    Raises:
+        ValueError: if ``evaluation.best`` names no value that is measured during the run.
+    """
+    keys = evaluator.keys(settings.interim_metrics)
+    if settings.best is None:
+        return keys[0] if keys else None
+    if settings.best not in keys:
+        raise ValueError(
+            f"evaluation.best={settings.best} is none of the values that are measured during the run: "
+            f"{', '.join(keys) or 'none'}; choose one of them, or null for the first"
+        )
+    return settings.best
 
 
 def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """EDM's protocol: of each distance the least over several ranges of seeds, under a name that says so."""
+    """EDM's protocol: the least of each value, of which less is better, over several ranges of seeds.
+
+    Its name and title say so.
+    """
     found = []
     for records in zip(*ranges, strict=True):
-        if records[0]["metric"].startswith(("fid", "fd_")):
+        if not records[0]["higher_is_better"]:
             least = min(records, key=lambda record: record["value"])
-            found.append(least | {"name": f"{least['name']}_least_of_{len(ranges)}"})
+            count = len(ranges)
+            title = f"{least['title']}, least of {count}"
+            found.append(least | {"name": f"{least['name']}_least_of_{count}", "title": title})
     return found
 
 
-def print_figures(records: list[dict[str, Any]]) -> None:
-    """Show each figure with where it comes from."""
+def print_results(records: list[dict[str, Any]]) -> None:
+    """Show each value with where it comes from."""
     table = Table()
-    for title in ("figure", "value", "features", "reference", "samples", "seeds", "evaluations"):
+    for title in ("metric", "value", "features", "reference", "samples", "seeds", "evaluations"):
         justify: Literal["left", "right"] = "right" if title in ("value", "samples", "evaluations") else "left"
         table.add_column(title, justify=justify, overflow="fold")
     for record in records:
         seeds, evaluations = record["seeds"], record["network_evaluations"]
         table.add_row(
-            record["name"],
+            record["title"],
             f"{record['value']:.5g}",
             record["features"],
             record["reference"],

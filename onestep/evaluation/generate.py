@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from onestep.denoiser import Condition, beyond_labels, map_condition
 from onestep.engine.prefetch import prefetch
-from onestep.processes import gather_rows, rank_and_count, share_of
+from onestep.processes import gather_rows, process_rows, rank_and_count
 from onestep.seeding import seeded_inputs, seeded_noise
 
 #: From latents [B, C, H, W], condition and further noise to samples [B, C, H, W] in data units.
@@ -19,7 +19,9 @@ Draw = Callable[[Tensor, Condition, Iterator[Tensor]], Tensor]
 
 
 class Conditions(Protocol):
-    """Conditions by position, such as embeddings of prompts."""
+    """Conditions by position, such as embeddings of prompts; of no text, ``prompts`` is None."""
+
+    prompts: Sequence[str] | None
 
     def __len__(self) -> int: ...
 
@@ -74,6 +76,11 @@ class SampleSpace:
         if conditions is not None and not others:
             raise ValueError("prompts are given, and this network takes none")
         return cls(network.image_shape, network.label_dim, classes, conditions, decode)
+
+    @property
+    def prompts(self) -> Sequence[str] | None:
+        """The prompts that the seeds take in turn; None for other conditions."""
+        return None if self.conditions is None else self.conditions.prompts
 
     def inputs(self, seeds: Sequence[int]) -> tuple[Tensor, Condition]:
         """Latents [N, C, H, W] ~ N(0, I) and the condition of ``seeds``, each a function of its seed alone."""
@@ -130,7 +137,7 @@ def draw_share(
     Every process must take all of it: each computes as many batches as the others, as those with a sharded network
     must, and some a seed more than it keeps. See :func:`draw_batches` for the arguments.
     """
-    share, longest = share_of(len(seeds)), -(-len(seeds) // rank_and_count()[1])
+    share, longest = process_rows(len(seeds)), -(-len(seeds) // rank_and_count()[1])
     kept = len(share)
     own = [*seeds[share.start : share.stop], *[seeds[0]] * (longest - kept)]
     for batch in draw_batches(draw, own, batch_size, space, accelerator, progress):

@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from onestep.evaluation.evaluate import least_of, open_samples, print_figures, score
+from onestep.evaluation.evaluate import evaluate, least_of, open_samples, print_results
 from onestep.evaluation.generate import Draw, SampleSpace, draw_share
 from onestep.evaluation.writing import SampleWriter
 from onestep.metrics.evaluator import Evaluator
-from onestep.processes import gather_rows, rank_and_count, share_of
+from onestep.processes import gather_rows, process_rows, rank_and_count
 
 #: The folders of a run's generators, by the name of their weights.
 WEIGHTS = {"ema": "generator", "raw": "generator_raw"}
@@ -61,7 +61,7 @@ def write_samples(
 
     started = time.monotonic()
     writer = SampleWriter(folder, format, space.image_shape)
-    images = torch.cat(list(writer.write(generate(seeds), [seeds[place] for place in share_of(len(seeds))])))
+    images = torch.cat(list(writer.write(generate(seeds), [seeds[place] for place in process_rows(len(seeds))])))
     writer.wait()
     place = _finish(writer, images, seeds, device)
     accelerator.wait_for_everyone()
@@ -73,11 +73,12 @@ def write_samples(
         "samples_per_second": float(f"{len(seeds) / seconds:.4g}"),
     }
     if evaluator is not None:
-        ranges, count = [score(evaluator, images, seeds, network_evaluations)], len(seeds)
+        ranges, count = [evaluate(evaluator, images, seeds, network_evaluations, space.prompts)], len(seeds)
         for _ in range(1, seed_ranges):
             seeds = range(seeds.stop, seeds.stop + count)
-            ranges.append(score(evaluator, torch.cat(list(generate(seeds))), seeds, network_evaluations))
-        result |= _with_figures(ranges) if main else {}
+            images = torch.cat(list(generate(seeds)))
+            ranges.append(evaluate(evaluator, images, seeds, network_evaluations, space.prompts))
+        result |= _with_results(ranges) if main else {}
     return result
 
 
@@ -85,8 +86,8 @@ def evaluate_files(path: str, evaluator: Evaluator) -> dict[str, Any]:
     """Measure the samples at ``path``, see :func:`onestep.evaluation.evaluate.open_samples`."""
     files = open_samples(path)
     evaluator.check_samples(files.count)
-    records = evaluator.figures(evaluator(files.batches()), files.count, files.seeds, None)
-    return {"images": path, "count": files.count} | _with_figures([records])
+    records = evaluator.results(evaluator(files.batches()), files.count, files.seeds, None)
+    return {"images": path, "count": files.count} | _with_results([records])
 
 
 def _finish(writer: SampleWriter, images: Tensor, seeds: range, device: torch.device) -> Path | None:
@@ -95,9 +96,9 @@ def _finish(writer: SampleWriter, images: Tensor, seeds: range, device: torch.de
     return writer.finish(every_image, seeds) if rank_and_count()[0] == 0 else None
 
 
-def _with_figures(ranges: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The figures of the first range of seeds by name, the least of several, and the records of all."""
+def _with_results(ranges: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """The values of the first range of seeds by name, the least of several, and the records of all."""
     least = least_of(ranges) if len(ranges) > 1 else []
     records = [record for records in ranges for record in records]
-    print_figures(records + least)
-    return {record["name"]: record["value"] for record in ranges[0] + least} | {"figures": records + least}
+    print_results(records + least)
+    return {record["name"]: record["value"] for record in ranges[0] + least} | {"results": records + least}

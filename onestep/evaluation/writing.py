@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from onestep.metrics.features import to_uint8
+from onestep.files import atomic_file
+from onestep.images import to_uint8
 from onestep.reports.plots import save_image, save_samples
 
 FORMATS = ("png", "grid", "npz")
@@ -67,6 +68,7 @@ class SampleWriter:
             return self.folder / "grid.png"
         if self.format == "npz":
             pixels = samples if self.points else to_uint8(samples).permute(0, 2, 3, 1)
-            np.savez(self.folder / "samples.npz", images=pixels.numpy(), seeds=np.array(seeds))
+            with atomic_file(self.folder / "samples.npz") as temporary:
+                np.savez(temporary, images=pixels.numpy(), seeds=np.array(seeds))
             return self.folder / "samples.npz"
         return self.folder

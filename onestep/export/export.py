@@ -1,8 +1,6 @@
 """A finished run's generator as a diffusers pipeline folder with a model card: ``onestep export``."""
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ from onestep.denoiser import beyond_labels
 from onestep.evaluation.sample import WEIGHTS
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
+from onestep.files import atomic_folder
 from onestep.models.diffusers.export import save_text_to_image
-from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
+from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder, quiet
 from onestep.models.generator import Generator
 
 _EPILOG = """\
@@ -46,18 +45,13 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
             raise ValueError(f"{run} holds no {name}: expected the folder of a finished run, which train.py names")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} is there already: give a new folder")
-    # Beside, under the same name, and renamed when complete: what is killed leaves no half of a pipeline.
-    beside = output.absolute().parent / f".writing_{os.getpid()}" / output.name
-    try:
-        _write(run, Generator.from_pretrained(run / WEIGHTS[weights]), beside)
-        os.replace(beside, output)
-    finally:
-        shutil.rmtree(beside.parent, ignore_errors=True)
+    with atomic_folder(output) as temporary:
+        _write(run, weights, temporary)
     return output
 
 
-def _write(run: Path, generator: Generator, output: Path) -> None:
-    output.mkdir(parents=True)
+def _write(run: Path, weights: str, output: Path) -> None:
+    generator = Generator.from_pretrained(run / WEIGHTS[weights])
     config: Any = OmegaConf.load(run / "config.yaml")
     pipeline: Any = OmegaConf.select(config, "teacher.pipeline.path") or OmegaConf.select(config, "data.pipeline.path")
     if text_to_image := bool(beyond_labels(generator.denoiser.condition_keys)):
@@ -65,9 +59,10 @@ def _write(run: Path, generator: Generator, output: Path) -> None:
     else:
         latent = generator.denoiser.denoises_latents or OmegaConf.select(config, "data.pipeline") is not None
         vae = Autoencoder.from_pretrained(pipeline_folder(pipeline)).vae if latent else None
-        OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
+        with quiet():  # no remark that the autoencoder, which images do without, is not saved
+            OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
-    write_card(run, output, generator, usage, text_to_image)
+    write_card(run, output, generator, weights, usage, text_to_image)
 
 
 def _usage(output: Path, generator: Generator) -> str:

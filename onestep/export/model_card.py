@@ -1,7 +1,8 @@
-"""The model card of an exported generator: what it is, what it was measured to be, and how to draw with it."""
+"""The model card of an exported generator: its facts, its metrics, samples, and the code that draws with it."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,30 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from onestep.models.generator import Generator
+from onestep.reports.tables import COSTS, descriptions_of, evaluated_sides, format_value, to_markdown
 
-_METRICS = ("fid", "recall", "modes", "mode_precision", "kl", "energy")
+_PICTURE = "side_by_side.png"
+_WEIGHTS = {
+    "ema": "the average over the training",
+    "raw": "the last of the training; results and samples are those of the average",
+}
 _TEMPLATE = """---
 {{ card_data }}
 ---
 
-# {{ model_name }}
+# {{ title }}
 
 A generator that draws in {{ evaluations }} what its teacher draws in {{ teacher_evaluations }}, distilled with onestep.
 
-| | |
+{% if picture %}![Samples of the teacher and of this generator]({{ picture }})
+
+{% endif %}| | |
 | --- | --- |
 {% for name, value in facts %}| {{ name }} | {{ value }} |
 {% endfor %}
-## Figures
+## Results
 
-| | {% for name in metrics %}{{ name }} | {% endfor %}network evaluations | samples |
-| --- | {% for name in metrics %}--- | {% endfor %}--- | --- |
-{% for side, row in figures %}| {{ side }} | {% for value in row %}{{ value }} | {% endfor %}
-{% endfor %}
+{{ results }}
 ## Use
 
 ```python
@@ -37,74 +42,142 @@ A generator that draws in {{ evaluations }} what its teacher draws in {{ teacher
 """
 
 
-def write_card(run: Path, output: Path, generator: Generator, usage: str, text_to_image: bool = False) -> None:
-    """Write ``README.md``, a card in the hub's format, of the finished ``run``'s ``generator`` into ``output``.
+def write_card(
+    run: Path, output: Path, generator: Generator, weights: str, usage: str, text_to_image: bool = False
+) -> None:
+    """Write ``README.md``, a card in the hub's format, and the run's picture of samples into ``output``.
 
-    ``usage`` is the Python code that draws with it.
+    Args:
+        run: the folder of a finished distillation.
+        output: the folder of the exported pipeline, whose name becomes the model's.
+        generator: what was exported.
+        weights: "ema" or "raw", which of the run's two generators that is.
+        usage: the Python code that draws with it.
+        text_to_image: whether it draws of prompts.
     """
     summary = json.loads((run / "summary.json").read_text())
     config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))  # type: ignore[assignment]
-    student, teacher = summary["student"], summary["teacher"]
-    metrics = [name for name in _METRICS if name in student]
     task = "text-to-image" if text_to_image else "unconditional-image-generation"
-    data_name = _describe(config["data"])
-    results = [
-        EvalResult(task, dataset_type=data_name, dataset_name=data_name, metric_type=name, metric_value=student[name])
-        for name in metrics
-    ]
+    steps = generator.network_evaluations
+    kind = "one-step" if steps == 1 else f"{steps}-step"
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,
-        tags=["onestep", "distillation", "one-step" if generator.network_evaluations == 1 else "few-step"],
+        tags=["onestep", "distillation", "one-step" if steps == 1 else "few-step"],
         model_name=output.name,
         base_model=_hub_id(config["teacher"].get("path") or ""),
-        eval_results=results or None,
+        eval_results=_eval_results(summary, task, _name(config["data"])) or None,
     )
+    if (run / _PICTURE).is_file():
+        shutil.copyfile(run / _PICTURE, output / _PICTURE)
     card = ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
-        evaluations=_evaluations(student["network_evaluations"]),
-        teacher_evaluations=_evaluations(teacher["network_evaluations"]),
-        facts=_facts(config, generator, data_name, summary),
-        metrics=metrics,
-        figures=[
-            (side, [*(f"{row[name]:.4g}" for name in metrics), row["network_evaluations"], row["samples"]])
-            for side, row in summary.items()
-            if side in ("teacher", "student") and "samples" in row
-        ],
+        title=f"{output.name}: {kind} generator by {_name(config['objective'])}",
+        evaluations=_evaluations(steps),
+        teacher_evaluations=_evaluations(summary["teacher"]["network_evaluations"]),
+        picture=_PICTURE if (run / _PICTURE).is_file() else None,
+        facts=[(name, value.replace("|", r"\|")) for name, value in _facts(config, generator, summary, weights)],
+        results=_results_table(summary),
         usage=usage,
     )
     card.save(output / "README.md")
 
 
-def _facts(
-    config: dict[str, Any], generator: Generator, data_name: str, summary: dict[str, Any]
-) -> list[tuple[str, str]]:
-    sigmas = (generator.sigma_init, *generator.later_sigmas)
+def _eval_results(summary: dict[str, Any], task: str, data: str) -> list[EvalResult]:
     return [
-        ("teacher", f"{_describe(config['teacher'])}, guidance {config['teacher'].get('guidance')}"),
-        ("objective", _describe(config["objective"])),
-        ("divergence", _describe(config["divergence"])),
-        ("discriminator", _describe(config["discriminator"])),
-        ("data", data_name),
-        ("images seen in training", f"{summary['images_seen']:,}"),
-        ("noise levels of the steps", ", ".join(f"{sigma:g}" for sigma in sigmas)),
+        EvalResult(
+            task,
+            dataset_type=data,
+            dataset_name=data,
+            metric_type=record["name"],
+            metric_name=record["title"],
+            metric_value=record["value"],
+        )
+        for record in _first_records(summary, "student").values()
     ]
 
 
+def _first_records(summary: dict[str, Any], side: str) -> dict[str, dict[str, Any]]:
+    """The record of each of a side's values of the first range of seeds, by its key."""
+    records: dict[str, dict[str, Any]] = {}
+    for record in summary["results"].get(side, []):
+        records.setdefault(record["metric"], record)
+    return records
+
+
+def _results_table(summary: dict[str, Any]) -> str:
+    """A metric or cost a row; teacher and student, and the conditions of the metric, its columns."""
+    sides, records = evaluated_sides(summary), _first_records(summary, "student")
+    rows = [["", *sides, "features", "reference"]]
+    for key, description in descriptions_of(summary).items():
+        of_metric = [records[key][name].replace("|", r"\|") for name in ("features", "reference")]
+        rows.append([description.heading, *_cells(summary, sides, key), *of_metric])
+    rows += [[cost.replace("_", " "), *_cells(summary, sides, cost), "", ""] for cost in COSTS]
+    return to_markdown(rows)
+
+
+def _cells(summary: dict[str, Any], sides: list[str], key: str) -> list[str]:
+    return [format_value(summary[side][key]) if key in summary[side] else "" for side in sides]
+
+
+def _facts(
+    config: dict[str, Any], generator: Generator, summary: dict[str, Any], weights: str
+) -> list[tuple[str, str]]:
+    """Names and values of what the run was made of."""
+    objective, weights_of = config["objective"], config["generator"]
+    sigmas = (generator.sigma_init, *generator.later_sigmas)
+    return [
+        ("teacher", _describe(config["teacher"])),
+        ("teacher's sampler", _describe(config["sampler"])),
+        ("objective", _describe(objective)),
+        *((name, _describe(node)) for name, node in objective.items() if _is_part(node)),
+        ("discriminator", _describe(config["discriminator"]["head"])),
+        ("adversarial weight", f"{weights_of['gan_weight']:g}"),
+        ("regression weight", f"{weights_of['regression_weight']:g}"),
+        ("data", _describe(config["data"])),
+        ("images seen in training", f"{summary['images_seen']:,}"),
+        ("seconds of training", f"{summary['seconds']:,.0f}"),
+        ("noise levels of the steps", ", ".join(f"{sigma:g}" for sigma in sigmas)),
+        ("weights", _WEIGHTS[weights]),
+    ]
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
 def _describe(node: dict[str, Any] | None) -> str:
-    """What a part of the configuration builds, of its ``path`` no more than may be seen."""
+    """The name of a part of the configuration and its plain values; of a path no more than may be seen."""
     if node is None:
         return "none"
-    name = str(node["_target_"]).rpartition(".")[2]
-    if isinstance(node.get("images"), dict):
-        return f"{name} of {_describe(node['images'])}"
-    path = node.get("path")
-    return f"{name} ({_hub_id(path) or Path(path).name})" if isinstance(path, str) else name
+    values = [
+        f"{key.replace('_', ' ')} {_shown(value)}"
+        for key, value in node.items()
+        if isinstance(value, str | float | int) and not key.startswith("_") and key not in ("path", "cache")
+    ]
+    return ", ".join([_name(node), *values])
+
+
+def _name(node: dict[str, Any]) -> str:
+    """The class of a part of the configuration with what it reads; of a function, such as load_teacher, that alone."""
+    name, path = str(node["_target_"]).rpartition(".")[2], node.get("path")
+    if _is_part(node.get("images")):
+        return f"{name} of {_name(node['images'])}"
+    if not isinstance(path, str):
+        return name
+    return f"{name} ({_shown(path)})" if name[0].isupper() else _shown(path)
+
+
+def _shown(value: str | float) -> str:
+    """A value of the configuration; of a path its last part: where things lie on a machine stays private."""
+    if isinstance(value, str):
+        return _hub_id(value) or Path(value).name
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def _hub_id(path: str) -> str | None:
-    """``path`` if it is a hub id, None if a local one: where things lie on a machine stays private."""
+    """``path`` if it is a hub id, None if a local one."""
     return path if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists() else None
 
 

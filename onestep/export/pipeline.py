@@ -10,7 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from onestep.denoiser import map_condition
-from onestep.metrics.features import to_uint8
+from onestep.images import to_uint8
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
 from onestep.models.generator import Generator, load_denoiser

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onestep.assets import ASSETS
+from onestep.files import atomic_file
 from onestep.metrics.features import FeatureNetwork
 
 
@@ -61,8 +62,9 @@ class Classifier(FeatureNetwork):
         return self.logits(self.forward(images))
 
     def save(self, path: Path) -> None:
-        """Write the weights, and in their metadata what rebuilds the network and its accuracy."""
-        save_file(self.state_dict(), path, metadata={"config": json.dumps(self.config)})
+        """Write the weights, with the arguments that rebuild the network in their metadata."""
+        with atomic_file(path) as temporary:
+            save_file(self.state_dict(), temporary, metadata={"config": json.dumps(self.config)})
 
 
 def load_classifier(path: str) -> Classifier:

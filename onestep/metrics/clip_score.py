@@ -17,6 +17,8 @@ class CLIPScore:
     """
 
     reads: Kind = "similarities"
+    title = "CLIP score"
+    higher_is_better = True
 
     def __init__(self, features: CLIPFeatures) -> None:
         self.features: FeatureNetwork | None = features

@@ -1,38 +1,49 @@
-"""Scores samples by several metrics from one pass through each feature network."""
+"""Evaluates several metrics of samples from one pass through each feature network."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from onestep.images import to_uint8
 from onestep.metrics.extraction import OF_SAMPLES, Extraction, Kind, Reference
-from onestep.metrics.features import FeatureNetwork, to_uint8
-from onestep.metrics.reference import ReferenceCache
-from onestep.metrics.result import Figure
+from onestep.metrics.features import FeatureNetwork
+from onestep.metrics.reference import reference_features
+from onestep.metrics.result import Description, Result
 from onestep.metrics.statistics import Moments
 from onestep.processes import rank_and_count
 
 
 class Metric(Protocol):
-    """A figure of merit of generated samples against real ones, or several by name.
+    """A value that compares generated samples with real ones, or several values by their keys.
+
+    A metric of one value has the key that it is configured under; of several values each has its own.
 
     Attributes:
         reads: what it is given of each side: "vectors", features [N, D]; "moments", their mean and covariance, which
             take no memory that grows with N; of the generated side alone "logits", [N, K], or "similarities" to the
             prompts, [N].
         features: its own feature network; None for that of all metrics.
+        title: how tables and plots name the value; of several values, each one's title by its key.
+        higher_is_better: the direction of the value; of several values one for all, or each one's by its key.
     """
 
     reads: Kind
     features: FeatureNetwork | None
 
+    @property
+    def title(self) -> str | Mapping[str, str]: ...
+
+    @property
+    def higher_is_better(self) -> bool | Mapping[str, bool]: ...
+
     def __call__(self, real: Any, generated: Any) -> float | dict[str, float]: ...
 
 
 class Evaluator:
-    """Computes every metric on images, quantised to uint8 as a published figure's are.
+    """Computes every metric on images, quantised to uint8 as a published value's are.
 
     In several processes each makes one, and calls it with its own share of the samples if it says so by ``shared``.
 
@@ -44,9 +55,12 @@ class Evaluator:
         device: where the feature networks run.
         cache: the folder where the reference's features are kept, under a hash of data and network; None to keep none.
 
+    Attributes:
+        descriptions: title and direction of each value, by its key, in the order of the metrics.
+
     Raises:
-        ValueError: if a feature network takes images of another shape than the reference's, or a metric needs more of
-            the reference than its moments.
+        ValueError: if two metrics have a value of the same key, a feature network takes images of another shape than
+            the reference's, or a metric needs more of the reference than its moments.
     """
 
     def __init__(
@@ -58,6 +72,13 @@ class Evaluator:
         cache: str | None = None,
     ) -> None:
         self.metrics, self.reference, self.device = metrics, reference, device
+        self.descriptions: dict[str, Description] = {}
+        self._metric_of: dict[str, str] = {}
+        for name, metric in metrics.items():
+            for key, description in _describe(name, metric).items():
+                if key in self.descriptions:
+                    raise ValueError(f"metrics: {self._metric_of[key]} and {name} both measure {key}: leave one out")
+                self.descriptions[key], self._metric_of[key] = description, name
         self.network_of = {
             name: features if (own := getattr(metric, "features", None)) is None else own
             for name, metric in metrics.items()
@@ -73,7 +94,7 @@ class Evaluator:
             elif isinstance(reference, Moments):
                 self.real[network] = self._of_moments(reference, wanted)
             else:
-                self.real[network] = ReferenceCache(cache, reference, network, device).read_or_make(wanted)
+                self.real[network] = reference_features(reference, network, wanted, device, cache)
 
     def __call__(
         self,
@@ -87,7 +108,7 @@ class Evaluator:
         Args:
             batches: the samples in [-1, 1], or points.
             prompts: what each sample was drawn of, for metrics that compare with it.
-            shared: whether each process brings its own share, the first the first; the figures are then of all.
+            shared: whether each process brings its own share, the first the first; the values are then of all.
             only: the names of the metrics to compute; None for all.
         """
         wanted = self._wanted(only)
@@ -140,17 +161,22 @@ class Evaluator:
                 title = "points" if network is None else network.title
                 raise ValueError(f"{name} is a published protocol in the features of another network than {title}")
 
-    def figures(
+    def keys(self, only: Collection[str] | None = None) -> list[str]:
+        """The keys of the values of the metrics ``only``, by their names; None for all."""
+        return [key for key, name in self._metric_of.items() if only is None or name in only]
+
+    def results(
         self, values: dict[str, float], samples: int, seeds: list[int] | None, network_evaluations: int | None
     ) -> list[dict[str, Any]]:
-        """A record for each of ``values``, with all that a reader needs to know of it, see :class:`Figure`."""
-        several = {key: name for name, metric in self.metrics.items() for key in getattr(metric, "keys", ())}
+        """A record of each of ``values``, with all that a reader needs to know of it, see :class:`Result`."""
         records = []
         for key, value in values.items():
-            network = self.network_of[several.get(key, key)]
-            figure = Figure(
+            network, description = self.network_of[self._metric_of[key]], self.descriptions[key]
+            result = Result(
                 metric=key,
                 value=value,
+                title=description.title,
+                higher_is_better=description.higher_is_better,
                 features="the samples themselves" if network is None else network.title,
                 reference="none" if self.reference is None else self.reference.description,
                 samples=samples,
@@ -158,7 +184,7 @@ class Evaluator:
                 seeds=seeds,
                 network_evaluations=network_evaluations,
             )
-            records.append({"name": figure.name} | asdict(figure))
+            records.append({"name": result.name} | asdict(result))
         return records
 
     def _chosen(self, only: Collection[str] | None) -> dict[str, Metric]:
@@ -176,7 +202,7 @@ class Evaluator:
         if network is None:
             if given is None or given[1:] != (1, 1):
                 raise ValueError(
-                    "images are scored in the features of a network, and there is none: choose features=..."
+                    "images are compared in the features of a network, and there is none: choose features=..."
                 )
         elif given is not None and network.image_shape is not None and tuple(network.image_shape) != given:
             raise ValueError(
@@ -195,3 +221,12 @@ class Evaluator:
                 f"metrics={list(self.metrics)} compare with real images, and there are none: give data=... with images "
                 "and features=..., or reference=..., an .npz of moments; or choose metrics=[]"
             )
+
+
+def _describe(name: str, metric: Metric) -> dict[str, Description]:
+    """The description of each value of the ``metric`` that is configured under ``name``, by its key."""
+    titles, better = metric.title, metric.higher_is_better
+    by_key = {name: titles} if isinstance(titles, str) else titles
+    return {
+        key: Description(title, better if isinstance(better, bool) else better[key]) for key, title in by_key.items()
+    }

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from onestep.metrics.features import FeatureNetwork, to_uint8
+from onestep.images import to_uint8
+from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.statistics import FeatureStatistics
-from onestep.processes import gather_rows, share_of
+from onestep.processes import gather_rows, process_rows
 
 Kind = Literal["moments", "vectors", "logits", "similarities"]
 #: What is read of the generated side alone.
@@ -92,8 +93,8 @@ class Extraction:
         """What is collected of all images of ``reference``; the processes share the work, and each has all of it."""
         if not self.kinds:
             return {}
-        share = share_of(len(reference))
-        total = -(-len(share) // _READ)
-        for batch in tqdm(reference.batches(_READ, share), "features of the reference", total, leave=False, delay=2):
+        rows = process_rows(len(reference))
+        total = -(-len(rows) // _READ)
+        for batch in tqdm(reference.batches(_READ, rows), "features of the reference", total, leave=False, delay=2):
             self.add(batch if self.network is None else to_uint8(batch))
         return self.finish(shared=True)

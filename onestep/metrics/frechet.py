@@ -13,13 +13,17 @@ class FrechetDistance:
 
     Args:
         features: its own feature network; None for that of all metrics.
-        samples: the number of samples that a protocol asks for, without which the figure is refused; None for any.
+        samples: the number of samples that a protocol asks for; another number is refused. None for any.
+        title: how tables and plots name it, such as FID in Inception's features.
     """
 
     reads: Kind = "moments"
+    higher_is_better = False
 
-    def __init__(self, features: FeatureNetwork | None = None, samples: int | None = None) -> None:
-        self.features, self.samples = features, samples
+    def __init__(
+        self, features: FeatureNetwork | None = None, samples: int | None = None, title: str = "Frechet distance"
+    ) -> None:
+        self.features, self.samples, self.title = features, samples, title
 
     def __call__(self, real: Tensor | Moments, generated: Tensor | Moments) -> float:
         """The distance between ``real`` [M, D] and ``generated`` [N, D] features, or between their moments."""

@@ -1,7 +1,5 @@
 """The Inception network of published FIDs: NVIDIA's TorchScript translation of the original of 2015."""
 
-import hashlib
-import os
 import urllib.request
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from onestep.files import atomic_file, hash_file
 from onestep.metrics.features import FeatureNetwork
 
 #: The hash of the one program that a run's configuration may name; others are given by hand.
@@ -64,34 +63,24 @@ def _as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def hash_file(path: Path) -> str:
-    """The sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def fetch(path: Path, sha256: str, url: str | None) -> None:
-    """Fetch ``url`` to ``path``, which is there afterwards only if all came and has the hash ``sha256``.
+    """Fetch ``url`` to ``path``, which exists afterwards only if it is complete and has the hash ``sha256``.
 
     Raises:
         ValueError: if that failed.
     """
     if url is None:
         raise ValueError(f"no feature network at {path}, and features.url is null: give its path as features.path=...")
-    beside = path.with_name(f".fetching_{os.getpid()}_{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=60) as answer, beside.open("wb") as file:
-            total = int(answer.headers.get("Content-Length") or 0) or None
-            with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, leave=False) as bar:
-                while block := answer.read(1 << 20):
-                    bar.update(file.write(block))
-        if (content_hash := hash_file(beside)) != sha256.lower():
-            raise ValueError(f"its sha256 is {content_hash}, not {sha256}")
-        os.replace(beside, path)
+        with atomic_file(path) as temporary:
+            with urllib.request.urlopen(url, timeout=60) as answer, temporary.open("wb") as file:
+                total = int(answer.headers.get("Content-Length") or 0) or None
+                with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, leave=False) as bar:
+                    while block := answer.read(1 << 20):
+                        bar.update(file.write(block))
+            if (content_hash := hash_file(temporary)) != sha256.lower():
+                raise ValueError(f"its sha256 is {content_hash}, not {sha256}")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{url} could not be fetched to {path} ({error}): fetch it yourself and give features.path=..."
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)

@@ -18,6 +18,8 @@ class InceptionScore:
     """
 
     reads: Kind = "logits"
+    title = "Inception Score"
+    higher_is_better = True
 
     def __init__(self, splits: int, features: FeatureNetwork | None = None) -> None:
         if splits < 1:

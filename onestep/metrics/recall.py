@@ -1,5 +1,7 @@
 """Precision and recall of samples by nearest neighbours (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from onestep.metrics.extraction import Kind
@@ -16,6 +18,8 @@ class Recall:
     """
 
     reads: Kind = "vectors"
+    title = "recall"
+    higher_is_better = True
 
     def __init__(self, k: int, features: FeatureNetwork | None = None) -> None:
         self.k, self.features = check_neighbour("recall", k), features
@@ -36,7 +40,7 @@ class PRDC:
 
     Precision is recall with the sides exchanged: the share of generated samples within the ``k``-th nearest
     neighbour's distance of some real one. Density counts how many such balls a generated sample lies in, over ``k``,
-    and is 1 for the real law itself; coverage is the share of real balls that hold a generated sample.
+    and is 1 for the real distribution itself; coverage is the share of real balls that hold a generated sample.
 
     Args:
         k: neighbour that sets the radii of precision and recall, itself not counted.
@@ -45,7 +49,8 @@ class PRDC:
     """
 
     reads: Kind = "vectors"
-    keys = ("precision", "recall", "density", "coverage")
+    title: ClassVar = {key: key for key in ("precision", "recall", "density", "coverage")}
+    higher_is_better = True
 
     def __init__(self, k: int, k_density: int, features: FeatureNetwork | None = None) -> None:
         self.k, self.k_density = check_neighbour("precision", k), check_neighbour("density", k_density)

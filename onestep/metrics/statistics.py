@@ -1,6 +1,5 @@
 """Mean and covariance of features, accumulated in float64 in any batches and over any number of processes."""
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onestep.files import atomic_file
 from onestep.processes import sum_over_processes
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What a Frechet distance knows of a set of features.
+    """The moments of a set of features, from which a Frechet distance is computed.
 
     Args:
         mean: [D] float64.
         covariance: [D, D] float64, unbiased.
         count: how many features there were; None where a file does not say.
-        description: what a figure's record says of them.
+        description: their name in the record of a metric.
     """
 
     mean: Tensor
@@ -54,9 +54,8 @@ class Moments:
 
     def save(self, path: str | Path) -> None:
         """Write ``mu`` and ``sigma`` as an .npz that EDM's ``fid.py calc`` reads."""
-        beside = Path(path).with_name(f".writing_{os.getpid()}_{Path(path).name}.npz")
-        np.savez(beside, mu=self.mean.numpy(), sigma=self.covariance.numpy())
-        os.replace(beside, path)
+        with atomic_file(path) as temporary, temporary.open("wb") as file:  # by name, numpy would append .npz
+            np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy())
 
 
 class FeatureStatistics:
@@ -76,7 +75,7 @@ class FeatureStatistics:
         return self
 
     def reduce(self) -> Self:
-        """Add what the other processes have; every process must call it."""
+        """Add the sums of the other processes; every process must call it."""
         for name in ("count", "sum", "products"):
             setattr(self, name, sum_over_processes(getattr(self, name)))
         return self

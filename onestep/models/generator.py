@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition
+from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.edm.denoiser import EDMDenoiser
@@ -63,6 +64,16 @@ class Generator(nn.Module):
         """Network evaluations a sample costs: the number of steps."""
         return 1 + len(self.later_sigmas)
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's noise, (C, H, W)."""
+        return self.denoiser.image_shape
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Its one network."""
+        return [self.denoiser]
+
     def forward(
         self, latents: Tensor, condition: Condition = NO_CONDITION, noises: Iterator[Tensor] | None = None
     ) -> Tensor:
@@ -104,7 +115,7 @@ class Generator(nn.Module):
         """Write the network as safetensors with its config, and this class's settings beside them."""
         self.denoiser.save_pretrained(folder)
         settings = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
-        (Path(folder) / _SETTINGS).write_text(json.dumps(settings) + "\n")
+        write_text(Path(folder) / _SETTINGS, json.dumps(settings) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -1,7 +1,7 @@
-"""What every objective is given and what it gives back."""
+"""The interface of objectives: predictions in, per-sample losses out."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,30 +25,33 @@ class Predictions:
     x0_teacher: Tensor  # [B, ...], the teacher's x0-prediction at (x_sigma, sigma)
     x0_fake: Tensor | None = None  # [B, ...], the fake score's
     log_ratio: Tensor | None = None  # [B], log p/q at (x_sigma, sigma): p the teacher's (or the data's) law, q ours
-    # [N], the log_ratio of all of this process's samples, where they are evaluated a part [B] at a time
-    log_ratio_of_batch: Tensor | None = None
+    # [], what the divergence's weights are divided by; None for their mean over this batch, of which there is one each
+    # iteration: where a batch is evaluated in micro-batches, the scale is that of all of them
+    weight_scale: Tensor | None = None
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """A distillation objective: per-sample losses whose mean's gradient by the generator is the method's.
 
-    Objectives are plain callables without state: they need no loop, no accelerator and no configuration.
+    Objectives are functions without state: they need no loop, no accelerator and no configuration.
+
+    Attributes:
+        needs_fake_score: whether ``x0_fake`` must be given.
+        needs_ratio: whether ``log_ratio`` must be given.
+        differentiates_scores: whether ``x0_teacher``, ``x0_fake`` and ``log_ratio`` must carry a graph to ``x_sigma``.
     """
 
-    @property
-    def needs_fake_score(self) -> bool:
-        """Whether ``x0_fake`` must be given."""
+    needs_fake_score: bool = True
+    needs_ratio: bool = False
+    differentiates_scores: bool = False
 
-    @property
-    def needs_ratio(self) -> bool:
-        """Whether ``log_ratio`` must be given."""
-
-    @property
-    def differentiates_scores(self) -> bool:
-        """Whether ``x0_teacher``, ``x0_fake`` and ``log_ratio`` must carry a graph back to ``x_sigma``."""
-
+    @abstractmethod
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses [B] and named diagnostics, detached, [B] or scalars."""
+
+    def weight_scale(self, log_ratio: Tensor) -> Tensor:
+        """The number that the weights of a batch with ``log_ratio`` [B] are divided by; 1 without such weights."""
+        return log_ratio.new_ones(())
 
 
 def require_x0_fake(predictions: Predictions) -> Tensor:
@@ -110,13 +113,6 @@ def score_distance(
     d = predictions.x0_teacher - x0_fake
     projected = per_sample_sum(d * (x0_fake - predictions.x_generated))
     return (squared_weight * per_sample_sum(d.square()) + projected_weight * projected) / predictions.sigma**4
-
-
-def weight_of_batch(weight: Tensor, predictions: Predictions, divergence: Divergence) -> Tensor:
-    """The ``divergence``'s weights of all of this process's samples: ``weight`` [B], or [N] where these are a part."""
-    if predictions.log_ratio_of_batch is None or not divergence.needs_ratio:
-        return weight
-    return divergence.weight(predictions.log_ratio_of_batch.detach())
 
 
 def weight_statistics(weight: Tensor, x0_fake: Tensor, predictions: Predictions) -> dict[str, Tensor]:

@@ -6,16 +6,10 @@ the same noise level (:class:`RatioNormalizer`), then the weight by its mean ove
 """
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 from onestep.noise import SigmaDistribution
-
-
-def _sum_over_processes(values: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values
+from onestep.processes import sum_over_processes
 
 
 def global_mean(values: Tensor) -> Tensor:
@@ -24,7 +18,7 @@ def global_mean(values: Tensor) -> Tensor:
     Summed in float64. Every process must call it; their batches may differ in size.
     """
     exact = values.detach().double()
-    total_and_count = _sum_over_processes(torch.stack([exact.sum(), torch.ones_like(exact).sum()]))
+    total_and_count = sum_over_processes(torch.stack([exact.sum(), torch.ones_like(exact).sum()]))
     return total_and_count[0].div(total_and_count[1]).to(values.dtype)
 
 
@@ -74,7 +68,7 @@ class RatioNormalizer(nn.Module):
         # A product with the one-hot membership, as scattered additions are not deterministic on a GPU. (torch's one_hot
         # checks its input, for which the device would be waited for.)
         membership = (self._bin(sigma)[:, None] == torch.arange(self.bins, device=sigma.device)).double()
-        sums, counts = _sum_over_processes(torch.stack([ratio, torch.ones_like(ratio)]) @ membership)
+        sums, counts = sum_over_processes(torch.stack([ratio, torch.ones_like(ratio)]) @ membership)
         kept = torch.where(counts > 0, self.decay, 1.0)
         self.sums.mul_(kept).add_(sums)
         self.counts.mul_(kept).add_(counts)

@@ -4,19 +4,19 @@ from torch import Tensor
 
 from onestep.noise import expand_like
 from onestep.objectives.base import (
+    Objective,
     Predictions,
     descend,
     require_log_ratio,
     require_x0_fake,
     score_difference,
-    weight_of_batch,
     weight_statistics,
 )
 from onestep.objectives.divergences import Divergence
 from onestep.objectives.weighting import Weighting, weight_scale
 
 
-class FDistill:
+class FDistill(Objective):
     """The gradient ``E[-h(r) delta dx/dtheta]``, ``delta = score_p - score_q = (x0_teacher - x0_fake) / sigma^2``.
 
     Theorem 1 of the paper. With :class:`ReverseKL` (h = 1) it is the distribution matching of Diff-Instruct, VSD, DMD
@@ -33,13 +33,16 @@ class FDistill:
         self.normalize_weight = normalize_weight
         self.needs_ratio = divergence.needs_ratio
 
+    def weight_scale(self, log_ratio: Tensor) -> Tensor:
+        return weight_scale(self.divergence.weight(log_ratio.detach()), self.normalize_weight)
+
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B], whose gradient by ``x_generated`` is exactly ``-weighting * h * delta``, and diagnostics."""
         x0_fake = require_x0_fake(predictions)
         log_ratio = require_log_ratio(predictions, self.divergence)
 
         h = self.divergence.weight(log_ratio.detach())
-        scale = weight_scale(weight_of_batch(h, predictions, self.divergence), self.normalize_weight)
+        scale = self.weight_scale(log_ratio) if predictions.weight_scale is None else predictions.weight_scale
         factor = self.weighting(predictions, power=2) * h / scale
         delta = score_difference(predictions.x0_teacher, x0_fake, predictions.sigma)
         losses = descend(predictions.x_generated, -expand_like(factor, delta) * delta)

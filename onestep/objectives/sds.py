@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from onestep.noise import expand_like
-from onestep.objectives.base import Predictions, descend, score_difference, weight_statistics
+from onestep.objectives.base import Objective, Predictions, descend, score_difference, weight_statistics
 from onestep.objectives.weighting import Weighting
 
 
-class SDS:
+class SDS(Objective):
     """The gradient ``E[-(score_p(x_sigma) - score of the noise added) dx/dtheta]`` (eq. 3 of the paper).
 
     The noise's own score is that of an x0-prediction equal to ``x_generated``, so this is the distribution matching of

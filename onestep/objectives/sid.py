@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from onestep.objectives.base import (
+    Objective,
     Predictions,
     require_path_gradient,
     require_x0_fake,
@@ -13,7 +14,7 @@ from onestep.objectives.base import (
 from onestep.objectives.weighting import Weighting
 
 
-class SiD:
+class SiD(Objective):
     """The loss ``[2 (1 - alpha) |d|^2 + 2 d . (x0_fake - x_generated)] / sigma^4``, ``d = x0_teacher - x0_fake``.
 
     Twice that of eq. 23 of the paper. ``alpha = 1/2`` has the exact gradient of ``E_q|score_p - score_q|^2``, as Score

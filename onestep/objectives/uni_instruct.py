@@ -3,19 +3,19 @@
 from torch import Tensor
 
 from onestep.objectives.base import (
+    Objective,
     Predictions,
     require_log_ratio,
     require_path_gradient,
     require_x0_fake,
     score_distance,
-    weight_of_batch,
     weight_statistics,
 )
 from onestep.objectives.divergences import Divergence
 from onestep.objectives.weighting import Weighting, weight_scale
 
 
-class UniInstruct:
+class UniInstruct(Objective):
     """The exact gradient of ``E_q[h(r) |score_p - score_q|^2]`` at each noise level, by a surrogate.
 
     ``D_f(p||q)`` at sigma = 0 is, up to its value at the largest sigma, the integral of sigma times this expectation.
@@ -43,6 +43,9 @@ class UniInstruct:
         self.exact_ratio_gradient = exact_ratio_gradient
         self.needs_ratio = divergence.needs_ratio
 
+    def weight_scale(self, log_ratio: Tensor) -> Tensor:
+        return weight_scale(self.divergence.weight(log_ratio.detach()), self.normalize_weight)
+
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B], the surrogate times the weighting (their values are not a distance), and diagnostics."""
         x0_fake = require_x0_fake(predictions)
@@ -57,5 +60,5 @@ class UniInstruct:
         slope = self.divergence.weight_slope(log_ratio)  # r h'(r)
         surrogate = score_distance(predictions, x0_fake, squared_weight=h - slope, projected_weight=2 * h)
 
-        scale = weight_scale(weight_of_batch(h, predictions, self.divergence), self.normalize_weight)
+        scale = self.weight_scale(log_ratio) if predictions.weight_scale is None else predictions.weight_scale
         return self.weighting(predictions, power=4) / scale * surrogate, weight_statistics(h, x0_fake, predictions)

@@ -9,11 +9,11 @@ from rich.console import Console
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from onestep.build.run import build_run
 from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset
-from onestep.engine.run import Run
+from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
-from onestep.metrics.features import to_uint8
 from onestep.seeding import seeded_rng
 
 
@@ -30,7 +30,7 @@ def pretrain_features(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: for data without classes.
     """
-    run = Run(config)
+    run = build_run(config)
     run.write_config()
     images, labels = _read(instantiate(config.data))
     held_out: ImageDataset | None = instantiate(config.held_out)

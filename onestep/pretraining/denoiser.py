@@ -1,41 +1,38 @@
 """Pretraining of what a distillation starts from: a teacher."""
 
-import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 
-from onestep.build.evaluation import build_evaluator, reference_of, sample_space
-from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import ImageDataset, has_images
+from onestep.data.dataset import ImageDataset
 from onestep.denoiser import micro_batches
-from onestep.distillation.build import prepare_networks
-from onestep.distillation.checks import check_fit
 from onestep.engine.ema import EMA
 from onestep.engine.log import read_log
 from onestep.engine.optimizer import (
     GuardedOptimizer,
     NonFiniteError,
     SkippedStepError,
-    Term,
-    denoising_loss,
 )
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
-from onestep.evaluation.evaluate import Scorer, check_evaluation
+from onestep.evaluation.evaluate import RunEvaluator
+from onestep.evaluation.generate import SampleSpace
 from onestep.metrics.evaluator import Evaluator
+from onestep.metrics.result import Measurement
 from onestep.models.base import DenoiserNetwork
 from onestep.models.generator import load_denoiser
 from onestep.noise import SigmaDistribution, add_noise
-from onestep.reports.plots import save_curves, save_samples
+from onestep.objectives.denoising import denoising_loss
+from onestep.objectives.losses import Losses, Term
+from onestep.reports.plots import save_curves
+from onestep.reports.tables import print_summary
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_rng
 
@@ -44,6 +41,7 @@ from onestep.seeding import seeded_rng
 class Pretraining:
     """Everything that the loop works with."""
 
+    run: Run
     settings: TrainingSettings
     evaluation: EvaluationSettings
     data: ImageDataset
@@ -54,27 +52,28 @@ class Pretraining:
     sampler: Sampler
     evaluator: Evaluator
     augment: EDMAugmentation | None
+    space: SampleSpace
+    run_evaluator: RunEvaluator = field(init=False)
 
-    def scorer(self, run: Run) -> Scorer:
-        """What scores in ``run``."""
-        return Scorer(run, self.evaluator, self.evaluation, sample_space(self.network, self.data))
+    def __post_init__(self) -> None:
+        self.run_evaluator = RunEvaluator(self.run, self.evaluator, self.evaluation, self.space)
 
 
-def pretrain(config: DictConfig) -> dict[str, Any]:
-    """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the average that had the least FID.
+def pretrain(parts: Pretraining) -> dict[str, Any]:
+    """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the best average; without metrics the last.
 
-    The folder ``teacher`` of the run then loads with ``teacher=local teacher.path=...``.
+    ``evaluation.best`` names the value that picks it. The folder ``teacher`` of the run then loads with
+    ``teacher=local teacher.path=...``.
 
     Returns:
         ``teacher``, the kept one's metrics with ``network_evaluations``, ``samples`` and ``samples_per_second``;
-        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``figures``, a record of each metric;
+        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``results``, a record of each value;
         empty outside the main process.
 
     Raises:
         ValueError, SystemExit: as :func:`onestep.distillation.loop.distill`.
     """
-    run = Run(config)
-    parts = _build(config, run)
+    run = parts.run
     state = TrainingState({"network": parts.network, "network_ema": parts.ema.average}, {"network": parts.optimizer})
     run.start(state, parts.settings)
     with run.guarded():
@@ -87,42 +86,6 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     return _finish(run, parts, state)
 
 
-def _build(config: DictConfig, run: Run) -> Pretraining:
-    settings: TrainingSettings = instantiate(config.training)
-    settings.share_of(run.accelerator.num_processes)
-    data: ImageDataset | None = instantiate(config.data)
-    if data is None or not has_images(data):
-        raise ValueError("a pretraining needs images to train on: choose data=..., such as data=image_folder")
-    torch.manual_seed(seeded_rng(config.seed).initial_seed())
-    network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
-    check_fit(network, data)
-    augment: EDMAugmentation | None = instantiate(config.get("augment"))
-    taken = getattr(network, "augment_dim", 0)
-    if augment is not None and taken != augment.label_dim:
-        raise ValueError(
-            f"augment=...: the network must take its {augment.label_dim} labels, and takes {taken}: set "
-            f"network.options.augment_dim={augment.label_dim}"
-        )
-    ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
-    prepare_networks(config, run.device, trained=[network], others=[ema.average])
-    optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
-    evaluation: EvaluationSettings = instantiate(config.evaluation)
-    evaluator = build_evaluator(config, config.get("features"), reference_of(data), run.device)
-    check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
-    return Pretraining(
-        settings=settings,
-        evaluation=evaluation,
-        data=data,
-        sigma=instantiate(config.sigma),
-        network=network,
-        ema=ema,
-        optimizer=GuardedOptimizer(optimizer, settings, config.precision == "fp16", [network]),
-        sampler=instantiate(config.sampler),
-        evaluator=evaluator,
-        augment=augment,
-    )
-
-
 def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
     """The iterations from ``state.iteration`` on."""
     settings, network = parts.settings, parts.network
@@ -130,21 +93,21 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
         assert x_real is not None  # data without images was refused
         started = time.monotonic()
         draws = run.draws(settings, state.iteration)
-        # Dropout draws from the global generator: unlike all else, it differs with the number of processes and rounds.
-        of_process = seeded_rng(run.config.seed, run.accelerator.process_index, state.iteration, device=run.device)
+        # Dropout draws from torch's own rng: it alone differs with the numbers of processes and micro-batches.
+        of_process = seeded_rng(run.seed, run.accelerator.process_index, state.iteration, device=run.device)
         torch.manual_seed(of_process.initial_seed())
         drawn = (draws.sigma(parts.sigma), draws.normal(x_real.shape[1:]))
         images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, draws)
-        rounds = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *drawn))
+        micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *drawn))
         try:
-            for x0, condition, augment_labels, sigma, noise in zip(*rounds, strict=True):
+            for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):
                 told = () if augment_labels is None else (augment_labels,)
                 with run.accelerator.autocast():
                     prediction = network(add_noise(x0, noise, sigma), sigma, condition, *told)
                 losses = denoising_loss(network, prediction, x0, sigma)
-                parts.optimizer.backward({"denoising": Term(losses)}, sigma)
+                parts.optimizer.backward(Losses({"denoising": Term(losses)}), sigma)
                 run.log.add({"loss": losses})
-            run.log.add({"gradient": parts.optimizer.step(state.iteration)})
+            run.log.add(parts.optimizer.step(state.iteration))
             parts.ema.update(network, state.iteration * settings.batch_size, settings.batch_size)
             state.skipped_steps = 0
         except SkippedStepError as refusal:
@@ -157,51 +120,48 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
         run.end_iteration(
             state,
             settings,
-            _evaluate(run, parts, state) if state.iteration % settings.evaluate_every == 0 or last else {},
+            _evaluate(run, parts, state) if state.iteration % settings.evaluate_every == 0 or last else None,
         )
         if last:
             return
 
 
-def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, float]:
-    """The average's figures, in the main process; logged, and it is saved as the run's teacher if its FID is the least.
+def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> Measurement | None:
+    """Evaluate the average; it is saved as the run's teacher if it is the best so far, or nothing says which is.
 
-    Every process must call it.
+    Every process must call it. Returns the value that picks the best, see :meth:`RunEvaluator.interim`.
     """
-    average = parts.ema.average
-    figures, shown = parts.scorer(run).interim(partial(parts.sampler, average))
+    average, evaluator = parts.ema.average, parts.run_evaluator
+    earlier = evaluator.best_line(read_log(run.folder / "log.jsonl"))
+    measured = evaluator.interim(state.iteration, partial(parts.sampler, average))
     with full_state_dict(average):
-        if not run.accelerator.is_main_process:
-            return figures
-        earlier = [line["fid"] for line in read_log(run.folder / "log.jsonl") if "fid" in line]
-        run.log.write(state.iteration, figures)
-        if figures["fid"] < min(earlier, default=math.inf):
+        if run.accelerator.is_main_process and (
+            measured is None or measured.is_better_than(evaluator.measurement(earlier))
+        ):
             average.save_pretrained(run.folder / "teacher")
-    save_samples(shown, run.folder / "samples" / f"iteration_{state.iteration:08d}.png")
-    return figures
+    return measured
 
 
 def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any]:
-    """Score the teacher that was kept, and write the summary and the curves; every process must call it."""
+    """Evaluate the teacher that was kept, and write the summary and the curves; every process must call it."""
     run.accelerator.wait_for_everyone()
     teacher = load_denoiser(run.folder / "teacher").to(run.device)
-    figures, records = parts.scorer(run).final(
-        "teacher", partial(parts.sampler, teacher), parts.sampler.network_evaluations
-    )
+    evaluations = parts.sampler.network_evaluations
+    side, records = parts.run_evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
     if not run.accelerator.is_main_process:
         return {}
     lines = read_log(run.folder / "log.jsonl")
-    best = min((line for line in lines if "fid" in line), key=lambda line: line["fid"])
+    best = parts.run_evaluator.best_line(lines)
     summary = {
-        "teacher": figures,
-        "images_seen": best["images_seen"],
+        "teacher": side,
+        "images_seen": state.iteration * parts.settings.batch_size if best is None else best["images_seen"],
         "seconds": round(state.seconds, 1),
-        "figures": {"teacher": records},
+        "results": {"teacher": records},
     }
     run.write_json("summary.json", summary)
-    save_curves(lines, ("fid", "recall", "loss", "gradient"), run.folder / "curves.png")
-    Console().print(
-        f"kept the teacher of iteration {best['iteration']}: FID {figures['fid']:.3f}; {run.folder / 'teacher'}"
-    )
+    metrics = parts.evaluator.descriptions
+    save_curves(lines, metrics, ("loss", "network_gradient"), run.folder / "curves.png")
+    print_summary(summary, run.folder)
+    Console().print(f"the teacher is in {run.folder / 'teacher'}", soft_wrap=True)
     run.finish()
     return summary

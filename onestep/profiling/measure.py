@@ -66,7 +66,7 @@ def _peak_memory(network: str, overrides: Sequence[str], batch_size: int, source
     subject = subject_of(sources, network, overrides, batch_size)
     for _ in range(2):
         run_iteration(subject)
-    if subject.parts.accelerator.device.type == "cuda":
+    if subject.parts.run.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     # Linux's own figure of this program: what getrusage says begins with the memory of the process that started it.
     (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)

@@ -5,20 +5,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
+from onestep.build.distillation import build_distillation
 from onestep.config import CONF, check_config
 from onestep.data.dataset import ImagesInMemory, NoData
 from onestep.denoiser import map_condition
-from onestep.distillation.build import build_distillation
 from onestep.distillation.loop import updates
 from onestep.models.edm.denoiser import EDMDenoiser
-from onestep.precision import choose_precision
 from onestep.seeding import GlobalDraws
 
 #: The networks that a preset can be measured with: what selects their settings, and what stands for their files.
@@ -76,32 +74,29 @@ class Subject:
 
     def __init__(self, network: str, overrides: Sequence[str], batch_size: int) -> None:
         config = compose_preset(network, overrides, batch_size)
-        config.precision = choose_precision(config.precision, config.device)
-        self.seed, self.batch_size = config.seed, batch_size
+        self.batch_size = batch_size
         # accelerate keeps one precision for the whole process; each subject brings its own.
         AcceleratorState._reset_state()
-        accelerator = Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+        self.parts = build_distillation(config)
         self._precision = dict(AcceleratorState._shared_state)
-        self.parts = build_distillation(config, accelerator)
-        self.device, data = accelerator.device, self.parts.data
+        self.device, data = self.parts.run.device, self.parts.data
         if isinstance(data, NoData):
-            draws = GlobalDraws(self.seed, batch_size=batch_size, rows=slice(batch_size))
-            x_real, condition = data.batch(draws)
+            x_real, condition = data.batch(GlobalDraws(self.parts.run.seed, batch_size=batch_size, rows=slice(None)))
         else:
             x_real, condition = data.__getitems__(range(batch_size))
-        self.x_real = None if x_real is None else x_real.to(accelerator.device)
-        self.condition = map_condition(lambda tensor: tensor.to(accelerator.device), condition)
+        self.x_real = None if x_real is None else x_real.to(self.device)
+        self.condition = map_condition(lambda tensor: tensor.to(self.device), condition)
         self.iterations = 0
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """What runs in an iteration, by name."""
-        judges = self.parts.judges
+        method = self.parts.method
         found = {
-            "generator": self.parts.generator.denoiser,
-            "teacher": judges.teacher,
-            "fake score": judges.fake_score,
-            "discriminator": judges.discriminator,
+            "generator": self.parts.student.denoiser,
+            "teacher": method.teacher,
+            "fake score": method.fake_score,
+            "discriminator": method.discriminator,
         }
         return {name: network for name, network in found.items() if network is not None}
 
@@ -110,17 +105,22 @@ class Subject:
         AcceleratorState._shared_state.clear()
         AcceleratorState._shared_state.update(self._precision)
         draws = GlobalDraws(
-            self.seed, 0, self.iterations, batch_size=self.batch_size, rows=slice(None), device=self.device
+            self.parts.run.seed,
+            0,
+            self.iterations,
+            batch_size=self.batch_size,
+            rows=slice(None),
+            device=self.device,
         )
-        yield from updates(self.parts, self.seed, self.iterations, draws, self.x_real, self.condition)
-        self.parts.ema.update(self.parts.generator, self.iterations * self.batch_size, self.batch_size)
+        yield from updates(self.parts, self.iterations, draws, self.x_real, self.condition)
+        self.parts.ema.update(self.parts.student, self.iterations * self.batch_size, self.batch_size)
         self.iterations += 1
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Within it iterations change nothing: no optimiser makes its steps, and what was counted is forgotten."""
         optimizers, iterations = self.parts.optimizers, self.iterations
-        normalizer = self.parts.judges.normalizer
+        normalizer = self.parts.method.normalizer
         kept = None if normalizer is None else {name: value.clone() for name, value in normalizer.state_dict().items()}
         for optimizer in optimizers.values():
             optimizer.step = lambda _, own=optimizer: own.discard()  # type: ignore[method-assign, misc]

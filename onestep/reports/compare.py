@@ -3,17 +3,18 @@
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from onestep.files import write_text
 from onestep.models.generator import Generator
-from onestep.reports.plots import plot_samples
+from onestep.reports.plots import plot_samples, save_figure
+from onestep.reports.tables import descriptions_of, format_value, to_markdown
 from onestep.seeding import seeded_inputs
-
-_NOT_FIGURES = ("network_evaluations", "samples", "samples_per_second")
 
 
 def read_runs(folder: Path) -> dict[str, Path]:
@@ -33,26 +34,20 @@ def read_runs(folder: Path) -> dict[str, Path]:
 
 
 def to_table(runs: dict[str, Path]) -> str:
-    """The students' figures as a Markdown table, a run a row, with the teacher of the first run on top."""
+    """The students' metrics as a Markdown table, a run a row, with the teacher of the first run on top."""
     summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
     first = next(iter(summaries.values()))
-    figures = [name for name in first["student"] if name not in _NOT_FIGURES]
-    rows = [["", *figures, "evaluations", "images seen", "seconds"]]
-    rows.append(_row("teacher", first["teacher"], figures, ["", ""]))
+    metrics = {key: of for summary in summaries.values() for key, of in descriptions_of(summary).items()}
+    rows = [["", *(of.heading for of in metrics.values()), "evaluations", "images seen", "seconds"]]
+    rows.append(_row("teacher", first["teacher"], metrics, ["", ""]))
     for name, summary in summaries.items():
         cost = [f"{summary['images_seen']:,}", f"{summary['seconds']:.0f}"]
-        rows.append(_row(name, summary["student"], figures, cost))
+        rows.append(_row(name, summary["student"], metrics, cost))
     return to_markdown(rows)
 
 
-def to_markdown(rows: list[list[str]]) -> str:
-    """A table of ``rows``, the first its head; all columns but the first are aligned to the right."""
-    ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in ruled)
-
-
-def _row(name: str, side: dict[str, Any], figures: list[str], cost: list[str]) -> list[str]:
-    values = (f"{side[figure]:.4g}" if figure in side else "" for figure in figures)
+def _row(name: str, side: dict[str, Any], keys: Iterable[str], cost: list[str]) -> list[str]:
+    values = (format_value(side[key]) if key in side else "" for key in keys)
     return [name, *values, str(side["network_evaluations"]), *cost]
 
 
@@ -66,8 +61,7 @@ def save_panels(panels: dict[str, Tensor], path: Path, columns: int = 4) -> None
     for axis, (title, samples) in zip(axes, panels.items(), strict=False):
         axis.set_title(title.replace(", ", "\n"), fontsize=8)
         plot_samples(axis, samples)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def draw(generator: Generator, count: int) -> Tensor:
@@ -96,7 +90,7 @@ def main() -> None:
         save_panels(draw_all(runs, arguments.samples), Path(f"{arguments.output}.png"))
     except ValueError as error:
         parser.exit(1, f"error: {error}\n")
-    Path(f"{arguments.output}.md").write_text(table)
+    write_text(f"{arguments.output}.md", table)
     print(table)
 
 

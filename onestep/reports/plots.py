@@ -1,6 +1,6 @@
 """Pictures of a run: grids of samples, teacher and student side by side, and curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from onestep.metrics.features import to_uint8
+from onestep.files import atomic_file
+from onestep.images import to_uint8
+from onestep.metrics.result import Description
 from onestep.toy.networks import are_points
 
 
@@ -34,9 +36,15 @@ def enlargement(images: Tensor) -> int:
 
 def save_image(pixels: Tensor, path: Path) -> None:
     """Write uint8 pixels [H, W, 1 or 3] as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     array: np.ndarray = pixels.numpy()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(path)
+    with atomic_file(path) as temporary:
+        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(temporary)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)
 
 
 def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
@@ -44,10 +52,9 @@ def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
     if not are_points(samples):
         save_image(to_grid(samples, columns, enlargement(samples)), path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(5, 5), layout="constrained")
     plot_samples(figure.subplots(), samples)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def plot_samples(axis: Axes, samples: Tensor) -> None:
@@ -73,12 +80,22 @@ def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str],
     for axis, samples, title in zip(figure.subplots(1, 2), (teacher, student), titles, strict=True):
         plot_samples(axis, samples)
         axis.set_title(title)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
-def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Plot every value of ``names`` that the log's ``lines`` hold against images seen, one panel each."""
-    present = [name for name in names if any(name in line for line in lines)]
+def save_curves(
+    lines: Sequence[dict[str, Any]], metrics: Mapping[str, Description], diagnostics: Sequence[str], path: Path
+) -> None:
+    """Plot every value that the log's ``lines`` hold against images seen, one panel each.
+
+    Args:
+        lines: of the log.
+        metrics: title and direction by key; these come first. Positive values of which less is better, such as
+            distances, are on a logarithmic scale.
+        diagnostics: keys of the training's own values.
+        path: the picture to write.
+    """
+    present = [name for name in (*metrics, *diagnostics) if any(name in line for line in lines)]
     if not present:  # a run shorter than its first log line
         return
     columns = min(3, len(present))
@@ -90,9 +107,10 @@ def save_curves(lines: Sequence[dict[str, Any]], names: Sequence[str], path: Pat
     for axis, name in zip(axes, present, strict=False):
         points = [(line["images_seen"], line[name]) for line in lines if name in line]
         axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
-        axis.set_title(name.replace("_", " "))
+        axis.set_title(metrics[name].title if name in metrics else name.replace("_", " "))
         axis.set_xlabel("images seen")
         axis.grid(alpha=0.3)
-        if name == "fid":
+        is_distance = name in metrics and not metrics[name].higher_is_better
+        if is_distance and all(value > 0 for _, value in points):
             axis.set_yscale("log")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)

@@ -16,9 +16,12 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from onestep.files import write_text
 from onestep.models.generator import Generator, load_denoiser
-from onestep.reports.compare import draw, save_panels, to_markdown
+from onestep.reports.compare import draw, save_panels
+from onestep.reports.plots import save_figure
 from onestep.reports.results_rows import METRICS, Row, Rows, read_rows, read_summary
+from onestep.reports.tables import to_markdown
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 
@@ -147,7 +150,7 @@ def save_fid_curves(rows: Rows, path: Path) -> None:
     axis.set_yscale("log")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def draw_samples(row: Row, count: int) -> Tensor:
@@ -176,7 +179,7 @@ def write_page(folder: Path, output: Path, samples: int) -> None:
     save_fid_curves(rows, output.with_name(f"{output.name}_curves.png"))
     panels = {row.title: draw_samples(row, samples) for row in rows.rows.values()}
     save_panels(panels, output.with_name(f"{output.name}_samples.png"))
-    output.with_name(f"{output.name}.md").write_text(page)
+    write_text(output.with_name(f"{output.name}.md"), page)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ class Row:
     @property
     def fids(self) -> list[float]:
         """The FID of each range of seeds, the first first."""
-        return [record["value"] for record in self.summary["figures"][self.side] if record["metric"] == "fid"]
+        return [record["value"] for record in self.summary["results"][self.side] if record["metric"] == "fid"]
 
     @property
     def images_seen(self) -> int:
@@ -57,7 +57,7 @@ class Row:
     @property
     def protocol(self) -> dict[str, Any]:
         """What two FIDs must share to be compared."""
-        record = next(record for record in self.summary["figures"][self.side] if record["metric"] == "fid")
+        record = next(record for record in self.summary["results"][self.side] if record["metric"] == "fid")
         return {name: record[name] for name in ("features", "reference", "samples")}
 
 
@@ -124,7 +124,7 @@ def _read_row(folder: Path, title: str, side: str) -> Row:
     row = Row(title, folder, read_summary(folder), side)
     lacking = [metric for metric in METRICS if metric not in row.summary.get(side, {})]
     if lacking:
-        raise ValueError(f"{folder}: summary.json has no {', '.join(lacking)} of the {side}: score it by them")
+        raise ValueError(f"{folder}: summary.json has no {', '.join(lacking)} of the {side}: evaluate it by them")
     return row
 
 

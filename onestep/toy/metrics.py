@@ -1,4 +1,4 @@
-"""Figures of merit of points against a Gaussian mixture whose density is known."""
+"""Metrics of points against a Gaussian mixture whose density is known."""
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class ModesCovered:
 
     reads: Kind = "vectors"
     features: FeatureNetwork | None = None
+    title = "modes covered"
+    higher_is_better = True
 
     def __init__(self, mixture: GaussianMixture, share: float) -> None:
         if not 0 < share < 1:
@@ -49,6 +51,8 @@ class ModePrecision:
 
     reads: Kind = "vectors"
     features: FeatureNetwork | None = None
+    title = "mode precision"
+    higher_is_better = True
 
     def __init__(self, mixture: GaussianMixture) -> None:
         self.mixture = mixture
@@ -59,10 +63,10 @@ class ModePrecision:
 
 
 class BinnedKL:
-    """``KL(q||p)`` of the laws' masses in square cells, p's exactly and q's as counted, in nats.
+    """``KL(q||p)`` of the distributions' masses in square cells, p's exactly and q's as counted, in nats.
 
     The plane outside the cells is one cell more. Of N samples that p itself drew, it is about (cells - 1) / (2 N), by
-    which any figure is too large.
+    which any value is too large.
 
     Args:
         mixture: p, whose components are axis-parallel.
@@ -72,6 +76,8 @@ class BinnedKL:
 
     reads: Kind = "vectors"
     features: FeatureNetwork | None = None
+    title = "KL divergence"
+    higher_is_better = False
 
     def __init__(self, mixture: GaussianMixture, extent: float, cells: int) -> None:
         if mixture.means.shape[1] != 2:
@@ -103,6 +109,8 @@ class EnergyDistance:
 
     reads: Kind = "vectors"
     features: FeatureNetwork | None = None
+    title = "energy distance"
+    higher_is_better = False
 
     def __init__(self, count: int) -> None:
         if count < 2:

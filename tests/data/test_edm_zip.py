@@ -1,9 +1,7 @@
 """EDM's format against what EDM's own reader returned, and files that mean harm."""
 
 import json
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from onestep.data.dataset import PositionSampler, keep_batch
-from onestep.data.decoding import DamagedImageError
 from onestep.data.edm_zip import EDMZip
-from onestep.metrics.features import to_uint8
+from onestep.images import DamagedImageError, to_uint8
+from tests.pictures import huge_png
 
 Rewrite = Callable[..., Path]
 
@@ -137,19 +135,8 @@ def test_bombs_and_paths_out_of_the_zip(rewrite: Rewrite, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="200,000,001 bytes are more than"):
         EDMZip(str(bomb))
     with pytest.raises(DamagedImageError, match=r"a\.png' is damaged \(.*pixels"):
-        EDMZip(str(rewrite({"../../a.png": huge_png(), "dataset.json": None})))[0]
+        EDMZip(str(rewrite({"../../a.png": huge_png(60_000), "dataset.json": None})))[0]
     assert not (tmp_path.parent / "a.png").exists() and not (tmp_path.parents[1] / "a.png").exists()
-
-
-def huge_png() -> bytes:
-    """A PNG of a few bytes whose header promises 60,000 x 60,000 pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">2I5B", 60_000, 60_000, 8, 2, 0, 0, 0)
-    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(10))), chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import gzip
 import inspect
-import io
 import shutil
 import struct
 import sys
@@ -11,24 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from onestep.build.distillation import distill
 from onestep.config import CONF
 from onestep.data.dataset import ImageDataset, ImagesInMemory
-from onestep.data.decoding import DamagedImageError, decode_image
 from onestep.data.digits import Digits
 from onestep.data.edm_zip import EDMZip
 from onestep.data.hugging_face import HuggingFaceDataset
 from onestep.data.idx import IDXImages
 from onestep.data.image_folder import ImageFolder
 from onestep.data.webdataset import WebDataset, find_shards
-from onestep.distillation.loop import distill
-from onestep.metrics.features import to_uint8
+from onestep.images import to_uint8
 
 REPOSITORY = Path(__file__).parents[2]
 READERS: dict[str, Callable[..., ImageDataset]] = {
@@ -79,31 +76,6 @@ def test_a_training_reads_a_zip_and_its_workers_change_nothing(
         distill(train_config(tmp_path / str(workers), *overrides, f"num_workers={workers}"))
     weights = [(tmp_path / str(n) / "generator" / "diffusion_pytorch_model.safetensors").read_bytes() for n in (0, 2)]
     assert weights[0] == weights[1]
-
-
-def test_decoding() -> None:
-    """A picture 6 wide and 4 high, whose central square is 4 columns of 10, 20, 30 and 40."""
-    columns = np.tile(np.array([0, 10, 20, 30, 40, 50], np.uint8), (4, 1))
-
-    def encode(image: Image.Image, kind: str = "PNG") -> bytes:
-        image.save(stream := io.BytesIO(), kind)
-        return stream.getvalue()
-
-    grey = Image.fromarray(columns)
-    assert np.array_equal(decode_image(encode(grey)), columns[None])
-    assert np.array_equal(decode_image(encode(grey), resolution=4), columns[None, :, 1:5])
-    assert np.array_equal(decode_image(encode(grey), channels=3), np.stack([columns] * 3))
-    small = decode_image(encode(grey), resolution=2)
-    assert small.shape == (1, 2, 2) and abs(small[0].astype(int) - [15, 35]).max() <= 1
-    rgb = np.random.default_rng(0).integers(256, size=(5, 4, 3), dtype=np.uint8)
-    assert np.array_equal(decode_image(encode(Image.fromarray(rgb), "BMP")), rgb.transpose(2, 0, 1))
-    with pytest.raises(ValueError, match=r"neither grey nor RGB .*channels=3"):
-        decode_image(encode(Image.fromarray(rgb).convert("P")))
-    with pytest.raises(ValueError, match="more than 8 bits a channel"):
-        decode_image(encode(Image.fromarray(columns.astype(np.uint16))), channels=1)
-    for kind in ("EPS", "GIF"):  # to show an EPS, Pillow runs Ghostscript
-        with pytest.raises(DamagedImageError):
-            decode_image(encode(grey, kind))
 
 
 def test_folder_of_classes(stores: Path, tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def run(
     folder = tmp_path_factory.mktemp("latents") / "run"
     config = train_config(
         folder, "teacher=diffusers", f"teacher.path={dit}", "teacher.guidance=2.0", "sampler=euler", "data=latents",
-        f"data.images.path={pictures}", 
-        f"teacher.pipeline.cache={folder.parent / 'cache'}", "sigma=vp", "~features", "metrics=[]",
-        "training.sigma_init=100.0", "training.total_images=12", "training.batch_size=4", "evaluation.samples=4",
+        f"data.images.path={pictures}", f"teacher.pipeline.cache={folder.parent / 'cache'}", "sigma=vp", "~features",
+        "metrics=[]", "generator.sigma_init=100.0", "training.total_images=12", "training.batch_size=4",
+        "evaluation.samples=4",
         "evaluation.interim_samples=4", "evaluation.batch_size=4", "evaluation.grid=4", "optimizer.generator.lr=1e-2",
     )  # fmt: skip
     distill_without_pictures(config)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from onestep.distillation.build import build_distillation
-from onestep.distillation.loop import distill
+from onestep.build.distillation import build_distillation, distill
 from onestep.models.edm.denoiser import EDMDenoiser
 from tests.refusals import refused
 
@@ -19,30 +18,32 @@ Compose = Callable[..., DictConfig]
 
 @pytest.mark.parametrize("absent", ["discriminator=none", "~discriminator"])
 def test_a_ratio_without_a_discriminator(absent: str, train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, absent, "divergence=forward_kl", "training.gan_weight=0"))
+    message = refused(train_config(tmp_path, absent, "divergence=forward_kl", "generator.gan_weight=0"))
     assert message.startswith("this divergence needs the density ratio, and there is none: choose discriminator=teach")
-    assert "divergence=reverse_kl with training.gan_weight=0" in message
+    assert "divergence=reverse_kl with generator.gan_weight=0" in message
 
 
 def test_an_adversarial_term_without_a_discriminator(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "discriminator=none", "divergence=reverse_kl", "training.gan_weight=0.5"))
-    assert message.startswith("training.gan_weight=0.5 needs a discriminator, and there is none: choose discriminator=")
+    message = refused(train_config(tmp_path, "discriminator=none", "divergence=reverse_kl", "generator.gan_weight=0.5"))
+    assert message.startswith(
+        "generator.gan_weight=0.5 needs a discriminator, and there is none: choose discriminator="
+    )
 
 
 def test_a_regression_without_pairs(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "training.regression_weight=0.25"))
+    message = refused(train_config(tmp_path, "generator.regression_weight=0.25"))
     assert message.startswith(
-        "training.regression_weight=0.25 needs pairs of noise and teacher image, and there are none: choose "
-        "pairs=teacher, or set training.regression_weight=0"
+        "generator.regression_weight=0.25 needs pairs of noise and teacher image, and there are none: choose "
+        "pairs=teacher, or set generator.regression_weight=0"
     )
 
 
 def test_pairs_without_a_regression(train_config: Compose, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs"
     overrides = ("objective=dmd", f"pairs.cache={pairs}")
-    message = refused(train_config(tmp_path / "run", *overrides, "training.regression_weight=0"))
+    message = refused(train_config(tmp_path / "run", *overrides, "generator.regression_weight=0"))
     assert message == (
-        "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it a "
+        "pairs of noise and teacher image would be drawn for nothing, as generator.regression_weight is 0: give it a "
         "weight, or set pairs=none"
     )
     assert not pairs.exists()
@@ -97,7 +98,7 @@ def test_a_teacher_of_other_images(
 
 
 def test_a_noise_level_that_the_teacher_does_not_know(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "training.sigma_init=100"))
+    message = refused(train_config(tmp_path, "generator.sigma_init=100"))
     assert message == "sigma_init=100 is outside the noise levels that the network knows, [0.002, 80.0]"
 
 
@@ -106,14 +107,14 @@ def test_a_noise_level_that_the_teacher_does_not_know(train_config: Compose, tmp
     [
         ("[0.5,1.5]", "later_sigmas=[0.5, 1.5]: 1.5 must be below 0.5, the level before it"),
         ("[0.5,0.001]", "later_sigmas=[0.5, 0.001]: 0.001 must be below 0.5"),
-        ("0.5", "training.later_sigmas=0.5: expected a list of noise levels such as [0.5,0.2], or []"),
+        ("0.5", "generator.later_sigmas=0.5: expected a list of noise levels such as [0.5,0.2], or []"),
         ("[.9,.8,.7,.6,.5,.4,.3,.2]", "later_sigmas=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2] makes 9 steps: at most 8"),
     ],
 )
 def test_steps_that_a_generator_cannot_take(
     later_sigmas: str, expected: str, train_config: Compose, tmp_path: Path
 ) -> None:
-    assert refused(train_config(tmp_path, f"training.later_sigmas={later_sigmas}")).startswith(expected)
+    assert refused(train_config(tmp_path, f"generator.later_sigmas={later_sigmas}")).startswith(expected)
 
 
 def test_a_batch_that_the_processes_do_not_divide(train_config: Compose, tmp_path: Path) -> None:

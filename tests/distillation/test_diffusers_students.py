@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
+from onestep.build.distillation import distill
 from onestep.build.sampling import sample
-from onestep.distillation.loop import distill
 from onestep.models.generator import Generator
 from tests.diffusers_models import UNET_BLOCKS, randomize
 
@@ -37,7 +37,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(train_config: TrainConfig, pipeline: Path) -> TrainConfig:
     def build(output: Path, *overrides: str) -> DictConfig:
         return train_config(
-            output, "teacher=diffusers", f"teacher.path={pipeline}", "sampler=euler", "training.sigma_init=10.0",
+            output, "teacher=diffusers", f"teacher.path={pipeline}", "sampler=euler", "generator.sigma_init=10.0",
             "optimizer.generator.lr=0.01", "training.total_images=48", "training.evaluate_every=100", *overrides,
         )  # fmt: skip
 

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from onestep.assets import ASSETS
+from onestep.build.distillation import build_distillation, distill
 from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition
 from onestep.distillation import loop, report
-from onestep.distillation.build import Distillation, build_distillation
-from onestep.distillation.loop import distill, draw_exit_step
+from onestep.distillation.loop import exit_step
+from onestep.distillation.parts import Distillation
 from onestep.engine.log import read_log
 from onestep.models.generator import Generator
 from onestep.models.loading import load_teacher
@@ -53,9 +54,9 @@ def test_every_method_moves_the_student_and_not_the_teacher(
     tmp_path: Path,
 ) -> None:
     overrides = (f"objective={objective}", f"discriminator={discriminator}", f"divergence={divergence}")
-    distill(train_config(tmp_path, *overrides, "training.gan_weight=0.1", "training.total_images=32"))
+    distill(train_config(tmp_path, *overrides, "generator.gan_weight=0.1", "training.total_images=32"))
     (parts,) = built
-    judges = parts.judges
+    judges = parts.method
     original = load_file(ASSETS / "digits" / "diffusion_pytorch_model.safetensors")
     for name, value in judges.teacher.state_dict().items():
         assert torch.equal(value, original[name]), name
@@ -63,7 +64,7 @@ def test_every_method_moves_the_student_and_not_the_teacher(
 
     # Each student starts as the teacher; with a shared encoder the decoder learns too.
     assert judges.fake_score is not None and judges.discriminator is not None
-    for student in (parts.generator.denoiser, judges.fake_score):
+    for student in (parts.student.denoiser, judges.fake_score):
         moved = [name for name, value in student.named_parameters() if not torch.equal(value, original[name])]
         assert len(moved) > 0.9 * len(original)
     assert (judges.discriminator.logit.weight != 0).all()  # a fresh one is 0
@@ -75,9 +76,9 @@ def test_every_method_moves_the_student_and_not_the_teacher(
 def test_reverse_kl_needs_no_discriminator(
     objective: str, train_config: TrainConfig, built: list[Distillation], tmp_path: Path
 ) -> None:
-    overrides = (f"objective={objective}", "divergence=reverse_kl", "discriminator=none", "training.gan_weight=0")
+    overrides = (f"objective={objective}", "divergence=reverse_kl", "discriminator=none", "generator.gan_weight=0")
     distill(train_config(tmp_path, *overrides, "training.total_images=32"))
-    assert built[0].judges.discriminator is None and built[0].judges.normalizer is None
+    assert built[0].method.discriminator is None and built[0].method.normalizer is None
     assert {"generator.safetensors", "fake_score.safetensors"} == {
         file.name
         for file in (tmp_path / "checkpoints" / "iteration_00000002").glob("*.safetensors")
@@ -91,7 +92,7 @@ def test_reverse_kl_needs_no_discriminator(
 def test_fake_score_steps_are_steps_of_the_fake_score(
     train_config: TrainConfig, built: list[Distillation], tmp_path: Path
 ) -> None:
-    distill(train_config(tmp_path, "training.fake_score_steps=3", "training.total_images=32"))
+    distill(train_config(tmp_path, "fake_score.steps=3", "training.total_images=32"))
     taken = {
         name: {int(state["step"]) for state in optimizer.optimizer.state.values()}
         for name, optimizer in built[0].optimizers.items()
@@ -104,8 +105,8 @@ def test_the_regression_is_added_to_the_objective(
 ) -> None:
     """The gradient with it, less that without, is the weighted mean squared error's, computed here from the seeds."""
     one_step = ("training.total_images=16", "evaluation.samples=16", "training.grad_clip=1e9")
-    distill(train_config(tmp_path / "with", *dmd, *one_step, "training.regression_weight=0.5"))
-    without_pairs = ("objective=dmd", "training.regression_weight=0", "pairs=none")
+    distill(train_config(tmp_path / "with", *dmd, *one_step, "generator.regression_weight=0.5"))
+    without_pairs = ("objective=dmd", "generator.regression_weight=0", "pairs=none")
     distill(train_config(tmp_path / "without", *one_step, *without_pairs))
     with_it, without_it = built
     assert without_it.pairs is None
@@ -148,7 +149,7 @@ def test_a_fake_score_that_is_the_teacher_gives_no_gradient(
     for lr in (0.0, 1e-3):
         overrides = (
             f"objective={objective}", "divergence=reverse_kl", "weighting=unit", "discriminator=none",
-            "training.gan_weight=0", "training.total_images=16", f"optimizer.fake_score.lr={lr}",
+            "generator.gan_weight=0", "training.total_images=16", f"optimizer.fake_score.lr={lr}",
             "evaluation.samples=16",
         )  # fmt: skip
         distill(train_config(tmp_path / str(lr), *overrides))
@@ -158,7 +159,7 @@ def test_a_fake_score_that_is_the_teacher_gives_no_gradient(
     assert learnt["score_gap"] > 0.01
     assert equal["generator_gradient"] <= largest * learnt["generator_gradient"]
     if largest == 0:
-        pairs = zip(built[0].generator.denoiser.parameters(), built[0].judges.teacher.parameters(), strict=True)
+        pairs = zip(built[0].generator.denoiser.parameters(), built[0].method.teacher.parameters(), strict=True)
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
@@ -175,7 +176,7 @@ def test_the_average_starts_as_the_generator_and_then_lags(finished_run: Path) -
 def test_every_step_is_trained_about_as_often() -> None:
     """Each of 4 steps is expected 1000 times of 4000, with a standard deviation of 27.4; four are allowed."""
     for seed in (0, 1):
-        drawn = [draw_exit_step(seed, iteration, steps=4) for iteration in range(4000)]
+        drawn = [exit_step(seed, iteration, steps=4) for iteration in range(4000)]
         assert np.abs(np.bincount(drawn, minlength=4) - 1000).max() <= 110
         repeats = sum(now == then for now, then in pairwise(drawn))
         assert repeats == pytest.approx(1000, abs=110)  # neighbouring iterations are independent
@@ -203,7 +204,7 @@ def test_a_run_of_several_steps(
     monkeypatch.setattr(report, "save_side_by_side", lambda teacher, student, both, path: titles.append(both))
     summary = distill(train_config(tmp_path, *FEW_STEPS, "training.total_images=144", "evaluation.samples=16"))
     exit_steps = [len(noises) - 1 for noises in simulated]
-    assert exit_steps == [draw_exit_step(0, iteration, steps=3) for iteration in range(9)]
+    assert exit_steps == [exit_step(0, iteration, steps=3) for iteration in range(9)]
     assert set(exit_steps) == {0, 1, 2}
     assert summary["student"]["network_evaluations"] == 3
     assert titles == [("teacher, 3 evaluations", "student, 3 evaluations")]

@@ -10,9 +10,8 @@ import torch
 from accelerate import Accelerator
 from omegaconf import DictConfig
 
+from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
-from onestep.distillation.build import build_distillation
-from onestep.distillation.loop import distill
 from onestep.evaluation import generate
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
@@ -81,11 +80,11 @@ def test_a_run_starts_from_a_generator(
     expected: Any = (
         load_edm(files[start]) if start.endswith("pkl") else Generator.from_pretrained(files[start]).denoiser
     )
-    assert_same_weights(parts.generator.denoiser, expected)
-    assert all(parameter.requires_grad for parameter in parts.generator.parameters())
-    assert parts.judges.fake_score is not None
+    assert_same_weights(parts.student.denoiser, expected)
+    assert all(parameter.requires_grad for parameter in parts.student.parameters())
+    assert parts.method.fake_score is not None
     assert_same_weights(
-        parts.judges.fake_score, load_edm(files["teacher.pkl"])
+        parts.method.fake_score, load_edm(files["teacher.pkl"])
     )  # it starts from the teacher all the same
 
 
@@ -102,7 +101,7 @@ def test_a_run_distills_a_pickle(files: dict[str, Path], train_config: Compose, 
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (("generator.init={folder}", "training.sigma_init=2.5"), r"a generator for sigma_init=1\.0, not 2\.5"),
+        (("generator.init={folder}", "generator.sigma_init=2.5"), r"a generator for sigma_init=1\.0, not 2\.5"),
         ((f"generator.init={SID}",), r"the generator does not fit the data: channels 3 against 1"),
         (("generator.init=nowhere",), "nowhere holds no one-step generator"),
         (("experiment=mixture", "generator.init={folder}"), "generator.network and generator.init are two ways"),

@@ -165,11 +165,12 @@ def test_an_interrupted_drawing_goes_on_where_it_stopped(prepare: Prepare, draws
 def test_a_chunk_that_was_being_written_is_drawn_again(
     prepare: Prepare, draws: Draws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", die)
+        patch.setattr(Path, "unlink", die)  # a killed process does not tidy up
         prepare()
     (unfinished,) = files(tmp_path / "cache")
     assert unfinished.startswith(".writing_")

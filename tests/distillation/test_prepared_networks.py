@@ -27,7 +27,7 @@ def gradients(subject: Subject, iterations: int) -> list[float]:
 def test_channels_last_is_the_same_training(tmp_path: Path) -> None:
     plain, laid_out = Subject("digits", OPTIONS, 4), Subject("digits", [*OPTIONS, "channels_last=true"], 4)
     assert gradients(laid_out, 2) == pytest.approx(gradients(plain, 2), rel=1e-3)
-    generator = laid_out.parts.generator
+    generator = laid_out.parts.student
     weights = [
         parameter for parameter in generator.parameters() if parameter.ndim == 4 and min(parameter.shape[1:]) == 3
     ]

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
+from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
-from onestep.distillation.build import build_distillation
-from onestep.distillation.loop import distill
 from onestep.engine.log import read_log
 
 # What a log line says of the judges, and the updates of the fake score for one of the generator.
@@ -59,9 +58,12 @@ def test_a_preset_trains_what_it_should(
         (("objective=sid", "divergence=forward_kl"), "SiD descends no other divergence"),
         (("objective=sim", "weighting=dreamfusion"), "weighting=dreamfusion is for distribution matching"),
         (("experiment=mixture", "objective=sid_lsg"), "guidance=1.5: a mixture has no classes"),
-        (("experiment=mixture", "training.fake_score_guidance=1.5"), "guidance=1.5: .* without classes"),
+        (("experiment=mixture", "fake_score.guidance=1.5"), "guidance=1.5: .* without classes"),
         (("experiment=mixture", "discriminator=teacher_features"), "the teacher has no features"),
-        (("experiment=mixture", "fake_score=null"), "no network that could be copied: describe one as fake_score="),
+        (
+            ("experiment=mixture", "fake_score.network=null"),
+            "no network that could be copied: describe one as fake_score=",
+        ),
         (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
     ],
 )
@@ -82,10 +84,10 @@ def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(
         return built[-1]
 
     monkeypatch.setattr("onestep.distillation.loop.build_distillation", keep)
-    summary = distill(run_config(compose_config, tmp_path, "objective=sid_lsg", "training.fake_score_guidance=1.25"))
+    summary = distill(run_config(compose_config, tmp_path, "objective=sid_lsg", "fake_score.guidance=1.25"))
     (parts,) = built
-    assert (parts.judges.teacher.guidance, parts.judges.fake_score.guidance) == (1.5, 1.25)
-    assert parts.generator.denoiser.guidance == 1.0
+    assert (parts.method.teacher.guidance, parts.method.fake_score.guidance) == (1.5, 1.25)
+    assert parts.student.denoiser.guidance == 1.0
     assert summary["teacher"]["network_evaluations"] == 2 * 3 and summary["student"]["network_evaluations"] == 1
 
 

@@ -9,8 +9,9 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from onestep.build.distillation import distill
 from onestep.config import CONF
-from onestep.distillation.loop import distill, draw_exit_step
+from onestep.distillation.loop import exit_step
 from onestep.engine.log import read_log
 from tests.fixtures.runs import FEW_STEPS
 from tests.scripts import REPOSITORY, run_python
@@ -33,7 +34,7 @@ update_generator = loop.update_generator
 
 def update_and_save(parts, iteration, rounds, *inputs):
     diagnostics = update_generator(parts, iteration, rounds, *inputs)
-    rank = parts.accelerator.process_index
+    rank = parts.run.accelerator.process_index
     networks = {f"{name}.{key}": value.contiguous() for name, network in parts.trained_networks.items()
                 for key, value in network.state_dict().items()}
     networks |= {"x_generated": rounds[0].x_generated.detach(), "exit_step": torch.tensor(len(rounds[0].noises) - 1)}
@@ -70,7 +71,7 @@ def test_two_processes_stay_one_run(
         assert not torch.equal(first.pop("x_generated"), second.pop("x_generated"))
         assert [key for key, value in first.items() if not torch.equal(value, second[key])] == []
         exit_steps.append(int(first["exit_step"]))  # the same in both, as everything but their images
-    assert exit_steps == [draw_exit_step(0, iteration, steps=3) for iteration in range(3)] and len(set(exit_steps)) > 1
+    assert exit_steps == [exit_step(0, iteration, steps=3) for iteration in range(3)] and len(set(exit_steps)) > 1
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3]
     assert len(list((tmp_path / "pairs").glob("*/images_*"))) == (3 if method == "dmd" else 0)

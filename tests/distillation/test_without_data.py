@@ -7,15 +7,15 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from onestep.build.distillation import distill
 from onestep.data.dataset import NoData
 from onestep.data.digits import Digits
-from onestep.distillation.loop import distill
 from onestep.engine.log import read_log
 from onestep.seeding import GlobalDraws
 from tests.refusals import refused
 
 Compose = Callable[..., DictConfig]
-FREE = ("data=none", "discriminator=none", "divergence=reverse_kl", "training.gan_weight=0")
+FREE = ("data=none", "discriminator=none", "divergence=reverse_kl", "generator.gan_weight=0")
 
 
 @pytest.mark.parametrize("objective", ["sid", "sds", "diff_instruct", "vsd", "sim", "sid_lsg"])
@@ -68,7 +68,7 @@ def test_prompts_are_data_of_their_own(pipelines: Callable[[str], Path], train_c
         "data=none",
         f"teacher.path={pipelines('sd')}",
         *FREE,
-        "training.sigma_init=14.6",
+        "generator.sigma_init=14.6",
     )
     message = refused(train_config(tmp_path / "run", *given))
     assert "teacher takes encoder_hidden_states: choose data=prompts data.path=..." in message

@@ -14,18 +14,24 @@ from safetensors.torch import load_file
 from onestep.engine import checkpoint
 from onestep.engine.checkpoint import (
     Snapshot,
-    best_metric,
+    best_value,
     damage,
     find_checkpoint,
     list_checkpoints,
     set_later_aside,
     write_checkpoint,
 )
+from onestep.metrics.result import Measurement
 
 
-def make_snapshot(iteration: int, value: float = 0.0, score: float | None = None) -> Snapshot:
+def make_snapshot(
+    iteration: int, value: float = 0.0, fid: float | None = None, recall: float | None = None
+) -> Snapshot:
     tensors = {"network": {"weight": torch.full((100,), value)}}
-    return Snapshot(iteration, tensors, {"state": {"iteration": iteration}}, score)
+    measured = Measurement("fid", fid, higher_is_better=False) if fid is not None else None
+    if recall is not None:
+        measured = Measurement("recall", recall, higher_is_better=True)
+    return Snapshot(iteration, tensors, {"state": {"iteration": iteration}}, measured)
 
 
 def value_in(folder: Path) -> float:
@@ -41,14 +47,14 @@ class KilledError(BaseException):
 
 
 def die_at_call(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Die at the ``count``-th system call that changes the disk, in its stead."""
+    """Die at the ``count``-th system call that changes the disk: neither it nor a later one happens."""
     calls = 0
 
     def dying(function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls == count:
+            if calls >= count:
                 raise KilledError
             return function(*arguments, **options)
 
@@ -94,21 +100,30 @@ def test_same_cycle_again_and_again(tmp_path: Path) -> None:
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
-    for iteration, score in enumerate((9.0, 2.0, None, 5.0, 4.0, 3.0)):
-        write_checkpoint(tmp_path, make_snapshot(iteration, score=score), keep_last=2)
+    for iteration, fid in enumerate((9.0, 2.0, None, 5.0, 4.0, 3.0)):
+        write_checkpoint(tmp_path, make_snapshot(iteration, fid=fid), keep_last=2)
     assert names(tmp_path) == ["iteration_00000001", "iteration_00000004", "iteration_00000005"]
-    assert best_metric(tmp_path) == 2.0
-    write_checkpoint(tmp_path, make_snapshot(6, score=1.0), keep_last=2)
+    assert best_value(tmp_path, "fid") == Measurement("fid", 2.0, higher_is_better=False)
+    assert best_value(tmp_path, "recall") is None
+    write_checkpoint(tmp_path, make_snapshot(6, fid=1.0), keep_last=2)
     assert names(tmp_path) == ["iteration_00000005", "iteration_00000006"]
+
+
+def test_values_of_different_metrics_are_not_compared(tmp_path: Path) -> None:
+    """As where a run is resumed with another evaluation.best: the best by each is kept, the first of equals."""
+    for iteration, value in enumerate(({"fid": 2.0}, {"fid": 3.0}, {"recall": 0.8}, {"recall": 0.5}, {"recall": 0.8})):
+        write_checkpoint(tmp_path, make_snapshot(iteration, **value), keep_last=1)
+    assert names(tmp_path) == ["iteration_00000000", "iteration_00000002", "iteration_00000004"]
+    assert best_value(tmp_path, "recall") == Measurement("recall", 0.8, higher_is_better=True)
 
 
 def test_a_run_that_went_back_does_not_find_what_was_later(tmp_path: Path) -> None:
     for iteration in (1, 2, 3):
-        write_checkpoint(tmp_path, make_snapshot(iteration, score=1.0 / iteration), keep_last=3)
+        write_checkpoint(tmp_path, make_snapshot(iteration, fid=1.0 / iteration), keep_last=3)
     set_later_aside(tmp_path, iteration=1)
     found = find_checkpoint("auto", tmp_path)
     assert found is not None and found.name == "iteration_00000001"
-    write_checkpoint(tmp_path, make_snapshot(2, value=7.0, score=2.0), keep_last=3)
+    write_checkpoint(tmp_path, make_snapshot(2, value=7.0, fid=2.0), keep_last=3)
     assert sorted(path.name for path in found.parent.iterdir()) == ["iteration_00000001", "iteration_00000002"]
     assert value_in(found.parent / "iteration_00000002") == 7.0
 

@@ -10,30 +10,45 @@ import pytest
 from omegaconf import DictConfig
 from torch import nn
 
-from onestep.distillation.loop import distill
+from onestep.build.distillation import distill
+from onestep.build.run import build_run
 from onestep.engine.checkpoint import list_checkpoints
-from onestep.engine.log import RunLog
-from onestep.engine.run import Run
-from onestep.engine.settings import DistillationSettings
+from onestep.engine.log import RunLog, read_log
+from onestep.engine.settings import TrainingSettings
 from onestep.engine.state import TrainingState
+from onestep.metrics.result import Measurement
 
 TrainConfig = Callable[..., DictConfig]
-FIDS = {1: 5.0, 2: 3.0, 3: 4.0, 4: 6.0, 5: 3.5, 6: 7.0}
+VALUES = {1: 5.0, 2: 3.0, 3: 4.0, 4: 6.0, 5: 3.5, 6: 7.0}
 
 
-@pytest.mark.parametrize("name", ["fid", "fid50k"])
-def test_the_least_fid_is_saved_and_kept(
-    name: str, train_config: TrainConfig, make_settings: Callable[..., DistillationSettings], tmp_path: Path
+@pytest.mark.parametrize("key", ["fid", "fid50k", "recall"])
+def test_the_best_is_saved_and_kept(
+    key: str, train_config: TrainConfig, make_settings: Callable[..., TrainingSettings], tmp_path: Path
 ) -> None:
-    run, state = Run(train_config(tmp_path)), TrainingState({"network": nn.Linear(2, 2)}, {})
-    settings = make_settings(images=60, checkpoint_every=4, keep_last=1)
+    """The least or, where higher is better, the largest of the same values with the other sign."""
+    run, state = build_run(train_config(tmp_path)), TrainingState({"network": nn.Linear(2, 2)}, {})
+    settings = make_settings(total_images=60, checkpoint_every=4, keep_last=1)
+    higher_is_better = key == "recall"
+    sign = -1 if higher_is_better else 1
     run.start(state, settings)
     with run.guarded():
-        for state.iteration, fid in FIDS.items():
-            run.end_iteration(state, settings, {name: fid})
-    scores = [json.loads((path / "manifest.json").read_text())["score"] for path in list_checkpoints(tmp_path)]
+        for state.iteration, value in VALUES.items():
+            run.end_iteration(state, settings, Measurement(key, sign * value, higher_is_better))
+    kept = [json.loads((path / "manifest.json").read_text())["measured"] for path in list_checkpoints(tmp_path)]
     assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_00000002", "iteration_00000006"]
-    assert scores == [3.0, 7.0]
+    assert [measured["value"] for measured in kept] == [sign * 3.0, sign * 7.0]
+    assert all(measured["key"] == key and measured["higher_is_better"] is higher_is_better for measured in kept)
+
+
+def test_a_distillation_keeps_the_best_by_recall(train_config: TrainConfig, tmp_path: Path) -> None:
+    distill(train_config(tmp_path, "evaluation.best=recall", "training.evaluate_every=1", "training.keep_last=1"))
+    recalls = {line["iteration"]: line["recall"] for line in read_log(tmp_path / "log.jsonl") if "recall" in line}
+    assert list(recalls) == [1, 2, 3, 4, 5, 6] and len(set(recalls.values())) > 1
+    best = max(recalls, key=lambda iteration: recalls[iteration])
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"iteration_{i:08d}" for i in sorted({best, 6})]
+    manifest = json.loads((list_checkpoints(tmp_path)[0] / "manifest.json").read_text())
+    assert manifest["measured"] == {"key": "recall", "value": recalls[best], "higher_is_better": True}
 
 
 def test_a_disk_that_fills_between_checkpoints(

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
-from onestep.distillation.loop import distill
+from onestep.build.distillation import distill
 from onestep.engine.log import read_log
 from onestep.models.generator import Generator
 from tests.fixtures.runs import FEW_STEPS
@@ -22,7 +22,7 @@ TrainConfig = Callable[..., DictConfig]
 
 def test_the_summary(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    assert summary.keys() == {"teacher", "student", "images_seen", "seconds", "figures"}
+    assert summary.keys() == {"teacher", "student", "images_seen", "seconds", "results"}
     for side in ("teacher", "student"):
         assert summary[side].keys() == {"fid", "recall", "network_evaluations", "samples", "samples_per_second"}
         assert summary[side]["samples"] == 32

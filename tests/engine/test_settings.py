@@ -12,7 +12,7 @@ Settings = Callable[..., DistillationSettings]
 
 
 def test_cycles_and_shares(make_settings: Settings) -> None:
-    settings = make_settings(images=1007, batch_size=24)
+    settings = make_settings(total_images=1007, batch_size=24)
     assert settings.iterations == 41
     assert [settings.share_of(processes) for processes in (1, 2, 8)] == [24, 12, 3]
 
@@ -29,7 +29,7 @@ def test_batch_that_the_processes_do_not_divide(make_settings: Settings) -> None
 @pytest.mark.parametrize(
     "name",
     [
-        "images",
+        "total_images",
         "batch_size",
         "accumulation",
         "grad_clip",
@@ -52,7 +52,7 @@ def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> No
         ({"final_lr": 1.5}, r"training\.final_lr is a share in \(0, 1\], got 1\.5"),
         ({"rollbacks": -1}, r"training\.rollbacks must not be negative, got -1"),
         ({"rollback_lr_factor": 0.0}, r"training\.rollback_lr_factor is a share in \(0, 1\], got 0\.0"),
-        ({"images": 5}, r"training\.images=5 is less than one batch of 10"),
+        ({"total_images": 5}, r"training\.total_images=5 is less than one batch of 10"),
         ({"later_sigmas": 0.5}, r"later_sigmas=0\.5: expected a list of noise levels such as \[0\.5,0\.2\], or \[\]"),
         ({"later_sigmas": None}, r"later_sigmas=None: expected a list of noise levels"),
         ({"later_sigmas": ["low"]}, r"later_sigmas=\['low'\]: expected a list of noise levels"),
@@ -68,7 +68,14 @@ def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, Any], 
 
 
 EVALUATION = EvaluationSettings(
-    samples=10, seed_ranges=1, interim_samples=10, interim_metrics=None, evaluate_teacher=True, batch_size=5, grid=10
+    samples=10,
+    seed_ranges=1,
+    interim_samples=10,
+    interim_metrics=None,
+    best=None,
+    evaluate_teacher=True,
+    batch_size=5,
+    grid=10,
 )
 
 

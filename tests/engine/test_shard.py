@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onestep.distillation.judges import frozen
+from onestep.distillation.method import frozen
 from onestep.engine.shard import checkpoint_activations
 from onestep.models.edm.denoiser import EDMDenoiser
 

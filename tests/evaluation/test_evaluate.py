@@ -1,4 +1,4 @@
-"""Scoring: the same samples are the same figure in every form, and a figure says what it is."""
+"""Evaluation: the same samples have the same values in every form, and a value says what it is of."""
 
 import hashlib
 import json
@@ -23,12 +23,12 @@ from onestep.metrics.inception import PUBLISHED_SHA256
 from onestep.metrics.statistics import Moments
 from onestep.models.generator import Generator
 
-Score = Callable[..., dict[str, Any]]
+Evaluate = Callable[..., dict[str, Any]]
 ALL = "metrics=[fid,is,kid,prdc]"
 
 
 @pytest.fixture
-def score(finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path) -> Score:
+def evaluate(finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path) -> Evaluate:
     """Runs ``sample`` on the finished run."""
 
     def run(*overrides: str) -> dict[str, Any]:
@@ -37,11 +37,11 @@ def score(finished_run: Path, compose_config: Callable[..., DictConfig], tmp_pat
     return run
 
 
-def test_every_form_of_the_same_samples_is_the_same_figure(score: Score, tmp_path: Path) -> None:
-    drawn = score("count=60", "seed=3", ALL, f"save_to={tmp_path / 'png'}")
-    score("count=60", "seed=3", "format=npz", f"save_to={tmp_path / 'npz'}", "batch_size=7")
-    of_folder = score(f"images={tmp_path / 'png'}", ALL)
-    of_array = score(f"images={tmp_path / 'npz' / 'samples.npz'}", ALL)
+def test_every_form_of_the_same_samples_has_the_same_values(evaluate: Evaluate, tmp_path: Path) -> None:
+    drawn = evaluate("count=60", "seed=3", ALL, f"save_to={tmp_path / 'png'}")
+    evaluate("count=60", "seed=3", "format=npz", f"save_to={tmp_path / 'npz'}", "batch_size=7")
+    of_folder = evaluate(f"images={tmp_path / 'png'}", ALL)
+    of_array = evaluate(f"images={tmp_path / 'npz' / 'samples.npz'}", ALL)
     metrics = ["fid", "is", "kid", "precision", "recall", "density", "coverage"]
     assert [name for name in drawn if name in metrics] == metrics
     for name in metrics:
@@ -49,13 +49,14 @@ def test_every_form_of_the_same_samples_is_the_same_figure(score: Score, tmp_pat
         assert of_array[name] == pytest.approx(drawn[name], rel=1e-6)
     assert drawn["fid"] > 1
     for result in (drawn, of_folder, of_array):
-        assert [record["seeds"] for record in result["figures"]] == [[3, 62]] * 7
-    assert drawn["figures"][0] == {
-        "name": "fid", "metric": "fid", "value": drawn["fid"], "features": "digits classifier",
+        assert [record["seeds"] for record in result["results"]] == [[3, 62]] * 7
+    assert drawn["results"][0] == {
+        "name": "fid", "metric": "fid", "value": drawn["fid"], "title": "FID", "higher_is_better": False,
+        "features": "digits classifier",
         "reference": "Digits, 1,797 images", "samples": 60, "protocol_samples": None, "seeds": [3, 62],
         "network_evaluations": 1,
     }  # fmt: skip
-    assert of_folder["figures"][0]["network_evaluations"] is None
+    assert of_folder["results"][0]["network_evaluations"] is None
 
 
 def sample_in_a_process(rank: int, config: DictConfig, folder: Path, port: int) -> None:
@@ -67,10 +68,10 @@ def sample_in_a_process(rank: int, config: DictConfig, folder: Path, port: int) 
 
 
 def test_two_processes_share_the_samples(
-    score: Score, finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
+    evaluate: Evaluate, finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
     options = ("count=61", "seed_ranges=2", ALL, "format=npz", "features_cache=null")
-    alone = score(*options, f"save_to={tmp_path / 'one'}")
+    alone = evaluate(*options, f"save_to={tmp_path / 'one'}")
     config = compose_config("sample", f"run={finished_run}", "device=cpu", f"save_to={tmp_path / 'two'}", *options)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -82,33 +83,33 @@ def test_two_processes_share_the_samples(
     assert np.array_equal(arrays[0]["seeds"], arrays[1]["seeds"])
     for name in ("fid", "is", "kid", "precision", "recall", "fid_least_of_2"):
         assert together[name] == pytest.approx(alone[name], rel=1e-4)
-    assert [record["seeds"] for record in together["figures"]] == [record["seeds"] for record in alone["figures"]]
+    assert [record["seeds"] for record in together["results"]] == [record["seeds"] for record in alone["results"]]
     assert "fid" not in other and other["images"] is None
 
 
-def test_the_least_of_several_ranges_of_seeds(score: Score) -> None:
-    three = score("count=40", "seed_ranges=3", "metrics=[fid,recall]", "format=npz")
-    singles = [score("count=40", f"seed={seed}", "metrics=[fid]", "format=npz")["fid"] for seed in (0, 40, 80)]
+def test_the_least_of_several_ranges_of_seeds(evaluate: Evaluate) -> None:
+    three = evaluate("count=40", "seed_ranges=3", "metrics=[fid,recall]", "format=npz")
+    singles = [evaluate("count=40", f"seed={seed}", "metrics=[fid]", "format=npz")["fid"] for seed in (0, 40, 80)]
     assert len(set(singles)) == 3
     assert three["fid"] == singles[0] and three["fid_least_of_3"] == min(singles)
-    assert [record["value"] for record in three["figures"] if record["name"] == "fid"] == singles
+    assert [record["value"] for record in three["results"] if record["name"] == "fid"] == singles
     assert "recall_least_of_3" not in three
 
 
-def test_an_exported_pipeline(score: Score, finished_run: Path, tmp_path: Path) -> None:
+def test_an_exported_pipeline(evaluate: Evaluate, finished_run: Path, tmp_path: Path) -> None:
     generator = Generator.from_pretrained(finished_run / "generator")
     generator.denoiser.save_pretrained(tmp_path / "exported" / "denoiser")
     index = {"_class_name": "OneStepPipeline", "sigma_init": generator.sigma_init, "later_sigmas": []}
     (tmp_path / "exported" / "model_index.json").write_text(json.dumps(index))
     pipeline = ("run=null", f"checkpoint={tmp_path / 'exported'}", "data=digits", "features=digits")
-    of_pipeline = score(*pipeline, "count=40", ALL)
-    assert of_pipeline["fid"] == score("count=40", ALL)["fid"]
+    of_pipeline = evaluate(*pipeline, "count=40", ALL)
+    assert of_pipeline["fid"] == evaluate("count=40", ALL)["fid"]
     (tmp_path / "exported" / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"describes no one-step pipeline \('sigma_init'\)"):
-        score("run=null", f"checkpoint={tmp_path / 'exported'}")
+        evaluate("run=null", f"checkpoint={tmp_path / 'exported'}")
 
 
-def test_a_published_figure_needs_its_protocol(
+def test_a_published_value_needs_its_protocol(
     compose_config: Callable[..., DictConfig], inception_file: Path, stores: Path, tmp_path: Path
 ) -> None:
     def run(*overrides: str) -> dict[str, Any]:
@@ -125,14 +126,14 @@ def test_a_published_figure_needs_its_protocol(
         run("metrics=[fid50k]")
     result = run("metrics=[fid]")
     assert "fid" not in result and result["fid0.06k"] == pytest.approx(0, abs=1e-8)  # the very same images
-    assert result["figures"][0]["reference"] == "images.zip, 60 images"
+    assert result["results"][0]["reference"] == "images.zip, 60 images"
     run("metrics=[fid]", f"save_reference={tmp_path / 'ref.npz'}")
     written, expected = Moments.load(tmp_path / "ref.npz"), Moments.of(features_of(stores))
     torch.testing.assert_close(written.mean, expected.mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(written.covariance, expected.covariance, rtol=1e-5, atol=0)
     by_moments = run("metrics=[fid]", f"reference={tmp_path / 'ref.npz'}")
     assert by_moments["fid0.06k"] == pytest.approx(0, abs=1e-8)
-    assert by_moments["figures"][0]["reference"] == "ref.npz"
+    assert by_moments["results"][0]["reference"] == "ref.npz"
 
 
 def features_of(stores: Path) -> Tensor:
@@ -162,11 +163,11 @@ def test_a_run_s_folder_cannot_name_a_program(
         sample(compose_config("sample", f"run={tmp_path}", "device=cpu", f"save_to={tmp_path}"))
 
 
-def test_what_cannot_be_scored(score: Score, tmp_path: Path) -> None:
+def test_what_cannot_be_evaluated(evaluate: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="say what to measure of them"):
-        score(f"images={tmp_path}")
+        evaluate(f"images={tmp_path}")
     with pytest.raises(ValueError, match="no images there"):
-        score(f"images={tmp_path}", "metrics=[fid]")
+        evaluate(f"images={tmp_path}", "metrics=[fid]")
     for name, arrays, message in (
         ("other", {"x": np.zeros(3)}, "its arrays are x: expected images"),
         ("floats", {"images": np.zeros((3, 8, 8, 1))}, r"got float64 \(3, 8, 8, 1\)"),
@@ -174,11 +175,11 @@ def test_what_cannot_be_scored(score: Score, tmp_path: Path) -> None:
     ):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(ValueError, match=message):
-            score(f"images={tmp_path / name}.npz", "metrics=[fid]")
+            evaluate(f"images={tmp_path / name}.npz", "metrics=[fid]")
     shutil.copy(tmp_path / "other.npz", tmp_path / "cut.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:50])
     with pytest.raises(ValueError, match=r"cut\.npz: no samples"):
-        score(f"images={tmp_path / 'cut.npz'}", "metrics=[fid]")
+        evaluate(f"images={tmp_path / 'cut.npz'}", "metrics=[fid]")
     Image.new("RGB", (8, 8)).save(tmp_path / "rgb.png")
     with pytest.raises(ValueError, match="the feature network takes images"):
-        score(f"images={tmp_path}", "metrics=[fid]")
+        evaluate(f"images={tmp_path}", "metrics=[fid]")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from onestep.build.sampling import sample
 from onestep.data.digits import Digits
+from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
 from onestep.metrics.evaluator import Evaluator
-from onestep.metrics.features import to_uint8
 from onestep.metrics.frechet import FrechetDistance
 from onestep.models.generator import Generator
 from onestep.models.loading import load_teacher
@@ -139,7 +139,7 @@ def test_classes_are_those_that_are_asked_for(draw: Draw, finished_run: Path) ->
 def test_metrics_are_those_of_the_images(draw: Draw) -> None:
     images, result = draw("count=40", "metrics=[fid]", "format=npz")
     evaluator = Evaluator(load_classifier("digits"), {"fid": FrechetDistance()}, Digits())
-    assert result.keys() == {"images", "count", "network_evaluations", "samples_per_second", "fid", "figures"}
+    assert result.keys() == {"images", "count", "network_evaluations", "samples_per_second", "fid", "results"}
     assert result["network_evaluations"] == 1
     assert result["fid"] == evaluator([images])["fid"]
 

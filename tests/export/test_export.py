@@ -1,6 +1,7 @@
 """A finished run leaves as a diffusers pipeline folder that draws what sample.py draws, with a card that says so."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return export(finished_run, tmp_path_factory.mktemp("export") / "digits")
 
 
-def test_the_folder_holds_safetensors_and_a_card(exported: Path) -> None:
+def test_the_folder_holds_safetensors_a_card_and_a_picture(exported: Path, finished_run: Path) -> None:
     files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
     assert files == {
         "README.md",
+        "side_by_side.png",
         "model_index.json",
         "denoiser/config.json",
         "denoiser/diffusion_pytorch_model.safetensors",
     }
+    assert (exported / "side_by_side.png").read_bytes() == (finished_run / "side_by_side.png").read_bytes()
 
 
 @pytest.mark.parametrize("classes", [None, [3, 7]])
@@ -91,13 +94,58 @@ def test_the_card_says_what_was_measured(exported: Path, finished_run: Path) -> 
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {name: summary["student"][name] for name in ("fid", "recall")}
     lines = card.text.splitlines()
-    for side, evaluations in (("teacher", 3), ("student", 1)):
-        fid, recall = (f"{summary[side][name]:.4g}" for name in ("fid", "recall"))
-        assert f"| {side} | {fid} | {recall} | {evaluations} | 32 |" in [line.strip() for line in lines]
-    assert "| teacher | load_teacher (digits), guidance 1.0 |" in lines
-    assert "| objective | FDistill |" in lines and "| divergence | JensenShannon |" in lines
+    assert "# digits: one-step generator by FDistill" in lines
+    assert "![Samples of the teacher and of this generator](side_by_side.png)" in lines
+    table = lines[lines.index("## Results") + 2 :]
+    assert table[0] == "|  | teacher | student | features | reference |"
+    for key, title in (("fid", "FID ↓"), ("recall", "recall ↑")):
+        values = " | ".join(f"{summary[side][key]:.4g}" for side in ("teacher", "student"))
+        assert f"| {title} | {values} | digits classifier | Digits, 1,797 images |" in table
+    assert "| network evaluations | 3 | 1 |  |  |" in table and "| samples | 32 | 32 |  |  |" in table
+    assert "| teacher | digits, guidance 1 |" in lines
+    assert "| teacher's sampler | HeunSampler, steps 2, sigma min 0.002, sigma max 80, rho 7 |" in lines
+    assert "| objective | FDistill, normalize weight true |" in lines and "| divergence | JensenShannon |" in lines
+    assert "| discriminator | Discriminator, features from teacher, hidden 64 |" in lines
+    assert "| adversarial weight | 2 |" in lines and "| weights | the average over the training |" in lines
     assert "| images seen in training | 96 |" in lines
     assert str(finished_run) not in card.content
+
+
+def test_every_value_of_the_summary_reaches_the_card(finished_run: Path, tmp_path: Path) -> None:
+    """As of a run with other metrics, of which one has another name for its number of samples; without a picture."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "side_by_side.png").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    template = summary["results"]["student"][0]
+    keys = ("fid", "fid50k", "is", "kid", "precision", "recall", "density", "coverage", "fd_dinov2", "clip_score")
+    values = {key: 1.5 + index for index, key in enumerate(keys)}
+    costs = {"network_evaluations": 1, "samples": 32, "samples_per_second": 7.25}
+    summary["student"], summary["teacher"] = values | costs, {"network_evaluations": 3}
+    summary["results"] = {"student": [
+        template | {"metric": key, "name": f"{key}_named", "value": value, "title": f"title of {key}",
+                    "features": "a | b"}
+        for key, value in values.items()
+    ]}  # fmt: skip
+    (run / "summary.json").write_text(json.dumps(summary))
+    card = ModelCard.load(export(run, tmp_path / "raw", "raw") / "README.md")
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        f"{key}_named": value for key, value in values.items()
+    }
+    assert [result.metric_name for result in card.data.eval_results] == [f"title of {key}" for key in keys]
+    lines = card.text.splitlines()
+    assert "|  | student | features | reference |" in lines  # the teacher was not evaluated
+    for key, value in values.items():
+        assert rf"| title of {key} ↓ | {value:.4g} | a \| b | Digits, 1,797 images |" in lines
+    assert "| samples per second | 7.25 |  |  |" in lines and "side_by_side.png" not in card.content
+    assert any(line.startswith("| weights | the last of the training") for line in lines)
+
+
+def test_an_export_says_nothing_of_the_autoencoder_that_images_do_without(
+    finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    export(finished_run, tmp_path / "digits")
+    assert "vae" not in "".join([*capfd.readouterr(), caplog.text])
 
 
 def test_the_cards_code_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

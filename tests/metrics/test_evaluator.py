@@ -1,6 +1,8 @@
 """The evaluator on a feature network that can be computed by hand."""
 
+import math
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.frechet import FrechetDistance
 from onestep.metrics.inception_score import InceptionScore
 from onestep.metrics.recall import PRDC, Recall
+from onestep.metrics.result import Description, Measurement
 from onestep.metrics.statistics import Moments
 
 
@@ -46,6 +49,8 @@ class TwoPixels(MeanPixel):
 class DifferenceOfMeans:
     reads: Kind = "vectors"
     features: FeatureNetwork | None = None
+    title = "difference of means"
+    higher_is_better = False
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
         return float(generated.mean() - real.mean())
@@ -54,6 +59,8 @@ class DifferenceOfMeans:
 class FirstAndCount:
     reads: Kind = "vectors"
     features: FeatureNetwork | None = None
+    title = "first and count"
+    higher_is_better = True
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
         return float(generated[0, 0] + 1000 * len(generated) + 1_000_000 * len(real))
@@ -70,11 +77,11 @@ def random_images(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 1, 2, 2, generator=torch.Generator().manual_seed(seed)).clamp(-1, 1)
 
 
-def test_figures_by_hand() -> None:
+def test_values_by_hand() -> None:
     """A real pixel of 0 is quantised to 128, generated ones of 0.5 and 9 to 191 and 255."""
     evaluator = Evaluator(MeanPixel(), METRICS, reference=ImagesInMemory(constant_images(0.0, 0.0, 0.0)))
-    figures = evaluator([constant_images(0.5, 9.0)])
-    assert figures == {"difference": (191 + 255) / 2 - 128, "first": 191 + 2_000 + 3_000_000}
+    values = evaluator([constant_images(0.5, 9.0)])
+    assert values == {"difference": (191 + 255) / 2 - 128, "first": 191 + 2_000 + 3_000_000}
 
 
 def test_batches_do_not_matter() -> None:
@@ -94,13 +101,13 @@ def test_metrics_share_one_pass_and_may_have_a_network_of_their_own() -> None:
     metrics |= {"other": FrechetDistance(features=own), "is": InceptionScore(2, own)}
     real, images = random_images(40), random_images(30, seed=1)
     evaluator = Evaluator(shared, metrics, ImagesInMemory(real))
-    figures = evaluator([images])
+    values = evaluator([images])
     assert (shared.seen, own.seen) == (70, 70)
     for name, network in (("fid", MeanPixel()), ("other", TwoPixels())):
         alone = Evaluator(network, {"fid": FrechetDistance()}, ImagesInMemory(real))
-        assert figures[name] == alone([images])["fid"]
-    assert figures["fid"] != figures["other"] and figures["is"] == pytest.approx(1)
-    assert evaluator([images], only=["fid"]) == {"fid": figures["fid"]}
+        assert values[name] == alone([images])["fid"]
+    assert values["fid"] != values["other"] and values["is"] == pytest.approx(1)
+    assert evaluator([images], only=["fid"]) == {"fid": values["fid"]}
     assert (shared.seen, own.seen) == (100, 70)  # nobody reads the other network's
 
 
@@ -111,8 +118,8 @@ def test_the_reference_is_read_once_and_kept(tmp_path: Path) -> None:
 
     def run(metrics: dict[str, Metric], reference: Tensor = real) -> tuple[int, dict[str, float]]:
         network = TwoPixels()
-        figures = Evaluator(network, metrics, ImagesInMemory(reference), cache=str(tmp_path / "kept"))([images])
-        return network.seen - 30, figures
+        values = Evaluator(network, metrics, ImagesInMemory(reference), cache=str(tmp_path / "kept"))([images])
+        return network.seen - 30, values
 
     seen, first = run(fid)
     assert seen == 40
@@ -121,14 +128,15 @@ def test_the_reference_is_read_once_and_kept(tmp_path: Path) -> None:
     assert seen == 40 and more["fid"] == first["fid"]
     assert run(both) == (0, more) and run(fid) == (0, first)
     assert run(fid, random_images(40, seed=9))[0] == 40
-    (file, _) = sorted((tmp_path / "kept").iterdir(), key=lambda path: path.stat().st_mtime)
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    assert run(both) == (40, more)
+    for kind in ("moments", "vectors"):
+        (file, *_) = sorted((tmp_path / "kept").rglob(f"{kind}.safetensors"), key=lambda path: path.stat().st_mtime)
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        assert run(both) == (40, more) and run(both) == (0, more)
     blocked = tmp_path / "a_file"
     blocked.write_text("")
-    with pytest.raises(ValueError, match=r"cannot be kept in .*a_file.*features_cache=\.\.\."):
+    with pytest.raises(ValueError, match=r"cannot be written to .*a_file.*features_cache=\.\.\."):
         Evaluator(TwoPixels(), fid, ImagesInMemory(real), cache=str(blocked))
 
 
@@ -146,7 +154,7 @@ def test_moments_alone_as_the_reference(tmp_path: Path) -> None:
         Evaluator(MeanPixel(), {"fid": FrechetDistance()}, moments)([images])
 
 
-def test_a_figure_of_few_samples_says_so() -> None:
+def test_a_value_of_few_samples_says_so() -> None:
     network = TwoPixels()
     network.protocol_samples = 50
     metrics: dict[str, Metric] = {"fid": FrechetDistance(), "prdc": PRDC(k=3, k_density=5)}
@@ -154,11 +162,12 @@ def test_a_figure_of_few_samples_says_so() -> None:
     evaluator = Evaluator(network, metrics, ImagesInMemory(random_images(60)))
     images = random_images(50, seed=1)
     for count, suffix in ((50, ""), (40, "0.04k")):
-        records = evaluator.figures(evaluator([images[:count]]), count, seeds=[0, count - 1], network_evaluations=1)
+        records = evaluator.results(evaluator([images[:count]]), count, seeds=[0, count - 1], network_evaluations=1)
         names = [f"{metric}{suffix}" for metric in ("fid", "precision", "recall", "density", "coverage")]
         assert [record["name"] for record in records] == [*names, "fd"]
     assert records[0] == {
-        "name": "fid0.04k", "metric": "fid", "value": records[0]["value"], "features": "two pixels",
+        "name": "fid0.04k", "metric": "fid", "value": records[0]["value"], "title": "Frechet distance",
+        "higher_is_better": False, "features": "two pixels",
         "reference": "ImagesInMemory, 60 images", "samples": 40, "protocol_samples": 50, "seeds": [0, 39],
         "network_evaluations": 1,
     }  # fmt: skip
@@ -182,3 +191,39 @@ def test_images_of_another_shape() -> None:
         Evaluator(None, METRICS, ImagesInMemory(torch.zeros(5, 3, 2, 2)))
     with pytest.raises(ValueError, match="mean pixel knows no classes"):
         Evaluator(MeanPixel(), {"is": InceptionScore(1)}, ImagesInMemory(random_images(5)))([random_images(5)])
+
+
+class LowAndHigh:
+    reads: Kind = "vectors"
+    features: FeatureNetwork | None = None
+    title: ClassVar = {"low": "the lower", "high": "the higher"}
+    higher_is_better: ClassVar = {"low": False, "high": True}
+
+    def __call__(self, real: Tensor, generated: Tensor) -> dict[str, float]:
+        return {"low": float(generated.min()), "high": float(generated.max())}
+
+
+def test_every_value_has_a_title_and_a_direction() -> None:
+    metrics: dict[str, Metric] = {"fid50": FrechetDistance(title="FID"), "several": LowAndHigh(), "recall": Recall(1)}
+    evaluator = Evaluator(MeanPixel(), metrics, ImagesInMemory(random_images(5)))
+    assert evaluator.descriptions == {
+        "fid50": Description("FID", False), "low": Description("the lower", False),
+        "high": Description("the higher", True), "recall": Description("recall", True),
+    }  # fmt: skip
+    assert evaluator.keys() == ["fid50", "low", "high", "recall"] and evaluator.keys(["several"]) == ["low", "high"]
+    records = evaluator.results(evaluator([constant_images(0.5, 9.0)], only=["several"]), 2, None, None)
+    shown = [(record["metric"], record["value"], record["title"], record["higher_is_better"]) for record in records]
+    assert shown == [("low", 191, "the lower", False), ("high", 255, "the higher", True)]
+
+
+def test_two_metrics_of_the_same_value() -> None:
+    metrics: dict[str, Metric] = {"recall": Recall(1), "prdc": PRDC(k=3, k_density=5)}
+    with pytest.raises(ValueError, match="recall and prdc both measure recall"):
+        Evaluator(MeanPixel(), metrics, ImagesInMemory(random_images(5)))
+
+
+@pytest.mark.parametrize(("higher_is_better", "best", "worst"), [(False, 1.0, 2.0), (True, 2.0, 1.0)])
+def test_which_of_two_measurements_is_better(higher_is_better: bool, best: float, worst: float) -> None:
+    better, worse, broken = (Measurement("key", value, higher_is_better) for value in (best, worst, math.nan))
+    assert better.is_better_than(worse) and not worse.is_better_than(better) and not better.is_better_than(better)
+    assert worse.is_better_than(None) and worse.is_better_than(broken) and not broken.is_better_than(worse)

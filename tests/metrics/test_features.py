@@ -1,4 +1,4 @@
-"""Quantisation to uint8, and the digits' feature network."""
+"""The digits' feature network."""
 
 from pathlib import Path
 
@@ -6,30 +6,8 @@ import pytest
 import torch
 
 from onestep.data.digits import Digits
+from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
-from onestep.metrics.features import to_uint8
-
-
-@pytest.mark.parametrize(
-    "value, pixel",
-    [
-        (-1.0, 0),  # 0.5, truncated
-        (1.0, 255),  # 255.5, clipped
-        (0.0, 128),
-        (-0.002, 127),  # 127.745
-        (0.5, 191),  # 191.75
-        (-7.0, 0),
-        (7.0, 255),
-    ],
-)
-def test_to_uint8(value: float, pixel: int) -> None:
-    result = to_uint8(torch.tensor([value]))
-    assert result.dtype == torch.uint8 and result.item() == pixel
-
-
-def test_every_grey_level_comes_back() -> None:
-    levels = torch.arange(256)
-    assert torch.equal(to_uint8((levels.double() - 127.5) / 127.5), levels.to(torch.uint8))
 
 
 @torch.no_grad()

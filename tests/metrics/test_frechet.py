@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from onestep.metrics.frechet import FrechetDistance
 from onestep.metrics.statistics import FeatureStatistics, Moments
-from onestep.processes import gather_rows, share_of
+from onestep.processes import gather_rows, process_rows
 
 
 def recorded_features(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,10 +118,10 @@ def accumulate_share(rank: int, processes: int, folder: str, data_folder: str) -
     real, generated = recorded_features(Path(data_folder))
     generated = generated[:499]  # shares of different lengths
     statistics = FeatureStatistics(64)
-    for part in real[share_of(600)].split(50):
+    for part in real[process_rows(600)].split(50):
         statistics.update(part)
     moments = statistics.reduce().moments()
-    rows = gather_rows(generated[share_of(499)], "cpu")
+    rows = gather_rows(generated[process_rows(499)], "cpu")
     torch.save((rows, moments.mean, moments.covariance, moments.count), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

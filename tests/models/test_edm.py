@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
-from onestep.metrics.features import to_uint8
+from onestep.images import to_uint8
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.samplers import HeunSampler
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onestep.metrics.features import to_uint8
+from onestep.images import to_uint8
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator

@@ -67,12 +67,11 @@ def text_config(
         first, *later = sigmas or ONE_STEP[kind]
         return train_config(
             output, "experiment=text_to_image", f"teacher.path={pipelines(kind)}", f"data.path={root / 'prompts.txt'}",
-            
             f"teacher.pipeline.cache={root / 'cache'}",
-            "teacher.guidance=3.0", "teacher.size=8", f"training.sigma_init={first}",
-            f"training.later_sigmas={later}", "training.total_images=24", "training.batch_size=4",
+            "teacher.guidance=3.0", "teacher.size=8", f"generator.sigma_init={first}",
+            f"generator.later_sigmas={later}", "training.total_images=24", "training.batch_size=4",
             "evaluation.samples=4", "evaluation.grid=4", "divergence=reverse_kl", "discriminator=none",
-            "training.gan_weight=0", "optimizer.generator.lr=1e-2", *overrides,
+            "generator.gan_weight=0", "optimizer.generator.lr=1e-2", *overrides,
         )  # fmt: skip
 
     return build

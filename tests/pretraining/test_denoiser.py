@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import load_file
 
+from onestep.build.pretraining import pretrain
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
+from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
-from onestep.metrics.features import to_uint8
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
 from onestep.pretraining.classifier import pretrain_features
-from onestep.pretraining.denoiser import pretrain
 from onestep.seeding import GlobalDraws
 from tests.conftest import SMALL
 
@@ -35,11 +36,55 @@ def test_a_teacher_is_kept_and_scored(compose_config: Compose, tmp_path: Path) -
     teacher = summary["teacher"]
     assert (teacher["network_evaluations"], teacher["samples"]) == (3, 32)
     assert teacher["samples_per_second"] > 0 and 0 <= teacher["recall"] <= 1
-    records = summary["figures"]["teacher"]
+    records = summary["results"]["teacher"]
     expected = [("fid", [0, 31]), ("recall", [0, 31]), ("fid", [32, 63])]
     assert [(record["metric"], record["seeds"]) for record in records] == expected
     assert records[0]["value"] == teacher["fid"] != records[2]["value"]
     assert load_teacher(str(tmp_path / "teacher"), guidance=1.0).image_shape == (1, 8, 8)
+
+
+def assert_kept(run: Path, iteration: int) -> None:
+    """The run's teacher is the average of ``iteration``."""
+    average = load_file(run / "checkpoints" / f"iteration_{iteration:08d}" / "network_ema.safetensors")
+    kept = load_file(run / "teacher" / "diffusion_pytorch_model.safetensors")
+    assert len(kept) > 10 and all(torch.equal(value, average[name]) for name, value in kept.items())
+
+
+def test_the_teacher_of_the_best_recall_is_kept(compose_config: Compose, tmp_path: Path) -> None:
+    """The largest of the evaluations' recalls, the first of equals."""
+    overrides = ("experiment=pretrain_digits", "metrics=[recall]", "training.evaluate_every=2")
+    summary = pretrain(compose_config("train", *TINY, *overrides, f"output={tmp_path}"))
+    of_run = [line for line in read_log(tmp_path / "log.jsonl") if "recall" in line]
+    assert [line["iteration"] for line in of_run] == [2, 4, 6] and not any("fid" in line for line in of_run)
+    best = max(of_run, key=lambda line: line["recall"])
+    assert summary["images_seen"] == best["images_seen"] and "fid" not in summary["teacher"]
+    assert_kept(tmp_path, best["iteration"])
+
+
+def test_without_metrics_the_last_teacher_is_kept(compose_config: Compose, tmp_path: Path) -> None:
+    config = compose_config("train", *TINY, "experiment=pretrain_digits", "metrics=[]", f"output={tmp_path}")
+    config.features = None
+    summary = pretrain(config)
+    assert summary["images_seen"] == 96 and summary["results"] == {"teacher": []}
+    assert summary["teacher"].keys() == {"network_evaluations", "samples", "samples_per_second"}
+    assert (tmp_path / "samples" / "iteration_00000006.png").is_file() and (tmp_path / "curves.png").is_file()
+    assert_kept(tmp_path, 6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("evaluation.best=kid",), r"evaluation\.best=kid .*: fid, recall"),
+        (("evaluation.best=recall", "evaluation.interim_metrics=[fid]"), r"evaluation\.best=recall .*: fid;"),
+        (("evaluation.best=fid", "metrics=[]"), r"evaluation\.best=fid .*: none"),
+    ],
+)
+def test_a_best_value_that_is_not_measured(
+    overrides: tuple[str, ...], message: str, compose_config: Compose, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pretrain(compose_config("train", *TINY, "experiment=pretrain_digits", *overrides, f"output={tmp_path}"))
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_the_network_is_told_of_the_augmentation(

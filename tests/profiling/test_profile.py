@@ -44,7 +44,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> float:
 
 @pytest.mark.parametrize("objective", PASSES)
 def test_the_count_is_that_of_the_documentation(objective: str, small: float) -> None:
-    counted = count(Subject("ddpmpp", [f"objective={objective}", "training.fake_score_steps=2"], 2))
+    counted = count(Subject("ddpmpp", [f"objective={objective}", "fake_score.steps=2"], 2))
     whole, encoders = PASSES[objective]
     costs = {"all": 0.0, "discriminator": 0.0}
     for line in counted.lines():
@@ -60,8 +60,8 @@ def test_the_count_is_that_of_the_documentation(objective: str, small: float) ->
 
 def test_fresh_latents_cost_a_forward_each(small: float) -> None:
     shared, fresh = (
-        count(Subject("ddpmpp", ["objective=sid", "training.fake_score_steps=2", *more], 2)).forward_equivalents
-        for more in ([], ["training.fresh_latents=true"])
+        count(Subject("ddpmpp", ["objective=sid", "fake_score.steps=2", *more], 2)).forward_equivalents
+        for more in ([], ["fake_score.fresh_latents=true"])
     )
     assert fresh - shared == pytest.approx(2, abs=1e-6)
 
@@ -70,7 +70,7 @@ def test_fresh_latents_cost_a_forward_each(small: float) -> None:
 @pytest.mark.parametrize("objective", BARS)
 def test_the_published_network_s_count(objective: str) -> None:
     steps, most = BARS[objective]
-    counted = count(Subject("ddpmpp", [f"objective={objective}", f"training.fake_score_steps={steps}"], 4))
+    counted = count(Subject("ddpmpp", [f"objective={objective}", f"fake_score.steps={steps}"], 4))
     assert counted.forward / 4e9 == pytest.approx(42.4, abs=0.1)
     assert most - 1 < counted.forward_equivalents <= most
 
@@ -84,7 +84,7 @@ def test_two_presets_in_turn(
 
     monkeypatch.setattr("onestep.profiling.__main__.peak_memory", stand_in)
     file = tmp_path / "report.json"
-    options = ["device=cpu", "training.fake_score_steps=1"]
+    options = ["device=cpu", "fake_score.steps=1"]
     arguments = ["objective=sid", *options, "--against", "objective=diff_instruct", *options]
     main(["--network", "digits", "--batch-size", "8", "--iterations", "1", "--json", str(file), *arguments])
     left, right = json.loads(file.read_text())["subjects"]

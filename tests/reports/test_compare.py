@@ -22,7 +22,12 @@ def sweep(tmp_path: Path) -> Path:
         generator.save_pretrained(run / "generator")
         side = {"modes": 25.0, "kl": 0.0421, "network_evaluations": 35, "samples": 10, "samples_per_second": 3.0}
         student = side | {"modes": 24.0 - index, "kl": 1.5, "network_evaluations": 1}
+        records = [
+            {"metric": "modes", "title": "modes covered", "higher_is_better": True},
+            {"metric": "kl", "title": "KL divergence", "higher_is_better": False},
+        ]
         summary = {"teacher": side, "student": student, "images_seen": 1000 + index, "seconds": 59.6}
+        summary["results"] = {"student": records}
         (run / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "experiment=mixture,objective=vsd").mkdir()
     return tmp_path
@@ -30,7 +35,7 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_the_table(sweep: Path) -> None:
     assert to_table(read_runs(sweep)) == (
-        "|  | modes | kl | evaluations | images seen | seconds |\n"
+        "|  | modes covered ↑ | KL divergence ↓ | evaluations | images seen | seconds |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: |\n"
         "| teacher | 25 | 0.0421 | 35 |  |  |\n"
         "| objective=sds | 23 | 1.5 | 1 | 1,001 | 60 |\n"

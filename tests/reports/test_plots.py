@@ -1,12 +1,16 @@
 """Pictures of samples: which pixel goes where."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
-from onestep.reports.plots import enlargement, save_image, save_samples, to_grid
+from onestep.metrics.result import Description
+from onestep.reports.plots import enlargement, save_curves, save_image, save_samples, to_grid
 
 
 def test_grid_places_known_pixels() -> None:
@@ -45,3 +49,22 @@ def test_files_hold_the_pixels(tmp_path: Path) -> None:
     save_image(pixels, tmp_path / "colour.png")
     with Image.open(tmp_path / "colour.png") as colour:
         np.testing.assert_array_equal(np.asarray(colour), pixels.numpy())
+
+
+def test_curves_read_the_metrics_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics first, under their titles; positive distances on a logarithmic scale; what no line has is left out."""
+    drawn: list[tuple[str, str]] = []
+    savefig = Figure.savefig
+
+    def keep_and_save(figure: Figure, *arguments: Any, **options: Any) -> None:
+        drawn.extend((axis.get_title(), axis.get_yscale()) for axis in figure.axes if axis.get_title())
+        savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep_and_save)
+    metrics = {"kid": Description("KID", False), "fd": Description("FD-DINOv2", False), "none": Description("-", True)}
+    metrics["recall"] = Description("recall", True)
+    first = {"images_seen": 16, "fake_score_loss": 2.0}
+    second = {"images_seen": 32, "fake_score_loss": 1.0, "fd": 3.0, "recall": 0.5, "kid": -0.001}
+    save_curves([first, second], metrics, ["fake_score_loss", "other"], tmp_path / "curves.png")
+    expected = [("KID", "linear"), ("FD-DINOv2", "log"), ("recall", "linear"), ("fake score loss", "linear")]
+    assert drawn == expected and (tmp_path / "curves.png").is_file()

@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from onestep.build.distillation import distill
+from onestep.build.pretraining import pretrain
 from onestep.data.digits import Digits
-from onestep.distillation.loop import distill
 from onestep.metrics.classifier import load_classifier
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.frechet import FrechetDistance
 from onestep.models.generator import Generator
-from onestep.pretraining.denoiser import pretrain
 from onestep.reports.compare import draw
 from onestep.reports.results_page import orderings, write_page
 from onestep.reports.results_rows import Row, Rows, read_rows
@@ -179,13 +179,13 @@ def edit(run: Path, side: str | None = None, **values: Any) -> None:
 
 def edit_record(run: Path, **values: Any) -> None:
     summary = json.loads((run / "summary.json").read_text())
-    summary["figures"]["student"][0].update(values)
+    summary["results"]["student"][0].update(values)
     (run / "summary.json").write_text(json.dumps(summary))
 
 
 def row_of(*fids: float) -> Row:
     records = [{"metric": "fid", "value": fid} for fid in fids]
-    return Row("", Path(), {"student": {"fid": fids[0]}, "figures": {"student": records}}, "student")
+    return Row("", Path(), {"student": {"fid": fids[0]}, "results": {"student": records}}, "student")
 
 
 def test_the_orderings_are_computed() -> None:

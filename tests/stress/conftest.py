@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 import pytest
 from omegaconf import DictConfig
 
-from onestep.distillation.loop import distill
+from onestep.build.distillation import distill
 
 _table: list[tuple[str, int, int, str]] = []
 _differences: list[tuple[str, float]] = []

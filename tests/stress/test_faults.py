@@ -12,8 +12,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from onestep.build.distillation import distill
 from onestep.distillation import loop
-from onestep.distillation.loop import distill
 from onestep.engine.checkpoint import list_checkpoints
 from onestep.engine.log import read_log
 from onestep.engine.signals import STOPPED

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from onestep.distillation.loop import distill
+from onestep.build.distillation import distill
 from onestep.distillation.report import DistillationReport
 from onestep.engine.signals import STOPPED
 from tests.stress.conftest import StartRun, Survived

@@ -24,7 +24,7 @@ LAYOUTS = {
 }
 METHODS = {
     "f_distill": (),
-    "uni_instruct": ("objective=uni_instruct", "discriminator=shared_encoder", "training.later_sigmas=[0.5,0.2]"),
+    "uni_instruct": ("objective=uni_instruct", "discriminator=shared_encoder", "generator.later_sigmas=[0.5,0.2]"),
 }
 
 

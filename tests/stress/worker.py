@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
+from onestep.build.distillation import distill
 from onestep.config import instantiate
 from onestep.data.dataset import ImagesInMemory
 from onestep.distillation import build
-from onestep.distillation.loop import distill
 from onestep.distillation.report import DistillationReport
 from onestep.models.edm.denoiser import EDMDenoiser
 
@@ -35,7 +35,8 @@ def instantiate_in_dtype(node: Any) -> Any:
 trainable = vars(build)["_trainable"]  # which copies in float32
 vars(build)["instantiate"] = instantiate_in_dtype
 vars(build)["_trainable"] = lambda *arguments: trainable(*arguments).to(torch.get_default_dtype())
-DistillationReport.interim = DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
+DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
+DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
 with initialize_config_dir(conf, version_base="1.3"):
     config = compose("train", [*overrides, "metrics=[]"])
 distill(config)

@@ -1,6 +1,7 @@
 """The teacher's side of conditions and images: text encoders and autoencoder of its pipeline, and their results."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -89,6 +90,32 @@ class TeacherPipeline:
         device = PartialState().device
         return self.autoencoder.to(device).encode(images.to(device)).cpu()
 
+    def encode_images(
+        self,
+        read: Callable[[range], dict[str, Tensor]],
+        count: int,
+        cache: ChunkCache,
+        dtype: torch.dtype = torch.float32,
+    ) -> CachedRows:
+        """The ``latents`` [N, c, h, w] of images; those that the ``cache`` lacks are encoded now.
+
+        Args:
+            read: gives the ``images`` [B, 3, H, W] in [-1, 1] of a range of rows, and tensors [B, ...] under other
+                names, which are kept with the latents.
+            count: the number of images, N.
+            cache: where they are kept.
+            dtype: of the kept latents.
+        """
+
+        def encode(chunk: int) -> dict[str, Tensor]:
+            rows = read(range(chunk * self.batch_size, min((chunk + 1) * self.batch_size, count)))
+            return {"latents": self.encode(rows.pop("images")).to(dtype), **rows}
+
+        names = [f"{chunk:06d}" for chunk in range(math.ceil(count / self.batch_size))]
+        latents = CachedRows(cache, names, self.batch_size)
+        latents.fill(encode, "encoding images")
+        return latents
+
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in about [-1, 1] of latents [B, c, h, w], both on the CPU.
 
@@ -98,16 +125,12 @@ class TeacherPipeline:
         autoencoder = self.autoencoder.to(device)
         return torch.cat([autoencoder.decode(latent.to(device)).cpu() for latent in latents.split(1)])
 
-    def autoencoder_files(self) -> list[Path]:
-        """The files that latents depend on, in a fixed order."""
-        return sorted(file for file in (self.folder / "vae").iterdir() if file.is_file())
-
     def encode_prompts(self, prompts: Sequence[str]) -> "PromptEmbeddings":
         """The conditions of ``prompts``, from the cache as far as it has them; every process must call it."""
         chunks = [prompts[start : start + self.batch_size] for start in range(0, len(prompts), self.batch_size)]
         rows = CachedRows(self._text_cache, [fingerprint({"prompts": chunk}) for chunk in chunks], self.batch_size)
         encoder = self._text_encoder()
-        rows.fill(lambda chunk: self.kept(encoder()(chunks[chunk], self.image_size)), "encoding prompts")
+        rows.fill(lambda chunk: self._kept(encoder()(chunks[chunk], self.image_size)), "encoding prompts")
         self._fill_unconditional(encoder)  # the same encoder's, which is loaded once
         return PromptEmbeddings(prompts, rows)
 
@@ -115,14 +138,14 @@ class TeacherPipeline:
         """The condition [1, ...] of the empty prompt, which guidance guides away from; every process must call it."""
         return self._fill_unconditional(self._text_encoder())
 
-    def kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``tensors`` in the dtype that the cache keeps; sizes, of up to thousands of pixels, in full."""
         dtype = DTYPES[self.dtype]
         return {name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in tensors.items()}
 
     def _fill_unconditional(self, encoder: Callable[[], TextEncoder]) -> Condition:
         rows = CachedRows(self._text_cache, ["empty"], 1)
-        rows.fill(lambda _: self.kept(encoder().empty(self.image_size)), "encoding the empty prompt")
+        rows.fill(lambda _: self._kept(encoder().empty(self.image_size)), "encoding the empty prompt")
         return _floats(rows[[0]])
 
     def _text_encoder(self) -> Callable[[], TextEncoder]:
@@ -145,10 +168,11 @@ class PromptEmbeddings:
     """Conditions of ``prompts``, read from ``rows`` on the disk as they are asked for."""
 
     def __init__(self, prompts: Sequence[str], rows: CachedRows) -> None:
-        self.prompts, self._rows = prompts, rows
+        self.prompts: Sequence[str] | None = prompts
+        self._rows, self._count = rows, len(prompts)
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return self._count
 
     def __getitem__(self, indices: Sequence[int]) -> Condition:
         """The conditions [len(indices), ...], in float32."""

@@ -191,6 +191,11 @@ class Autoencoder(nn.Module):
             vae = getattr(diffusers, entry[1]).from_pretrained(str(folder), subfolder="vae", use_safetensors=True)
         return cls(vae)
 
+    @staticmethod
+    def files(folder: Path) -> list[Path]:
+        """The files that the latents of the pipeline in ``folder`` depend on, in a fixed order."""
+        return sorted(path for path in (folder / "vae").iterdir() if path.is_file())
+
     @property
     def downsampling(self) -> int:
         """Pixels of an image to one of its latents, in each direction."""

@@ -210,7 +210,7 @@ def tabulated_timesteps(schedule: NoiseSchedule, sigmas: Sequence[float]) -> lis
             levels = " and ".join(f"{schedule.sigmas[t]:.7g} (timestep {t})" for t in around)
             raise ValueError(
                 f"sigma={sigma}: schedulers of diffusers take the noise levels of whole timesteps alone, of which the "
-                f"nearest are {levels}; use one of them in training.sigma_init and training.later_sigmas"
+                f"nearest are {levels}; use one of them in generator.sigma_init and generator.later_sigmas"
             )
         timesteps.append(nearest)
     return timesteps

@@ -5,16 +5,16 @@
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from onestep.files import atomic_folder
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.loading import load_generator
 
 
 def convert(source: Path, target: Path, sigma_init: float | None = None) -> int:
-    """Write the network of ``source`` into the folder ``target``, which then exists whole or not at all.
+    """Write the network of ``source`` into the folder ``target``, which is then complete or absent.
 
     Args:
         source: a file of EDM's format, see :func:`onestep.models.edm.checkpoint.load_edm`.
@@ -31,11 +31,8 @@ def convert(source: Path, target: Path, sigma_init: float | None = None) -> int:
     if target.exists():
         raise ValueError(f"{target} exists already: choose a new folder")
     network = load_edm(source) if sigma_init is None else load_generator(source, sigma_init)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
-        written = Path(beside) / "network"
-        network.save_pretrained(written)
-        written.rename(target)
+    with atomic_folder(target) as temporary:
+        network.save_pretrained(temporary)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

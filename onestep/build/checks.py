@@ -1,12 +1,13 @@
 """What is refused before training: parts that do not fit each other, each with how to mend it."""
 
+from typing import Any
+
 from omegaconf import DictConfig
 
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset, has_images
 from onestep.denoiser import beyond_labels
-from onestep.distillation.judges import Teacher
-from onestep.engine.settings import DistillationSettings
+from onestep.distillation.settings import GeneratorSettings
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
@@ -14,7 +15,7 @@ from onestep.objectives.base import Objective
 from onestep.objectives.divergences import ReverseKL
 
 
-def check_fit(network: Teacher, data: TrainingDataset | NoData, name: str = "teacher") -> None:
+def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher") -> None:
     """Refuse a network that was made for other images or classes.
 
     Raises:
@@ -32,21 +33,21 @@ def check_fit(network: Teacher, data: TrainingDataset | NoData, name: str = "tea
             )
 
 
-def check_terms(config: DictConfig, settings: DistillationSettings, objective: Objective) -> None:
+def check_terms(config: DictConfig, settings: GeneratorSettings, objective: Objective) -> None:
     """Refuse terms of the loss that lack what they need, and pairs that no term needs.
 
     Raises:
         ValueError: saying how to have both or neither.
     """
-    if (objective.needs_ratio or settings.gan_weight > 0) and config.get("discriminator") is None:
+    if (objective.needs_ratio or settings.gan_weight > 0) and config.discriminator.head is None:
         reason = (
             "this divergence needs the density ratio"
             if objective.needs_ratio
-            else f"training.gan_weight={settings.gan_weight} needs a discriminator"
+            else f"generator.gan_weight={settings.gan_weight} needs a discriminator"
         )
         raise ValueError(
             f"{reason}, and there is none: choose discriminator=teacher_features or "
-            "discriminator=shared_encoder, or divergence=reverse_kl with training.gan_weight=0"
+            "discriminator=shared_encoder, or divergence=reverse_kl with generator.gan_weight=0"
         )
     is_reverse_kl = isinstance(instantiate(config.get("divergence")), ReverseKL | None)
     if not hasattr(objective, "divergence") and not is_reverse_kl:
@@ -56,27 +57,27 @@ def check_terms(config: DictConfig, settings: DistillationSettings, objective: O
         )
     if settings.regression_weight > 0 and config.get("pairs") is None:
         raise ValueError(
-            f"training.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
-            "there are none: choose pairs=teacher, or set training.regression_weight=0"
+            f"generator.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
+            "there are none: choose pairs=teacher, or set generator.regression_weight=0"
         )
     if settings.regression_weight == 0 and config.get("pairs") is not None:
         raise ValueError(
-            "pairs of noise and teacher image would be drawn for nothing, as training.regression_weight is 0: give it "
+            "pairs of noise and teacher image would be drawn for nothing, as generator.regression_weight is 0: give it "
             "a weight, or set pairs=none"
         )
 
 
-def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Teacher) -> None:
+def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any) -> None:
     """Refuse a discriminator without real images, conditions that the teacher does not take, and pairs of prompts.
 
     Raises:
         ValueError: saying what to do instead.
     """
-    if config.get("discriminator") is not None and not has_images(data):
+    if config.discriminator.head is not None and not has_images(data):
         raise ValueError(
             "the discriminator compares with real images, and there are none: choose data=... with images, of prompts "
             "a parquet file with data.image_column=..., or discriminator=none with divergence=reverse_kl and "
-            "training.gan_weight=0"
+            "generator.gan_weight=0"
         )
     others = beyond_labels(teacher.condition_keys)
     if others and isinstance(data, NoData):
@@ -86,20 +87,6 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Teac
         )
     if config.get("pairs") is not None and others:
         raise ValueError("pairs of noise and teacher image are drawn of classes, not of prompts: use objective=dmd2")
-
-
-def check_optimizers(config: DictConfig) -> None:
-    """Refuse a discriminator's optimiser of another kind than the fake score's, as both are groups of one.
-
-    Raises:
-        ValueError: naming both.
-    """
-    theirs, its = config.fake_score._target_, config.discriminator._target_
-    if theirs != its:
-        raise ValueError(
-            f"optimizer.discriminator._target_={its}, and the fake score's is {theirs}: one optimiser trains both, so "
-            "choose the same for them; the rates and other options may differ"
-        )
 
 
 def check_steps(generator: Generator) -> None:

@@ -1,9 +1,11 @@
-"""From the bytes of an image file to pixels, without trust in what the file says of itself."""
+"""Images between files, 8-bit pixels and [-1, 1]; a file is not trusted in what it says of itself."""
 
 import io
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 #: Pillow reads far more, some of it by running another program (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -19,18 +21,28 @@ class DamagedImageError(ValueError):
     """An image that cannot be read, by name."""
 
 
-def decode_image(encoded: bytes, resolution: int | None = None, channels: int | None = None) -> np.ndarray:
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8, quantised as EDM's generate.py does: ``x * 127.5 + 128``, clipped and truncated."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 255] as float32 in [-1, 1], as EDM's training does: ``x / 127.5 - 1``."""
+    return pixels.float() / 127.5 - 1
+
+
+def decode_image(encoded: bytes, size: tuple[int, int] | None = None, channels: int | None = None) -> np.ndarray:
     """The uint8 pixels [C, H, W] of an image file's bytes.
 
     Args:
         encoded: PNG, JPEG, WebP or BMP.
-        resolution: crops the central square and resizes it to this side (Lanczos, as EDM's dataset_tool.py); None
-            leaves the size as it is.
+        size: (H, W) to crop and resize to: the largest central rectangle of these proportions, by Lanczos (for a square
+            as EDM's dataset_tool.py); None leaves the size as it is.
         channels: converts to 1 (grey) or 3 (RGB); None leaves grey grey and RGB RGB.
 
     Raises:
         DamagedImageError: if it cannot be decoded or is larger than MAX_PIXELS.
-        ValueError: for a whole image of a kind that needs ``channels``, or that 8 bits cannot hold.
+        ValueError: for a sound image of a kind that needs ``channels``, or that 8 bits cannot hold.
     """
     image: Image.Image
     try:
@@ -46,13 +58,16 @@ def decode_image(encoded: bytes, resolution: int | None = None, channels: int | 
         raise ValueError(f"it is neither grey nor RGB (Pillow's mode {image.mode}): convert by channels=3 or 1")
     if channels is not None:
         image = image.convert(_MODES[channels])
-    if resolution is not None and image.size != (resolution, resolution):
-        image = _crop_square(image).resize((resolution, resolution), Image.Resampling.LANCZOS)
+    if size is not None and (image.height, image.width) != size:
+        # Cropped first: to cover ``size``, a long thin image would have to be enlarged to far more than MAX_PIXELS.
+        image = _crop(image, size).resize(size[::-1], Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _crop_square(image: Image.Image) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest central rectangle with the proportions of ``size`` (H, W)."""
+    scale = min(image.height / size[0], image.width / size[1])
+    height, width = (max(1, round(side * scale)) for side in size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,96 @@
+"""The package from Python: a distillation of objects, with every default where the command line has it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from onestep.build.distillation import build_distillation
+from onestep.config import CONF, check_config, explain
+from onestep.distillation import loop
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A finished distillation.
+
+    Args:
+        generator: the student's average over the last iterations, in eval mode.
+        summary: what its folder has as ``summary.json``: the metrics of teacher and student, their cost, the images
+            seen and the seconds of training.
+        folder: the run's folder, as the command line writes it.
+    """
+
+    generator: Any
+    summary: dict[str, Any]
+    folder: Path
+
+
+def distill(teacher: Any, data: Any = "none", *, output: str | Path, **settings: Any) -> Distilled:
+    """Distill ``teacher`` into a one-step generator, as ``onestep train`` does.
+
+    Every argument is a key of the configuration (``onestep train --help`` lists them with their defaults). Its value is
+    one of three things: the name of a choice of a group (``objective="uni_instruct"``,
+    ``divergence="forward_kl"``, ``metrics=["fid"]``); numbers by name (``training={"total_images": 20000}``,
+    ``generator={"sigma_init": 2.5}``); or the object itself (a divergence, an objective, a sampler, metrics by name).
+
+    Args:
+        teacher: a :class:`onestep.DenoiserNetwork`, such as :func:`onestep.load_teacher` returns or your own, or the
+            name of a choice.
+        data: a map-style ``torch.utils.data.Dataset`` of images [C, H, W] in [-1, 1], or of (image, class index); the
+            name of a choice; "none" for a method without real images.
+        output: the folder of the run. It must not hold another run; ``resume="auto"`` goes on with it.
+        settings: all else.
+
+    Returns:
+        The generator, the summary and the folder.
+
+    Raises:
+        ValueError: before training, for an unknown key or parts that do not fit each other; during it, as
+            :func:`onestep.distillation.loop.distill`.
+    """
+    config, given = compose_objects({"teacher": teacher, "data": data, "output": str(output), **settings})
+    parts = build_distillation(config, given)
+    summary = loop.distill(parts)
+    return Distilled(parts.ema.average.eval(), summary, parts.run.folder)
+
+
+def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of ``settings``, see :func:`distill`, and the parts among them that are objects already.
+
+    Raises:
+        ValueError: for a key or a choice that there is not.
+    """
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    choices: list[str] = []
+    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in groups and (isinstance(value, str) or value is None):
+            choices.append(f"{name}={'null' if value is None else value}")
+        elif name == "metrics" and isinstance(value, list | tuple):
+            choices.append(f"{name}=[{','.join(value)}]")
+        elif isinstance(value, str | int | float | bool | list | tuple | None):
+            values[name] = value
+        elif isinstance(value, Mapping) and name != "metrics":
+            values[name] = dict(value)
+        else:
+            given[name] = value
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", choices)
+        for name, value in values.items():
+            OmegaConf.update(config, name, value, merge=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(explain(error)) from error
+    with open_dict(config):
+        for name, value in given.items():  # the record names what an object was
+            if name not in config:
+                raise ValueError(f"unknown key {name!r}: the keys are {', '.join(sorted(map(str, config)))}")
+            config[name] = f"{type(value).__module__}.{type(value).__qualname__}"
+    check_config(config)
+    return config, given

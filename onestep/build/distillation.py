@@ -1,0 +1,237 @@
+"""From the configuration to the parts of a distillation, with every check that can be made before training."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from onestep.build.checks import check_data, check_fit, check_steps, check_terms
+from onestep.build.evaluation import build_evaluator, reference_of, sample_space
+from onestep.build.run import build_layout, build_run
+from onestep.config import instantiate
+from onestep.data.dataset import NoData, TrainingDataset
+from onestep.data.map_style import MapDataset
+from onestep.distillation import loop
+from onestep.distillation.method import Method
+from onestep.distillation.pairs import PairSettings, prepare_pairs
+from onestep.distillation.parts import Distillation
+from onestep.distillation.settings import CriticSettings, GeneratorSettings
+from onestep.engine.ema import EMA
+from onestep.engine.optimizer import GuardedOptimizer
+from onestep.engine.prepare import prepare_networks
+from onestep.engine.settings import EvaluationSettings, TrainingSettings
+from onestep.evaluation.evaluate import check_evaluation
+from onestep.models.base import DenoiserNetwork
+from onestep.models.diffusers.attention import check_attention, set_attention
+from onestep.models.diffusers.lora import LoRA
+from onestep.models.discriminator import Discriminator
+from onestep.models.generator import Generator
+from onestep.models.loading import load_generator
+from onestep.noise import SigmaDistribution
+from onestep.objectives.base import Objective
+from onestep.samplers import Sampler
+from onestep.seeding import seeded_rng
+
+
+def distill(config: DictConfig, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Build and run the distillation of a configuration, see :func:`build_distillation` and :func:`loop.distill`."""
+    return loop.distill(build_distillation(config, given))
+
+
+def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = None) -> Distillation:
+    """Build all parts, the networks under the run's seed, each on the run's device.
+
+    Pairs that the cache lacks are drawn here, which can take longer than all the rest.
+
+    Args:
+        config: of train.py.
+        given: parts that are objects already, by their key in ``config``, which they replace.
+
+    Raises:
+        ValueError: for parts that do not fit each other, saying which and how to mend it.
+    """
+    parts = Parts(config, given or {})
+    settings: TrainingSettings = instantiate(config.training)
+    run = build_run(config)
+    accelerator, device = run.accelerator, run.device
+    settings.per_process(accelerator.num_processes)
+    generator_settings, critics = build_settings(config)
+    objective: Objective = parts["objective"]
+    check_terms(config, generator_settings, objective)
+    check_attention(config.attention, device)
+    found = parts["data"]  # before the teacher: prompts load the text encoders once, and the empty prompt with them
+    teacher: Any = parts["teacher"].to(device)
+    data = _training_data(found, teacher)
+    check_fit(teacher, data)
+    check_data(config, data, teacher)
+    if isinstance(teacher, DenoiserNetwork):
+        teacher.set_guidance(teacher.guidance)  # by text, on its device
+
+    sigma: SigmaDistribution = parts["sigma"]
+    # Seeded before any network is made; the same weights in every process.
+    torch.manual_seed(seeded_rng(config.seed).initial_seed())
+    network = initial_generator(config, generator_settings, teacher, data)
+    student = Generator(network, generator_settings.sigma_init, generator_settings.later_sigmas).to(device)
+    check_steps(student)
+    fake_score = discriminator = normalizer = None
+    if objective.needs_fake_score:
+        start = initial_network(config.fake_score.network, "fake_score.network", teacher, data)
+        fake_score = trainable(config, "fake_score", start).to(device)
+        fake_score.set_guidance(critics.guidance)
+    set_attention(config.attention, filter(None, [teacher, student.denoiser, fake_score]))
+    if objective.needs_ratio or generator_settings.gan_weight > 0:
+        discriminator = build_discriminator(config, teacher, fake_score).to(device)
+        make_normalizer = instantiate(config.normalizer)
+        normalizer = make_normalizer(sigma).to(device) if make_normalizer is not None else None
+
+    sampler: Sampler = parts["sampler"]
+    evaluator = build_evaluator(config, config.get("features"), reference_of(data), device)
+    evaluation: EvaluationSettings = instantiate(config.evaluation)
+    check_evaluation(evaluator, evaluation, accelerator.num_processes)
+    ema = EMA(student, settings.ema_halflife, settings.ema_rampup)
+    # After all that may be refused, and before the networks are sharded: each process draws its pairs alone.
+    pairs: PairSettings | None = instantiate(config.get("pairs"))
+    layout = build_layout(config)
+    drawn_pairs = None
+    if pairs is not None:
+        drawn_pairs = prepare_pairs(pairs, teacher, sampler, accelerator, settings.batch_size, config.seed)
+    trained = [*student.networks, *([] if fake_score is None else [fake_score])]
+    prepare_networks(layout, device, trained, others=[teacher, *ema.average.networks])
+    return Distillation(
+        run=run,
+        settings=settings,
+        generator=generator_settings,
+        critics=critics,
+        method=Method(
+            teacher=teacher,
+            objective=objective,
+            fake_score=fake_score,
+            discriminator=discriminator,
+            normalizer=normalizer,
+            gan_weight=generator_settings.gan_weight,
+            discriminator_weight=critics.discriminator_weight,
+        ),
+        student=student,
+        ema=ema,
+        optimizers=build_optimizers(config, settings, student, fake_score=fake_score, discriminator=discriminator),
+        sigma=sigma,
+        fake_sigma=parts["fake_sigma"],
+        data=data,
+        space=sample_space(teacher, data),
+        pairs=drawn_pairs,
+        sampler=sampler,
+        evaluator=evaluator,
+        evaluation=evaluation,
+    )
+
+
+def _training_data(found: Any, teacher: Any) -> TrainingDataset | NoData:
+    """The data of a training: what was ``found``, any map-style dataset in the package's terms, or none at all."""
+    if found is None:
+        return NoData(teacher.image_shape, teacher.label_dim)
+    return found if isinstance(found, TrainingDataset) else MapDataset(found, teacher.label_dim)
+
+
+class Parts:
+    """The parts of a run by their key in the configuration: those that were given as objects, else built when asked."""
+
+    def __init__(self, config: DictConfig, given: Mapping[str, Any]) -> None:
+        self.config, self.given = config, given
+
+    def __getitem__(self, name: str) -> Any:
+        return self.given[name] if name in self.given else instantiate(self.config.get(name))
+
+
+def build_settings(config: DictConfig) -> tuple[GeneratorSettings, CriticSettings]:
+    """The numbers of the blocks ``generator``, ``fake_score`` and ``discriminator``."""
+    generator: dict[str, Any] = OmegaConf.to_container(config.generator, resolve=True)  # type: ignore[assignment]
+    names = ("sigma_init", "later_sigmas", "gan_weight", "regression_weight")
+    return (
+        GeneratorSettings(**{name: generator[name] for name in names}),
+        CriticSettings(
+            steps=config.fake_score.steps,
+            fresh_latents=config.fake_score.fresh_latents,
+            guidance=config.fake_score.guidance,
+            discriminator_weight=config.discriminator.weight,
+        ),
+    )
+
+
+def initial_generator(
+    config: DictConfig, settings: GeneratorSettings, teacher: Any, data: TrainingDataset | NoData
+) -> DenoiserNetwork:
+    """The generator's network at the start: that of another generator if the configuration names one."""
+    start = config.generator
+    if start.init is None:
+        return trainable(config, "generator", initial_network(start.network, "generator.network", teacher, data))
+    if start.network is not None:
+        raise ValueError("generator.network and generator.init are two ways to start: give one of them")
+    try:
+        network = load_generator(start.init, settings.sigma_init).denoiser
+        check_fit(network, data, "generator")
+    except ValueError as error:
+        raise ValueError(f"generator.init={start.init}, generator.sigma_init={settings.sigma_init}: {error}") from error
+    return trainable(config, "generator", network)
+
+
+def initial_network(
+    description: DictConfig | None, name: str, teacher: Any, data: TrainingDataset | NoData
+) -> DenoiserNetwork:
+    """The network of this ``description`` or, where it is null, the teacher."""
+    if description is not None:
+        network: DenoiserNetwork = instantiate(description)
+        check_fit(network, data, name)
+        return network
+    if not isinstance(teacher, DenoiserNetwork):
+        raise ValueError(f"this teacher is no network that could be copied: describe one as {name}=...")
+    return teacher
+
+
+def trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> DenoiserNetwork:
+    """A copy of ``network`` to be trained: as a whole, or by LoRA where ``config.lora`` names it.
+
+    In eval mode, as dropout would make its two uses disagree.
+    """
+    lora: LoRA | None = instantiate(config.get("lora"))
+    if lora is not None and name in lora.students:
+        return lora.apply(network).set_guidance(1.0).eval()
+    # Trained in float32, whatever the teacher is kept in.
+    return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0).eval()
+
+
+def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNetwork | None) -> Discriminator:
+    """The head on the features of its host, which must have some."""
+    make = instantiate(config.discriminator.head)
+    host = fake_score if make.keywords.get("features_from") == "fake_score" else teacher
+    if host is None:
+        raise ValueError("this objective trains no fake score to share an encoder: use discriminator=teacher_features")
+    if not host.feature_channels:
+        name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
+        raise ValueError(f"the {name} has no features for a discriminator to read: read the {other}'s")
+    return make(host.feature_channels)
+
+
+def build_optimizers(
+    config: DictConfig, settings: TrainingSettings, student: nn.Module, **critics: nn.Module | None
+) -> dict[str, GuardedOptimizer]:
+    """The generator's optimiser and, stepped together as one backward pass feeds both, those of the critics."""
+    groups = {"generator": {"generator": student}, "critics": {name: c for name, c in critics.items() if c is not None}}
+    fp16 = config.precision == "fp16"
+    return {
+        title: GuardedOptimizer(
+            {name: instantiate(config.optimizer[name])(_trained(network)) for name, network in group.items()},
+            settings,
+            fp16,
+            group.values(),
+        )
+        for title, group in groups.items()
+        if group
+    }
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    """All parameters but the frozen ones of a LoRA student."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]

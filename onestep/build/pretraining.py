@@ -1,0 +1,72 @@
+"""From the configuration to the parts of a pretraining, with every check that can be made before it."""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from onestep.build.checks import check_fit
+from onestep.build.evaluation import build_evaluator, reference_of, sample_space
+from onestep.build.run import build_layout, build_run
+from onestep.config import instantiate
+from onestep.data.augmentation import EDMAugmentation
+from onestep.data.dataset import ImageDataset
+from onestep.engine.ema import EMA
+from onestep.engine.optimizer import GuardedOptimizer
+from onestep.engine.prepare import prepare_networks
+from onestep.engine.settings import EvaluationSettings, TrainingSettings
+from onestep.evaluation.evaluate import check_evaluation
+from onestep.models.base import DenoiserNetwork
+from onestep.pretraining import denoiser
+from onestep.pretraining.denoiser import Pretraining
+from onestep.seeding import seeded_rng
+
+
+def pretrain(config: DictConfig) -> dict[str, Any]:
+    """Build and run the pretraining of a configuration, see :func:`onestep.pretraining.denoiser.pretrain`."""
+    return denoiser.pretrain(build_pretraining(config))
+
+
+def build_pretraining(config: DictConfig) -> Pretraining:
+    """Build all parts, the network under the run's seed.
+
+    Raises:
+        ValueError: for parts that do not fit each other, saying which and how to mend it.
+    """
+    settings: TrainingSettings = instantiate(config.training)
+    run = build_run(config)
+    settings.per_process(run.accelerator.num_processes)
+    data: ImageDataset | None = instantiate(config.data)
+    if not isinstance(data, ImageDataset):
+        raise ValueError("a pretraining needs images: choose data=... other than none and prompts")
+    torch.manual_seed(seeded_rng(config.seed).initial_seed())
+    network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
+    check_fit(network, data)
+    augment: EDMAugmentation | None = instantiate(config.get("augment"))
+    taken = getattr(network, "augment_dim", 0)
+    if augment is not None and taken != augment.label_dim:
+        raise ValueError(
+            f"augment=...: the network must take its {augment.label_dim} labels, and takes {taken}: set "
+            f"network.options.augment_dim={augment.label_dim}"
+        )
+    ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
+    prepare_networks(build_layout(config), run.device, trained=[network], others=[ema.average])
+    optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
+    fp16 = config.precision == "fp16"
+    evaluation: EvaluationSettings = instantiate(config.evaluation)
+    evaluator = build_evaluator(config, config.get("features"), reference_of(data), run.device)
+    check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
+    return Pretraining(
+        run=run,
+        settings=settings,
+        evaluation=evaluation,
+        data=data,
+        sigma=instantiate(config.sigma),
+        network=network,
+        ema=ema,
+        optimizer=GuardedOptimizer({"network": optimizer}, settings, fp16, [network]),
+        sampler=instantiate(config.sampler),
+        evaluator=evaluator,
+        augment=augment,
+        space=sample_space(network, data),
+    )

@@ -1,0 +1,40 @@
+"""What every run is built of: its processes, folder and records, and the layout of its networks."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from onestep.engine.prepare import Layout
+from onestep.engine.run import Run
+from onestep.engine.settings import RunSettings
+from onestep.precision import choose_precision
+
+
+def build_run(config: DictConfig) -> Run:
+    """Start the run that ``config`` describes; nothing is written yet.
+
+    Raises:
+        ValueError: see :class:`onestep.engine.run.Run`.
+    """
+    config.precision = choose_precision(config.precision, config.device)  # the record says which it was
+    return Run(
+        RunSettings(
+            output=Path(config.output),
+            seed=config.seed,
+            device=config.device,
+            precision=config.precision,
+            num_workers=config.num_workers,
+            process_timeout=config.process_timeout,
+            trackers=list(config.trackers),
+            resume=config.resume,
+            record=OmegaConf.to_yaml(config, resolve=True),
+        )
+    )
+
+
+def build_layout(config: DictConfig) -> Layout:
+    """The layout of the run's networks."""
+    names = ("channels_last", "gradient_checkpointing", "shard", "compile")
+    options: dict[str, Any] = {name: config[name] for name in names}
+    return Layout(**options)

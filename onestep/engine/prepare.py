@@ -1,0 +1,66 @@
+"""Memory layout, sharding, compilation and activation checkpointing of the networks of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from onestep.engine.shard import checkpoint_activations, shard
+from onestep.models.base import DenoiserNetwork
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How networks lie in memory and are computed.
+
+    Args:
+        channels_last: whether convolutions' weights are stored pixel by pixel.
+        gradient_checkpointing: whether the backward pass of trained networks recomputes activations.
+        shard: whether the processes shard each network's parameters (FSDP2).
+        compile: True for torch.compile, or one of its modes; False for eager networks.
+
+    Raises:
+        ValueError: for two that exclude each other.
+    """
+
+    channels_last: bool
+    gradient_checkpointing: bool
+    shard: bool
+    compile: bool | str
+
+    def __post_init__(self) -> None:
+        if self.channels_last and self.shard:
+            raise ValueError("channels_last=true and shard=true: FSDP2 takes contiguous weights alone; choose one")
+
+
+def prepare_networks(
+    layout: Layout, device: torch.device, trained: Sequence[nn.Module], others: Sequence[nn.Module]
+) -> None:
+    """Lay out, shard, compile and checkpoint the networks in place, before their optimisers exist.
+
+    Raises:
+        ValueError: for a single process that would shard, or an unknown mode of torch.compile.
+    """
+    networks = [network for network in [*trained, *others] if isinstance(network, DenoiserNetwork)]
+    if layout.channels_last:
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
+    if layout.gradient_checkpointing:
+        for module in trained:
+            checkpoint_activations(module)
+    if layout.shard:
+        if not torch.distributed.is_initialized():
+            raise ValueError("shard=true shards the networks over processes, and there is one: accelerate launch ...")
+        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        for network in networks:
+            shard(network, mesh)
+    if layout.compile:
+        mode = None if layout.compile is True else layout.compile
+        try:
+            for network in networks:
+                network.compile(mode=mode)
+        except RuntimeError as error:
+            raise ValueError(f"compile={mode}: expected true, false or a mode of torch.compile: {error}") from error

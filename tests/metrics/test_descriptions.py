@@ -1,0 +1,39 @@
+"""Each metric of conf/metrics says of itself what its values are called and which direction is better."""
+
+from collections.abc import Callable
+
+import pytest
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from onestep.config import CONF
+
+DESCRIPTIONS = {
+    "fid": {"fid": ("FID", False)},
+    "fid50k": {"fid50k": ("FID of 50,000 samples", False)},
+    "fd_dinov2": {"fd_dinov2": ("FD-DINOv2", False)},
+    "is": {"is": ("Inception Score", True)},
+    "kid": {"kid": ("kernel distance (KID)", False)},
+    "recall": {"recall": ("recall", True)},
+    "prdc": {key: (key, True) for key in ("precision", "recall", "density", "coverage")},
+    "clip_score": {"clip_score": ("CLIP score", True)},
+    "modes": {"modes": ("modes covered", True)},
+    "mode_precision": {"mode_precision": ("mode precision", True)},
+    "kl": {"kl": ("KL divergence", False)},
+    "energy": {"energy": ("energy distance", False)},
+}
+
+
+def test_every_metric_is_listed_here() -> None:
+    assert DESCRIPTIONS.keys() == {path.stem for path in (CONF / "metrics").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_metric_s_keys_titles_and_directions(name: str, compose_config: Callable[..., DictConfig]) -> None:
+    """Of the class and its configuration alone: features of transformers are not fetched."""
+    config = compose_config("train", f"metrics=[{name}]", "mixture=grid").metrics[name]
+    metric = get_class(config._target_)
+    titles = config.get("title", getattr(metric, "title", None))
+    by_key = {name: titles} if isinstance(titles, str) else titles
+    better = metric.higher_is_better
+    assert {key: (title, better) for key, title in by_key.items()} == DESCRIPTIONS[name]
