@@ -53,7 +53,7 @@ def test_labels_are_uniform_and_depend_on_iteration_and_place_alone() -> None:
     "overrides, expected",
     [
         (("data=none", "metrics=[]"), "the discriminator compares with real images, and there are none"),
-        ((*FREE, "metrics=[fid]"), r"metrics=['fid'] compare with real images, and there are none: give data=..."),
+        ((*FREE, "metrics=[fid]"), r"metrics=['fid'] need real images, and there are none: give data=..."),
     ],
 )
 def test_images_that_are_needed(
