@@ -138,14 +138,18 @@ def add_recipe(config_name: str, overrides: Sequence[str]) -> list[str]:
     return list(overrides) if told or config_name != "train" else ["experiment=digits", *overrides]
 
 
-def instantiate(node: Any) -> Any:
+def instantiate(node: Any, **objects: Any) -> Any:
     """Build what ``node`` describes, giving it plain lists and dicts rather than OmegaConf's.
+
+    Args:
+        node: a part of a configuration.
+        objects: arguments that are objects already, in place of those of the same names.
 
     Raises:
         ValueError: the target's own, for a value that it refuses.
     """
     try:
-        return hydra.utils.instantiate(node, _convert_="all")
+        return hydra.utils.instantiate(node, _convert_="all", **objects)
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None

@@ -1,5 +1,6 @@
 """The report of a distillation: metrics and grids during it, the summary of teacher and student at its end."""
 
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -47,7 +48,9 @@ class DistillationReport:
         self.run.log.close()
         folder, parts, average = self.run.folder, self.parts, self.parts.ema.average
         for generator, name in ((average, "generator"), (parts.student, "generator_raw")):
-            with full_state_dict(generator.denoiser):
+            with ExitStack() as gathered:
+                for network in generator.networks:
+                    gathered.enter_context(full_state_dict(network))
                 if self.run.accelerator.is_main_process:
                     generator.save_pretrained(folder / name)
 
