@@ -88,7 +88,8 @@ def test_the_same_run_from_python_and_from_hydra(compose_config: Callable[..., D
 def test_a_hand_written_teacher_reaches_the_same_fid(tmp_path: Path) -> None:
     """Of the same function, written by hand, the same training gives the same student but for rounding."""
     settings: dict[str, Any] = SMALL | {
-        "experiment": "digits", "training": {"total_images": 3072, "batch_size": 64, "warmup_images": 0, "ema_halflife": 500},
+        "experiment": "digits",
+        "training": {"total_images": 3072, "batch_size": 64, "warmup_images": 0, "ema_halflife": 500},
         "evaluation": {"samples": 1000, "evaluate_teacher": False},
     }  # fmt: skip
     usual = onestep.load_teacher("digits")
@@ -157,4 +158,4 @@ def test_objects_for_the_method_and_a_student_of_ones_own(tmp_path: Path) -> Non
 )
 def test_mistakes_are_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        onestep.distill(onestep.load_teacher("digits"), digits(), output=tmp_path, **settings)
+        onestep.distill(onestep.load_teacher("digits"), digits(), output=tmp_path, **(SMALL | settings))
