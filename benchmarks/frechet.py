@@ -2,9 +2,9 @@
 
     python benchmarks/frechet.py [--samples 50000] [--dimensions 2048] [--threads 2]
 
-Each side runs in a process of its own, whose peak memory is that of the whole process, the features' included (float32,
-drawn in batches that are not kept). Both accumulate the sums of the features and of their products in float64 and then
-evaluate the distance to the same reference.
+Each implementation runs in a separate process. The peak memory is that of the full process, with one batch of float32
+features at a time. Both implementations accumulate the sums of the features and of their products in float64, and then
+compute the distance to the same reference.
 """
 
 import argparse
@@ -19,12 +19,12 @@ import numpy as np
 
 def features(samples: int, dimensions: int, seed: int, batch: int = 500) -> Iterator[np.ndarray]:
     """Correlated features [<= batch, dimensions], float32."""
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     mixing = np.random.default_rng(100 + seed).normal(size=(dimensions, dimensions)).astype(np.float32)
     mixing /= np.sqrt(dimensions)
     for start in range(0, samples, batch):
         count = min(batch, samples - start)
-        yield random.standard_normal((count, dimensions), dtype=np.float32) @ mixing + 0.4
+        yield rng.standard_normal((count, dimensions), dtype=np.float32) @ mixing + 0.4
 
 
 def by_onestep(sides: list[Any], dimensions: int) -> tuple[float, float, float]:
@@ -65,14 +65,14 @@ def by_scipy(sides: list[Any], dimensions: int) -> tuple[float, float, float]:
     return float(distance), accumulated, time.perf_counter() - started
 
 
-def measure(name: str, samples: int, dimensions: int, threads: int, answers: Any) -> None:
+def measure(name: str, samples: int, dimensions: int, threads: int, results: Any) -> None:
     import torch
 
     torch.set_num_threads(threads)
     sides = [features(samples, dimensions, seed) for seed in (0, 1)]
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {"onestep": by_onestep, "numpy and scipy": by_scipy}[name](sides, dimensions)
-    answers.put((*found, start / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    results.put((*found, start / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def main() -> None:
@@ -83,11 +83,11 @@ def main() -> None:
     print(f"{'':16} {'distance':>16} {'accumulate':>11} {'evaluate':>9} {'peak memory':>12} {'of it before':>13}")
     for name in ("onestep", "numpy and scipy"):
         context = mp.get_context("spawn")
-        answers = context.Queue()
-        arguments = (name, options.samples, options.dimensions, options.threads, answers)
+        results = context.Queue()
+        arguments = (name, options.samples, options.dimensions, options.threads, results)
         process = context.Process(target=measure, args=arguments)
         process.start()
-        distance, accumulate, evaluate, before, peak = answers.get()
+        distance, accumulate, evaluate, before, peak = results.get()
         process.join()
         print(f"{name:16} {distance:16.8f} {accumulate:9.1f} s {evaluate:7.1f} s {peak:8.0f} MiB {before:9.0f} MiB")
 

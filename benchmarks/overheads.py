@@ -1,12 +1,12 @@
-"""What a run spends beside its iterations in the default CIFAR-10 settings, computed from its measured parts.
+"""The overheads of a run in the default CIFAR-10 settings in addition to its iterations, from measured parts.
 
     python benchmarks/overheads.py [--batch-size 4] [objective=sid ...]
 
-Logging, grids, checkpoints and FID, each in seconds and, by the interval of the configuration, as a share of an
-iteration. The settings' batch is computed from one of --batch-size images, in proportion; on a GPU give the batch
-itself. Inception, which has to be downloaded, is put at the FLOPs that its paper counts and at the iteration's own
-rate. What is written in the background counts as if the run waited for it. Seconds are the processor's on the CPU,
-which other jobs do not lengthen, and the clock's with a GPU.
+Logging, grids, checkpoints and FID, each in seconds and, with the interval of the configuration, as a fraction of an
+iteration. The time for the configured batch size is proportional to that for --batch-size images; on a GPU, set the
+configured one. Inception, which would have to be downloaded, is estimated from its paper's FLOPs and the FLOP/s of an
+iteration. Background writes count in full. Seconds are CPU time on the CPU, which other jobs do not affect, and
+wall-clock time with a GPU.
 """
 
 import argparse
@@ -37,13 +37,13 @@ INCEPTION_FEATURES = 2048
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """What ``action`` takes: by the clock with a GPU, else of the processor."""
-    taken = timed(action)
-    return taken.clock if torch.cuda.is_available() else taken.processor
+    """The duration of ``action``: wall-clock time with a GPU, else CPU time."""
+    duration = timed(action)
+    return duration.clock if torch.cuda.is_available() else duration.processor
 
 
 def log_of_an_iteration(subject: Subject, diagnostics: list[dict[str, Tensor]], folder: Path) -> float:
-    """Seconds an iteration that the log takes, its lines included."""
+    """Seconds per iteration for the log, including its lines."""
     every = subject.parts.settings.log_every
     log = RunLog(Accelerator(cpu=subject.device.type == "cpu"), folder / "log.jsonl", every, 0, 1, every)
 
@@ -53,13 +53,13 @@ def log_of_an_iteration(subject: Subject, diagnostics: list[dict[str, Tensor]], 
                 log.add(update)
             log.end_iteration(iteration)
 
-    taken = seconds(iterations) / every
+    duration = seconds(iterations) / every
     log.close()
-    return taken
+    return duration
 
 
 def checkpoint(subject: Subject, folder: Path) -> float:
-    """Seconds of a copy of everything and of its writing."""
+    """Seconds for the copy of the state and its writing."""
     parts = subject.parts
     state = TrainingState({**parts.trained_networks, "generator_ema": parts.ema.average}, parts.optimizers)
 
@@ -72,7 +72,7 @@ def checkpoint(subject: Subject, folder: Path) -> float:
 
 
 def frechet(samples: int) -> float:
-    """Seconds of mean, covariance and distance of so many features."""
+    """Seconds for mean, covariance and distance of ``samples`` features."""
     statistics, batch = FeatureStatistics(INCEPTION_FEATURES), torch.randn(1000, INCEPTION_FEATURES)
     updates = seconds(lambda: [statistics.update(batch) for _ in range(3)]) / 3 * samples / len(batch)
     moments = statistics.moments()
@@ -90,7 +90,7 @@ def main() -> None:
     counted = count(subject)
     diagnostics = list(subject.iteration())
     iteration = seconds(lambda: run_iteration(subject)) * batch_size / options.batch_size
-    rate = counted.gflop_per_image * batch_size / iteration  # GFLOP a second
+    rate = counted.gflop_per_image * batch_size / iteration  # GFLOP per second
     image = counted.forward / counted.batch_size / 1e9 + INCEPTION_GFLOP
     samples = evaluation.interim_samples
     with tempfile.TemporaryDirectory() as name:
@@ -109,12 +109,12 @@ def main() -> None:
         "seconds",
         "every",
         "of an iteration",
-        title=f"beside iterations of {batch_size} images, {iteration:.3g} s each",
+        title=f"overheads of iterations of {batch_size} images, {iteration:.3g} s each",
     )
-    shares = {part: taken / every / iteration for part, (taken, every) in parts.items()}
-    for part, (taken, every) in parts.items():
-        table.add_row(part, f"{taken:.4g}", f"{every:,} iterations", f"{shares[part]:.4%}")
-    table.add_row("all", "", "", f"{sum(shares.values()):.4%}")
+    fractions = {part: duration / every / iteration for part, (duration, every) in parts.items()}
+    for part, (duration, every) in parts.items():
+        table.add_row(part, f"{duration:.4g}", f"{every:,} iterations", f"{fractions[part]:.4%}")
+    table.add_row("all", "", "", f"{sum(fractions.values()):.4%}")
     Console().print(table)
 
 

@@ -1,11 +1,11 @@
-"""Images a second of a one-step generator: sample.py from end to end against its bare network, in turn in one run.
+"""Images per second of a one-step generator: sample.py end to end against its network alone, interleaved in one run.
 
-    python benchmarks/sampling.py [--network digits] [--count 2000] [--batch-size 250] [--rounds 3] [--precision bf16]
+    python benchmarks/sampling.py [--network digits] [--count 2000] [--batch-size 250] [--repeats 3] [--precision bf16]
 
-The bare network is called on the same latents again and again. End to end is what `python sample.py` does: latents from
-seeds, the network, quantisation, and PNG files or an array on the disk. With --fid it also scores what it draws, start
-and loading included, by the Frechet distance in the features of the digits classifier; in Inception's, which has to be
-downloaded: python sample.py run=... count=50000 features=inception 'metrics=[fid50k]'.
+The network alone is called repeatedly on the same latents. End to end is `python sample.py`: latents from seeds, the
+network, quantisation, and PNG files or an array on the disk. With --fid the samples are also evaluated, including
+startup and loading, by the Frechet distance in the features of the digits classifier. Inception has to be downloaded:
+python sample.py run=... count=50000 features=inception 'metrics=[fid50k]'.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from onestep.seeding import seeded_inputs
 
 
 def bare(folder: Path, options: argparse.Namespace) -> Callable[[], float]:
-    """The rate of the network alone."""
+    """A measurement of images per second of the network alone."""
     accelerator = Accelerator(mixed_precision=options.precision, cpu=options.cpu)
     generator = Generator.from_pretrained(folder).to(accelerator.device)
     network = generator.denoiser
@@ -54,18 +54,18 @@ def bare(folder: Path, options: argparse.Namespace) -> Callable[[], float]:
 
 
 def end_to_end(folder: Path, options: argparse.Namespace, *overrides: str) -> Callable[[], float]:
-    """The rate of sample.py's drawing and writing; with metrics that of all that it does."""
+    """A measurement of images per second of sample.py's sampling and writing; with metrics, of the full command."""
     count = options.count - options.count % options.batch_size
     settings = [f"checkpoint={folder}", f"count={count}", f"batch_size={options.batch_size}",
                 f"precision={options.precision}", f"device={'cpu' if options.cpu else 'auto'}", *overrides]  # fmt: skip
 
     def rate() -> float:
-        with tempfile.TemporaryDirectory() as place:
-            config = compose("sample", [*settings, f"save_to={place}"])
+        with tempfile.TemporaryDirectory() as output:
+            config = compose("sample", [*settings, f"save_to={output}"])
             started = time.perf_counter()
             result: dict[str, Any] = sample(config)
-            whole = count / (time.perf_counter() - started)
-        return whole if "fid" in result else float(result["samples_per_second"])
+            total_rate = count / (time.perf_counter() - started)
+        return total_rate if "fid" in result else float(result["samples_per_second"])
 
     return rate
 
@@ -73,11 +73,11 @@ def end_to_end(folder: Path, options: argparse.Namespace, *overrides: str) -> Ca
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=("ddpmpp", "digits"), default="digits")
-    for name, default in (("count", 2000), ("batch-size", 250), ("rounds", 3)):
+    for name, default in (("count", 2000), ("batch-size", 250), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
-    parser.add_argument("--cpu", action="store_true", help="although there is a GPU")
-    parser.add_argument("--fid", action="store_true", help="score the digits too")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU although there is a GPU")
+    parser.add_argument("--fid", action="store_true", help="also evaluate the digits")
     options = parser.parse_args()
     if options.fid and options.network != "digits":
         parser.error("--fid is for --network digits, whose features are in the package")
@@ -94,15 +94,17 @@ def main() -> None:
             "to an array": end_to_end(place, options, "format=npz"),
         }
         if options.fid:
-            scored = ("format=npz", "data=digits", "features=digits", "metrics=[fid]", "features_cache=null")
-            rates["to an array and scored"] = end_to_end(place, options, *scored)
+            evaluation = ("format=npz", "data=digits", "features=digits", "metrics=[fid]", "features_cache=null")
+            rates["to an array, evaluated"] = end_to_end(place, options, *evaluation)
         found: dict[str, list[float]] = {name: [] for name in rates}
-        for number in range(options.rounds + 1):
+        for number in range(options.repeats + 1):
             for name, rate in rates.items():
-                if (value := rate()) and number:  # the first round does not count
+                if (value := rate()) and number:  # the first repeat is a warm-up
                     found[name].append(value)
     medians = {name: statistics.median(values) for name, values in found.items()}
-    table = Table("", "images a second", "of the network's", title=f"{options.network}, {options.count} images")
+    table = Table(
+        "", "images per second", "relative to the network", title=f"{options.network}, {options.count} images"
+    )
     for name, median in medians.items():
         table.add_row(name, f"{median:,.1f}", f"{median / medians['network alone']:.1%}")
     Console().print(table)

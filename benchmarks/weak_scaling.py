@@ -1,7 +1,7 @@
-"""Iterations a second and bytes exchanged an iteration, for 1 and more processes with as many images each.
+"""Weak scaling: iterations per second and bytes sent per iteration, with constant images per process.
 
-``python benchmarks/weak_scaling.py [--processes 1 2] [--iterations 30] [OVERRIDE ...]`` trains on this machine's CPU
-and prints a table. What the gradients alone need is what an all-reduce takes of each trained parameter, once a step.
+``python benchmarks/weak_scaling.py [--processes 1 2] [--iterations 30] [OVERRIDE ...]`` trains on the local CPU and
+prints a table. The gradients' bytes are those of one all-reduce of each trained parameter per step.
 """
 
 import argparse
@@ -34,7 +34,7 @@ IMAGES_EACH = 32
 
 
 class CountBytes(TorchDispatchMode):
-    """Counts what this process gives into collective operations, and into which."""
+    """Counts the bytes that this process sends to each collective operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class CountBytes(TorchDispatchMode):
 
 
 def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
-    """One process of a training: the main one writes what it measured, without the first ``skip`` iterations."""
+    """One process of a training; the main process writes the measurements, without the first ``skip`` iterations."""
     torch.set_num_threads(1)
     count, clock = CountBytes(), list[float]()
     DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
@@ -60,13 +60,13 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     parts = build_distillation(compose("train", overrides))
     draws = parts.run.draws
 
-    def look_and_draw(settings: TrainingSettings, iteration: int, *stream: int) -> GlobalDraws:
+    def record_and_draw(settings: TrainingSettings, iteration: int, *stream: int) -> GlobalDraws:
         if iteration == skip:
             count.sent.clear()
         clock.append(time.monotonic())
         return draws(settings, iteration, *stream)
 
-    parts.run.draws = look_and_draw  # type: ignore[method-assign]
+    parts.run.draws = record_and_draw  # type: ignore[method-assign]
     with count:
         loop.distill(parts)
     iterations, gradients = len(clock) - skip, 0
@@ -85,7 +85,7 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
 
 
 def train_apart(processes: int, iterations: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """What :func:`measure` says of a training of ``processes`` of their own, with :data:`IMAGES_EACH` images each."""
+    """The result of :func:`measure` for a training in ``processes`` new processes, :data:`IMAGES_EACH` images each."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = [
             "device=cpu", "precision=no", f"training.batch_size={IMAGES_EACH * processes}", f"output={folder}/run",
@@ -112,22 +112,22 @@ def main() -> None:
     if arguments.measure:
         measure(arguments.measure, arguments.overrides)
         return
-    table = Table(title=f"{IMAGES_EACH} images an iteration and process")
+    table = Table(title=f"{IMAGES_EACH} images per iteration and process")
     for title in (
         "processes",
         "iterations/s",
         "images/s",
-        "bytes given an iteration and process",
-        "the gradients alone",
+        "bytes sent per iteration and process",
+        "of the gradients",
         "ratio",
     ):
         table.add_column(title, justify="right")
     for processes in arguments.processes:
         found = train_apart(processes, arguments.iterations, arguments.overrides)
         needed = found["gradient_bytes"] if processes > 1 else 0
-        rate, given = found["iterations_per_second"], found["bytes_per_iteration"]
-        ratio = f"{given / needed:.4f}" if needed else ""
-        table.add_row(str(processes), f"{rate:.2f}", f"{rate * IMAGES_EACH * processes:.0f}", f"{given:,.0f}",
+        rate, sent = found["iterations_per_second"], found["bytes_per_iteration"]
+        ratio = f"{sent / needed:.4f}" if needed else ""
+        table.add_row(str(processes), f"{rate:.2f}", f"{rate * IMAGES_EACH * processes:.0f}", f"{sent:,.0f}",
                       f"{needed:,}", ratio)  # fmt: skip
     Console().print(table)
 
