@@ -211,7 +211,7 @@ def test_a_split_batch_has_the_gradient_of_the_full_one(world: World, make: Call
     assert (scale - ratio[:2].mean()).abs() > 0.01 * scale
 
     def gradient(weight_scale: Tensor | None) -> Tensor:
-        totals = [method.generator_losses(*half, weight_scale=weight_scale).total for half in halves]
+        totals = [method.generator_losses(x, given, level, z, weight_scale).total for x, given, level, z in halves]
         return torch.autograd.grad(torch.stack(totals).mean(), x)[0]
 
     torch.testing.assert_close(gradient(scale), full, rtol=1e-4, atol=1e-5 * full.abs().max().item())
