@@ -111,10 +111,10 @@ def compose_config() -> ComposeConfig:
 
 @pytest.fixture(scope="session")
 def train_config(compose_config: ComposeConfig) -> TrainConfig:
-    """The configuration of a distillation of six small iterations into a folder, by default of the digits."""
+    """The configuration of a distillation of six small iterations into a folder, at full learning rate."""
 
     def build(output: Path, *overrides: str) -> DictConfig:
-        recipe = () if any(override.startswith("experiment=") for override in overrides) else ("experiment=digits",)
+        recipe = [] if any(override.startswith("experiment=") for override in overrides) else ["experiment=digits"]
         return compose_config("train", *recipe, *SMALL, f"output={output}", *overrides)
 
     return build

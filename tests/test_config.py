@@ -26,6 +26,7 @@ PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", 
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
 REQUIRED = {
+    "experiment/none": ["teacher=digits"],
     "teacher/local": ["teacher.path=digits"],
     "features/local": ["features.path=digits"],
     "experiment/fashion": ["data.path={stores}/idx"],
@@ -147,7 +148,9 @@ def assert_builds(config: DictConfig) -> list[str]:
     check_config(config)
     built = []
     for node in targets(config):
-        target, thing = get_object(node["_target_"]), instantiate(node)
+        levels = {"sigma_min": 0.1, "sigma_max": 9.0}  # null is the teacher's
+        target = get_object(node["_target_"])
+        thing = instantiate(node, **{name: level for name, level in levels.items() if node.get(name, 0) is None})
         if node.get("_partial_"):
             assert callable(thing)
         elif isinstance(target, type):
