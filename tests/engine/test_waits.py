@@ -24,8 +24,7 @@ class AskedValues(TorchDispatchMode):
 @pytest.mark.parametrize("objective", ["f_distill", "sida", "uni_instruct"])
 def test_one_wait_an_update(objective: str) -> None:
     # A law of sigma that would check what it is asked for, and a normalizer that asks it.
-    levels = ["sigma=log_normal", "~sigma.sigma_min", "~sigma.sigma_max"]  # the recipe's are of another law
-    overrides = [f"objective={objective}", *levels, "fake_score.steps=3", "device=cpu"]
+    overrides = [f"objective={objective}", "sigma=log_normal", "fake_score.steps=3", "device=cpu"]
     subject = Subject("digits", overrides, 2)
     list(subject.iteration())
     with AskedValues() as asked:
