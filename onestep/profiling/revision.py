@@ -18,7 +18,7 @@ def extract(revision: str, folder: Path) -> Path:
     """Put the package and the configuration of a git ``revision`` into ``folder``, which is returned.
 
     Raises:
-        ValueError: if there is no such revision here, or it is older than this benchmark.
+        ValueError: if there is no such revision here, or it is older than this package.
     """
     archive = subprocess.run(
         ["git", "-C", str(REPOSITORY), "archive", revision, "onestep"], capture_output=True, check=False

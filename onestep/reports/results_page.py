@@ -1,7 +1,7 @@
 """A folder of runs as a page with a table, curves and samples, beside the papers' figures.
 
-``python -m onestep.reports.results_page outputs/fashion docs/benchmark`` reads which runs are compared, and what the
-papers say, from ``docs/benchmark.yaml``; all else from the files that the runs wrote. A run that is missing, unfinished
+``python -m onestep.reports.results_page outputs/fashion docs/results`` reads which runs are compared, and what the
+papers say, from ``docs/results.yaml``; all else from the files that the runs wrote. A run that is missing, unfinished
 or not comparable with the others ends it with the run's name: there is no page with a row less.
 """
 

@@ -1,4 +1,4 @@
-"""What the runs of a benchmark measured, read from their files: the rows of :mod:`onestep.reports.results_page`."""
+"""The measurements of a page of runs, read from their files: the rows of :mod:`onestep.reports.results_page`."""
 
 import json
 import math

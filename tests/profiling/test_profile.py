@@ -1,4 +1,4 @@
-"""The benchmark counts what an iteration costs as the documentation says, and measures presets beside each other."""
+"""The profile counts the cost of an iteration as the documentation does, and measures presets in turn."""
 
 import json
 from pathlib import Path
