@@ -45,7 +45,7 @@ def seconds(action: Callable[[], object]) -> float:
 def log_of_an_iteration(subject: Subject, diagnostics: list[dict[str, Tensor]], folder: Path) -> float:
     """Seconds an iteration that the log takes, its lines included."""
     every = subject.parts.settings.log_every
-    log = RunLog(Accelerator(cpu=subject.x_real.device.type == "cpu"), folder / "log.jsonl", every, 0, 1, every)
+    log = RunLog(Accelerator(cpu=subject.device.type == "cpu"), folder / "log.jsonl", every, 0, 1, every)
 
     def iterations() -> None:
         for iteration in range(1, every + 1):

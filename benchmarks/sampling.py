@@ -21,8 +21,9 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
+from onestep.build.sampling import sample
 from onestep.config import compose
-from onestep.evaluation.sample import sample
+from onestep.denoiser import map_condition
 from onestep.models.generator import Generator
 from onestep.models.loading import load_teacher
 from onestep.profiling.subject import random_teacher
@@ -34,9 +35,9 @@ def bare(folder: Path, options: argparse.Namespace) -> Callable[[], float]:
     accelerator = Accelerator(mixed_precision=options.precision, cpu=options.cpu)
     generator = Generator.from_pretrained(folder).to(accelerator.device)
     network = generator.denoiser
-    latents, labels = seeded_inputs(list(range(options.batch_size)), network.image_shape, network.label_dim)
+    latents, condition = seeded_inputs(list(range(options.batch_size)), network.image_shape, network.label_dim)
     latents = latents.to(accelerator.device)
-    condition = None if labels is None else labels.to(accelerator.device)
+    condition = map_condition(lambda tensor: tensor.to(accelerator.device), condition)
     batches = options.count // options.batch_size
 
     @torch.no_grad()

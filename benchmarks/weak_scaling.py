@@ -60,11 +60,11 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     parts = build_distillation(compose("train", overrides))
     draws = parts.run.draws
 
-    def look_and_draw(settings: TrainingSettings, iteration: int) -> GlobalDraws:
+    def look_and_draw(settings: TrainingSettings, iteration: int, *stream: int) -> GlobalDraws:
         if iteration == skip:
             count.sent.clear()
         clock.append(time.monotonic())
-        return draws(settings, iteration)
+        return draws(settings, iteration, *stream)
 
     parts.run.draws = look_and_draw  # type: ignore[method-assign]
     with count:

@@ -11,40 +11,58 @@ from torch import Tensor
 
 from onestep.noise import expand_like
 
-#: What a batch of B images is drawn of: one-hot labels [B, label_dim]; for a text-to-image network its embeddings
-#: [B, ...] under the names by which that network takes them, such as ``encoder_hidden_states``; or None.
-Condition: TypeAlias = Tensor | dict[str, Tensor] | None
+#: The condition of a batch of B images: named tensors [B, ...]; empty for none. Classes are ``labels``, one-hot
+#: [B, label_dim]; embeddings of prompts have the names by which their network takes them. Nothing writes to it.
+Condition: TypeAlias = dict[str, Tensor]
+
+#: The condition of a network that takes none.
+NO_CONDITION: Condition = {}
 
 
 class Denoiser(Protocol):
     """Anything that predicts x0, given the noised image, its noise level and the image's condition."""
 
-    def __call__(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = None) -> Tensor: ...
+    def __call__(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor: ...
 
 
 def score(x0: Tensor, x_sigma: Tensor, sigma: Tensor) -> Tensor:
-    """The score ``(D - x_sigma) / sigma^2`` [B, ...] of the law whose x0-prediction at ``x_sigma`` is ``x0``."""
+    """The score ``(D - x_sigma) / sigma^2`` [B, ...] of the distribution of x0-prediction ``x0`` at ``x_sigma``."""
     return (x0 - x_sigma) / expand_like(sigma, x_sigma) ** 2
 
 
-def map_condition(function: Callable[..., Tensor], *conditions: Condition) -> Condition:
-    """``function`` of each tensor of the conditions, which are all of one kind: moves, chooses, expands or joins."""
-    first = conditions[0]
-    if first is None:
-        return None
-    if isinstance(first, Tensor):
-        return function(*conditions)
-    named = [condition for condition in conditions if isinstance(condition, dict)]
-    return {name: function(*(condition[name] for condition in named)) for name in first}
+def map_condition(function: Callable[[Tensor], Tensor], condition: Condition) -> Condition:
+    """``function`` of each tensor of the ``condition``: moves, selects or expands."""
+    return {name: function(tensor) for name, tensor in condition.items()}
 
 
 def concatenate_conditions(*conditions: Condition) -> Condition:
-    """The conditions of several batches as those of one."""
-    return map_condition(lambda *tensors: torch.cat(tensors), *conditions)
+    """The conditions of several batches, of the same names, as the condition of one."""
+    return {name: torch.cat([condition[name] for condition in conditions]) for name in conditions[0]}
 
 
-def micro_batches(value: Condition, count: int) -> Sequence[Any]:
-    """``value`` [B, ...], one tensor or several by name, in ``count`` equal parts."""
+def micro_batches(value: Tensor | Condition | None, count: int) -> Sequence[Any]:
+    """``value`` [B, ...], a tensor or a condition, in ``count`` equal parts; None is None in each."""
     if isinstance(value, dict):
-        return [{name: tensor.chunk(count)[part] for name, tensor in value.items()} for part in range(count)]
+        parts = {name: tensor.chunk(count) for name, tensor in value.items()}
+        return [{name: tensors[part] for name, tensors in parts.items()} for part in range(count)]
     return [None] * count if value is None else value.chunk(count)
+
+
+def beyond_labels(taken: Sequence[str]) -> list[str]:
+    """The names in ``taken`` that no seed gives a network: all but ``labels``."""
+    return [name for name in taken if name != "labels"]
+
+
+def check_condition(condition: Condition, taken: Sequence[str], required: bool) -> None:
+    """Refuse a ``condition`` of other names than the network has ``taken``, or none where it is ``required``.
+
+    Raises:
+        ValueError: naming both sides.
+    """
+    if len(condition) == len(taken) and all(name in condition for name in taken):
+        return
+    if condition or required:
+        raise ValueError(
+            f"this network takes a condition of {', '.join(taken) or 'no tensors'}, and is given "
+            f"{', '.join(condition) or 'none'}: choose data and a network of the same conditions"
+        )

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from onestep.denoiser import Condition, Denoiser, score
+from onestep.denoiser import NO_CONDITION, Condition, Denoiser, score
 from onestep.models.base import DenoiserNetwork
 from onestep.noise import expand_like, karras_sigmas
 from onestep.seeding import own_noise
@@ -27,7 +27,7 @@ class Sampler(ABC):
         self,
         denoiser: Denoiser,
         latents: Tensor,
-        condition: Condition = None,
+        condition: Condition = NO_CONDITION,
         noises: Iterator[Tensor] | None = None,
     ) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).
@@ -71,7 +71,7 @@ class EulerSampler(Sampler):
         self,
         denoiser: Denoiser,
         latents: Tensor,
-        condition: Condition = None,
+        condition: Condition = NO_CONDITION,
         noises: Iterator[Tensor] | None = None,
     ) -> Tensor:
         sigmas = self.sigmas(denoiser)
@@ -140,7 +140,7 @@ class HeunSampler(Sampler):
         self,
         denoiser: Denoiser,
         latents: Tensor,
-        condition: Condition = None,
+        condition: Condition = NO_CONDITION,
         noises: Iterator[Tensor] | None = None,
     ) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).

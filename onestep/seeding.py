@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onestep.denoiser import Condition
 from onestep.noise import SigmaDistribution
 
 
@@ -45,6 +46,12 @@ class GlobalDraws:
         shape = (self.batch_size, *sample_shape)
         return torch.rand(shape, generator=self.generator, device=self.generator.device)[self.rows]
 
+    def labels(self, label_dim: int) -> Tensor:
+        """One-hot labels [rows, label_dim] of uniform classes."""
+        shape, device = (self.batch_size,), self.generator.device
+        classes = torch.randint(label_dim, shape, generator=self.generator, device=device)
+        return F.one_hot(classes[self.rows], label_dim).float()
+
     def sigma(self, distribution: SigmaDistribution) -> Tensor:
         """Noise levels [rows] in data units."""
         return distribution.sample(self.batch_size, self.generator)[self.rows]
@@ -79,10 +86,11 @@ def seeded_noise(seeds: Sequence[int], image_shape: tuple[int, int, int], label_
 
 def seeded_inputs(
     seeds: list[int], image_shape: tuple[int, int, int], label_dim: int, classes: list[int] | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Latents [N, C, H, W] ~ N(0, I) and one-hot labels [N, label_dim] or None, sample ``i`` from ``seeds[i]`` alone.
+) -> tuple[Tensor, Condition]:
+    """Latents [N, C, H, W] ~ N(0, I) and the condition, sample ``i`` from ``seeds[i]`` alone.
 
-    The class is drawn from the seed too, or cycles through ``classes``, by the seed.
+    The condition is ``labels``, one-hot [N, label_dim], or none for a ``label_dim`` of 0. The class is drawn from the
+    seed too, or cycles through ``classes``, by the seed.
 
     Raises:
         ValueError: for classes that the network does not have.
@@ -96,5 +104,5 @@ def seeded_inputs(
         if label_dim:
             drawn = int(torch.randint(label_dim, (), generator=generator))
             labels.append(drawn if classes is None else classes[seed % len(classes)])
-    condition = F.one_hot(torch.tensor(labels), label_dim).float() if label_dim else None
+    condition = {"labels": F.one_hot(torch.tensor(labels), label_dim).float()} if label_dim else {}
     return torch.stack(latents), condition

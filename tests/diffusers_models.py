@@ -5,8 +5,8 @@ from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor
 
+from onestep.denoiser import Condition
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 
 UNET_BLOCKS = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4}
@@ -83,13 +83,11 @@ def build_denoiser(name: str, scheduler: Any) -> DiffusersDenoiser:
     return DiffusersDenoiser.wrap(build_network(name), scheduler, 8 if name.startswith("flux") else None).eval()
 
 
-def random_condition(denoiser: DiffusersDenoiser, count: int, seed: int = 0) -> Any:
+def random_condition(denoiser: DiffusersDenoiser, count: int, seed: int = 0) -> Condition:
     """One-hot labels or embeddings, as the denoiser takes them."""
     random = torch.Generator().manual_seed(seed)
     if denoiser.label_dim:
-        return torch.eye(denoiser.label_dim)[torch.randint(denoiser.label_dim, (count,), generator=random)]
+        labels = torch.randint(denoiser.label_dim, (count,), generator=random)
+        return {"labels": torch.eye(denoiser.label_dim)[labels]}
     shapes = {"encoder_hidden_states": (5, 12), "pooled_projections": (6,), "text_embeds": (6,), "time_ids": (6,)}
-    embeddings: dict[str, Tensor] = {
-        key: torch.randn(count, *shapes[key], generator=random) for key in denoiser.condition_keys
-    }
-    return embeddings or None
+    return {key: torch.randn(count, *shapes[key], generator=random) for key in denoiser.condition_keys}

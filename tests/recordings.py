@@ -22,7 +22,7 @@ from onestep.build.pretraining import pretrain
 from onestep.config import compose
 from onestep.engine.log import read_log
 from onestep.models import generator
-from onestep.models.diffusers import loading as diffusers_teachers
+from onestep.models.diffusers.pipeline import DTYPES
 from tests.diffusers_models import UNET_BLOCKS, randomize
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def double_precision() -> Iterator[None]:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         patch.setattr(nn.Module, "float", nn.Module.double)
         patch.setattr("onestep.models.loading.load_denoiser", lambda folder: load_denoiser(folder).double())
-        patch.setitem(diffusers_teachers.DTYPES, "float32", torch.float64)
+        patch.setitem(DTYPES, "float32", torch.float64)
         torch.set_default_dtype(torch.float64)
         try:
             yield

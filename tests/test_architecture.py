@@ -26,7 +26,6 @@ UPWARD = {"onestep.engine.run imports onestep.evaluation.generate"}
 EDGE = RANKS["edge"] | RANKS["commands"]
 # What does so behind the edge, for now.
 BEHIND_THE_EDGE = {
-    "onestep.evaluation.sample",
     "onestep.export.export",
     "onestep.export.model_card",
     "onestep.profiling.subject",

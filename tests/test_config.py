@@ -24,6 +24,7 @@ FILES = sorted(
 SID = Path(__file__).parent / "reference" / "sid_ddpmpp_cond10_16.pkl"
 PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", "ffhq64", "afhqv2_64")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
+TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "features/local": ["features.path=digits"],
@@ -59,16 +60,15 @@ REQUIRED = {
     "data/latents": [
         "data.images.path={stores}/classes",
         "data.images.channels=3",
-        "data.model={text}",
-        "data.cache={cache}",
+        *TEXT,
     ],
-    "data/prompts": ["data.model={text}", "data.size=null", "data.path=[a cat]", "data.cache={cache}"],
+    "data/prompts": ["data.path=[a cat]", *TEXT],
     **{
         f"experiment/{file.stem}": [
             "teacher.path={text}",
             "data.path=[a cat]",
             "data.image_column=null",
-            "data.cache={cache}",
+            "teacher.pipeline.cache={cache}",
         ]
         for file in CONF.glob("experiment/*.yaml")
         if file.stem.startswith(("sd", "text"))
@@ -180,7 +180,9 @@ def test_sample_takes_each_of_its_groups(
 ) -> None:
     overrides = overrides_for(file, places)
     built = assert_builds(compose_config("sample", *overrides, "save_to=nowhere"))
-    assert len(built) == (not file.endswith("/none")) + ("mixture=grid" in overrides)
+    assert len(built) == (not file.endswith("/none")) + ("mixture=grid" in overrides) + (
+        "teacher=diffusers" in overrides[1:]
+    )
 
 
 def test_every_default_of_train_is_built(compose_config: Callable[..., DictConfig]) -> None:

@@ -104,15 +104,14 @@ def test_the_bundled_teacher_is_float32_and_of_the_digits() -> None:
 
 def test_the_bundled_fashion_networks_agree_on_what_a_class_is() -> None:
     """The teacher's and the generator's samples of each class, seen by the classifier, which knew neither."""
-    latents, labels = seeded_inputs(list(range(50)), (1, 32, 32), label_dim=10, classes=list(range(10)))
-    assert labels is not None
+    latents, condition = seeded_inputs(list(range(50)), (1, 32, 32), label_dim=10, classes=list(range(10)))
     classifier = load_classifier("fashion")
     assert classifier.config["held_out_accuracy"] > 0.9
     with torch.no_grad():
         drawn = {
-            "teacher": HeunSampler(8, 0.002, 80.0)(load_teacher("fashion", guidance=1.0), latents, labels),
-            "generator": load_generator("fashion")(latents, labels),
+            "teacher": HeunSampler(8, 0.002, 80.0)(load_teacher("fashion", guidance=1.0), latents, condition),
+            "generator": load_generator("fashion")(latents, condition),
         }
     for name, images in drawn.items():
-        right = classifier.classify(to_uint8(images)).argmax(1) == labels.argmax(1)
+        right = classifier.classify(to_uint8(images)).argmax(1) == condition["labels"].argmax(1)
         assert right.double().mean() > 0.7, name  # of the real images 0.9, by chance 0.1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from onestep.evaluation.sample import sample
+from onestep.build.sampling import sample
 from onestep.models.generator import load_denoiser
 
 Compose = Callable[..., DictConfig]
@@ -62,7 +62,7 @@ def test_sample_without_what_it_draws_from(overrides: list[str], expected: str, 
 
 def test_sample_scores_nothing_without_a_reference(sample_config: Compose, finished_run: Path) -> None:
     config = sample_config(f"checkpoint={finished_run / 'generator'}", "metrics=[fid]")
-    with pytest.raises(ValueError, match=r"metrics need run=\.\.\., or data=\.\.\. and features="):
+    with pytest.raises(ValueError, match=r"metrics=\['fid'\] .* give data=\.\.\. with images and features="):
         sample(config)
 
 

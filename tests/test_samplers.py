@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onestep.denoiser import Condition
+from onestep.denoiser import NO_CONDITION, Condition
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.samplers import EulerSampler, HeunSampler
 
@@ -19,7 +19,7 @@ class GaussianDenoiser:
     def __init__(self) -> None:
         self.levels: list[float] = []
 
-    def __call__(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = None) -> Tensor:
+    def __call__(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
         self.levels.append(sigma[0].item())
         variance = sigma.double().square().reshape(-1, 1, 1, 1)
         return (STD**2 * x_sigma.double() + variance * MEAN) / (STD**2 + variance)
@@ -97,11 +97,12 @@ def test_network_evaluations_are_the_calls(steps: int, churn: float, latents: Te
 
 
 def test_condition_reaches_the_denoiser_and_dtype_stays() -> None:
-    def denoise(x_sigma: Tensor, sigma: Tensor, condition: Condition = None) -> Tensor:
-        assert isinstance(condition, Tensor) and x_sigma.dtype == sigma.dtype == torch.float32
-        return condition.reshape(-1, 1, 1, 1).expand_as(x_sigma)
+    def denoise(x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        assert x_sigma.dtype == sigma.dtype == torch.float32
+        return condition["labels"].reshape(-1, 1, 1, 1).expand_as(x_sigma)
 
-    images = HeunSampler(4, SIGMA_MIN, SIGMA_MAX)(denoise, torch.randn(2, 1, 3, 3), torch.tensor([[0.25], [-0.5]]))
+    condition = {"labels": torch.tensor([[0.25], [-0.5]])}
+    images = HeunSampler(4, SIGMA_MIN, SIGMA_MAX)(denoise, torch.randn(2, 1, 3, 3), condition)
     assert images.dtype == torch.float32
     torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor([0.25, -0.5]), rtol=0, atol=1e-6)
 

@@ -12,12 +12,10 @@ SHAPE = (3, 4, 4)
 
 
 def test_a_seed_gives_the_same_sample_in_any_company() -> None:
-    together, labels = seeded_inputs(list(range(64)), SHAPE, label_dim=10)
-    assert labels is not None
+    together, condition = seeded_inputs(list(range(64)), SHAPE, label_dim=10)
     for seed in (0, 17, 63):
-        alone, label = seeded_inputs([seed], SHAPE, label_dim=10)
-        assert label is not None
-        assert torch.equal(alone[0], together[seed]) and torch.equal(label[0], labels[seed])
+        alone, own = seeded_inputs([seed], SHAPE, label_dim=10)
+        assert torch.equal(alone[0], together[seed]) and torch.equal(own["labels"][0], condition["labels"][seed])
     assert len({latent.sum().item() for latent in together}) == 64
 
 
@@ -28,22 +26,22 @@ def test_latents_do_not_depend_on_the_classes() -> None:
 
 def test_latents_are_standard_normal() -> None:
     """48,000 values: standard errors of mean and variance are 0.0046 and 0.0065; four of them are allowed."""
-    latents, labels = seeded_inputs(list(range(1000)), SHAPE, label_dim=0)
-    assert labels is None
+    latents, condition = seeded_inputs(list(range(1000)), SHAPE, label_dim=0)
+    assert condition == {}
     assert latents.mean().item() == pytest.approx(0, abs=0.0183)
     assert latents.var().item() == pytest.approx(1, abs=0.0258)
 
 
 def test_drawn_classes_are_uniform() -> None:
     """Each of the 4 classes is expected 250 times of 1000, with a standard deviation of 13.7; four are allowed."""
-    _, labels = seeded_inputs(list(range(1000)), (1, 1, 1), label_dim=4)
-    assert labels is not None and labels.shape == (1000, 4) and (labels.sum(1) == 1).all()
+    labels = seeded_inputs(list(range(1000)), (1, 1, 1), label_dim=4)[1]["labels"]
+    assert labels.shape == (1000, 4) and (labels.sum(1) == 1).all()
     assert (labels.sum(0) - 250).abs().max() <= 55
 
 
 def test_given_classes_cycle_by_the_seed() -> None:
-    _, labels = seeded_inputs([0, 1, 2, 3, 10, 4], SHAPE, label_dim=5, classes=[4, 0, 2])
-    assert labels is not None and labels.argmax(1).tolist() == [4, 0, 2, 4, 0, 0]
+    labels = seeded_inputs([0, 1, 2, 3, 10, 4], SHAPE, label_dim=5, classes=[4, 0, 2])[1]["labels"]
+    assert labels.argmax(1).tolist() == [4, 0, 2, 4, 0, 0]
 
 
 @pytest.mark.parametrize("classes, label_dim", [([0, 10], 10), ([-1], 10), ([0], 0)])

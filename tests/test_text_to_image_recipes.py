@@ -11,8 +11,8 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
+from onestep.build.sampling import sample
 from onestep.engine.log import read_log
-from onestep.evaluation.sample import sample
 from onestep.models.diffusers.export import match_scheduler
 from onestep.models.diffusers.schedule import VariancePreservingSchedule, tabulated_timesteps
 from onestep.models.generator import Generator
@@ -48,7 +48,7 @@ def recipe(train_config: Callable[..., DictConfig], pipelines: Pipelines, images
     def build(experiment: str, kind: str, *overrides: str) -> DictConfig:
         return train_config(
             tmp_path / "run", f"experiment={experiment}", f"teacher.path={pipelines(kind)}", "teacher.size=8",
-            f"data.path={images}", f"data.cache={images.parent / 'cache'}", "training.total_images=4",
+            f"data.path={images}", f"teacher.pipeline.cache={images.parent / 'cache'}", "training.total_images=4",
             "training.batch_size=2", "evaluation.samples=2", "evaluation.grid=2", "training.evaluate_every=9",
             "training.checkpoint_every=9", *overrides,
         )  # fmt: skip
@@ -115,11 +115,11 @@ def test_the_scheduler_takes_these_steps(timesteps: list[int], arguments: dict[s
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("data.image_column=null",), "these prompts have none: name a parquet file's by data.image_column="),
+        (("data.image_column=null",), "there are none: choose data=... with images, .* data.image_column="),
         (("generator.sigma_init=14.0",), "schedulers of diffusers take the noise levels of whole timesteps alone"),
         (("objective=dmd", "data.image_column=null"), "drawn of classes, not of prompts: use objective=dmd2"),
-        (("data.size=6",), r"does not fit the data: resolution \(8, 8\) against \(6, 6\)"),
-        (("data.model=nowhere/at-all",), "no pipeline of diffusers at 'nowhere/at-all'"),
+        (("teacher.pipeline.size=6",), r"does not fit the data: resolution \(8, 8\) against \(6, 6\)"),
+        (("teacher.pipeline.path=nowhere/at-all",), "no pipeline of diffusers at 'nowhere/at-all'"),
     ],
 )
 def test_what_is_refused(

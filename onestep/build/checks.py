@@ -5,7 +5,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from onestep.config import instantiate
-from onestep.data.dataset import ImageDataset
+from onestep.data.dataset import NoData, TrainingDataset, has_images
+from onestep.denoiser import beyond_labels
 from onestep.distillation.settings import GeneratorSettings
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.schedule import tabulated_timesteps
@@ -14,7 +15,7 @@ from onestep.objectives.base import Objective
 from onestep.objectives.divergences import ReverseKL
 
 
-def check_fit(network: Any, data: ImageDataset, name: str = "teacher") -> None:
+def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher") -> None:
     """Refuse a network that was made for other images or classes.
 
     Raises:
@@ -66,23 +67,30 @@ def check_terms(config: DictConfig, settings: GeneratorSettings, objective: Obje
         )
 
 
-def check_prompts(config: DictConfig, data: ImageDataset) -> None:
-    """Refuse a discriminator where prompts come without real images for it, and pairs of prompts.
+def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any) -> None:
+    """Refuse a discriminator without real images, conditions that the teacher does not take, and pairs of prompts.
 
     Raises:
         ValueError: saying what to do instead.
     """
-    if config.discriminator.head is not None and not data.has_images:
+    if config.discriminator.head is not None and not has_images(data):
         raise ValueError(
-            "the discriminator compares with real images, and these prompts have none: name a parquet file's by "
-            "data.image_column=..., or choose discriminator=none with divergence=reverse_kl and generator.gan_weight=0"
+            "the discriminator compares with real images, and there are none: choose data=... with images, of prompts "
+            "a parquet file with data.image_column=..., or discriminator=none with divergence=reverse_kl and "
+            "generator.gan_weight=0"
         )
-    if config.get("pairs") is not None and data.unconditional is not None:
+    others = beyond_labels(teacher.condition_keys)
+    if others and isinstance(data, NoData):
+        raise ValueError(
+            f"data=none has no condition but classes, and the teacher takes {', '.join(others)}: choose data=prompts "
+            "data.path=..., which needs no images"
+        )
+    if config.get("pairs") is not None and others:
         raise ValueError("pairs of noise and teacher image are drawn of classes, not of prompts: use objective=dmd2")
 
 
 def check_steps(generator: Generator) -> None:
     """Refuse, before it is trained, a text-to-image generator that no pipeline of diffusers could draw with."""
     denoiser = generator.denoiser
-    if isinstance(denoiser, DiffusersDenoiser) and denoiser.condition_keys:
+    if isinstance(denoiser, DiffusersDenoiser) and beyond_labels(denoiser.condition_keys):
         tabulated_timesteps(denoiser.schedule, [generator.sigma_init, *generator.later_sigmas])

@@ -8,12 +8,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from onestep.build.checks import check_fit, check_prompts, check_steps, check_terms
-from onestep.build.evaluation import build_evaluator
+from onestep.build.checks import check_data, check_fit, check_steps, check_terms
+from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.build.run import build_layout, build_run
 from onestep.config import instantiate
-from onestep.data.dataset import ImageDataset
-from onestep.denoiser import map_condition
+from onestep.data.dataset import NoData, TrainingDataset
+from onestep.data.map_style import MapDataset
 from onestep.distillation import loop
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import PairSettings, prepare_pairs
@@ -60,13 +60,15 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     settings.per_process(accelerator.num_processes)
     objective: Objective = parts["objective"]
     check_attention(config.attention, device)
-    data: ImageDataset = parts["data"]
+    found = parts["data"]  # before the teacher: prompts load the text encoders once, and the empty prompt with them
     teacher: Any = parts["teacher"].to(device)
     generator_settings, critics = build_settings(config, teacher)
     check_terms(config, generator_settings, objective)
+    data = _training_data(found, teacher)
     check_fit(teacher, data)
-    check_prompts(config, data)
-    guide(teacher, data, teacher.guidance)
+    check_data(config, data, teacher)
+    if isinstance(teacher, DenoiserNetwork):
+        teacher.set_guidance(teacher.guidance)  # by text, on its device
 
     sigma = parts.sigma("sigma", teacher)
     # Seeded before any network is made; the same weights in every process.
@@ -78,7 +80,7 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     if objective.needs_fake_score:
         start = initial_network(config.fake_score.network, "fake_score.network", teacher, data)
         fake_score = trainable(config, "fake_score", start).to(device)
-        guide(fake_score, data, critics.guidance)
+        fake_score.set_guidance(critics.guidance)
     set_attention(config.attention, filter(None, [teacher, student.denoiser, fake_score]))
     if objective.needs_ratio or generator_settings.gan_weight > 0:
         discriminator = build_discriminator(config, teacher, fake_score).to(device)
@@ -86,7 +88,7 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
         normalizer = make_normalizer(sigma).to(device) if make_normalizer is not None else None
 
     sampler: Sampler = parts["sampler"]
-    evaluator = build_evaluator(config, config.get("features"), data.real, device)
+    evaluator = build_evaluator(config, config.get("features"), reference_of(data), device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     check_evaluation(evaluator, evaluation, accelerator.num_processes)
     ema = EMA(student, settings.ema_halflife, settings.ema_rampup)
@@ -118,11 +120,19 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
         sigma=sigma,
         fake_sigma=parts.sigma("fake_sigma", teacher),
         data=data,
+        space=sample_space(teacher, data),
         pairs=drawn_pairs,
         sampler=sampler,
         evaluator=evaluator,
         evaluation=evaluation,
     )
+
+
+def _training_data(found: Any, teacher: Any) -> TrainingDataset | NoData:
+    """The data of a training: what was ``found``, any map-style dataset in the package's terms, or none at all."""
+    if found is None:
+        return NoData(teacher.image_shape, teacher.label_dim)
+    return found if isinstance(found, TrainingDataset) else MapDataset(found, teacher.label_dim)
 
 
 class Parts:
@@ -161,14 +171,8 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
     )
 
 
-def guide(network: Any, data: ImageDataset, guidance: float) -> None:
-    """Set the guidance of a ``network``, away from what ``data`` says is no condition."""
-    if isinstance(network, DenoiserNetwork):
-        network.set_guidance(guidance, map_condition(lambda x: x.to(network.device), data.unconditional))
-
-
 def initial_generator(
-    config: DictConfig, settings: GeneratorSettings, teacher: Any, data: ImageDataset
+    config: DictConfig, settings: GeneratorSettings, teacher: Any, data: TrainingDataset | NoData
 ) -> DenoiserNetwork:
     """The generator's network at the start: that of another generator if the configuration names one."""
     start = config.generator
@@ -184,7 +188,9 @@ def initial_generator(
     return trainable(config, "generator", network)
 
 
-def initial_network(description: DictConfig | None, name: str, teacher: Any, data: ImageDataset) -> DenoiserNetwork:
+def initial_network(
+    description: DictConfig | None, name: str, teacher: Any, data: TrainingDataset | NoData
+) -> DenoiserNetwork:
     """The network of this ``description`` or, where it is null, the teacher."""
     if description is not None:
         network: DenoiserNetwork = instantiate(description)

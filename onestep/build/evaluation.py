@@ -1,32 +1,58 @@
-"""From the configuration to what evaluates samples."""
+"""From the configuration to the evaluation of samples: metrics, their reference, and the decoder of latents."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from onestep.config import instantiate
+from onestep.data.dataset import ImageDataset, NoData, TrainingDataset
+from onestep.data.latents import LatentDataset
+from onestep.data.prompts import PromptDataset
+from onestep.evaluation.generate import SampleSpace
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.metrics.statistics import Moments
 
 
-def build_evaluator(config: DictConfig, features: Any, data: Reference | None, device: torch.device) -> Evaluator:
-    """The metrics of ``config.metrics`` against the published moments that ``config.reference`` names, else ``data``.
+def build_evaluator(config: DictConfig, features: Any, reference: Reference | None, device: torch.device) -> Evaluator:
+    """The metrics of ``config.metrics`` against the moments that ``config.reference`` names, else ``reference``.
 
     Args:
-        config: of train.py or sample.py.
+        config: of a training or of ``sample.py``.
         features: the node that describes the feature network; None for points.
-        data: the real images.
+        reference: the real images; None where there are none.
         device: where the feature networks run.
+    """
+    real = reference if config.reference is None else Moments.load(config.reference)
+    metrics = dict(instantiate(config.get("metrics") or {}))
+    return Evaluator(instantiate(features) if metrics else None, metrics, real, device, config.features_cache)
+
+
+def reference_of(data: TrainingDataset | NoData) -> Reference | None:
+    """The images that samples of a network trained on ``data`` are compared with; None where it holds none."""
+    if isinstance(data, LatentDataset):
+        return data.images
+    return data if isinstance(data, ImageDataset) else None
+
+
+def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
+    """The space in which a training on ``data`` samples from ``network``: its conditions are the prompts in turn.
 
     Raises:
-        ValueError: if there are no real images.
+        ValueError: for latents without an autoencoder, and for a network of other conditions than there are.
     """
-    reference = data if config.reference is None else Moments.load(config.reference)
-    if reference is None:
-        raise ValueError(
-            "metrics need run=..., or data=... and features=...; reference=..., an .npz of moments, replaces the data"
-        )
-    metrics = dict(instantiate(config.get("metrics") or {}))
-    return Evaluator(instantiate(features), metrics, reference, device, config.features_cache)
+    conditions = data.embeddings if isinstance(data, PromptDataset) else None
+    return SampleSpace.of(network, conditions=conditions, decode=_decoder(network, data))
+
+
+def _decoder(network: Any, data: TrainingDataset | NoData) -> Callable[[Tensor], Tensor] | None:
+    if isinstance(data, LatentDataset | PromptDataset):
+        return data.pipeline.decode
+    if not network.denoises_latents:
+        return None
+    if network.pipeline is None:
+        raise ValueError("the teacher denoises latents, and teacher.pipeline, which decodes them, is null")
+    return network.pipeline.decode

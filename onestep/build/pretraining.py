@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from onestep.build.checks import check_fit
-from onestep.build.evaluation import build_evaluator
+from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.build.run import build_layout, build_run
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
@@ -48,7 +48,9 @@ def build_pretraining(config: DictConfig) -> Pretraining:
     settings: TrainingSettings = instantiate(config.training)
     run = build_run(config)
     settings.per_process(run.accelerator.num_processes)
-    data: ImageDataset = instantiate(config.data)
+    data: ImageDataset | None = instantiate(config.data)
+    if not isinstance(data, ImageDataset):
+        raise ValueError("a pretraining needs images: choose data=... other than none and prompts")
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
@@ -64,7 +66,7 @@ def build_pretraining(config: DictConfig) -> Pretraining:
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
     fp16 = config.precision == "fp16"
     evaluation: EvaluationSettings = instantiate(config.evaluation)
-    evaluator = build_evaluator(config, config.get("features"), data, run.device)
+    evaluator = build_evaluator(config, config.get("features"), reference_of(data), run.device)
     check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
     return Pretraining(
         run=run,
@@ -78,4 +80,5 @@ def build_pretraining(config: DictConfig) -> Pretraining:
         sampler=instantiate(config.sampler),
         evaluator=evaluator,
         augment=augment,
+        space=sample_space(network, data),
     )

@@ -29,7 +29,7 @@ CONFIGURED = {
     "train": ("train", "onestep.build.distillation.distill"),
     "pretrain": ("pretrain", "onestep.build.pretraining.pretrain"),
     "pretrain features": ("pretrain_features", "onestep.build.pretraining.pretrain_features"),
-    "sample": ("sample", "onestep.evaluation.sample.sample"),
+    "sample": ("sample", "onestep.build.sampling.sample"),
 }
 _COMPLETION = ("-sc", "--shell-completion")
 

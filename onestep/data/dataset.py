@@ -1,4 +1,4 @@
-"""What every dataset offers, images in memory, and the order in which a training reads them."""
+"""The interface of all datasets, images in memory, training without data, and the order in which a training reads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,26 +11,22 @@ from torch.utils.data import Dataset, Sampler
 
 from onestep.denoiser import Condition, map_condition
 from onestep.files import hash_tensors
-from onestep.seeding import seeded_rng
+from onestep.seeding import GlobalDraws, seeded_rng
 
-#: Images [B, C, H, W] in [-1, 1] and one-hot labels [B, num_classes] or None.
-Batch = tuple[Tensor, Condition]
+#: Images [B, C, H, W] in [-1, 1], None where there are none; and the condition, tensors [B, ...] by name.
+Batch = tuple[Tensor | None, Condition]
 
 
-class ImageDataset(ABC, Dataset[Batch]):
-    """Images in [-1, 1] with class labels or none, read by their indices.
+class TrainingDataset(ABC, Dataset[Batch]):
+    """Conditions, with images or without, read by their indices.
 
     Attributes:
-        image_shape: (C, H, W) of every image.
+        image_shape: (C, H, W) of every image; where there are none, of what networks of these conditions generate.
         label_dim: number of classes; 0 for none.
-        unconditional: what guidance guides away from [1, ...]; None for the zero vector of classes.
-        has_images: False for prompts alone, in whose batches zeros stand for images; nothing may read them.
     """
 
     image_shape: tuple[int, int, int]
     label_dim: int
-    unconditional: Condition = None
-    has_images = True
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -41,22 +37,24 @@ class ImageDataset(ABC, Dataset[Batch]):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of all that the images and their order depend on: what is computed of them can be kept under it."""
-
-    def __getitem__(self, index: int) -> Batch:
-        """One image [C, H, W] and its one-hot label [num_classes] or None."""
-        images, conditions = self.__getitems__([index])
-        return images[0], map_condition(lambda tensor: tensor[0], conditions)
-
-    @property
-    def real(self) -> "ImageDataset":
-        """What decoded samples are compared with."""
-        return self
+        """A hash of all that the data and their order depend on: results computed from them can be kept under it."""
 
     @property
     def description(self) -> str:
-        """What the record of a figure says of its reference."""
+        """The name that records of results give to this data."""
         return f"{type(self).__name__}, {len(self):,} images"
+
+
+class ImageDataset(TrainingDataset):
+    """Images in [-1, 1] with conditions."""
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Condition]:
+        """One image [C, H, W] and its condition, tensors [...] by name."""
+        images, condition = self.__getitems__([index])
+        return images[0], map_condition(lambda tensor: tensor[0], condition)
 
     def batches(self, batch_size: int, share: range | None = None) -> Iterator[Tensor]:
         """All images or a ``share`` in their order, [<= batch_size, C, H, W], no more in memory than that."""
@@ -64,13 +62,27 @@ class ImageDataset(ABC, Dataset[Batch]):
         for start in range(0, len(share), batch_size):
             yield self.__getitems__(share[start : start + batch_size])[0]
 
-    def condition_of(self, seeds: Sequence[int]) -> Condition:
-        """What is drawn of ``seeds`` where the conditions are no classes, which seeds know by themselves."""
-        return None
 
-    def decode(self, samples: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] of what the networks draw, latents [B, c, h, w] where they lie in between."""
-        return samples
+class NoData:
+    """In place of a dataset, for a method that needs no images: uniform labels, drawn anew for every iteration.
+
+    Args:
+        image_shape, label_dim: the teacher's.
+    """
+
+    description = "no data"
+
+    def __init__(self, image_shape: tuple[int, int, int], label_dim: int) -> None:
+        self.image_shape, self.label_dim = image_shape, label_dim
+
+    def batch(self, draws: GlobalDraws) -> Batch:
+        """No images, and the conditions of the rows of ``draws``, on their device."""
+        return None, {"labels": draws.labels(self.label_dim)} if self.label_dim else {}
+
+
+def has_images(data: TrainingDataset | NoData) -> bool:
+    """Whether the batches of ``data`` hold images."""
+    return isinstance(data, TrainingDataset) and data.__getitems__([0])[0] is not None
 
 
 class ImagesInMemory(ImageDataset):
@@ -78,16 +90,16 @@ class ImagesInMemory(ImageDataset):
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, num_classes: int = 0) -> None:
         self.images = images.float()
-        self.conditions = None if labels is None else F.one_hot(labels, num_classes).float()
+        self.labels = None if labels is None else F.one_hot(labels, num_classes).float()
         self.image_shape = tuple(images.shape[1:])  # type: ignore[assignment]
         self.label_dim = num_classes
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
         chosen = torch.as_tensor(indices)
-        return self.images[chosen], None if self.conditions is None else self.conditions[chosen]
+        return self.images[chosen], {} if self.labels is None else {"labels": self.labels[chosen]}
 
     def fingerprint(self) -> str:
         return hash_tensors({"images": self.images})

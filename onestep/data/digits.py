@@ -6,7 +6,7 @@ from onestep.data.dataset import ImagesInMemory
 
 
 class Digits(ImagesInMemory):
-    """UCI's optical digits as scikit-learn ships them, scaled from 0..16 to [-1, 1]; labels as one-hot [N, 10]."""
+    """UCI's optical digits as scikit-learn ships them, scaled from 0..16 to [-1, 1]; labels of ten classes."""
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits

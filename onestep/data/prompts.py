@@ -1,152 +1,87 @@
 """Prompts for a text-to-image model, with or without images; their embeddings and latents are computed once."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from onestep.cache import CachedRows, ChunkCache, fingerprint
-from onestep.data.dataset import ImageDataset
-from onestep.data.latents import encode_images
+from onestep.data.dataset import Batch, TrainingDataset
 from onestep.images import decode_image, from_uint8
-from onestep.models.diffusers.families import FAMILIES, find_family
-from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, pipeline_folder
+from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
+from onestep.models.diffusers.pipeline_parts import Autoencoder
 
 _FORMAT = 1  # of the cached files; another number leaves all older ones aside
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class PromptDataset(ImageDataset):
-    """Prompts of a file as conditions for the text-to-image pipeline ``model``, with their images' latents if any.
+class PromptDataset(TrainingDataset):
+    """Prompts of a file as conditions for a text-to-image teacher, with the latents of their images if there are any.
 
-    The embeddings are the pipeline's own and, like the latents, computed once and kept on disk: by a hash of what they
-    depend on, in chunks, so that an interrupted computation goes on where it stopped. They are read as they are asked
-    for, and never all in memory.
+    Embeddings and latents are computed once and kept on disk: by a hash of what they depend on, in chunks, so that an
+    interrupted computation goes on where it stopped. They are read as they are asked for, and never all in memory.
 
     Args:
         path: a .txt file with a prompt a line, a .parquet file, or a list of prompts.
         column: the prompts' column of a parquet file.
         image_column: that of the images, encoded (PNG, JPEG, ...) as bytes or as Hugging Face datasets keep them; null
             for none. An objective with a discriminator needs them.
-        model: the pipeline's folder or hub id.
-        size: height and width of the latents; null for what the model was made for.
-        batch_size: prompts or images encoded at a time, and kept in one file.
-        dtype: what the text encoders run in, and what is kept: "float32", "bfloat16" or "float16".
-        cache: the folder under which they are kept; it may start with ~.
+        pipeline: the teacher's.
 
     Raises:
         ValueError: for a file that cannot be read as this, an empty one, a pipeline without text encoders or
             autoencoder, or a cache that cannot be written.
     """
 
-    def __init__(
-        self,
-        path: str | list[str],
-        column: str,
-        image_column: str | None,
-        model: str,
-        size: int | None,
-        batch_size: int,
-        dtype: str,
-        cache: str,
-    ) -> None:
-        if dtype not in _DTYPES:
-            raise ValueError(f"data.dtype={dtype!r}: choose one of {', '.join(_DTYPES)}")
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size must be positive, got {batch_size}")
-        self.prompts = read_prompts(path, column)
-        self.label_dim = 0
-        self.folder, self.cache_folder, self.batch_size, self.dtype = pipeline_folder(model), cache, batch_size, dtype
-        self.autoencoder = Autoencoder.from_pretrained(self.folder)
-        self.image_shape = _latent_shape(self.folder, size)
-        factor = self.autoencoder.downsampling
-        self.image_size = (self.image_shape[1] * factor, self.image_shape[2] * factor)
-        self.text, self.unconditional = self._encode_prompts()
+    def __init__(self, path: str | list[str], column: str, image_column: str | None, pipeline: TeacherPipeline) -> None:
+        self.pipeline, self.label_dim, self.image_shape = pipeline, 0, pipeline.latent_shape
+        self.embeddings = pipeline.encode_prompts(read_prompts(path, column))
         self.latents = None if image_column is None else self._encode_images(path, image_column)
-        self.has_images = self.latents is not None
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.embeddings)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.__getitems__([index])
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Latents [B, c, h, w], None where there are no images, and the embeddings [B, ...] of the prompts."""
+        latents = None if self.latents is None else self.latents[indices]["latents"].float()
+        return latents, self.embeddings[indices]
 
-    def __getitems__(self, indices: Sequence[int]) -> Any:
-        """Latents [B, c, h, w], zeros where there are no images, and the condition: embeddings [B, ...] by name."""
-        if self.latents is None:
-            latents = torch.zeros(len(indices), *self.image_shape)
-        else:
-            latents = self.latents[indices]["latents"].float()
-        return latents, {name: rows.float() for name, rows in self.text[indices].items()}
-
-    def condition_of(self, seeds: Sequence[int]) -> dict[str, Tensor]:
-        """What is drawn of each of ``seeds``: the prompts one after the other, beginning again at their end."""
-        rows = self.text[[seed % len(self) for seed in seeds]]
-        return {name: values.float() for name, values in rows.items()}
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] of latents [B, c, h, w], both on the CPU, one at a time."""
-        return self.autoencoder.decode_singly(latents)
+    @property
+    def description(self) -> str:
+        return f"{len(self):,} prompts"
 
     def fingerprint(self) -> str:
         """A hash of the prompts, the images and what encodes them."""
-        caches = [self.text] if self.latents is None else [self.text, self.latents]
-        return fingerprint({rows.cache.folder.name: rows.names for rows in caches})
-
-    def _encode_prompts(self) -> tuple[CachedRows, dict[str, Tensor]]:
-        """The embeddings of all prompts, and of the empty one [1, ...]."""
-        dtype = _DTYPES[self.dtype]
-        encoder = cache(lambda: TextEncoder(self.folder, PartialState().device, dtype))  # loaded only if it is needed
-        index = json.loads((self.folder / "model_index.json").read_text())
-        kind = {name: entry for name, entry in index.items() if name == "_class_name" or not name.startswith("_")}
-        kept = self._cache("text embeddings", TextEncoder.files(self.folder), pipeline=kind)
-        chunks = range(0, len(self), self.batch_size)
-        names = [fingerprint({"prompts": self.prompts[start : start + self.batch_size]}) for start in chunks]
-        text, empty = CachedRows(kept, names, self.batch_size), CachedRows(kept, ["empty"], 1)
-        text.fill(
-            lambda chunk: self._kept(encoder()(self._chunk(self.prompts, chunk), self.image_size)), "encoding prompts"
-        )
-        empty.fill(lambda _: self._kept(encoder().empty(self.image_size)), "encoding the empty prompt")
-        return text, {name: values.float() for name, values in empty[[0]].items()}
+        latents = {} if self.latents is None else {self.latents.cache.folder.name: self.latents.names}
+        return fingerprint({"prompts": self.embeddings.fingerprint(), **latents})
 
     def _encode_images(self, path: str | list[str], column: str) -> CachedRows:
-        images = ParquetImages(path, column)
+        images, pipeline = ParquetImages(path, column), self.pipeline
         if len(images) != len(self):
             raise ValueError(f"{path}: {len(images)} images for {len(self)} prompts")
-        files = [*Autoencoder.files(self.folder), Path(images.path)]
-        kept = self._cache("latents", files, column=column, rows=self.batch_size)
+        description = {
+            "format": _FORMAT, "dtype": pipeline.dtype, "image_size": pipeline.image_size, "column": column,
+            "rows": pipeline.batch_size,
+        }  # fmt: skip
+        key = fingerprint(description, files=[*Autoencoder.files(pipeline.folder), Path(images.path)])
+        cache = ChunkCache(pipeline.cache, key, "latents", "teacher.pipeline.cache")
 
         def read(rows: range) -> dict[str, Tensor]:
             pixels = np.stack([self._pixels(images[row], f"row {row} of {path}") for row in rows])
             return {"images": from_uint8(torch.from_numpy(pixels))}
 
-        return encode_images(read, len(images), self.batch_size, self.autoencoder, kept, _DTYPES[self.dtype])
+        return pipeline.encode_images(read, len(images), cache, DTYPES[pipeline.dtype])
 
     def _pixels(self, encoded: bytes, name: str) -> np.ndarray:
         try:
-            return decode_image(encoded, self.image_size, channels=3)
+            return decode_image(encoded, self.pipeline.image_size, channels=3)
         except ValueError as error:
             raise ValueError(f"{name}: the image cannot be read: {error}") from error
-
-    def _cache(self, what: str, files: Sequence[Path], **depends_on: Any) -> ChunkCache:
-        description = {"format": _FORMAT, "dtype": self.dtype, "image_size": self.image_size, **depends_on}
-        return ChunkCache(self.cache_folder, fingerprint(description, files=files), what, "data.cache")
-
-    def _chunk(self, items: Sequence[Any], chunk: int) -> Sequence[Any]:
-        return items[chunk * self.batch_size : (chunk + 1) * self.batch_size]
-
-    def _kept(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        # Sizes are numbers of up to thousands of pixels, which half precision would round.
-        dtype = _DTYPES[self.dtype]
-        return {name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in tensors.items()}
 
 
 def read_prompts(path: str | list[str], column: str) -> list[str]:
@@ -226,12 +161,3 @@ def _open_parquet(path: str, column: str) -> Any:
     if column not in file.schema_arrow.names:
         raise ValueError(f"{path} has no column {column!r}; its columns are: {', '.join(file.schema_arrow.names)}")
     return file
-
-
-def _latent_shape(folder: Path, size: int | None) -> tuple[int, int, int]:
-    """The shape of what the pipeline's network denoises."""
-    for name, entry in json.loads((folder / "model_index.json").read_text()).items():
-        if isinstance(entry, list) and entry[1] in FAMILIES:
-            config = json.loads((folder / name / "config.json").read_text())
-            return find_family(entry[1]).image_shape(config, size)
-    raise ValueError(f"{folder}: expected a pipeline with one of the networks {', '.join(FAMILIES)}")

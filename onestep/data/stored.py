@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from onestep.data.dataset import Batch, ImageDataset
+from onestep.data.dataset import ImageDataset
+from onestep.denoiser import Condition
 from onestep.files import hash_parts
 from onestep.images import DamagedImageError, decode_image, from_uint8
 
@@ -91,12 +93,12 @@ class StoredImages(ImageDataset):
     def __len__(self) -> int:
         return len(self.positions) * (2 if self.xflip else 1)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
         images = from_uint8(torch.from_numpy(np.stack([self._image(index) for index in indices])))
         if self.labels is None:
-            return images, None
+            return images, {}
         labels = self.labels[self.positions[np.asarray(indices) % len(self.positions)]]
-        return images, F.one_hot(torch.from_numpy(labels), self.label_dim).float()
+        return images, {"labels": F.one_hot(torch.from_numpy(labels), self.label_dim).float()}
 
     @property
     def description(self) -> str:

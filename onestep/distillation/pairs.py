@@ -18,7 +18,7 @@ from torch import Tensor
 from onestep.cache import ChunkCache, fingerprint
 from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition, map_condition
-from onestep.evaluation.generate import draw_batches
+from onestep.evaluation.generate import SampleSpace, draw_batches
 from onestep.models.base import DenoiserNetwork
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_inputs
@@ -57,7 +57,7 @@ class TeacherPairs:
 
     Args:
         latents: the noise [N, C, H, W] ~ N(0, I).
-        condition: what each is drawn of [N, ...]; None for none.
+        condition: tensors [N, ...] by name; empty for none.
         images: what the teacher drew of them [N, C, H, W], in data units.
         batch_size: pairs an iteration over all processes.
         seed: seed of the order.
@@ -145,8 +145,7 @@ class PairCache:
             partial(self.sampler, self.teacher),
             [seed for chunk in missing for seed in self._seeds(chunk)],
             self.batch_size,
-            self.teacher.image_shape,
-            self.teacher.label_dim,
+            SampleSpace.of(self.teacher),
             self.accelerator,
             progress="drawing pairs from the teacher" if self.accelerator.is_main_process else None,
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from onestep.data.dataset import ImageDataset
+from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import TeacherPairs
 from onestep.distillation.settings import CriticSettings, GeneratorSettings
@@ -13,6 +13,7 @@ from onestep.engine.ema import EMA
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
+from onestep.evaluation.generate import SampleSpace
 from onestep.metrics.evaluator import Evaluator
 from onestep.noise import SigmaDistribution
 from onestep.samplers import Sampler
@@ -31,7 +32,8 @@ class Distillation:
         optimizers: "generator" and, where the method trains critics, "critics".
         sigma: the distribution of the noise levels of the generator's loss.
         fake_sigma: that of the critics' losses.
-        data: the real samples and the conditions.
+        data: the real samples, if there are some, and the conditions.
+        space: in which samples are generated for evaluation.
         pairs: for the regression; None without it.
         sampler, evaluator, evaluation: how teacher and student are compared.
     """
@@ -46,7 +48,8 @@ class Distillation:
     optimizers: dict[str, GuardedOptimizer]
     sigma: SigmaDistribution
     fake_sigma: SigmaDistribution
-    data: ImageDataset
+    data: TrainingDataset | NoData
+    space: SampleSpace
     pairs: TeacherPairs | None
     sampler: Sampler
     evaluator: Evaluator

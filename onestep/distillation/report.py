@@ -30,9 +30,7 @@ class DistillationReport:
 
     def __init__(self, parts: Distillation) -> None:
         self.run, self.parts = parts.run, parts
-        self.evaluator = RunEvaluator(
-            self.run, parts.evaluator, parts.evaluation, parts.data, getattr(parts.data, "prompts", None)
-        )
+        self.evaluator = RunEvaluator(self.run, parts.evaluator, parts.evaluation, parts.space)
 
     def interim(self, state: TrainingState) -> Measurement | None:
         """Evaluate the averaged generator, see :meth:`RunEvaluator.interim`."""

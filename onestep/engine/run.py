@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from onestep.data.dataset import ImageDataset, PositionSampler, keep_batch
-from onestep.denoiser import Condition, map_condition
+from onestep.data.dataset import Batch, NoData, PositionSampler, TrainingDataset, keep_batch
+from onestep.denoiser import map_condition
 from onestep.engine.checkpoint import best_value, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
 from onestep.engine.launch import join_submitit_job
 from onestep.engine.log import RunLog
@@ -29,11 +30,11 @@ from onestep.engine.prefetch import prefetch
 from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
-from onestep.evaluation.generate import Draw, draw_share
 from onestep.files import write_text
 from onestep.metrics.result import Measurement
-from onestep.processes import gather_rows
 from onestep.seeding import GlobalDraws
+
+_OF_CONDITIONS = 2  # the stream of drawn conditions; 1 is the distillation's exit step
 
 
 class Run:
@@ -119,15 +120,19 @@ class Run:
         if checkpoint is not None and checkpoint.parent.parent == self.folder:
             self._saved_iteration = state.iteration
 
-    def _order(self, data: ImageDataset, settings: TrainingSettings, start: int) -> PositionSampler:
+    def _order(self, data: TrainingDataset, settings: TrainingSettings, start: int) -> PositionSampler:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         return PositionSampler(len(data), settings.batch_size, self.seed, start, rank, processes)
 
-    def batches(self, data: ImageDataset, settings: TrainingSettings, start: int) -> Iterator[tuple[Tensor, Condition]]:
+    def batches(self, data: TrainingDataset | NoData, settings: TrainingSettings, start: int) -> Iterator[Batch]:
         """This process's share of the batches from iteration ``start`` on, without end, on its device.
 
         The next one is read while one is used, also without workers.
         """
+        if isinstance(data, NoData):
+            for iteration in count(start):
+                yield data.batch(self.draws(settings, iteration, _OF_CONDITIONS))
+            return
         pinned = self.device.type == "cuda"  # whence copies need not be waited for
         loader = DataLoader(
             data,
@@ -139,35 +144,31 @@ class Run:
         )
         move = partial(Tensor.to, device=self.device, non_blocking=pinned)
         for images, condition in prefetch(iter(loader)):
-            yield move(images), map_condition(move, condition)
+            yield None if images is None else move(images), map_condition(move, condition)
 
-    def draws(self, settings: TrainingSettings, iteration: int) -> GlobalDraws:
-        """The randomness of an iteration's batch: this process's rows of what the whole batch is given."""
-        count = settings.per_process(self.accelerator.num_processes)
-        rows = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
-        return GlobalDraws(self.seed, 0, iteration, batch_size=settings.batch_size, rows=rows, device=self.device)
-
-    def draw_share(
-        self, draw: Draw, count: int, batch_size: int, data: ImageDataset, first: int = 0, **options: Any
-    ) -> Iterator[Tensor]:
-        """This process's images of ``count`` seeds from ``first`` on, such as ``data`` has; see :func:`draw_share`."""
-        shape, classes, seeds = data.image_shape, data.label_dim, range(first, first + count)
-        return draw_share(draw, seeds, batch_size, shape, classes, self.accelerator, data, **options)
-
-    def draw(self, *of_share: Any, **options: Any) -> Tensor:
-        """All of them [count, C, H, W], in every process."""
-        return gather_rows(torch.cat(list(self.draw_share(*of_share, **options))), self.device)
+    def draws(self, settings: TrainingSettings, iteration: int, *stream: int) -> GlobalDraws:
+        """This process's rows of the randomness of an iteration's global batch; ``stream`` names another one."""
+        rows = settings.per_process(self.accelerator.num_processes)
+        own = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+        size = settings.batch_size
+        return GlobalDraws(self.seed, 0, iteration, *stream, batch_size=size, rows=own, device=self.device)
 
     def skip_step(
-        self, refusal: SkippedStepError, state: TrainingState, settings: TrainingSettings, data: ImageDataset
+        self,
+        refusal: SkippedStepError,
+        state: TrainingState,
+        settings: TrainingSettings,
+        data: TrainingDataset | NoData,
     ) -> None:
         """Note a step that was refused, with the samples to blame by their indices in ``data``.
 
         Raises:
             NonFiniteError: if it is the last of as many in a row as ``settings`` bear.
         """
-        indices = next(iter(self._order(data, settings, state.iteration)))
-        samples = [asdict(sample) | {"index": indices[sample.place]} for sample in refusal.samples]
+        samples = [asdict(sample) for sample in refusal.samples]
+        if isinstance(data, TrainingDataset):
+            indices = next(iter(self._order(data, settings, state.iteration)))
+            samples = [sample | {"index": indices[sample["place"]]} for sample in samples]
         if self.accelerator.num_processes > 1:
             samples = gather_object(samples)
         values = {name: value if math.isfinite(value) else str(value) for name, value in refusal.values.items()}

@@ -3,7 +3,7 @@
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from onestep.data.dataset import ImageDataset
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
-from onestep.evaluation.generate import Draw
+from onestep.evaluation.generate import Draw, SampleSpace, draw_all, draw_share
 from onestep.images import from_uint8
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
@@ -112,22 +111,20 @@ class RunEvaluator:
         run: its processes, folder and log.
         evaluator: what measures.
         settings: how many samples, and of what.
-        data: decodes the samples, and gives their conditions.
-        prompts: those of the data, taken in turn by the seeds; None for data without.
+        space: gives the conditions of the samples, and decodes them.
 
     Raises:
-        ValueError: for a metric that compares with prompts where the data has none.
+        ValueError: for a metric that compares with prompts where the conditions are none.
     """
 
     run: Run
     evaluator: Evaluator
     settings: EvaluationSettings
-    data: ImageDataset
-    prompts: Sequence[str] | None
+    space: SampleSpace
 
     def __post_init__(self) -> None:
         for name, metric in self.evaluator.metrics.items():
-            if metric.reads == "similarities" and self.prompts is None:
+            if metric.reads == "similarities" and self.space.prompts is None:
                 raise ValueError(f"metrics: {name} compares images with their prompts, and this data has none")
 
     @property
@@ -135,9 +132,10 @@ class RunEvaluator:
         """The key of the value that picks the best checkpoint, see :func:`best_key`."""
         return best_key(self.evaluator, self.settings)
 
-    def draw(self, draw: Draw, count: int, **options: Any) -> Tensor:
-        """Images [count, C, H, W] in every process, see :meth:`Run.draw`."""
-        return self.run.draw(draw, count, self.settings.batch_size, self.data, **options)
+    def draw(self, draw: Draw, count: int, classes: Sequence[int] | None = None) -> Tensor:
+        """Images [count, C, H, W] in every process."""
+        space = replace(self.space, classes=classes)
+        return draw_all(draw, range(count), self.settings.batch_size, space, self.run.accelerator)
 
     def interim(self, iteration: int, draw: Draw) -> Measurement | None:
         """Evaluate after an ``iteration``: the values go to the log, and a grid of samples into ``samples/``.
@@ -147,8 +145,8 @@ class RunEvaluator:
         """
         settings, values = self.settings, {}
         if self.evaluator.keys(settings.interim_metrics):
-            share = self.run.draw_share(draw, settings.interim_samples, settings.batch_size, self.data)
-            prompts = _take(self.prompts, range(settings.interim_samples))
+            share = self._share(draw, range(settings.interim_samples))
+            prompts = _take(self.space.prompts, range(settings.interim_samples))
             values = self.evaluator(share, shared=True, prompts=prompts, only=settings.interim_metrics)
         shown = self.draw(draw, settings.grid)
         if not self.run.accelerator.is_main_process:
@@ -184,21 +182,24 @@ class RunEvaluator:
             every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each value
             of each range, see :meth:`Evaluator.results`. Of the metrics there is none outside the main process.
         """
-        count, batch_size = self.settings.samples, self.settings.batch_size
+        count = self.settings.samples
         title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
         side: dict[str, Any] = {}
         records: list[dict[str, Any]] = []
         for number in range(self.settings.seed_ranges):
             first = number * count
-            share = Clock(self.run.draw_share(draw, count, batch_size, self.data, first=first, progress=title))
+            share = Clock(self._share(draw, range(first, first + count), title))
             only = self.settings.interim_metrics if number else None
-            prompts = _take(self.prompts, range(first, first + count))
+            prompts = _take(self.space.prompts, range(first, first + count))
             values = self.evaluator(share, shared=True, prompts=prompts, only=only)
             records += self.evaluator.results(values, count, [first, first + count - 1], network_evaluations)
             if not number:
                 cost = {"samples": count, "samples_per_second": round(count / share.seconds, 1)}
                 side = values | {"network_evaluations": network_evaluations} | cost
         return side, records
+
+    def _share(self, draw: Draw, seeds: range, progress: str | None = None) -> Iterator[Tensor]:
+        return draw_share(draw, seeds, self.settings.batch_size, self.space, self.run.accelerator, progress)
 
 
 class Clock:

@@ -1,10 +1,11 @@
 """A finished run's generator as a diffusers pipeline folder with a model card."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from onestep.data.latents import describes_latents
+from onestep.denoiser import beyond_labels
 from onestep.evaluation.sample import WEIGHTS
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
@@ -45,12 +46,13 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
 
 def _write(run: Path, weights: str, output: Path) -> None:
     generator = Generator.from_pretrained(run / WEIGHTS[weights])
-    if text_to_image := bool(getattr(generator.denoiser, "condition_keys", ())):
-        teacher = OmegaConf.load(run / "config.yaml").teacher.path
-        usage = save_text_to_image(generator, pipeline_folder(teacher), output)
+    config: Any = OmegaConf.load(run / "config.yaml")
+    pipeline: Any = OmegaConf.select(config, "teacher.pipeline.path") or OmegaConf.select(config, "data.pipeline.path")
+    if text_to_image := bool(beyond_labels(generator.denoiser.condition_keys)):
+        usage = save_text_to_image(generator, pipeline_folder(pipeline), output)
     else:
-        data = OmegaConf.load(run / "config.yaml").data
-        vae = Autoencoder.from_pretrained(pipeline_folder(data.model)).vae if describes_latents(data) else None
+        latent = generator.denoiser.denoises_latents or OmegaConf.select(config, "data.pipeline") is not None
+        vae = Autoencoder.from_pretrained(pipeline_folder(pipeline)).vae if latent else None
         with quiet():  # no remark that the autoencoder, which images do without, is not saved
             OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)

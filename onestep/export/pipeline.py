@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from onestep.denoiser import map_condition
 from onestep.images import to_uint8
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
@@ -101,7 +102,7 @@ class OneStepPipeline(DiffusionPipeline):
         shape, label_dim, images = self.denoiser.image_shape, self.denoiser.label_dim, []
         for start in self.progress_bar(range(0, len(seeds), batch_size)):
             latents, condition = seeded_inputs(seeds[start : start + batch_size], shape, label_dim, classes)
-            condition = None if condition is None else condition.to(self.device)
+            condition = map_condition(lambda tensor: tensor.to(self.device), condition)
             noises = seeded_noise(seeds[start : start + batch_size], shape, label_dim)
             drawn = self.generator(latents.to(self.device), condition, noises).float()
             images.append((drawn if self.autoencoder is None else self.autoencoder.decode(drawn)).cpu())

@@ -51,7 +51,7 @@ class Evaluator:
         features: the feature network of the metrics that have none of their own; None where the samples are points,
             [B, D, 1, 1], which are their own features, as they are.
         metrics: the metrics by name.
-        reference: the real images, or their moments, as they are published.
+        reference: the real images, or their moments, as they are published; None where no metric reads them.
         device: where the feature networks run.
         cache: the folder where the reference's features are kept, under a hash of data and network; None to keep none.
 
@@ -67,7 +67,7 @@ class Evaluator:
         self,
         features: FeatureNetwork | None,
         metrics: dict[str, Metric],
-        reference: Reference | Moments,
+        reference: Reference | Moments | None,
         device: torch.device | str = "cpu",
         cache: str | None = None,
     ) -> None:
@@ -85,9 +85,13 @@ class Evaluator:
         }
         self.real: dict[FeatureNetwork | None, dict[Kind, Any]] = {}
         for network, kinds in self._wanted().items():
-            self._check(network)
             wanted = kinds - OF_SAMPLES
-            if isinstance(reference, Moments):
+            if reference is None:
+                self._require_none(wanted)
+            self._check(network)
+            if reference is None:
+                self.real[network] = {}
+            elif isinstance(reference, Moments):
                 self.real[network] = self._of_moments(reference, wanted)
             else:
                 self.real[network] = reference_features(reference, network, wanted, device, cache)
@@ -174,7 +178,7 @@ class Evaluator:
                 title=description.title,
                 higher_is_better=description.higher_is_better,
                 features="the samples themselves" if network is None else network.title,
-                reference=self.reference.description,
+                reference="none" if self.reference is None else self.reference.description,
                 samples=samples,
                 protocol_samples=None if network is None else network.protocol_samples,
                 seeds=seeds,
@@ -194,7 +198,7 @@ class Evaluator:
         return wanted
 
     def _check(self, network: FeatureNetwork | None) -> None:
-        given = None if isinstance(self.reference, Moments) else tuple(self.reference.image_shape)
+        given = None if isinstance(self.reference, Moments | None) else tuple(self.reference.image_shape)
         if network is None:
             if given is None or given[1:] != (1, 1):
                 raise ValueError(
@@ -210,6 +214,13 @@ class Evaluator:
             names = [name for name, metric in self.metrics.items() if metric.reads == "vectors"]
             raise ValueError(f"{', '.join(names)}: a reference of mean and covariance alone will not do; give data=...")
         return {"moments": moments}
+
+    def _require_none(self, kinds: set[Kind]) -> None:
+        if kinds:
+            raise ValueError(
+                f"metrics={list(self.metrics)} compare with real images, and there are none: give data=... with images "
+                "and features=..., or reference=..., an .npz of moments; or choose metrics=[]"
+            )
 
 
 def _describe(name: str, metric: Metric) -> dict[str, Description]:

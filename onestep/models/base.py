@@ -8,7 +8,8 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
-from onestep.denoiser import Condition, concatenate_conditions, map_condition
+from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions
+from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.noise import karras_sigmas
 
 Outputs = Literal["prediction", "features", "both"]
@@ -24,6 +25,8 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
     Attributes:
         image_shape: (channels, height, width) of what it denoises, for a latent model the latents.
         label_dim: number of classes; 0 for none.
+        denoises_latents: whether ``image_shape`` is of latents, which an autoencoder decodes.
+        pipeline: the autoencoder and text encoders that it came with; None where none are known.
         sigma_min, sigma_max: the noise levels between which it was trained, in data units.
         feature_channels: channels of the features that a discriminator can read; 0 for none.
     """
@@ -33,7 +36,19 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
     sigma_min: float
     sigma_max: float
     guidance = 1.0  # a way of using the network, and so no part of its config
-    unconditional: Condition = None  # of one sample; None for the zero vector of classes
+    unconditional: Condition = NO_CONDITION  # of one sample; none for zeros
+    denoises_latents = False
+    pipeline: TeacherPipeline | None = None  # which students share with their teacher
+
+    @property
+    def condition_keys(self) -> tuple[str, ...]:
+        """Names of the tensors in its condition; by default the labels, if it has classes."""
+        return ("labels",) if self.label_dim else ()
+
+    @property
+    def requires_condition(self) -> bool:
+        """Whether it is never called without its condition; if not, that is the zero vector of classes."""
+        return False
 
     @property
     @abstractmethod
@@ -73,7 +88,7 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         """The standard deviation of the noise that a generator starts from at ``sigma``, in data units."""
         return sigma
 
-    def set_guidance(self, guidance: float, unconditional: Condition = None) -> Self:
+    def set_guidance(self, guidance: float, unconditional: Condition = NO_CONDITION) -> Self:
         """From now on a conditional prediction is ``unconditional + guidance * (conditional - unconditional)``.
 
         Classifier-free guidance (arXiv 2207.12598); 1 for none.
@@ -81,7 +96,7 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         Args:
             guidance: its scale.
             unconditional: the condition of one sample [1, ...] to guide away from, such as the empty prompt's
-                embeddings; None for the zero vector of classes.
+                embeddings; none for zeros.
 
         Raises:
             ValueError: if the network was not trained to do without a condition.
@@ -100,13 +115,15 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         return 1 if self.guidance == 1 else 2
 
     @overload
-    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = None, *extra: Tensor | None) -> Tensor: ...
+    def forward(
+        self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION, *extra: Tensor | None
+    ) -> Tensor: ...
     @overload
     def forward(
         self,
         x_sigma: Tensor,
         sigma: Tensor,
-        condition: Condition = None,
+        condition: Condition = NO_CONDITION,
         *extra: Tensor | None,
         outputs: Literal["features"],
     ) -> Tensor: ...
@@ -115,7 +132,7 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         self,
         x_sigma: Tensor,
         sigma: Tensor,
-        condition: Condition = None,
+        condition: Condition = NO_CONDITION,
         *extra: Tensor | None,
         outputs: Literal["both"],
         prediction_grad: bool = True,
@@ -125,7 +142,7 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         self,
         x_sigma: Tensor,
         sigma: Tensor,
-        condition: Condition = None,
+        condition: Condition = NO_CONDITION,
         *extra: Tensor | None,
         outputs: Outputs = "prediction",
         prediction_grad: bool = True,
@@ -135,15 +152,19 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         Args:
             x_sigma: noised images [B, C, H, W], in data units.
             sigma: their noise levels [B], in data units.
-            condition: their conditions, see :data:`onestep.denoiser.Condition`; None for none.
+            condition: of the names in :attr:`condition_keys` [B, ...]; empty for none.
             extra: what else this kind of network takes [B, ...], see its ``predict``.
             outputs: "prediction", "features" (nothing behind them is run) or "both".
             prediction_grad: False runs what is behind the features without a graph: they alone carry gradients.
 
         Under guidance the features are those of the conditional half.
+
+        Raises:
+            ValueError: for a condition of other names than the network takes.
         """
+        check_condition(condition, self.condition_keys, self.requires_condition)
         options: dict[str, Any] = {"outputs": outputs, "prediction_grad": prediction_grad}
-        if self.network_evaluations == 1 or condition is None or outputs == "features":
+        if self.network_evaluations == 1 or not condition or outputs == "features":
             return self.predict(x_sigma, sigma, condition, *extra, **options)
         # Both predictions in one batch.
         result = self.predict(
@@ -159,14 +180,15 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         return (prediction, result[1][: len(x_sigma)]) if outputs == "both" else prediction
 
     def _unconditional_like(self, condition: Condition) -> Condition:
-        if self.unconditional is not None:
-            return map_condition(lambda own, given: own.to(given).expand_as(given), self.unconditional, condition)
-        if isinstance(condition, dict):
+        if self.unconditional:
+            check_condition(self.unconditional, self.condition_keys, required=True)
+            return {name: self.unconditional[name].to(given).expand_as(given) for name, given in condition.items()}
+        if self.requires_condition:
             raise ValueError(
-                f"guidance={self.guidance} by text needs the embeddings of the empty prompt: set_guidance(guidance, "
-                "unconditional={...})"
+                f"guidance={self.guidance} by {', '.join(self.condition_keys)} needs the condition to guide away from, "
+                "such as the embeddings of the empty prompt: set_guidance(guidance, unconditional={...})"
             )
-        return map_condition(torch.zeros_like, condition)
+        return {name: torch.zeros_like(given) for name, given in condition.items()}
 
 
 def copy_trained(network: Network) -> Network:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from onestep.denoiser import Condition
+from onestep.denoiser import NO_CONDITION, Condition
 from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
@@ -74,7 +74,9 @@ class Generator(nn.Module):
         """Its one network."""
         return [self.denoiser]
 
-    def forward(self, latents: Tensor, condition: Condition = None, noises: Iterator[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, latents: Tensor, condition: Condition = NO_CONDITION, noises: Iterator[Tensor] | None = None
+    ) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I), after all steps.
 
         The later steps take their noise from ``noises`` [B, C, H, W]; without them, a sample's is a function of its
@@ -83,7 +85,7 @@ class Generator(nn.Module):
         later = own_noise(latents) if noises is None else (noise.to(latents) for noise in noises)
         return self.simulate([latents, *islice(later, len(self.later_sigmas))], condition)
 
-    def simulate(self, noises: Sequence[Tensor], condition: Condition = None) -> Tensor:
+    def simulate(self, noises: Sequence[Tensor], condition: Condition = NO_CONDITION) -> Tensor:
         """Images [B, C, H, W] after the first ``len(noises)`` steps; the gradient is that of the last of these alone.
 
         DMD2's backward simulation (arXiv 2405.14867, sec. 4.5): what a step is trained on is what the steps before it
@@ -91,7 +93,7 @@ class Generator(nn.Module):
 
         Args:
             noises: the noise [B, C, H, W] ~ N(0, I) of each step, the latents first; as many as steps, or fewer.
-            condition: what the images are drawn of; None for none.
+            condition: of the images; empty for none.
         """
         sigmas = (self.sigma_init, *self.later_sigmas)[: len(noises)]
         *earlier, (last_sigma, last_noise) = zip(sigmas, noises, strict=True)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from onestep.denoiser import Condition
+from onestep.denoiser import NO_CONDITION, Condition
 
 
 class Student(Protocol):
@@ -27,13 +27,15 @@ class Student(Protocol):
     def networks(self) -> Sequence[nn.Module]:
         """The networks in it, which a run may shard, compile or checkpoint."""
 
-    def __call__(self, latents: Tensor, condition: Condition = None, noises: Iterator[Tensor] | None = None) -> Tensor:
+    def __call__(
+        self, latents: Tensor, condition: Condition = NO_CONDITION, noises: Iterator[Tensor] | None = None
+    ) -> Tensor:
         """Samples [B, ...] in data units from ``latents`` [B, *noise_shape] ~ N(0, I), after all steps.
 
         The later steps take their noise from ``noises`` [B, *noise_shape].
         """
 
-    def simulate(self, noises: Sequence[Tensor], condition: Condition = None) -> Tensor:
+    def simulate(self, noises: Sequence[Tensor], condition: Condition = NO_CONDITION) -> Tensor:
         """Samples after the first ``len(noises)`` steps, whose graph is that of the last of these alone."""
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -87,10 +87,10 @@ def pretrain_features(
 
 def _read(data: ImageDataset) -> tuple[Tensor, Tensor]:
     """All images [N, C, H, W] in [-1, 1] and their classes [N]."""
-    images, conditions = data.__getitems__(range(len(data)))
-    if not isinstance(conditions, Tensor):
+    images, condition = data.__getitems__(range(len(data)))
+    if images is None or "labels" not in condition:
         raise ValueError(f"{data.description}: a classifier needs images with classes")
-    return images, conditions.argmax(1)
+    return images, condition["labels"].argmax(1)
 
 
 @torch.random.fork_rng(devices=[])  # each training draws the same

@@ -23,6 +23,7 @@ from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
 from onestep.evaluation.evaluate import RunEvaluator
+from onestep.evaluation.generate import SampleSpace
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.result import Measurement
 from onestep.models.base import DenoiserNetwork
@@ -51,10 +52,11 @@ class Pretraining:
     sampler: Sampler
     evaluator: Evaluator
     augment: EDMAugmentation | None
+    space: SampleSpace
     run_evaluator: RunEvaluator = field(init=False)
 
-    def __post_init__(self) -> None:  # an EDM network is conditioned on classes, and on no prompts
-        self.run_evaluator = RunEvaluator(self.run, self.evaluator, self.evaluation, self.data, prompts=None)
+    def __post_init__(self) -> None:
+        self.run_evaluator = RunEvaluator(self.run, self.evaluator, self.evaluation, self.space)
 
 
 def pretrain(parts: Pretraining) -> dict[str, Any]:
@@ -87,15 +89,16 @@ def pretrain(parts: Pretraining) -> dict[str, Any]:
 def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
     """The iterations from ``state.iteration`` on."""
     settings, network = parts.settings, parts.network
-    for batch in run.batches(parts.data, settings, start=state.iteration):
+    for x_real, conditions in run.batches(parts.data, settings, start=state.iteration):
+        assert x_real is not None  # data without images was refused
         started = time.monotonic()
         draws = run.draws(settings, state.iteration)
         # Dropout draws from torch's own rng: it alone differs with the numbers of processes and micro-batches.
         of_process = seeded_rng(run.seed, run.accelerator.process_index, state.iteration, device=run.device)
         torch.manual_seed(of_process.initial_seed())
-        drawn = (draws.sigma(parts.sigma), draws.normal(batch[0].shape[1:]))
-        images, labels = (batch[0], None) if parts.augment is None else parts.augment(batch[0], draws)
-        micro = (micro_batches(x, settings.accumulation) for x in (images, batch[1], labels, *drawn))
+        drawn = (draws.sigma(parts.sigma), draws.normal(x_real.shape[1:]))
+        images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, draws)
+        micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *drawn))
         try:
             for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):
                 told = () if augment_labels is None else (augment_labels,)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onestep.build.distillation import build_distillation
 from onestep.config import check_config, compose
-from onestep.data.dataset import ImagesInMemory
+from onestep.data.dataset import ImagesInMemory, NoData
 from onestep.denoiser import map_condition
 from onestep.distillation.loop import updates
 from onestep.engine.optimizer import GuardedOptimizer
@@ -82,9 +82,13 @@ class Subject:
         AcceleratorState._reset_state()
         self.parts = build_distillation(config)
         self._precision = dict(AcceleratorState._shared_state)
-        x_real, condition = self.parts.data.__getitems__(range(batch_size))
-        self.x_real = x_real.to(self.parts.run.device)
-        self.condition = map_condition(lambda tensor: tensor.to(self.parts.run.device), condition)
+        self.device, data = self.parts.run.device, self.parts.data
+        if isinstance(data, NoData):
+            x_real, condition = data.batch(GlobalDraws(self.parts.run.seed, batch_size=batch_size, rows=slice(None)))
+        else:
+            x_real, condition = data.__getitems__(range(batch_size))
+        self.x_real = None if x_real is None else x_real.to(self.device)
+        self.condition = map_condition(lambda tensor: tensor.to(self.device), condition)
         self.iterations = 0
 
     @property
@@ -109,7 +113,7 @@ class Subject:
             self.iterations,
             batch_size=self.batch_size,
             rows=slice(None),
-            device=self.x_real.device,
+            device=self.device,
         )
         yield from updates(self.parts, self.iterations, draws, self.x_real, self.condition)
         self.parts.ema.update(self.parts.student, self.iterations * self.batch_size, self.batch_size)

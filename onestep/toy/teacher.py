@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from onestep.denoiser import Condition
+from onestep.denoiser import NO_CONDITION, Condition
 from onestep.toy.gaussian_mixture import GaussianMixture
 
 
@@ -15,6 +15,9 @@ class MixtureTeacher(nn.Module):
     """
 
     label_dim = 0
+    condition_keys: tuple[str, ...] = ()
+    pipeline = None
+    denoises_latents = False
     network_evaluations = 1
     feature_channels = 0
 
@@ -27,7 +30,7 @@ class MixtureTeacher(nn.Module):
         self.config = {name: value.tolist() for name, value in vars(mixture).items()}  # what it is, as plain numbers
         self.image_shape = (mixture.means.shape[1], 1, 1)
 
-    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = None) -> Tensor:
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
         """The x0-prediction [B, D, 1, 1] at ``x_sigma`` [B, D, 1, 1] and ``sigma`` [B], computed in float32."""
         if self.mixture.means.device != x_sigma.device:
             self.mixture = self.mixture.to(device=x_sigma.device)

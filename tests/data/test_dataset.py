@@ -15,26 +15,25 @@ def test_digits() -> None:
     assert len(data) == 1797 and data.image_shape == (1, 8, 8) and data.label_dim == 10
     assert data.images.min() == -1 and data.images.max() == 1
     assert torch.equal((data.images[:, 0] + 1) * 8, torch.tensor(bunch.images, dtype=torch.float32))
-    assert data.conditions is not None
-    assert torch.equal(data.conditions.argmax(1), torch.tensor(bunch.target))
-    assert data.conditions.sum(0).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    assert (data.conditions.sum(1) == 1).all() and data.conditions.unique().tolist() == [0, 1]
+    assert data.labels is not None
+    assert torch.equal(data.labels.argmax(1), torch.tensor(bunch.target))
+    assert data.labels.sum(0).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert (data.labels.sum(1) == 1).all() and data.labels.unique().tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, 2, 1, 1, 0]), None], ids=["labels", "no labels"])
 def test_a_batch_is_its_samples_stacked(labels: torch.Tensor | None) -> None:
     images = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     data = ImagesInMemory(images, labels, num_classes=0 if labels is None else 3)
-    batch, conditions = data.__getitems__([3, 0, 3])
+    batch, condition = data.__getitems__([3, 0, 3])
     singles = [data[index] for index in (3, 0, 3)]
     assert torch.equal(batch, torch.stack([image for image, _ in singles]))
     assert torch.equal(batch, images[[3, 0, 3]])
     if labels is None:
-        assert conditions is None and singles[0][1] is None
+        assert condition == {} == singles[0][1]
     else:
-        assert isinstance(conditions, torch.Tensor) and conditions.tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
-        own = [condition for _, condition in singles if isinstance(condition, torch.Tensor)]
-        assert torch.equal(conditions, torch.stack(own))
+        assert condition["labels"].tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+        assert torch.equal(condition["labels"], torch.stack([own["labels"] for _, own in singles]))
 
 
 def take(count: int, length: int = 10, global_batch: int = 4, seed: int = 0, **options: int) -> list[list[int]]:

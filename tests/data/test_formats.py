@@ -43,8 +43,8 @@ READERS: dict[str, Callable[..., ImageDataset]] = {
 def digits() -> ImagesInMemory:
     """What every store holds, read from its source."""
     source = Digits()
-    assert source.conditions is not None
-    labels = source.conditions[:60].argmax(1)
+    assert source.labels is not None
+    labels = source.labels[:60].argmax(1)
     order = torch.argsort(labels, stable=True)
     return ImagesInMemory(source.images[:60][order], labels[order], 10)
 
@@ -53,13 +53,9 @@ def digits() -> ImagesInMemory:
 def test_every_format_gives_the_same(place: str, stores: Path, digits: ImagesInMemory) -> None:
     data = READERS[place](str(stores / place))
     assert (len(data), data.image_shape, data.label_dim) == (60, (1, 8, 8), 10)
-    images, conditions = data.__getitems__(range(60))
+    images, condition = data.__getitems__(range(60))
     assert torch.equal(to_uint8(images).float(), (digits.images + 1) * 120)  # 0 to 16 as 0 to 240
-    assert (
-        isinstance(conditions, torch.Tensor)
-        and digits.conditions is not None
-        and torch.equal(conditions, digits.conditions)
-    )
+    assert digits.labels is not None and torch.equal(condition["labels"], digits.labels)
     options: dict[str, Any] = {"use_labels": False, "xflip": True, "max_size": 7, "random_seed": 1}
     few, zipped = READERS[place](str(stores / place), **options), EDMZip(str(stores / "images.zip"), **options)
     assert few.label_dim == 0 and len(few) == 14

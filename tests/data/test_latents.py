@@ -12,11 +12,13 @@ from huggingface_hub import ModelCard
 from omegaconf import DictConfig
 from PIL import Image
 
+from onestep.build.evaluation import reference_of
+from onestep.build.sampling import sample
 from onestep.data.image_folder import ImageFolder
 from onestep.data.latents import LatentDataset
-from onestep.evaluation.sample import sample
 from onestep.export.export import export
 from onestep.export.pipeline import OneStepPipeline
+from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.pipeline_parts import Autoencoder
 from onestep.models.generator import Generator
 from onestep.seeding import seeded_inputs
@@ -54,9 +56,9 @@ def run(
     folder = tmp_path_factory.mktemp("latents") / "run"
     config = train_config(
         folder, "teacher=diffusers", f"teacher.path={dit}", "teacher.guidance=2.0", "sampler=euler", "data=latents",
-        f"data.images.path={pictures}", f"data.cache={folder.parent / 'cache'}", "sigma=vp",
-        "sigma@fake_sigma=vp", "features=null", "metrics=[]",
-        "generator.sigma_init=100.0", "training.total_images=12", "training.batch_size=4", "evaluation.samples=4",
+        f"data.images.path={pictures}", f"teacher.pipeline.cache={folder.parent / 'cache'}", "sigma=vp",
+        "sigma@fake_sigma=vp", "features=null", "metrics=[]", "generator.sigma_init=100.0",
+        "training.total_images=12", "training.batch_size=4", "evaluation.samples=4",
         "evaluation.interim_samples=4", "evaluation.batch_size=4", "evaluation.grid=4", "optimizer.generator.lr=1e-2",
     )  # fmt: skip
     distill_without_pictures(config)
@@ -67,16 +69,18 @@ def test_latents_are_the_autoencoders_and_computed_once(
     dit: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = ImageFolder(str(pictures))
-    data = LatentDataset(images, str(dit), 8, str(tmp_path))
-    pixels, labels = images.__getitems__([3, 19, 8])
-    latents, conditions = data.__getitems__([3, 19, 8])
+    pipeline = TeacherPipeline(str(dit), None, "float32", 8, str(tmp_path))
+    data = LatentDataset(images, pipeline)
+    pixels, given = images.__getitems__([3, 19, 8])
+    latents, condition = data.__getitems__([3, 19, 8])
     expected = Autoencoder.from_pretrained(dit).vae.encode(pixels).latent_dist.mean * 0.18215
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
-    assert isinstance(conditions, torch.Tensor) and isinstance(labels, torch.Tensor)
-    assert torch.equal(conditions, labels) and data.image_shape == (4, 8, 8) == tuple(latents.shape[1:])
-    assert (len(data), data.label_dim, data.real) == (20, CLASSES, images)
+    assert torch.equal(condition["labels"], given["labels"]) and data.image_shape == (4, 8, 8) == tuple(
+        latents.shape[1:]
+    )
+    assert (len(data), data.label_dim, reference_of(data)) == (20, CLASSES, images)
     decoded = Autoencoder.from_pretrained(dit).vae.decode(latents / 0.18215).sample
-    torch.testing.assert_close(data.decode(latents), decoded, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(data.pipeline.decode(latents), decoded, rtol=1e-4, atol=1e-5)
 
     encoded: list[int] = []
     encode = Autoencoder.encode
@@ -86,11 +90,11 @@ def test_latents_are_the_autoencoders_and_computed_once(
         return encode(self, images)
 
     monkeypatch.setattr(Autoencoder, "encode", counting)
-    assert LatentDataset(images, str(dit), 8, str(tmp_path)).fingerprint() == data.fingerprint() and encoded == []
+    assert LatentDataset(images, pipeline).fingerprint() == data.fingerprint() and encoded == []
     next(tmp_path.rglob("000002.safetensors")).unlink()  # as if it had been interrupted
-    again = LatentDataset(images, str(dit), 8, str(tmp_path))
+    again = LatentDataset(images, pipeline)
     assert encoded == [4] and torch.equal(again.__getitems__([19])[0], data.__getitems__([19])[0])
-    LatentDataset(ImageFolder(str(pictures), xflip=True), str(dit), 8, str(tmp_path))
+    LatentDataset(ImageFolder(str(pictures), xflip=True), pipeline)
     assert encoded == [4, 8, 8, 8, 8, 8]
 
 
@@ -113,11 +117,36 @@ def test_what_sample_draws_is_decoded_and_so_is_the_export(
     assert re.search(r"\| data \| LatentDataset of ImageFolder \(pictures\d+\) \|", card)
 
 
-def test_what_is_refused(dit: Path, pictures: Path, compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    options = ("model=teacher", "teacher=diffusers", f"teacher.path={dit}", "sampler=euler", "sampler.steps=2")
-    with pytest.raises(ValueError, match="latents of 4 channels, and nothing decodes them: give data=latents with"):
-        sample(compose_config("sample", *options, "count=1", "device=cpu", f"save_to={tmp_path / 'drawn'}"))
-    with pytest.raises(ValueError, match="multiples of 2, and the images are 3x7x7: choose others by data.images.res"):
-        LatentDataset(ImageFolder(str(pictures), resolution=7), str(dit), 8, str(tmp_path))
-    with pytest.raises(ValueError, match=r"data\.batch_size must be positive, got 0"):
-        LatentDataset(ImageFolder(str(pictures)), str(dit), 0, str(tmp_path))
+def test_what_is_refused(
+    run: Path, dit: Path, pictures: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    options = (f"checkpoint={run / 'generator'}", "count=1", "device=cpu", f"save_to={tmp_path / 'drawn'}")
+    with pytest.raises(ValueError, match=r"latents of 4 channels, .* give teacher=diffusers with teacher\.path"):
+        sample(compose_config("sample", *options))
+    with pytest.raises(ValueError, match="multiples of 2, not 3x7x7: choose others by data.images.res"):
+        LatentDataset(
+            ImageFolder(str(pictures), resolution=7), TeacherPipeline(str(dit), None, "float32", 8, str(tmp_path))
+        )
+    with pytest.raises(ValueError, match=r"teacher\.pipeline\.batch_size=0"):
+        TeacherPipeline(str(dit), None, "float32", 0, str(tmp_path))
+
+
+def test_a_student_of_latents_needs_no_training_images(
+    run: Path, dit: Path, pictures: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """The student and the teacher's pipeline are enough, by the run or without: no training image is opened."""
+    options, drawn = ("seed=5", "count=2", "device=cpu"), []
+    without_run = ("teacher=diffusers", f"teacher.path={dit}", f"checkpoint={run / 'generator'}")
+    away = pictures.rename(pictures.with_name("away"))
+    try:
+        for name, model in (("run", (f"run={run}",)), ("checkpoint", without_run)):
+            sample(compose_config("sample", *model, *options, f"save_to={tmp_path / name}"))
+            drawn.append([np.asarray(Image.open(tmp_path / name / f"{seed:06d}.png")) for seed in (5, 6)])
+    finally:
+        away.rename(pictures)
+    with torch.no_grad():
+        latents = Generator.from_pretrained(run / "generator")(*seeded_inputs([5, 6], (4, 8, 8), CLASSES))
+        decoded = Autoencoder.from_pretrained(dit).vae.decode(latents / 0.18215).sample
+    expected = (decoded * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    for images in drawn:
+        assert abs(np.stack(images).astype(int) - expected).max() <= 1

@@ -13,8 +13,11 @@ from diffusers import AutoencoderTiny, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from onestep.data.dataset import has_images
 from onestep.data.prompts import PromptDataset, read_prompts
+from onestep.evaluation.generate import SampleSpace
 from onestep.images import decode_image, from_uint8
+from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, quiet
 from tests.pictures import encode, huge_png
 
@@ -33,9 +36,10 @@ def make(pipelines: Pipelines, tmp_path: Path) -> Make:
     """The tiny pipeline's prompts, two a chunk, in a cache in ``tmp_path``."""
 
     def build(path: Any = PROMPTS, kind: str = "sd", image_column: str | None = None, **changes: Any) -> PromptDataset:
-        options: dict[str, Any] = {"column": "prompt", "size": 8, "batch_size": 2, "dtype": "float32"}
-        options |= {"model": str(pipelines(kind)), "cache": str(tmp_path / "cache")} | changes
-        return PromptDataset(path if isinstance(path, list) else str(path), image_column=image_column, **options)
+        options: dict[str, Any] = {"pipeline": str(pipelines(kind)), "size": 8, "dtype": "float32", "batch_size": 2}
+        options |= {"cache": str(tmp_path / "cache")} | changes
+        pipeline = TeacherPipeline(options.pop("pipeline"), **options)
+        return PromptDataset(path if isinstance(path, list) else str(path), "prompt", image_column, pipeline)
 
     return build
 
@@ -80,7 +84,7 @@ def test_the_pipelines_network_is_given_the_same(
 ) -> None:
     """What the whole pipeline hands to its network under guidance: the empty prompt's, then the prompt's."""
     data = make(kind=kind)
-    assert isinstance(data.unconditional, dict)
+    unconditional = data.pipeline.unconditional()
     with quiet():
         pipeline = DiffusionPipeline.from_pretrained(str(pipelines(kind)))
     pipeline.set_progress_bar_config(disable=True)
@@ -97,23 +101,24 @@ def test_the_pipelines_network_is_given_the_same(
         theirs = given[name] if kind == "flux" else given[name][1:]
         torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=1e-6)
         if kind != "flux":  # whose guidance is an input
-            torch.testing.assert_close(data.unconditional[name], given[name][:1].float(), rtol=0, atol=1e-6)
-        assert (ours - data.unconditional[name]).abs().max() > 0.01 or name == "time_ids"
+            torch.testing.assert_close(unconditional[name], given[name][:1].float(), rtol=0, atol=1e-6)
+        assert (ours - unconditional[name]).abs().max() > 0.01 or name == "time_ids"
 
 
 def test_a_seed_has_its_prompt_by_turns(make: Make) -> None:
     data = make()
-    rows = data.condition_of([7, 2, 12])["encoder_hidden_states"]
+    space = SampleSpace(data.image_shape, 0, conditions=data.embeddings)
+    rows = space.inputs([7, 2, 12])[1]["encoder_hidden_states"]
     assert torch.equal(rows, data.__getitems__([2, 2, 2])[1]["encoder_hidden_states"])
-    assert not torch.equal(rows, data.condition_of([0, 1, 3])["encoder_hidden_states"])
+    assert not torch.equal(rows, space.inputs([0, 1, 3])[1]["encoder_hidden_states"])
 
 
 def test_what_is_kept_in_half_precision(make: Make) -> None:
-    ours, kept = (make(dtype=dtype).condition_of([0, 1]) for dtype in ("float32", "bfloat16"))
+    ours, kept = (make(dtype=dtype).embeddings[[0, 1]] for dtype in ("float32", "bfloat16"))
     difference = (ours["encoder_hidden_states"] - kept["encoder_hidden_states"]).abs()
     assert kept["encoder_hidden_states"].dtype == torch.float32
     assert 0 < difference.max() < 0.02 * ours["encoder_hidden_states"].abs().max()  # 8 bits, through two layers
-    with pytest.raises(ValueError, match=r"data.dtype='int8': choose one of float32, bfloat16, float16"):
+    with pytest.raises(ValueError, match=r"teacher.pipeline.dtype='int8': choose one of float32, bfloat16, float16"):
         make(dtype="int8")
 
 
@@ -126,14 +131,15 @@ def test_latents_are_those_of_the_pipelines_autoencoder(
 ) -> None:
     data = make(with_images, kind, "image")
     latents, _ = data.__getitems__([4, 0])
+    assert latents is not None
     vae = Autoencoder.from_pretrained(pipelines(kind)).vae
     images = from_uint8(torch.from_numpy(np.stack([decode_image(png(row), (16, 16)) for row in (4, 0)])))
     shift = {"sd": 0.0, "flux": 0.1159}[kind]
     expected = (vae.encode(images).latent_dist.mean - shift) * {"sd": 0.18215, "flux": 0.3611}[kind]
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-6)
-    assert data.image_shape == tuple(latents.shape[1:]) and data.has_images and not make().has_images
+    assert data.image_shape == tuple(latents.shape[1:]) and has_images(data) and not has_images(make())
     decoded = vae.decode(latents / {"sd": 0.18215, "flux": 0.3611}[kind] + shift).sample
-    torch.testing.assert_close(data.decode(latents), decoded, rtol=0, atol=1e-5)
+    torch.testing.assert_close(data.pipeline.decode(latents), decoded, rtol=0, atol=1e-5)
 
 
 def test_the_tiny_autoencoder() -> None:
@@ -164,9 +170,7 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(make: Make, calls: Cal
     assert calls.sizes == [2, 2, 1, 1]  # the last prompt, and the empty one
     again = make()
     assert calls.sizes == [2, 2, 1, 1]
-    assert torch.equal(
-        again.condition_of([4])["encoder_hidden_states"], whole.condition_of([4])["encoder_hidden_states"]
-    )
+    assert torch.equal(again.embeddings[[4]]["encoder_hidden_states"], whole.embeddings[[4]]["encoder_hidden_states"])
 
 
 def test_what_depends_on_what(make: Make, calls: Calls, pipelines: Pipelines, tmp_path: Path) -> None:
@@ -179,11 +183,11 @@ def test_what_depends_on_what(make: Make, calls: Calls, pipelines: Pipelines, tm
 
 
 def test_a_cut_chunk_is_made_again(make: Make, calls: Calls, tmp_path: Path) -> None:
-    before = make().condition_of(range(5))["encoder_hidden_states"]
+    before = make().embeddings[range(5)]["encoder_hidden_states"]
     files = [file for file in (tmp_path / "cache").rglob("*.safetensors") if file.stem != "empty"]
     files[0].write_bytes(files[0].read_bytes()[:-10])
     calls.sizes = []
-    assert torch.equal(make().condition_of(range(5))["encoder_hidden_states"], before)
+    assert torch.equal(make().embeddings[range(5)]["encoder_hidden_states"], before)
     assert len(calls.sizes) == 1
 
 
@@ -225,4 +229,4 @@ def test_images_that_are_none(make: Make, with_images: Path) -> None:
         with pytest.raises(ValueError, match=rf"row 1 of .*data.parquet: the image cannot be read: {reason}"):
             make(with_images, image_column="image")
     with pytest.raises(ValueError, match="no pipeline of diffusers at '.*': expected a folder with model_index.json"):
-        make(model=str(with_images.parent))
+        make(pipeline=str(with_images.parent))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from onestep.build.distillation import distill
-from onestep.evaluation.sample import sample
+from onestep.build.sampling import sample
 from onestep.models.generator import Generator
 from tests.diffusers_models import UNET_BLOCKS, randomize
 

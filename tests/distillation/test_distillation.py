@@ -160,7 +160,7 @@ class RecordingStudent:
         self.student, self.kept = student, list[Sequence[Tensor]]()
         self.noise_shape, self.network_evaluations = student.noise_shape, student.network_evaluations
 
-    def simulate(self, noises: Sequence[Tensor], condition: Condition = None) -> Tensor:
+    def simulate(self, noises: Sequence[Tensor], condition: Condition) -> Tensor:
         if torch.is_grad_enabled():
             self.kept.append(noises)
         return self.student.simulate(noises, condition)

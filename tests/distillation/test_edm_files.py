@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig
 
 from onestep.build.distillation import build_distillation, distill
+from onestep.build.sampling import sample
 from onestep.evaluation import generate
-from onestep.evaluation.sample import sample
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
@@ -32,7 +32,7 @@ def test_a_one_step_pickle_draws_its_recorded_samples(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[torch.Tensor]
 ) -> None:
     arrays = np.load(SID.with_suffix(".npz"))
-    inputs = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["sampler_class_labels"])
+    inputs = torch.from_numpy(arrays["latents"]), {"labels": torch.from_numpy(arrays["sampler_class_labels"])}
     monkeypatch.setattr(generate, "seeded_inputs", lambda *_: inputs)  # in place of those of the seeds
     images = pixels_of(compose_config, tmp_path, f"checkpoint={SID}", "sigma_init=2.5", "count=3")
     expected = arrays["G_out"].reshape(3, -1)
@@ -45,8 +45,8 @@ def test_a_one_step_pickle_draws_its_recorded_samples(
 def test_a_pickle_draws_as_a_teacher(compose_config: Compose, tmp_path: Path) -> None:
     options = ("model=teacher", "teacher=local", f"teacher.path={SID}", "sampler=heun", "sampler.steps=3", "count=2")
     images = pixels_of(compose_config, tmp_path, *options)
-    latents, labels = seeded_inputs([0, 1], (3, 16, 16), 10)
-    expected = HeunSampler(3, 0.002, 80.0)(load_edm(SID), latents, labels).permute(0, 2, 3, 1)
+    latents, condition = seeded_inputs([0, 1], (3, 16, 16), 10)
+    expected = HeunSampler(3, 0.002, 80.0)(load_edm(SID), latents, condition).permute(0, 2, 3, 1)
     assert abs(images - (expected * 127.5 + 128).clamp(0, 255).numpy().astype(int)).max() <= 1
 
 

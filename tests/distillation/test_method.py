@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
 from onestep.models.discriminator import Discriminator
 from onestep.models.edm.denoiser import EDMDenoiser
@@ -55,7 +56,8 @@ class World:
         rng = torch.Generator().manual_seed(3)
         self.x_generated = torch.randn(4, 1, 8, 8, generator=rng).requires_grad_()
         self.noise, self.x_real, self.noise_real = torch.randn(3, 4, 1, 8, 8, generator=rng)
-        self.sigma, self.condition = torch.tensor([0.2, 0.5, 1.0, 3.0]), torch.eye(3)[[0, 1, 2, 0]]
+        self.sigma = torch.tensor([0.2, 0.5, 1.0, 3.0])
+        self.condition = {"labels": torch.eye(3)[[0, 1, 2, 0]]}
         self.x_sigma = add_noise(self.x_generated, self.noise, self.sigma).detach()
         self.x_real_sigma = add_noise(self.x_real, self.noise_real, self.sigma)
 
@@ -202,7 +204,7 @@ def test_a_split_batch_has_the_gradient_of_the_full_one(world: World, make: Call
     method = world.method(objective)
     x, condition, sigma, noise = inputs = (world.x_generated, world.condition, world.sigma, world.noise)
     (full,) = torch.autograd.grad(method.generator_losses(*inputs).total, x)
-    halves = [(x[:2], condition[:2], sigma[:2], noise[:2]), (x[2:], condition[2:], sigma[2:], noise[2:])]
+    halves = list(zip(*(micro_batches(value, 2) for value in inputs), strict=True))
     scale = objective.weight_scale(torch.cat([method.log_ratio(*half) for half in halves]))
     ratio = method.log_ratio(x, condition, sigma, noise).exp()
     torch.testing.assert_close(scale, ratio.mean())

@@ -49,7 +49,7 @@ def test_a_picture_becomes_the_digit_that_is_asked_for(
     """By SDS alone: no network is trained. The blobs' gradient goes through their rendering."""
     method = Method(load_teacher("digits", guidance=1.0), SDS(PowerWeighting(2.0)))
     rng = torch.Generator().manual_seed(0)
-    levels, condition = LogUniformSigma(0.2, 2.0), F.one_hot(torch.tensor([digit] * SAMPLES), 10).float()
+    levels, condition = LogUniformSigma(0.2, 2.0), {"labels": F.one_hot(torch.tensor([digit] * SAMPLES), 10).float()}
     student = nn.Parameter(start())
     optimizer = torch.optim.Adam([student], lr=0.1)
     classify = load_classifier("digits").classify

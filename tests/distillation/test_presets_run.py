@@ -8,9 +8,9 @@ import pytest
 from omegaconf import DictConfig
 
 from onestep.build.distillation import build_distillation, distill
+from onestep.build.sampling import sample
 from onestep.distillation import loop
 from onestep.engine.log import read_log
-from onestep.evaluation.sample import sample
 
 # What a log line says of the critics and the pairs, and the updates of the fake score for one of the generator.
 EXPECTED = {

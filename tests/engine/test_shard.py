@@ -27,7 +27,7 @@ def test_gradients_without_kept_activations(
         random = torch.Generator().manual_seed(0)
         x_sigma = torch.randn(2, 1, 8, 8, generator=random).requires_grad_(True)
         with frozen(network if freeze else None):
-            x0 = network(x_sigma, torch.tensor([0.5, 2.0]), torch.eye(3)[:2])
+            x0 = network(x_sigma, torch.tensor([0.5, 2.0]), {"labels": torch.eye(3)[:2]})
         x0.square().sum().backward()
         assert x_sigma.grad is not None and all(p.requires_grad for p in network.parameters())
         return x_sigma.grad, [p.grad for p in network.parameters()]

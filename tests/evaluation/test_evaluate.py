@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from onestep.evaluation.sample import sample
+from onestep.build.sampling import sample
 from onestep.metrics.inception import PUBLISHED_SHA256
 from onestep.metrics.statistics import Moments
 from onestep.models.generator import Generator

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from onestep.build.sampling import sample
 from onestep.data.digits import Digits
-from onestep.evaluation.sample import sample
 from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
 from onestep.metrics.evaluator import Evaluator
@@ -130,9 +130,9 @@ def test_the_teacher_is_drawn_by_the_run_s_sampler(draw: Draw) -> None:
 def test_classes_are_those_that_are_asked_for(draw: Draw, finished_run: Path) -> None:
     images, _ = draw("classes=[3,7]", "count=5", "seed=1", "format=npz")
     latents, _ = seeded_inputs([1, 2, 3, 4, 5], (1, 8, 8), 10)
-    labels = torch.eye(10)[[7, 3, 7, 3, 7]]
+    condition = {"labels": torch.eye(10)[[7, 3, 7, 3, 7]]}
     with torch.no_grad():
-        expected = Generator.from_pretrained(finished_run / "generator")(latents, labels)
+        expected = Generator.from_pretrained(finished_run / "generator")(latents, condition)
     assert torch.equal(images, expected)
 
 

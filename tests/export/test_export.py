@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 from omegaconf import DictConfig
 from PIL import Image
 
+from onestep.build.sampling import sample
 from onestep.commands import main
-from onestep.evaluation.sample import sample
 from onestep.export.export import export
 from onestep.export.pipeline import OneStepPipeline
 from onestep.models.generator import Generator
@@ -62,9 +62,9 @@ def test_a_seed_gives_what_sample_draws(
 def test_the_other_output_types(exported: Path) -> None:
     pipeline = OneStepPipeline.from_pretrained(exported)
     pipeline.set_progress_bar_config(disable=True)
-    latents, labels = seeded_inputs([0, 1], (1, 8, 8), 10)
+    latents, condition = seeded_inputs([0, 1], (1, 8, 8), 10)
     with torch.no_grad():
-        expected = pipeline.generator(latents, labels)
+        expected = pipeline.generator(latents, condition)
     torch.testing.assert_close(pipeline([0, 1], output_type="pt").images, expected, rtol=0, atol=1e-6)
     array = pipeline([0, 1], output_type="np").images
     assert array.shape == (2, 8, 8, 1)
@@ -80,9 +80,9 @@ def test_a_few_step_generator_keeps_its_levels(tiny_denoiser: Callable[..., torc
     OneStepPipeline.from_generator(generator).save_pretrained(tmp_path)
     pipeline = OneStepPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
-    latents, labels = seeded_inputs([5], (1, 8, 8), 3)
+    latents, condition = seeded_inputs([5], (1, 8, 8), 3)
     with torch.no_grad():
-        expected = generator(latents, labels, seeded_noise([5], (1, 8, 8), 3))
+        expected = generator(latents, condition, seeded_noise([5], (1, 8, 8), 3))
     torch.testing.assert_close(pipeline([5], output_type="pt").images, expected, rtol=0, atol=1e-6)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert (index["sigma_init"], index["later_sigmas"]) == (2.5, [1.0, 0.5])

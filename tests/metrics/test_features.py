@@ -13,10 +13,10 @@ from onestep.metrics.classifier import load_classifier
 @torch.no_grad()
 def test_bundled_network_knows_the_digits() -> None:
     network, data = load_classifier("digits"), Digits()
-    assert data.conditions is not None
+    assert data.labels is not None
     assert network.image_shape == data.image_shape
     images = to_uint8(data.images)
-    correct = network.classify(images).argmax(1) == data.conditions.argmax(1)
+    correct = network.classify(images).argmax(1) == data.labels.argmax(1)
     assert correct.double().mean() >= 0.99
     features = network(images)
     assert features.shape == (1797, network.num_features)

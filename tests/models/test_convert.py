@@ -27,7 +27,7 @@ def test_a_generator_folder_draws_the_recorded_samples(tmp_path: Path, capsys: p
     with np.load(SID.with_suffix(".npz")) as arrays, torch.no_grad():
         latents, labels = torch.from_numpy(arrays["latents"]), torch.from_numpy(arrays["sampler_class_labels"])
         expected = torch.from_numpy(arrays["G_out"]).flatten(1)
-        images = Generator.from_pretrained(folder)(latents, labels).double().flatten(1)
+        images = Generator.from_pretrained(folder)(latents, {"labels": labels}).double().flatten(1)
     assert ((images - expected).abs().amax(1) / expected.abs().amax(1)).max() <= 1e-5
     assert load_generator(folder, 2.5).sigma_init == 2.5
     with pytest.raises(ValueError, match=r"sid holds a generator for sigma_init=2\.5, not 1\.0"):

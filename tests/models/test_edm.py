@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from onestep.denoiser import Condition
 from onestep.images import to_uint8
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.samplers import HeunSampler
@@ -70,7 +71,7 @@ def test_denoiser_equals_the_original(
     result = edm.denoiser(
         arrays["x"],
         arrays["sigma"],
-        arrays[labels] if labels else None,
+        {"labels": arrays[labels]} if labels else {},
         arrays[augment_labels] if augment_labels else None,
     )
     assert edm.error(result, expected) <= TOLERANCE
@@ -80,7 +81,7 @@ def test_sampler_equals_the_original(edm: Reference) -> None:
     sampler = HeunSampler(steps=8, sigma_min=0.002, sigma_max=80)
     assert sampler.sigmas(edm.denoiser) == pytest.approx(edm.arrays["sampler_t_steps"].tolist(), rel=1e-12)
     latents, labels = edm.arrays["latents"].double(), edm.arrays["sampler_class_labels"]
-    images = sampler(edm.denoiser, latents, labels)
+    images = sampler(edm.denoiser, latents, {"labels": labels})
     assert edm.error(images, "sampler_out") <= TOLERANCE
     assert_same_pixels(images, edm.arrays["sampler_uint8"])
 
@@ -135,14 +136,14 @@ def test_denoising_weight(tiny_denoiser: Denoisers) -> None:
 
 
 @pytest.fixture
-def batch() -> tuple[Tensor, Tensor, Tensor]:
+def batch() -> tuple[Tensor, Tensor, Condition]:
     """Noised images that require a gradient, their noise levels and labels."""
     random = torch.Generator().manual_seed(0)
     x_sigma = torch.randn(2, 1, 8, 8, generator=random).requires_grad_()
-    return x_sigma, torch.tensor([0.3, 5.0]), torch.eye(3)[[2, 0]]
+    return x_sigma, torch.tensor([0.3, 5.0]), {"labels": torch.eye(3)[[2, 0]]}
 
 
-def test_outputs_agree_with_each_other(tiny_denoiser: Denoisers, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_outputs_agree_with_each_other(tiny_denoiser: Denoisers, batch: tuple[Tensor, Tensor, Condition]) -> None:
     denoiser = tiny_denoiser()
     prediction, features = denoiser(*batch, outputs="both")
     assert torch.equal(prediction, denoiser(*batch))
@@ -152,7 +153,7 @@ def test_outputs_agree_with_each_other(tiny_denoiser: Denoisers, batch: tuple[Te
 
 
 def test_prediction_without_graph_beside_features_with(
-    tiny_denoiser: Denoisers, batch: tuple[Tensor, Tensor, Tensor]
+    tiny_denoiser: Denoisers, batch: tuple[Tensor, Tensor, Condition]
 ) -> None:
     denoiser = tiny_denoiser()
     prediction, features = denoiser(*batch, outputs="both", prediction_grad=False)
@@ -186,7 +187,7 @@ def test_guidance_extrapolates_from_the_unconditional_prediction(tiny_denoiser: 
     """Eq. 6 of arXiv 2207.12598, with the zero vector as no class; the features stay the conditional ones."""
     denoiser, random = tiny_denoiser(), torch.Generator().manual_seed(0)
     x, sigma = torch.randn(4, 1, 8, 8, generator=random), torch.tensor([0.1, 0.5, 1.0, 4.0])
-    labels = torch.eye(3)[[0, 1, 2, 0]]
+    labels = {"labels": torch.eye(3)[[0, 1, 2, 0]]}
     conditional, features = denoiser(x, sigma, labels, outputs="both")
     unconditional = denoiser(x, sigma)
     assert denoiser.network_evaluations == 1

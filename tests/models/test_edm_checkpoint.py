@@ -43,7 +43,7 @@ def assert_same(ours: EDMDenoiser, original: EDMDenoiser) -> None:
     assert ours.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[key]) for key, value in ours.state_dict().items())
     x, sigma = torch.randn(3, 3, 8, 8), torch.tensor([0.05, 0.9, 30.0])
-    labels = torch.eye(4)[:3] if original.label_dim else None
+    labels = {"labels": torch.eye(4)[:3]} if original.label_dim else {}
     assert torch.equal(ours(x, sigma, labels), original(x, sigma, labels))
 
 

@@ -73,7 +73,7 @@ def test_predictions(name: str) -> None:
     denoiser, a = network(name), arrays(name)
     if "x" not in a:
         pytest.skip("no predictions were recorded")
-    labels = a.get("class_labels")
+    labels = {"labels": a["class_labels"]} if "class_labels" in a else {}
     assert_equals(denoiser(a["x"], a["sigma"], labels), a["D_x"])
     if "D_x_aug" in a:
         assert_equals(denoiser(a["x"], a["sigma"], labels, a["augment_labels"]), a["D_x_aug"])
@@ -88,7 +88,8 @@ def test_heun_trajectory(name: str) -> None:
         pytest.skip("no trajectory was recorded")
     sampler = HeunSampler(steps=8, sigma_min=0.002, sigma_max=80)
     assert sampler.sigmas(denoiser) == pytest.approx(a["sampler_t_steps"].tolist(), rel=1e-6)
-    images = sampler(denoiser, a["latents"].double(), a.get("sampler_class_labels"))
+    labels = {"labels": a["sampler_class_labels"]} if "sampler_class_labels" in a else {}
+    images = sampler(denoiser, a["latents"].double(), labels)
     assert_equals(images, a["sampler_out"])
     assert_same_pixels(images, a["sampler_uint8"])
 
@@ -100,7 +101,8 @@ def test_one_step_samples(name: str) -> None:
     if "G_out" not in a:
         pytest.skip("no one-step samples were recorded")
     generator = Generator(network(name), float(a["init_sigma"]))
-    images = generator(a["latents"], a.get("sampler_class_labels"))
+    labels = {"labels": a["sampler_class_labels"]} if "sampler_class_labels" in a else {}
+    images = generator(a["latents"], labels)
     assert_equals(images, a["G_out"])
     assert_same_pixels(images, a["G_uint8"])
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from onestep.denoiser import NO_CONDITION, Condition
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator, load_denoiser
 
@@ -21,7 +22,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def test_generator_is_the_denoiser_at_sigma_init(tiny_denoiser: Denoisers) -> None:
     denoiser = tiny_denoiser()
-    latents, condition = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.eye(3)[:2]
+    latents = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = {"labels": torch.eye(3)[:2]}
     with torch.no_grad():
         images = Generator(denoiser, sigma_init=2.5)(latents, condition)
         assert torch.equal(images, denoiser(2.5 * latents, torch.tensor([2.5, 2.5]), condition))
@@ -47,7 +49,7 @@ class GaussianDenoiser(nn.Module):
     def init_noise_sigma(self, sigma: float) -> float:
         return sigma
 
-    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
         return MEAN + gain(sigma.reshape(-1, 1, 1, 1)) * (x_sigma - MEAN)
 
 
@@ -78,22 +80,22 @@ def test_steps_of_a_linear_denoiser_have_a_known_law(steps: int, training: bool)
 
 def test_forward_is_the_loop_by_hand(tiny_denoiser: Denoisers) -> None:
     denoiser = tiny_denoiser()
-    (latents,), condition = noise_like_images(1), torch.eye(3)
+    (latents,), labels = noise_like_images(1), torch.eye(3)
     with torch.no_grad():
-        images = Generator(denoiser, 2.5, [0.9, 0.3])(latents, condition)
+        images = Generator(denoiser, 2.5, [0.9, 0.3])(latents, {"labels": labels})
         for i, latent in enumerate(latents):
             own = torch.Generator().manual_seed(zlib.crc32(latent.numpy().tobytes()))
-            x = denoiser(2.5 * latent[None], torch.tensor([2.5]), condition[i : i + 1])
+            x = denoiser(2.5 * latent[None], torch.tensor([2.5]), {"labels": labels[i : i + 1]})
             for sigma in (0.9, 0.3):
                 x_sigma = x + sigma * torch.randn(1, 1, 8, 8, generator=own)
-                x = denoiser(x_sigma, torch.tensor([sigma]), condition[i : i + 1])
+                x = denoiser(x_sigma, torch.tensor([sigma]), {"labels": labels[i : i + 1]})
             torch.testing.assert_close(images[i], x[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("exit_step", [0, 1, 2])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.dtype, tiny_denoiser: Denoisers) -> None:
-    denoiser, sigmas, condition = tiny_denoiser(), [2.5, 0.9, 0.3], torch.eye(3)
+    denoiser, sigmas, condition = tiny_denoiser(), [2.5, 0.9, 0.3], {"labels": torch.eye(3)}
     noises = noise_like_images(exit_step + 1)
 
     def autocast() -> torch.autocast:
@@ -126,7 +128,7 @@ def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.d
 
 def test_noise_for_more_steps_than_there_are(tiny_denoiser: Denoisers) -> None:
     with pytest.raises(ValueError, match="zip"):
-        Generator(tiny_denoiser(), 2.5, [0.9]).simulate(noise_like_images(3), torch.eye(3))
+        Generator(tiny_denoiser(), 2.5, [0.9]).simulate(noise_like_images(3), {"labels": torch.eye(3)})
 
 
 @pytest.mark.parametrize(

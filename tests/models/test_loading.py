@@ -29,12 +29,12 @@ def test_absent_teacher() -> None:
 def test_bundled_teacher_denoises_the_digits() -> None:
     """At sigma = 0.3 it removes most of the noise, and more with the right class than with a wrong one at sigma = 2."""
     teacher, data = load_teacher("digits", guidance=1.0), Digits()
-    x0, labels = data.__getitems__(range(0, len(data), 9))
-    assert isinstance(labels, torch.Tensor)
+    x0, condition = data.__getitems__(range(0, len(data), 9))
+    labels = condition["labels"]
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
 
-    def error(sigma: float, condition: torch.Tensor) -> float:
-        prediction = teacher(x0 + sigma * noise, torch.full((len(x0),), sigma), condition)
+    def error(sigma: float, labels: torch.Tensor) -> float:
+        prediction = teacher(x0 + sigma * noise, torch.full((len(x0),), sigma), {"labels": labels})
         return (prediction - x0).square().mean().sqrt().item()
 
     assert error(0.3, labels) < 0.6 * 0.3

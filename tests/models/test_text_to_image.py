@@ -16,9 +16,9 @@ from huggingface_hub import ModelCard
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
+from onestep.build.sampling import sample
 from onestep.config import instantiate
 from onestep.engine.log import read_log
-from onestep.evaluation.sample import sample
 from onestep.evaluation.writing import SampleWriter
 from onestep.export.export import export
 from onestep.models.diffusers.pipeline_parts import TextEncoder
@@ -67,7 +67,8 @@ def text_config(
         first, *later = sigmas or ONE_STEP[kind]
         return train_config(
             output, "experiment=text_to_image", f"teacher.path={pipelines(kind)}", f"data.path={root / 'prompts.txt'}",
-            f"data.cache={root / 'cache'}", "teacher.guidance=3.0", "teacher.size=8", f"generator.sigma_init={first}",
+            f"teacher.pipeline.cache={root / 'cache'}",
+            "teacher.guidance=3.0", "teacher.size=8", f"generator.sigma_init={first}",
             f"generator.later_sigmas={later}", "training.total_images=24", "training.batch_size=4",
             "evaluation.samples=4", "evaluation.grid=4", "divergence=reverse_kl", "discriminator=none",
             "generator.gan_weight=0", "optimizer.generator.lr=1e-2", *overrides,

@@ -139,8 +139,8 @@ def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stor
     config.held_out = held_out
     summary = pretrain_features(config)
     network = load_classifier(str(tmp_path / "features.safetensors"))
-    images, conditions = IDXImages(str(stores / "idx"), split="train").__getitems__(range(60))
-    right = int((network.classify(to_uint8(images)).argmax(1) == conditions.argmax(1)).sum())  # type: ignore[union-attr]
+    images, condition = IDXImages(str(stores / "idx"), split="train").__getitems__(range(60))
+    right = int((network.classify(to_uint8(images)).argmax(1) == condition["labels"].argmax(1)).sum())
     assert summary == {"held_out_accuracy": right / 60, "held_out_images": 60, "images": 60}
     assert network.config["held_out_accuracy"] == right / 60 and network.title == "digits classifier"
 

@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from onestep.denoiser import Condition
+from onestep.denoiser import NO_CONDITION, Condition, map_condition
 from onestep.models.base import DenoiserNetwork, Outputs
 from onestep.models.diffusers.families import find_family
 from onestep.models.diffusers.schedule import read_schedule
@@ -25,7 +25,7 @@ class DiffusersDenoiser(DenoiserNetwork):
     """A network of diffusers under the schedule of its scheduler (see :mod:`onestep.models.diffusers.schedule`).
 
     For a latent model, the images of the package's convention are its latents, as the network sees them. Channels of a
-    learned variance are dropped. A text-to-image network's condition holds :attr:`condition_keys`.
+    learned variance are dropped.
 
     Args:
         network_class: the network's class in diffusers, one of :data:`onestep.models.diffusers.families.FAMILIES`.
@@ -33,6 +33,7 @@ class DiffusersDenoiser(DenoiserNetwork):
         scheduler_config: its scheduler's config, with its ``_class_name``.
         size: height and width of what it denoises, in its own pixels; None for the network's ``sample_size``.
         lora: the arguments of :meth:`add_lora`; None for none.
+        latent: whether what it denoises are the latents of an autoencoder.
 
     Raises:
         ValueError: for a network or a scheduler that is not supported.
@@ -48,6 +49,7 @@ class DiffusersDenoiser(DenoiserNetwork):
         scheduler_config: dict[str, Any],
         size: int | None = None,
         lora: dict[str, Any] | None = None,
+        latent: bool = False,
     ) -> None:
         super().__init__()
         self.family = find_family(network_class)
@@ -94,8 +96,18 @@ class DiffusersDenoiser(DenoiserNetwork):
 
     @property
     def condition_keys(self) -> tuple[str, ...]:
-        """The names of the embeddings in a text-to-image network's condition; none for other networks."""
+        """Names of the tensors in its condition: ``labels``, or the embeddings of prompts."""
         return self.family.condition_keys(self.network.config)
+
+    @property
+    def requires_condition(self) -> bool:
+        """Whether it cannot do without: its prediction of no prompt is that of the empty one."""
+        return self.family.requires_condition(self.network.config)
+
+    @property
+    def denoises_latents(self) -> bool:  # type: ignore[override] # a constant of other networks
+        """Whether an autoencoder decodes what it denoises."""
+        return bool(self.config["latent"])
 
     @property
     def feature_channels(self) -> int:
@@ -112,6 +124,14 @@ class DiffusersDenoiser(DenoiserNetwork):
         """Evaluations of the raw network that a prediction costs: one where it takes guidance as an input."""
         return 1 if self.family.embeds_guidance(self.network.config) else super().network_evaluations
 
+    def set_guidance(self, guidance: float, unconditional: Condition = NO_CONDITION) -> Self:
+        """See :meth:`DenoiserNetwork.set_guidance`; by text, away from the empty prompt of its :attr:`pipeline`."""
+        super().set_guidance(guidance, unconditional)
+        if not self.unconditional and self.pipeline and self.requires_condition and self.network_evaluations > 1:
+            self.unconditional = self.pipeline.unconditional()
+        self.unconditional = map_condition(lambda tensor: tensor.to(self.device), self.unconditional)
+        return self
+
     def init_noise_sigma(self, sigma: float) -> float:
         """That which the network sees as a standard deviation of 1: what pipelines of diffusers start from."""
         return 1 / self.schedule.scalings(torch.tensor([sigma], dtype=torch.float64)).c_in.item()
@@ -126,15 +146,10 @@ class DiffusersDenoiser(DenoiserNetwork):
         prediction_grad: bool,
     ) -> Any:
         """See :meth:`forward`; there is nothing ``extra``."""
-        self._check_condition(condition)
         c_in, c_skip, c_out = (expand_like(scale, x_sigma) for scale in self.schedule.scalings(sigma))
         x = (c_in * x_sigma).to(self.network.dtype)
-        if isinstance(condition, dict):
-            # Sizes are numbers of up to thousands of pixels, which half precision would round.
-            condition = {
-                name: condition[name] if name == "time_ids" else condition[name].to(x.dtype)
-                for name in self.condition_keys
-            }
+        # Sizes are numbers of up to thousands of pixels, which half precision would round.
+        condition = {name: value if name == "time_ids" else value.to(x.dtype) for name, value in condition.items()}
         with self._reading_features(x, outputs, prediction_grad) as features:
             raw = self.family.call(self.network, x, self.schedule.timestep(sigma), condition, self.guidance)
             prediction = c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
@@ -169,17 +184,6 @@ class DiffusersDenoiser(DenoiserNetwork):
             pass
         finally:
             hook.remove()
-
-    def _check_condition(self, condition: Condition) -> None:
-        keys = self.condition_keys
-        found = sorted(condition) if isinstance(condition, dict) else []
-        if keys and not set(keys) <= set(found):
-            raise ValueError(
-                f"this text-to-image network takes a condition with {', '.join(keys)}, got "
-                f"{', '.join(found) or type(condition).__name__}"
-            )
-        if not keys and isinstance(condition, dict):
-            raise ValueError(f"this network takes no text, got a condition with {', '.join(found)}")
 
     def sampling_sigmas(self, steps: int) -> list[float]:
         """The levels of ``steps`` steps of diffusers' Euler scheduler on this schedule, in the family's pipeline."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onestep.denoiser import Condition
+
 _FLUX_DEFAULT_SIZE = 128  # FluxPipeline's: Flux is told its images' positions and knows no size of its own
 
 
@@ -40,8 +42,12 @@ class Family(ABC):
         return 0
 
     def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of the embeddings that a text-to-image network takes as its condition; none for other networks."""
-        return ()
+        """Names of the tensors in the network's condition; by default the labels, if it has classes."""
+        return ("labels",) if self.label_dim(config) else ()
+
+    def requires_condition(self, config: Mapping[str, Any]) -> bool:
+        """Whether the network has to be given its condition, if it takes one."""
+        return bool(self.condition_keys(config))
 
     def supports_guidance(self, config: Mapping[str, Any]) -> bool:
         """Whether there is a prediction to guide away from."""
@@ -52,7 +58,7 @@ class Family(ABC):
         return False
 
     @abstractmethod
-    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         """The network's output [B, C or 2 C, H, W] for its input ``x`` [B, C, H, W] at ``timestep`` [B]."""
 
     @abstractmethod
@@ -117,8 +123,8 @@ class UNet(_UNet):
     def supports_guidance(self, config: Mapping[str, Any]) -> bool:
         return False
 
-    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
-        return network(x, timestep, class_labels=None if condition is None else condition.argmax(1)).sample
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
+        return network(x, timestep, class_labels=condition["labels"].argmax(1) if condition else None).sample
 
 
 class DiT(_Transformer):
@@ -127,11 +133,14 @@ class DiT(_Transformer):
     def label_dim(self, config: Mapping[str, Any]) -> int:
         return config["num_embeds_ada_norm"]
 
-    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+    def requires_condition(self, config: Mapping[str, Any]) -> bool:
+        return False
+
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         classes = self.label_dim(network.config)
         labels = torch.full((len(x),), classes, device=x.device)
-        if condition is not None:
-            labels = torch.where(condition.any(1), condition.argmax(1), labels)
+        if condition:
+            labels = torch.where(condition["labels"].any(1), condition["labels"].argmax(1), labels)
         return network(x, timestep=timestep, class_labels=labels).sample
 
 
@@ -149,7 +158,7 @@ class TextUNet(_UNet):
         added = ("text_embeds", "time_ids") if config["addition_embed_type"] == "text_time" else ()
         return ("encoder_hidden_states", *added)
 
-    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         text, *added = self.condition_keys(network.config)
         micro_conditioning = {key: condition[key] for key in added}
         return network(x, timestep, condition[text], added_cond_kwargs=micro_conditioning).sample
@@ -161,7 +170,7 @@ class SD3(_Transformer):
     def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         return ("encoder_hidden_states", "pooled_projections")
 
-    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         return network(x, timestep=timestep, **condition).sample
 
 
@@ -185,7 +194,7 @@ class Flux(_Transformer):
     def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
         return bool(config["guidance_embeds"])
 
-    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Any, guidance: float) -> Tensor:
+    def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         height, width = x.shape[2] // 2, x.shape[3] // 2
         axes = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
         rows, columns = torch.meshgrid(*axes, indexing="ij")

@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.families import FAMILIES
+from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
 from onestep.models.diffusers.schedule import build_scheduler
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _INDEX = "model_index.json"
 _SCHEDULER = "scheduler_config.json"
 
@@ -24,11 +23,12 @@ def load_diffusers(
     variant: str | None,
     revision: str | None,
     local_files_only: bool,
+    pipeline: TeacherPipeline | None = None,
 ) -> DiffusersDenoiser:
     """A frozen teacher in eval mode, from a pipeline of diffusers or one of its networks; safetensors only.
 
     No code that lies beside the weights is ever run. A text-to-image teacher under guidance needs the embeddings of the
-    empty prompt too, by its ``set_guidance``.
+    empty prompt too: those of ``pipeline``, or such as its ``set_guidance`` is given.
 
     Args:
         path: a pipeline's folder (with ``model_index.json``) or its hub id; or a network's folder (with
@@ -40,6 +40,7 @@ def load_diffusers(
         variant: the weights' variant, such as "fp16"; None for the plain ones.
         revision: of a hub id; None for the newest.
         local_files_only: whether to look for a hub id in the cache alone.
+        pipeline: the autoencoder and text encoders at ``path``, for a latent or text-to-image teacher; None for none.
 
     Raises:
         ValueError: if there is nothing there that is supported, naming what was found.
@@ -54,10 +55,11 @@ def load_diffusers(
             network_class = str(DiffusersDenoiser.load_config(path).get("_class_name"))
             if network_class not in FAMILIES:
                 raise _unsupported(path, f"a network {network_class}")
-            subfolder, scheduler = None, DDPMScheduler.load_config(_scheduler_folder(folder))
+            subfolder, latent, scheduler = None, False, DDPMScheduler.load_config(_scheduler_folder(folder))
         else:
             index = DiffusionPipeline.load_config(path, **options)
             network_class, subfolder = _find_network(path, index)
+            latent = bool((index.get("vae") or [None])[0])
             scheduler = DDPMScheduler.load_config(path, subfolder="scheduler", **options)
         network, report = getattr(diffusers, network_class).from_pretrained(
             path,
@@ -77,6 +79,8 @@ def load_diffusers(
     if problems := {kind: keys for kind, keys in report.items() if keys}:
         raise ValueError(f"the weights at {path!r} do not fit their config: {problems}")
     denoiser = DiffusersDenoiser.wrap(network, build_scheduler(scheduler), size)
+    denoiser.register_to_config(latent=latent)
+    denoiser.pipeline = pipeline
     return denoiser.requires_grad_(False).eval().set_guidance(guidance)
 
 

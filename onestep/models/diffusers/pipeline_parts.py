@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState, init_empty_weights
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 _INDEX = "model_index.json"
 
 
-def pipeline_folder(path: str, local_files_only: bool = False) -> Path:
+def pipeline_folder(path: str, local_files_only: bool = False, revision: str | None = None) -> Path:
     """The folder of the pipeline at ``path``: itself, or where a hub id was downloaded to (no ``.bin``, no code).
 
     Raises:
@@ -25,7 +25,8 @@ def pipeline_folder(path: str, local_files_only: bool = False) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(path, use_safetensors=True, local_files_only=local_files_only))
+        options = {"local_files_only": local_files_only, "revision": revision}
+        return Path(DiffusionPipeline.download(path, use_safetensors=True, **options))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no pipeline of diffusers at {path!r}: expected a folder with {_INDEX}, or a hub id. {error}"
@@ -212,9 +213,3 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in about [-1, 1], float32, of latents [B, c, h, w]."""
         return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.float()
-
-    def decode_singly(self, latents: Tensor) -> Tensor:
-        """Images of latents, both on the CPU, one at a time on this process's device: they are far larger."""
-        device = PartialState().device
-        self.to(device)
-        return torch.cat([self.decode(latent.to(device)).cpu() for latent in latents.split(1)])

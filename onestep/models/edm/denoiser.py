@@ -95,7 +95,7 @@ class EDMDenoiser(DenoiserNetwork):
         The features are the encoder's last output [B, F, h, w].
         """
         c_skip, c_out, c_in, c_noise = self.precondition.coefficients(sigma)
-        embedding = self.model.embed(c_noise, condition, augment_labels)
+        embedding = self.model.embed(c_noise, condition.get("labels"), augment_labels)
         encoded = self.model.encode(expand_like(c_in, x_sigma) * x_sigma, embedding)
         if outputs == "features":
             return encoded[-1]

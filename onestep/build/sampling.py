@@ -1,0 +1,228 @@
+"""The command ``sample``: from its configuration, and that of a run, to objects. A run may come from anyone."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from onestep.build.evaluation import build_evaluator
+from onestep.config import instantiate
+from onestep.data.latents import LatentDataset
+from onestep.data.prompts import PromptDataset, read_prompts
+from onestep.denoiser import beyond_labels
+from onestep.evaluation.generate import Draw, SampleSpace
+from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
+from onestep.evaluation.writing import FORMATS
+from onestep.metrics.evaluator import Evaluator
+from onestep.metrics.extraction import Reference
+from onestep.metrics.inception import PUBLISHED_SHA256, InceptionFeatures
+from onestep.metrics.protocols import TorchFidelityFeatures
+from onestep.models.base import DenoiserNetwork
+from onestep.models.diffusers.pipeline import TeacherPipeline
+from onestep.models.loading import load_generator
+from onestep.precision import choose_precision
+from onestep.samplers import Sampler
+
+MODELS = ("student", "teacher")
+
+_PARTS_LIVE_IN = (
+    "onestep.models.loading",
+    "onestep.models.diffusers.loading",
+    "onestep.models.diffusers.pipeline",
+    "onestep.samplers",
+    "onestep.data.",
+    "onestep.metrics.",
+    "onestep.toy.",
+)
+
+
+def sample(config: DictConfig) -> dict[str, Any]:
+    """Generate ``config.count`` images as ``config`` says, write them, and measure them where it names metrics.
+
+    Returns:
+        The printed result, see :func:`onestep.evaluation.sample.write_samples`.
+
+    Raises:
+        ValueError: for an unknown choice, a missing run or checkpoint, or parts that do not fit each other.
+    """
+    _check_choices(config)
+    precision = choose_precision(config.precision, config.device)
+    parts = _parts(config)
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+    if config.images is not None:
+        if not config.get("metrics"):
+            raise ValueError(f"images={config.images}: say what to measure of them, such as metrics=[fid]")
+        return evaluate_files(config.images, _evaluator(config, parts, accelerator.device))
+    draw, network, evaluations = _model(config, parts, accelerator.device)
+    result = write_samples(
+        draw,
+        evaluations,
+        _space(config, parts, network),
+        range(config.seed, config.seed + config.count),
+        config.batch_size,
+        accelerator,
+        Path(config.save_to),
+        config.format,
+        _evaluator(config, parts, accelerator.device) if config.get("metrics") else None,
+        config.seed_ranges,
+    )
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        Console().print({name: value for name, value in result.items() if name != "results"})
+    return result
+
+
+def _check_choices(config: DictConfig) -> None:
+    for name, choices in (
+        ("model", MODELS),
+        ("weights", tuple(WEIGHTS)),
+        ("format", FORMATS),
+    ):
+        if config[name] not in choices:
+            raise ValueError(f"{name}={config[name]}: choose one of {', '.join(choices)}")
+    for name in ("count", "batch_size", "seed_ranges"):
+        if config[name] < 1:
+            raise ValueError(f"{name}={config[name]}: expected at least 1")
+    if config.classes is not None and not (OmegaConf.is_list(config.classes) and len(config.classes)):
+        raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
+
+
+def _parts(config: DictConfig) -> DictConfig:
+    """The teacher, sampler, data and features: those given here, else those of the run."""
+    names = ("teacher", "sampler", "data", "features")
+    parts = OmegaConf.create({name: config.get(name) for name in names})
+    if config.run is None:
+        return parts
+    saved = Path(config.run) / "config.yaml"
+    if not saved.is_file():
+        raise ValueError(
+            f"run={config.run}: no config.yaml there; give the folder of a run, which train.py names at its end"
+        )
+    of_run = OmegaConf.load(saved)
+    for name in names:
+        if parts[name] is None:
+            part = OmegaConf.select(of_run, name)
+            _refuse_foreign_code(part, saved)
+            parts[name] = part
+    return parts
+
+
+def _refuse_foreign_code(node: Any, saved: Path) -> None:
+    """A run's folder may come from anyone: what its config names is built only if it is of this package."""
+    plain = _plain(node)
+    if isinstance(plain, dict):
+        if "_target_" in plain and not _is_part(plain["_target_"]):
+            raise ValueError(
+                f"{saved} asks to run {plain['_target_']!r}, which is no part of this package: give that part yourself"
+            )
+        if "_target_" in plain and _runs_a_file(plain):
+            raise ValueError(
+                f"{saved} asks to run the program {plain.get('path', plain.get('weights'))!r}, whose hash is not the "
+                "published network's: if you trust it, give that part yourself, such as features=inception"
+            )
+        for value in plain.values():
+            _refuse_foreign_code(value, saved)
+    elif isinstance(plain, list):
+        for value in plain:
+            _refuse_foreign_code(value, saved)
+    elif isinstance(plain, str) and "${" in plain:  # train.py writes none, and one can become any of the above
+        raise ValueError(f"{saved} has an interpolation, {plain!r}, where a run's config has values: give that part")
+
+
+def _runs_a_file(part: dict[Any, Any]) -> bool:
+    """Whether building a ``part`` would run a file that is not NVIDIA's published network, or let pickle read one."""
+    target = get_object(part["_target_"])
+    if not isinstance(target, type):
+        return False
+    if issubclass(target, InceptionFeatures):
+        return part.get("sha256") != PUBLISHED_SHA256
+    return issubclass(target, TorchFidelityFeatures) and part.get("weights") is not None
+
+
+def _is_part(target: Any) -> bool:
+    """Whether ``target`` is defined where such parts live; 'onestep.config.os.system' only goes by way of it."""
+    if not str(target).startswith("onestep."):
+        return False
+    try:
+        defined_in = get_object(target).__module__
+    except Exception:
+        return False
+    return str(defined_in).startswith(_PARTS_LIVE_IN)
+
+
+def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[Draw, DenoiserNetwork, int]:
+    """The function that generates, its network, and the network's evaluations a sample."""
+    if config.model == "teacher":
+        if parts.teacher is None or parts.sampler is None:
+            raise ValueError("model=teacher needs run=..., or teacher=... and sampler=...")
+        teacher: DenoiserNetwork = instantiate(parts.teacher).to(device)
+        if isinstance(teacher, DenoiserNetwork):
+            teacher.set_guidance(teacher.guidance)  # by text, on its device
+        sampler: Sampler = instantiate(parts.sampler)
+        return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
+    if (config.run is None) == (config.checkpoint is None):
+        raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder or file)")
+    place = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
+    generator = load_generator(place, config.sigma_init).to(device)
+    return generator, generator.denoiser, generator.network_evaluations
+
+
+def _space(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> SampleSpace:
+    """The classes or prompts that are asked for, and the decoder of latents; no training data is opened."""
+    channels, height, width = network.image_shape
+    latent = network.denoises_latents or _describes(parts.data, LatentDataset)
+    latent = latent or (channels not in (1, 3) and height * width > 1)  # one pixel is a point
+    pipeline = network.pipeline or _pipeline(parts)
+    if latent and pipeline is None:
+        raise ValueError(
+            f"these samples are latents of {channels} channels, and nothing decodes them: give teacher=diffusers with "
+            "teacher.path=..., the pipeline with the autoencoder"
+        )
+    prompts = None if config.prompts is None else read_prompts(_plain(config.prompts), "prompt")
+    takes_prompts = bool(beyond_labels(network.condition_keys))
+    if takes_prompts and prompts is None and _describes(parts.data, PromptDataset):
+        prompts = read_prompts(_plain(parts.data.path), parts.data.column)
+    if takes_prompts and (prompts is None or pipeline is None):
+        raise ValueError(
+            "a text-to-image network needs run=..., or prompts=[...] and teacher=diffusers with teacher.path=..., the "
+            "pipeline with the text encoders"
+        )
+    if prompts is not None and not takes_prompts:
+        raise ValueError(f"prompts={prompts}: this network takes none")
+    classes = None if config.classes is None else list(config.classes)
+    conditions = pipeline.encode_prompts(prompts) if pipeline is not None and prompts is not None else None
+    return SampleSpace.of(network, classes, conditions, pipeline.decode if latent and pipeline is not None else None)
+
+
+def _pipeline(parts: DictConfig) -> TeacherPipeline | None:
+    """The text encoders and the autoencoder of the teacher or, for one that has none, of the data's latents."""
+    for name in ("teacher", "data"):
+        node = None if parts[name] is None else parts[name].get("pipeline")
+        if node is not None:
+            return instantiate(node)
+    return None
+
+
+def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> Evaluator:
+    reference: Reference | None = None
+    if config.reference is None and not _describes(parts.data, PromptDataset):
+        # Samples are images: latents' are compared with the images that these are of.
+        reference = instantiate(parts.data.images if _describes(parts.data, LatentDataset) else parts.data)
+    evaluator = build_evaluator(config, parts.features, reference, device)
+    if config.save_reference is not None:
+        evaluator.save_reference(config.save_reference)
+    return evaluator
+
+
+def _describes(node: Any, kind: type) -> bool:
+    """Whether a part of a configuration is of ``kind``; nothing is imported to find out."""
+    return node is not None and node.get("_target_") == f"{kind.__module__}.{kind.__name__}"
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node

@@ -1,0 +1,187 @@
+"""The teacher's side of conditions and images: text encoders and autoencoder of its pipeline, and their results."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from onestep.cache import CachedRows, ChunkCache, fingerprint
+from onestep.denoiser import Condition
+from onestep.models.diffusers.families import FAMILIES, find_family
+from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, pipeline_folder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FORMAT = 1  # of the cached files; another number leaves all older ones aside
+
+
+class TeacherPipeline:
+    """Autoencoder and text encoders of a pipeline of diffusers, each loaded when it is first needed.
+
+    They compute on this process's device. A network's copies share it.
+
+    Args:
+        path: the pipeline's folder or hub id.
+        size: height and width of the latents; None for what the model was made for.
+        dtype: what the text encoders run in, and what is kept of their embeddings: "float32", "bfloat16" or "float16".
+        batch_size: prompts or images encoded at a time, and kept in one file.
+        cache: the folder under which embeddings and latents are kept; it may start with ~.
+        revision: of a hub id; None for the newest.
+        local_files_only: whether to look for a hub id in the cache alone.
+
+    Raises:
+        ValueError: for another dtype, or a batch size below 1. Its methods and properties raise one for a pipeline that
+            is not there, or lacks the part that they need.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        size: int | None,
+        dtype: str,
+        batch_size: int,
+        cache: str,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"teacher.pipeline.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
+        if batch_size < 1:
+            raise ValueError(f"teacher.pipeline.batch_size={batch_size}: expected at least 1")
+        self.path, self.size, self.dtype, self.batch_size, self.cache = path, size, dtype, batch_size, cache
+        self.revision, self.local_files_only = revision, local_files_only
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    @cached_property
+    def folder(self) -> Path:
+        """The pipeline's folder on this machine."""
+        return pipeline_folder(self.path, self.local_files_only, self.revision)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder, on the CPU until it is first used."""
+        return Autoencoder.from_pretrained(self.folder)
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what the pipeline's network denoises."""
+        for name, entry in self._index.items():
+            if isinstance(entry, list) and entry[1] in FAMILIES:
+                config = json.loads((self.folder / name / "config.json").read_text())
+                return find_family(entry[1]).image_shape(config, self.size)
+        raise ValueError(f"{self.folder}: expected a pipeline with one of the networks {', '.join(FAMILIES)}")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images of these latents."""
+        _, height, width = self.latent_shape
+        factor = self.autoencoder.downsampling
+        return height * factor, width * factor
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents [B, c, h, w] of images [B, 3, H, W] in [-1, 1], both on the CPU."""
+        device = PartialState().device
+        return self.autoencoder.to(device).encode(images.to(device)).cpu()
+
+    def encode_images(
+        self,
+        read: Callable[[range], dict[str, Tensor]],
+        count: int,
+        cache: ChunkCache,
+        dtype: torch.dtype = torch.float32,
+    ) -> CachedRows:
+        """The ``latents`` [N, c, h, w] of images; those that the ``cache`` lacks are encoded now.
+
+        Args:
+            read: gives the ``images`` [B, 3, H, W] in [-1, 1] of a range of rows, and tensors [B, ...] under other
+                names, which are kept with the latents.
+            count: the number of images, N.
+            cache: where they are kept.
+            dtype: of the kept latents.
+        """
+
+        def encode(chunk: int) -> dict[str, Tensor]:
+            rows = read(range(chunk * self.batch_size, min((chunk + 1) * self.batch_size, count)))
+            return {"latents": self.encode(rows.pop("images")).to(dtype), **rows}
+
+        names = [f"{chunk:06d}" for chunk in range(math.ceil(count / self.batch_size))]
+        latents = CachedRows(cache, names, self.batch_size)
+        latents.fill(encode, "encoding images")
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in about [-1, 1] of latents [B, c, h, w], both on the CPU.
+
+        Decoded one at a time, as images are far larger than their latents.
+        """
+        device = PartialState().device
+        autoencoder = self.autoencoder.to(device)
+        return torch.cat([autoencoder.decode(latent.to(device)).cpu() for latent in latents.split(1)])
+
+    def encode_prompts(self, prompts: Sequence[str]) -> "PromptEmbeddings":
+        """The conditions of ``prompts``, from the cache as far as it has them; every process must call it."""
+        chunks = [prompts[start : start + self.batch_size] for start in range(0, len(prompts), self.batch_size)]
+        rows = CachedRows(self._text_cache, [fingerprint({"prompts": chunk}) for chunk in chunks], self.batch_size)
+        encoder = self._text_encoder()
+        rows.fill(lambda chunk: self._kept(encoder()(chunks[chunk], self.image_size)), "encoding prompts")
+        self._fill_unconditional(encoder)  # the same encoder's, which is loaded once
+        return PromptEmbeddings(prompts, rows)
+
+    def unconditional(self) -> Condition:
+        """The condition [1, ...] of the empty prompt, which guidance guides away from; every process must call it."""
+        return self._fill_unconditional(self._text_encoder())
+
+    def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``tensors`` in the dtype that the cache keeps; sizes, of up to thousands of pixels, in full."""
+        dtype = DTYPES[self.dtype]
+        return {name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in tensors.items()}
+
+    def _fill_unconditional(self, encoder: Callable[[], TextEncoder]) -> Condition:
+        rows = CachedRows(self._text_cache, ["empty"], 1)
+        rows.fill(lambda _: self._kept(encoder().empty(self.image_size)), "encoding the empty prompt")
+        return _floats(rows[[0]])
+
+    def _text_encoder(self) -> Callable[[], TextEncoder]:
+        """Loads the text encoders when first called; their memory is free again once it is dropped."""
+        return cache(lambda: TextEncoder(self.folder, PartialState().device, DTYPES[self.dtype]))
+
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        return json.loads((self.folder / "model_index.json").read_text())
+
+    @cached_property
+    def _text_cache(self) -> ChunkCache:
+        kind = {name: entry for name, entry in self._index.items() if name == "_class_name" or not name.startswith("_")}
+        description = {"format": _FORMAT, "dtype": self.dtype, "image_size": self.image_size, "pipeline": kind}
+        key = fingerprint(description, files=TextEncoder.files(self.folder))
+        return ChunkCache(self.cache, key, "text embeddings", "teacher.pipeline.cache")
+
+
+class PromptEmbeddings:
+    """Conditions of ``prompts``, read from ``rows`` on the disk as they are asked for."""
+
+    def __init__(self, prompts: Sequence[str], rows: CachedRows) -> None:
+        self.prompts: Sequence[str] | None = prompts
+        self._rows, self._count = rows, len(prompts)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, indices: Sequence[int]) -> Condition:
+        """The conditions [len(indices), ...], in float32."""
+        return _floats(self._rows[indices])
+
+    def fingerprint(self) -> str:
+        """A hash of the prompts and of what encoded them."""
+        return fingerprint({self._rows.cache.folder.name: self._rows.names})
+
+
+def _floats(rows: Mapping[str, Tensor]) -> Condition:
+    return {name: values.float() for name, values in rows.items()}

@@ -1,0 +1,74 @@
+"""data=none: methods without a discriminator train on the teacher alone, and what needs images is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from onestep.build.distillation import distill
+from onestep.data.dataset import NoData
+from onestep.data.digits import Digits
+from onestep.engine.log import read_log
+from onestep.seeding import GlobalDraws
+from tests.refusals import refused
+
+Compose = Callable[..., DictConfig]
+FREE = ("data=none", "discriminator=none", "divergence=reverse_kl", "generator.gan_weight=0")
+
+
+@pytest.mark.parametrize("objective", ["sid", "sds", "diff_instruct", "vsd", "sim", "sid_lsg"])
+def test_a_method_without_data(
+    objective: str, train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundled digits are its only images, and none is read."""
+    monkeypatch.setattr(Digits, "__init__", None)
+    small = ("training.total_images=32", "training.evaluate_every=10", "evaluation.samples=4",
+             "evaluation.interim_samples=4", "evaluation.grid=4")  # fmt: skip
+    run = ("metrics=[]", f"objective={objective}", "data=none", *small)
+    summary = distill(train_config(tmp_path / "run", *run))
+    assert summary["images_seen"] == 32
+    losses = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
+    assert len(losses) == 2 and all(torch.tensor(losses).isfinite())
+
+
+def test_labels_are_uniform_and_depend_on_iteration_and_place_alone() -> None:
+    data = NoData((1, 8, 8), 4)
+
+    def labels(iteration: int, rows: slice = slice(1000)) -> torch.Tensor:
+        images, condition = data.batch(GlobalDraws(0, 0, iteration, 2, batch_size=1000, rows=rows))
+        assert images is None and condition.keys() == {"labels"}
+        return condition["labels"]
+
+    whole = labels(3)
+    assert whole.shape == (1000, 4) and (whole.sum(1) == 1).all()
+    assert (whole.sum(0) - 250).abs().max() <= 55  # four standard deviations
+    assert torch.equal(torch.cat([labels(3, slice(0, 400)), labels(3, slice(400, 1000))]), whole)
+    assert not torch.equal(labels(4), whole)
+    assert NoData((1, 8, 8), 0).batch(GlobalDraws(0, batch_size=2, rows=slice(2))) == (None, {})
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (("data=none", "metrics=[]"), "the discriminator compares with real images, and there are none"),
+        ((*FREE, "metrics=[fid]"), r"metrics=['fid'] compare with real images, and there are none: give data=..."),
+    ],
+)
+def test_images_that_are_needed(
+    overrides: tuple[str, ...], expected: str, train_config: Compose, tmp_path: Path
+) -> None:
+    assert refused(train_config(tmp_path / "run", *overrides)).startswith(expected)
+
+
+def test_prompts_are_data_of_their_own(pipelines: Callable[[str], Path], train_config: Compose, tmp_path: Path) -> None:
+    given = (
+        "experiment=text_to_image",
+        "data=none",
+        f"teacher.path={pipelines('sd')}",
+        *FREE,
+        "generator.sigma_init=14.6",
+    )
+    message = refused(train_config(tmp_path / "run", *given))
+    assert "teacher takes encoder_hidden_states: choose data=prompts data.path=..." in message
