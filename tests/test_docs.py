@@ -21,6 +21,8 @@ PRIMARIES = {name: primary for name, (primary, _) in CONFIGURED.items()} | {"pro
 #: A value that stands for the user's own, such as FOLDER or <run>/teacher. A path that ends in ... is one like others.
 PLACEHOLDER = re.compile(r"<[^>]*>|\b[A-Z][A-Z_0-9]+\b")
 
+#: Groups whose choices a page lists.
+DESCRIBED = {"objective": "objectives.md", "data": "data.md", "metrics": "metrics.md", "features": "metrics.md"}
 #: Groups that a configuration has at another place too.
 PLACED = ("sigma@fake_sigma", "data@data.images", "data@held_out")
 
@@ -33,9 +35,14 @@ def test_quoted_lines_are_the_code() -> None:
     assert [line for line in lines if line not in code] == []
 
 
-@pytest.mark.parametrize("preset", [file.stem for file in (CONF / "objective").glob("*.yaml")])
-def test_every_preset_is_described(preset: str) -> None:
-    assert f"| `{preset}` |" in OBJECTIVES.read_text()
+@pytest.mark.parametrize("group, page", DESCRIBED.items())
+def test_every_choice_is_described(group: str, page: str) -> None:
+    """In the first column of a table."""
+    text = (REPOSITORY / "docs" / page).read_text()
+    described = {
+        name for cell in re.findall(r"^\| ([^|]*) \|", text, flags=re.M) for name in re.findall("`(.*?)`", cell)
+    }
+    assert {file.stem for file in (CONF / group).glob("*.yaml")} - described - {"none"} == set()
 
 
 def spans_of(text: str) -> list[str]:
