@@ -22,6 +22,8 @@ SID = Path(__file__).parent / "reference" / "sid_ddpmpp_cond10_16.pkl"
 PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", "ffhq64", "afhqv2_64")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
+# What train.yaml takes from the teacher, and so has no value in the configuration.
+LEVELS = [f"{sigma}.sigma_{end}" for sigma in ("sigma", "fake_sigma") for end in ("min=0.002", "max=80")]
 REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "features/local": ["features.path=digits"],
@@ -70,6 +72,8 @@ REQUIRED = {
         for file in CONF.glob("experiment/*.yaml")
         if file.stem.startswith(("sd", "text"))
     },
+    "experiment/none": ["teacher=digits", *LEVELS],
+    "sigma/log_normal": ["experiment=null", "teacher=digits", *LEVELS[2:]],
     "divergence/custom": ["divergence.f=torch.square"],
     **{
         f: ["mixture=grid"]
@@ -146,7 +150,8 @@ def assert_builds(config: DictConfig) -> list[str]:
 def test_each_file_builds_what_it_names(
     file: str, compose_config: Callable[..., DictConfig], places: dict[str, object]
 ) -> None:
-    config = compose_config(primary_of(file), *overrides_for(file, places), "output=nowhere")
+    levels = LEVELS if file.startswith("teacher/") or "teacher=diffusers" in REQUIRED.get(file, []) else []
+    config = compose_config(primary_of(file), *overrides_for(file, places), *levels, "output=nowhere")
     built = assert_builds(config)
     # Unresolved: what it interpolates is not in itself alone.
     content = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
