@@ -89,7 +89,7 @@ def complete(config_name: str, words: Sequence[str], query: str) -> None:
             choice = f"{key}={file.relative_to(CONF / key).with_suffix('')}"
             if choice.startswith(words[-1]):
                 print(choice)
-        line = [*accept_null(config_name, words[:-1]), words[-1]]
+        line = [*accept_null(config_name, add_recipe(config_name, words[:-1])), words[-1]]
         os.environ["COMP_LINE"] = " ".join(["onestep", *line])
         _run_hydra(lambda config: None, config_name, ["--shell-completion", query])
 
@@ -135,7 +135,11 @@ def compose(config_name: str, overrides: Sequence[str], **options: Any) -> DictC
 def add_recipe(config_name: str, overrides: Sequence[str]) -> list[str]:
     """The ``overrides``, with ``experiment=digits`` for a training that is told of neither teacher nor experiment."""
     told = any(re.match(r"[+~]*(teacher|experiment)\b", override) for override in overrides)
-    return list(overrides) if told or config_name != "train" else ["experiment=digits", *overrides]
+    if told or config_name != "train":
+        return list(overrides)
+    # Hydra takes overrides in one row, behind its options or before them.
+    first = next((i for i, word in enumerate(overrides) if re.match(r"[+~]*[\w./@]+=", word)), len(overrides))
+    return [*overrides[:first], "experiment=digits", *overrides[first:]]
 
 
 def instantiate(node: Any) -> Any:

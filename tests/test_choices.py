@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from onestep.config import CONF, accept_null
 
-OPTIONAL = ("augment", "discriminator", "features", "lora", "metrics", "mixture", "pairs")
+OPTIONAL = ("augment", "data", "discriminator", "features", "lora", "metrics", "mixture", "pairs")
 
 
 @pytest.mark.parametrize("choice", ["null", "none"])
@@ -45,7 +45,7 @@ def test_null_among_the_values_of_a_sweep() -> None:
     assert accept_null("train", given) == none
 
 
-@pytest.mark.parametrize("override", ["objective=null", "teacher=null", "sigma@fake_sigma=null", "data=digits,null"])
+@pytest.mark.parametrize("override", ["objective=null", "teacher=null", "sigma@fake_sigma=null", "sampler=heun,null"])
 def test_null_for_a_group_that_needs_a_choice(override: str) -> None:
     group = override.partition("=")[0].partition("@")[0]
     choices = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from onestep.commands import CONFIGURED
-from onestep.config import CONF, check_config, compose
+from onestep.config import CONF, add_recipe, check_config, compose
 
 REPOSITORY = Path(__file__).parents[1]
 OBJECTIVES = REPOSITORY / "docs" / "objectives.md"
@@ -111,6 +112,8 @@ def overrides_of(words: Sequence[str]) -> list[list[str]]:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_composes(command: tuple[str, ...]) -> None:
     primary, *words = command
+    if not {"--against", "--count", "--iterations", "--network", "--batch-size", "--against-revision"} & {*words}:
+        get_args_parser().parse_args(add_recipe(primary, words))  # as Hydra does; it ends the process for others
     output = "save_to=nowhere" if primary == "sample" else "output=nowhere"
     for overrides in overrides_of(words):
         config = compose(primary, [*overrides, output])
