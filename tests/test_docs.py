@@ -68,7 +68,7 @@ def lines_of(file: Path) -> Iterator[str]:
 
 def commands_of(file: Path) -> Iterator[tuple[str, list[str]]]:
     """The commands in ``file``: the primary file, and all words behind the command."""
-    for line in lines_of(file):
+    for line in map(str.strip, lines_of(file)):
         script = re.match(
             r"(?:.* && |python |accelerate launch .*?|torchrun .*?)(?:python )?(train|sample)\.py\b(.*)", line
         )

@@ -51,7 +51,12 @@ def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.Tem
               "training.total_images=48", "training.checkpoint_every=3")  # fmt: skip
     of_teacher = [override for override in SMALL if "fake_score" not in override]
     pretrain(compose_config("pretrain", *of_teacher, *scored, f"output={folder / 'teacher'}"))
-    from_it = ("teacher=local", f"teacher.path={folder / 'teacher' / 'teacher'}", "evaluation.evaluate_teacher=false")
+    from_it = (
+        "experiment=digits",
+        "teacher=local",
+        f"teacher.path={folder / 'teacher' / 'teacher'}",
+        "evaluation.evaluate_teacher=false",
+    )
     for name, objective, images in (("first", "f_distill", 48), ("second", "sid", 48), ("long", "sid", 96)):
         own = (f"objective={objective}", f"training.total_images={images}", f"output={folder / name}")
         distill(compose_config("train", *SMALL, *scored, *from_it, *own))
