@@ -1,3 +1,42 @@
 """Distill a diffusion model into a one-step generator: see the README for what it does and CONTRIBUTING for how."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onestep.api import Distilled, distill
+    from onestep.distillation.method import Method
+    from onestep.export.pipeline import OneStepPipeline
+    from onestep.models.base import DenoiserNetwork
+    from onestep.models.generator import Generator
+    from onestep.models.loading import load_generator, load_teacher
+    from onestep.models.student import Student
+
 __version__ = "0.1.0"
+
+# Imported when first asked for: torch and diffusers take seconds, and ``onestep --help`` needs neither.
+_HOMES = {
+    "DenoiserNetwork": "models.base",
+    "Distilled": "api",
+    "Generator": "models.generator",
+    "Method": "distillation.method",
+    "OneStepPipeline": "export.pipeline",
+    "Student": "models.student",
+    "distill": "api",
+    "load_generator": "models.loading",
+    "load_teacher": "models.loading",
+}
+__all__ = [
+    "DenoiserNetwork", "Distilled", "Generator", "Method", "OneStepPipeline", "Student", "distill", "load_generator",
+    "load_teacher",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

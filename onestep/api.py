@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from onestep.build.distillation import build_distillation
-from onestep.config import CONF, check_config, compose, explain
+from onestep.config import CONF, check_config, compose, explain, unknown_key
 from onestep.distillation import loop
 
 
@@ -80,15 +81,16 @@ def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, 
         else:
             given[name] = value
     try:
-        config = compose("train", choices)
+        config = compose("train", [*choices, *(f"~{name}" for name in given if name in groups and name != "metrics")])
         for name, value in values.items():
             OmegaConf.update(config, name, value, merge=True)
-    except (OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error
+    unknown = given.keys() - groups - {"student", "fake_sigma"}
+    if unknown:
+        raise ValueError(unknown_key(sorted(unknown)[0], [*groups, *map(str, config)]))
     with open_dict(config):
-        for name, value in given.items():  # the record names what an object was
-            if name not in config:
-                raise ValueError(f"unknown key {name!r}: the keys are {', '.join(sorted(map(str, config)))}")
+        for name, value in given.items():  # the record names the class of an object
             config[name] = f"{type(value).__module__}.{type(value).__qualname__}"
     check_config(config)
     return config, given

@@ -132,24 +132,27 @@ def compose(config_name: str, overrides: Sequence[str], **options: Any) -> DictC
         return hydra.compose(config_name, accept_null(config_name, add_recipe(config_name, overrides)), **options)
 
 
-def add_recipe(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """The ``overrides``, with ``experiment=digits`` for a training that is told of neither teacher nor experiment."""
-    told = any(re.match(r"[+~]*(teacher|experiment)\b", override) for override in overrides)
-    if told or config_name != "train":
-        return list(overrides)
-    # Hydra takes overrides in one row, behind its options or before them.
-    first = next((i for i, word in enumerate(overrides) if re.match(r"[+~]*[\w./@]+=", word)), len(overrides))
-    return [*overrides[:first], "experiment=digits", *overrides[first:]]
+def add_recipe(config_name: str, words: Sequence[str]) -> list[str]:
+    """The ``words`` of a command line, with ``experiment=digits`` for a training of no named teacher or experiment."""
+    if config_name != "train" or any(re.match(r"[+~]*(teacher|experiment)\b", word) for word in words):
+        return list(words)
+    # Next to another override: argparse takes no options between them.
+    place = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
+    return [*words[:place], "experiment=digits", *words[place:]]
 
 
-def instantiate(node: Any) -> Any:
+def instantiate(node: Any, **objects: Any) -> Any:
     """Build what ``node`` describes, giving it plain lists and dicts rather than OmegaConf's.
+
+    Args:
+        node: a part of a configuration.
+        objects: arguments that are objects already, in place of those of the same names.
 
     Raises:
         ValueError: the target's own, for a value that it refuses.
     """
     try:
-        return hydra.utils.instantiate(node, _convert_="all")
+        return hydra.utils.instantiate(node, _convert_="all", **objects)
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
@@ -158,8 +161,8 @@ def instantiate(node: Any) -> Any:
 
 def explain(error: Exception) -> str:
     """The message of ``error``; for an unknown key of the configuration, with the keys that there are."""
-    cause = error.__cause__
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         parent = cause.parent_node
         if OmegaConf.is_dict(parent):
             full_key = str(cause.full_key)

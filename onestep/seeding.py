@@ -69,7 +69,7 @@ def own_noise(latents: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[T
         yield torch.stack(noise).to(latents.device)
 
 
-def seeded_noise(seeds: Sequence[int], image_shape: tuple[int, int, int], label_dim: int = 0) -> Iterator[Tensor]:
+def seeded_noise(seeds: Sequence[int], noise_shape: tuple[int, ...], label_dim: int = 0) -> Iterator[Tensor]:
     """Noise [N, C, H, W] ~ N(0, I) without end, on the CPU, sample ``i``'s from ``seeds[i]`` alone.
 
     It goes on in the stream that :func:`seeded_inputs` took the latents from, as pipelines of diffusers do: their
@@ -77,15 +77,15 @@ def seeded_noise(seeds: Sequence[int], image_shape: tuple[int, int, int], label_
     """
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     for stream in streams:
-        torch.randn(image_shape, generator=stream)  # the latents
+        torch.randn(noise_shape, generator=stream)  # the latents
         if label_dim:
             torch.randint(label_dim, (), generator=stream)
     while True:
-        yield torch.stack([torch.randn(image_shape, generator=stream) for stream in streams])
+        yield torch.stack([torch.randn(noise_shape, generator=stream) for stream in streams])
 
 
 def seeded_inputs(
-    seeds: list[int], image_shape: tuple[int, int, int], label_dim: int, classes: list[int] | None = None
+    seeds: list[int], noise_shape: tuple[int, ...], label_dim: int, classes: list[int] | None = None
 ) -> tuple[Tensor, Condition]:
     """Latents [N, C, H, W] ~ N(0, I) and the condition, sample ``i`` from ``seeds[i]`` alone.
 
@@ -100,7 +100,7 @@ def seeded_inputs(
     latents, labels = [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        latents.append(torch.randn(image_shape, generator=generator))
+        latents.append(torch.randn(noise_shape, generator=generator))
         if label_dim:
             drawn = int(torch.randint(label_dim, (), generator=generator))
             labels.append(drawn if classes is None else classes[seed % len(classes)])

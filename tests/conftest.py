@@ -114,7 +114,8 @@ def train_config(compose_config: ComposeConfig) -> TrainConfig:
     """The configuration of a distillation of six small iterations into a folder, at full learning rate."""
 
     def build(output: Path, *overrides: str) -> DictConfig:
-        return compose_config("train", *SMALL, f"output={output}", *overrides)
+        recipe = [] if any(override.startswith("experiment=") for override in overrides) else ["experiment=digits"]
+        return compose_config("train", *recipe, *SMALL, f"output={output}", *overrides)
 
     return build
 

@@ -37,7 +37,8 @@ SMALL = (
 RATES = ("optimizer.generator.lr=2e-3", "optimizer.fake_score.lr=2e-3", "optimizer.discriminator.lr=4e-3")
 PRESETS = ("f_distill", "uni_instruct", "sds", "diff_instruct", "vsd", "dmd", "dmd2", "sim", "sid", "sida", "sid_lsg")
 PAIRS = ("pairs.count=16", "pairs.batch_size=8", "pairs.cache={folder}/pairs")
-LORA = ("teacher=diffusers", "teacher.path={folder}/pipeline", "sampler=euler", "generator.sigma_init=10.0",
+LORA = ("experiment=digits", "teacher=diffusers", "teacher.path={folder}/pipeline",
+        "sampler=euler", "generator.sigma_init=10.0",
         "lora=attention", "lora.rank=2", "lora.students=[generator,fake_score]")  # fmt: skip
 CASES: dict[str, tuple[str, ...]] = {
     **{preset: (f"objective={preset}", *(PAIRS if preset == "dmd" else ())) for preset in PRESETS},

@@ -82,7 +82,7 @@ def test_help_of_the_others(name: str, capsys: pytest.CaptureFixture[str]) -> No
         (["trian"], "unknown command 'trian'; did you mean 'train'? The commands are: train, pretrain, pretrain feat"),
         (["objective=sid"], "unknown command 'objective=sid'. The commands are: train, pretrain, "),
         (["compare", "nowhere", "out"], "nowhere holds no finished run"),
-        (["pretrain", "features", "sampler=heun,null"], "sampler=heun,null: a choice is needed, one of euler, "),
+        (["train", "objective=sid,null"], "objective=sid,null: a choice is needed, one of diff_instruct, "),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

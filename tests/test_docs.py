@@ -113,7 +113,7 @@ def overrides_of(words: Sequence[str]) -> list[list[str]]:
 def test_every_command_composes(command: tuple[str, ...]) -> None:
     primary, *words = command
     if not {"--against", "--count", "--iterations", "--network", "--batch-size", "--against-revision"} & {*words}:
-        get_args_parser().parse_args(add_recipe(primary, words))  # as Hydra does; it ends the process for others
+        get_args_parser().parse_args(add_recipe(primary, words))  # as Hydra does: it exits for an unfit order
     output = "save_to=nowhere" if primary == "sample" else "output=nowhere"
     for overrides in overrides_of(words):
         config = compose(primary, [*overrides, output])

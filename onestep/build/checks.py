@@ -4,7 +4,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset, has_images
 from onestep.denoiser import beyond_labels
 from onestep.distillation.settings import GeneratorSettings
@@ -12,7 +11,7 @@ from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
 from onestep.objectives.base import Objective
-from onestep.objectives.divergences import ReverseKL
+from onestep.objectives.divergences import Divergence, ReverseKL
 
 
 def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher") -> None:
@@ -33,7 +32,9 @@ def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher
             )
 
 
-def check_terms(config: DictConfig, settings: GeneratorSettings, objective: Objective) -> None:
+def check_terms(
+    config: DictConfig, settings: GeneratorSettings, objective: Objective, divergence: Divergence | None
+) -> None:
     """Refuse terms of the loss that lack what they need, and pairs that no term needs.
 
     Raises:
@@ -49,8 +50,7 @@ def check_terms(config: DictConfig, settings: GeneratorSettings, objective: Obje
             f"{reason}, and there is none: choose discriminator=teacher_features or "
             "discriminator=shared_encoder, or divergence=reverse_kl with generator.gan_weight=0"
         )
-    is_reverse_kl = isinstance(instantiate(config.get("divergence")), ReverseKL | None)
-    if not hasattr(objective, "divergence") and not is_reverse_kl:
+    if not hasattr(objective, "divergence") and not isinstance(divergence, ReverseKL | None):
         raise ValueError(
             f"{type(objective).__name__} descends no other divergence than reverse KL's: leave divergence=... out, or "
             "choose objective=f_distill or objective=uni_instruct"

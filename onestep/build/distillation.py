@@ -63,7 +63,7 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     found = parts["data"]  # before the teacher: prompts load the text encoders once, and the empty prompt with them
     teacher: Any = parts["teacher"].to(device)
     generator_settings, critics = build_settings(config, teacher)
-    check_terms(config, generator_settings, objective)
+    check_terms(config, generator_settings, objective, parts["divergence"])
     data = _training_data(found, teacher)
     check_fit(teacher, data)
     check_data(config, data, teacher)
@@ -73,22 +73,22 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     sigma = parts.sigma("sigma", teacher)
     # Seeded before any network is made; the same weights in every process.
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
-    network = initial_generator(config, generator_settings, teacher, data)
-    student = Generator(network, generator_settings.sigma_init, generator_settings.later_sigmas).to(device)
-    check_steps(student)
+    student = parts.given.get("student") or build_generator(config, generator_settings, teacher, data)
+    student.to(device)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
         start = initial_network(config.fake_score.network, "fake_score.network", teacher, data)
         fake_score = trainable(config, "fake_score", start).to(device)
         fake_score.set_guidance(critics.guidance)
-    set_attention(config.attention, filter(None, [teacher, student.denoiser, fake_score]))
+    set_attention(config.attention, filter(None, [teacher, *student.networks, fake_score]))
     if objective.needs_ratio or generator_settings.gan_weight > 0:
         discriminator = build_discriminator(config, teacher, fake_score).to(device)
         make_normalizer = instantiate(config.normalizer)
         normalizer = make_normalizer(sigma).to(device) if make_normalizer is not None else None
 
     sampler: Sampler = parts["sampler"]
-    evaluator = build_evaluator(config, config.get("features"), reference_of(data), device)
+    metrics = parts["metrics"]
+    evaluator = build_evaluator(config, metrics, parts["features"] if metrics else None, reference_of(data), device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     check_evaluation(evaluator, evaluation, accelerator.num_processes)
     ema = EMA(student, settings.ema_halflife, settings.ema_rampup)
@@ -142,7 +142,11 @@ class Parts:
         self.config, self.given = config, given
 
     def __getitem__(self, name: str) -> Any:
-        return self.given[name] if name in self.given else instantiate(self.config.get(name))
+        if name in self.given:
+            return self.given[name]
+        node = self.config.get(name)
+        inner = {key: part for key, part in self.given.items() if OmegaConf.is_dict(node) and key in node}
+        return instantiate(node, **inner)
 
     def sigma(self, name: str, teacher: Any) -> SigmaDistribution:
         """A distribution of noise levels, between the ``teacher``'s where its bounds are null."""
@@ -169,6 +173,16 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
             discriminator_weight=config.discriminator.weight,
         ),
     )
+
+
+def build_generator(
+    config: DictConfig, settings: GeneratorSettings, teacher: Any, data: TrainingDataset | NoData
+) -> Generator:
+    """The student that the configuration describes: a network, evaluated in one or several steps."""
+    network = initial_generator(config, settings, teacher, data)
+    generator = Generator(network, settings.sigma_init, settings.later_sigmas)
+    check_steps(generator)
+    return generator
 
 
 def initial_generator(

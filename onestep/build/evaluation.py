@@ -1,34 +1,37 @@
 """From the configuration to the evaluation of samples: metrics, their reference, and the decoder of latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from onestep.config import instantiate
 from onestep.data.dataset import ImageDataset, NoData, TrainingDataset
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset
 from onestep.evaluation.generate import SampleSpace
-from onestep.metrics.evaluator import Evaluator
+from onestep.metrics.evaluator import Evaluator, Metric
 from onestep.metrics.extraction import Reference
+from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.statistics import Moments
 
 
-def build_evaluator(config: DictConfig, features: Any, reference: Reference | None, device: torch.device) -> Evaluator:
-    """The metrics of ``config.metrics`` against the moments that ``config.reference`` names, else ``reference``.
+def build_evaluator(
+    config: DictConfig, metrics: Mapping[str, Metric], features: FeatureNetwork | None, reference: Reference | None,
+    device: torch.device,
+) -> Evaluator:  # fmt: skip
+    """The ``metrics`` against the moments that ``config.reference`` names, else ``reference``.
 
     Args:
         config: of a training or of ``sample.py``.
-        features: the node that describes the feature network; None for points.
+        metrics: by name.
+        features: the feature network of those without one; None for points.
         reference: the real images; None where there are none.
         device: where the feature networks run.
     """
     real = reference if config.reference is None else Moments.load(config.reference)
-    metrics = dict(instantiate(config.get("metrics") or {}))
-    return Evaluator(instantiate(features) if metrics else None, metrics, real, device, config.features_cache)
+    return Evaluator(features, dict(metrics), real, device, config.features_cache)
 
 
 def reference_of(data: TrainingDataset | NoData) -> Reference | None:

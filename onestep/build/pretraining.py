@@ -66,7 +66,9 @@ def build_pretraining(config: DictConfig) -> Pretraining:
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
     fp16 = config.precision == "fp16"
     evaluation: EvaluationSettings = instantiate(config.evaluation)
-    evaluator = build_evaluator(config, config.get("features"), reference_of(data), run.device)
+    metrics = instantiate(config.metrics)
+    features = instantiate(config.features) if metrics else None
+    evaluator = build_evaluator(config, metrics, features, reference_of(data), run.device)
     check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
     return Pretraining(
         run=run,

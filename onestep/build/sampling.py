@@ -213,7 +213,8 @@ def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> E
     if config.reference is None and not _describes(parts.data, PromptDataset):
         # Samples are images: latents' are compared with the images that these are of.
         reference = instantiate(parts.data.images if _describes(parts.data, LatentDataset) else parts.data)
-    evaluator = build_evaluator(config, parts.features, reference, device)
+    features = instantiate(parts.features)
+    evaluator = build_evaluator(config, instantiate(config.metrics), features, reference, device)
     if config.save_reference is not None:
         evaluator.save_reference(config.save_reference)
     return evaluator

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif rest[:1] and rest[0] in _COMPLETION and rest[1:2] and rest[1].startswith("query="):
         _complete(name.split(), rest[1])
     elif given[0] in _COMPLETION:  # Hydra's script is the same for all
-        run_entry_point(lambda config: None, "train", given)
+        run_entry_point(lambda config: None, "sample", given)
     else:
         with explained(wants_traceback()):
             _run(name, given, rest)

@@ -1,5 +1,7 @@
 """The report of a distillation: metrics and grids during it, the summary of teacher and student at its end."""
 
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,11 +32,14 @@ class DistillationReport:
 
     def __init__(self, parts: Distillation) -> None:
         self.run, self.parts = parts.run, parts
-        self.evaluator = RunEvaluator(self.run, parts.evaluator, parts.evaluation, parts.space)
+        self.of_teacher, self.of_student = (
+            RunEvaluator(self.run, parts.evaluator, parts.evaluation, replace(parts.space, noise_shape=shape))
+            for shape in (parts.space.noise_shape, parts.student.noise_shape)
+        )
 
     def interim(self, state: TrainingState) -> Measurement | None:
         """Evaluate the averaged generator, see :meth:`RunEvaluator.interim`."""
-        return self.evaluator.interim(state.iteration, self.parts.ema.average)
+        return self.of_student.interim(state.iteration, self.parts.ema.average)
 
     def final(self, state: TrainingState) -> dict[str, Any]:
         """Save the generator, evaluate it and the teacher on the same seeds, and write the summary and the pictures.
@@ -47,7 +52,9 @@ class DistillationReport:
         self.run.log.close()
         folder, parts, average = self.run.folder, self.parts, self.parts.ema.average
         for generator, name in ((average, "generator"), (parts.student, "generator_raw")):
-            with full_state_dict(generator.denoiser):
+            with ExitStack() as gathered:
+                for network in generator.networks:
+                    gathered.enter_context(full_state_dict(network))
                 if self.run.accelerator.is_main_process:
                     generator.save_pretrained(folder / name)
 
@@ -57,9 +64,12 @@ class DistillationReport:
         teacher: dict[str, Any] = {"network_evaluations": of_teacher}
         records = {}
         if parts.evaluation.evaluate_teacher:
-            teacher, records["teacher"] = self.evaluator.final("teacher", draw_teacher, of_teacher)
-        student, records["student"] = self.evaluator.final("student", average, of_student)
-        teacher_images, student_images = self._shown(draw_teacher), self._shown(average)
+            teacher, records["teacher"] = self.of_teacher.final("teacher", draw_teacher, of_teacher)
+        student, records["student"] = self.of_student.final("student", average, of_student)
+        teacher_images, student_images = (
+            self._shown(self.of_teacher, draw_teacher),
+            self._shown(self.of_student, average),
+        )
         if not self.run.accelerator.is_main_process:
             return {}
         summary = {
@@ -78,12 +88,10 @@ class DistillationReport:
         self.run.finish()
         return summary
 
-    def _shown(self, draw: Draw) -> Tensor:
+    def _shown(self, evaluator: RunEvaluator, draw: Draw) -> Tensor:
         """Images for a picture, one class a column where there are classes."""
         label_dim = self.parts.data.label_dim
-        return self.evaluator.draw(
-            draw, self.parts.evaluation.grid, classes=list(range(label_dim)) if label_dim else None
-        )
+        return evaluator.draw(draw, self.parts.evaluation.grid, classes=list(range(label_dim)) if label_dim else None)
 
 
 def count_evaluations(count: int) -> str:

@@ -47,7 +47,7 @@ def prepare_networks(
     networks = [network for network in [*trained, *others] if isinstance(network, DenoiserNetwork)]
     if layout.channels_last:
         for network in networks:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch has no type for it
     if layout.gradient_checkpointing:
         for module in trained:
             checkpoint_activations(module)

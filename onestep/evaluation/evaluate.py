@@ -182,7 +182,8 @@ class RunEvaluator:
             every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each value
             of each range, see :meth:`Evaluator.results`. Of the metrics there is none outside the main process.
         """
-        count = self.settings.samples
+        # Without metrics, samples show the speed alone.
+        count = self.settings.samples if self.evaluator.metrics else self.settings.grid
         title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
         side: dict[str, Any] = {}
         records: list[dict[str, Any]] = []

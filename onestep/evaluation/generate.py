@@ -43,14 +43,14 @@ class SampleSpace:
     """From seeds to the inputs of a network, and from its outputs to images.
 
     Args:
-        image_shape: (channels, height, width) of its outputs.
+        noise_shape: the shape of one sample's noise; of a denoiser, (channels, height, width).
         label_dim: number of classes; 0 for none.
         classes: taken in turn by the seeds; None draws each seed's class from it.
         conditions: taken in turn by the seeds, of a network whose condition is no class; None for one that has none.
         decode: images [B, C, H, W] in [-1, 1] of outputs, both on the CPU; None where they are images.
     """
 
-    image_shape: tuple[int, int, int]
+    noise_shape: tuple[int, ...]
     label_dim: int
     classes: Sequence[int] | None = None
     conditions: Conditions | None = None
@@ -85,14 +85,14 @@ class SampleSpace:
     def inputs(self, seeds: Sequence[int]) -> tuple[Tensor, Condition]:
         """Latents [N, C, H, W] ~ N(0, I) and the condition of ``seeds``, each a function of its seed alone."""
         classes = None if self.classes is None else list(self.classes)
-        latents, condition = seeded_inputs(list(seeds), self.image_shape, self.label_dim, classes)
+        latents, condition = seeded_inputs(list(seeds), self.noise_shape, self.label_dim, classes)
         if self.conditions is not None:
             condition = self.conditions[[seed % len(self.conditions) for seed in seeds]]
         return latents, condition
 
     def noise(self, seeds: Sequence[int]) -> Iterator[Tensor]:
         """Further noise [N, C, H, W] of ``seeds`` without end, see :func:`onestep.seeding.seeded_noise`."""
-        return seeded_noise(seeds, self.image_shape, self.label_dim)
+        return seeded_noise(seeds, self.noise_shape, self.label_dim)
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def write_samples(
         return draw_share(draw, seeds, batch_size, space, accelerator, "drawing" if main else None)
 
     started = time.monotonic()
-    writer = SampleWriter(folder, format, space.image_shape)
+    writer = SampleWriter(folder, format, space.noise_shape)
     images = torch.cat(list(writer.write(generate(seeds), [seeds[place] for place in process_rows(len(seeds))])))
     writer.wait()
     place = _finish(writer, images, seeds, device)

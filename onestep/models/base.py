@@ -1,44 +1,69 @@
-"""What every denoiser that is a network shares: guidance, its outputs, and how the rest of the package uses it."""
+"""The interface of every denoiser that is a network: its outputs, its guidance, and how the package uses it."""
 
 import copy
-from abc import ABC, abstractmethod
+import json
+from abc import ABC
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions
+from onestep.files import atomic_file, write_text
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.noise import karras_sigmas
+
+#: The file of a network's weights in its folder, as diffusers names it.
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 Outputs = Literal["prediction", "features", "both"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
+class _FeaturesReachedError(Exception):
+    """Ends a pass of which only the features are needed."""
+
+
+class DenoiserNetwork(nn.Module, ABC):
     """A network in the package's convention: it predicts x0 from ``x0 + sigma * noise``, whatever its family.
 
-    It saves and loads as a diffusers model does, with ``save_pretrained`` and ``from_pretrained``: safetensors beside a
-    ``config.json`` that rebuilds it. A subclass sets:
+    A wrapper of your own sets ``image_shape``, ``sigma_min`` and ``sigma_max`` and implements :meth:`denoise`; all else
+    has a default.
 
     Attributes:
         image_shape: (channels, height, width) of what it denoises, for a latent model the latents.
         label_dim: number of classes; 0 for none.
+        sigma_min, sigma_max: the noise levels between which it was trained, in data units.
+        sigma_data: standard deviation of the data, in data units.
         denoises_latents: whether ``image_shape`` is of latents, which an autoencoder decodes.
         pipeline: the autoencoder and text encoders that it came with; None where none are known.
-        sigma_min, sigma_max: the noise levels between which it was trained, in data units.
-        feature_channels: channels of the features that a discriminator can read; 0 for none.
+        feature_channels: channels F of the features that a discriminator can read; 0 for none.
+        feature_block: the submodule whose output the features are; None for none.
+        supports_guidance: whether it was trained without a condition too, as guidance needs.
     """
 
     image_shape: tuple[int, int, int]
-    label_dim: int
+    label_dim: int = 0
     sigma_min: float
     sigma_max: float
+    sigma_data: float = 0.5
     guidance = 1.0  # a way of using the network, and so no part of its config
     unconditional: Condition = NO_CONDITION  # of one sample; none for zeros
-    denoises_latents = False
     pipeline: TeacherPipeline | None = None  # which students share with their teacher
+
+    def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """The x0-prediction [B, C, H, W], without guidance; the arguments are those of :meth:`forward`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement denoise")
+
+    @property
+    def denoises_latents(self) -> bool:
+        """Whether an autoencoder decodes what it denoises."""
+        return False
 
     @property
     def condition_keys(self) -> tuple[str, ...]:
@@ -51,27 +76,71 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         return False
 
     @property
-    @abstractmethod
-    def feature_channels(self) -> int: ...
+    def feature_channels(self) -> int:
+        """Channels F of the features that a discriminator can read; 0 for none."""
+        return 0
 
     @property
-    @abstractmethod
-    def supports_guidance(self) -> bool:
-        """Whether it was trained to do without a condition too, as guidance needs."""
+    def feature_block(self) -> nn.Module | None:
+        """The submodule whose output the features are; None for none."""
+        return None
 
-    @abstractmethod
+    def read_features(self, output: Any, x_sigma: Tensor) -> Tensor:
+        """The features [B, F, h, w] from the output of :attr:`feature_block`; by default the output itself."""
+        return output
+
+    @property
+    def supports_guidance(self) -> bool:
+        """Whether it was trained without a condition too, as guidance needs."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Plain values that describe it."""
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "image_shape": list(self.image_shape)}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write its weights as safetensors, with a ``config.json`` that names its class.
+
+        A :class:`StoredDenoiser` is rebuilt of its folder alone; one of your own by :meth:`load_weights`.
+        """
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with atomic_file(Path(folder) / WEIGHTS) as temporary:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, temporary)
+        write_text(Path(folder) / "config.json", json.dumps({"_class_name": type(self).__name__, **self.config}) + "\n")
+
+    def load_weights(self, folder: str | Path) -> Self:
+        """Take over the weights that :meth:`save_pretrained` wrote into ``folder``, and return itself, in eval mode.
+
+        Raises:
+            ValueError: if there are none, or they do not fit.
+        """
+        try:
+            self.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"the weights at {str(folder)!r} do not fit {type(self).__name__}: {error}") from error
+        return self.eval()
+
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """The weight [B] of the squared x0-error at ``sigma`` [B] in the loss that the network was trained by."""
+        """The weight [B] of the squared x0-error at ``sigma`` [B] in the loss that it is trained by.
+
+        By default EDM's, ``1 / sigma^2 + 1 / sigma_data^2`` (arXiv 2206.00364, table 1).
+        """
+        return sigma**-2 + self.sigma_data**-2
 
     def sampling_sigmas(self, steps: int) -> list[float]:
         """The descending noise levels by which its own sampler takes ``steps`` steps, the end, 0, included."""
         return [*self.round_sigma(karras_sigmas(steps, self.sigma_min, self.sigma_max)).tolist(), 0.0]
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The levels next to ``sigma`` (of any shape) among those that the network was trained at: by default, all."""
+        """The levels next to ``sigma`` (of any shape) among those that it was trained at: by default, all."""
         return sigma
 
-    @abstractmethod
     def predict(
         self,
         x_sigma: Tensor,
@@ -82,7 +151,27 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
         outputs: Outputs,
         prediction_grad: bool,
     ) -> Any:
-        """:meth:`forward` without guidance."""
+        """:meth:`forward` without guidance: by default :meth:`denoise`, and the features of :attr:`feature_block`."""
+        if outputs == "prediction":
+            return self.denoise(x_sigma, sigma, condition)
+        features: list[Tensor] = []
+
+        def read(module: nn.Module, inputs: Any, output: Any) -> None:
+            features.append(self.read_features(output, x_sigma))
+            if outputs == "features":
+                raise _FeaturesReachedError
+            torch.set_grad_enabled(torch.is_grad_enabled() and prediction_grad)
+
+        assert self.feature_block is not None  # a discriminator was refused when the run was built
+        hook = self.feature_block.register_forward_hook(read)
+        try:
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                prediction = self.denoise(x_sigma, sigma, condition)
+        except _FeaturesReachedError:
+            return features[0]
+        finally:
+            hook.remove()
+        return prediction, features[0]
 
     def init_noise_sigma(self, sigma: float) -> float:
         """The standard deviation of the noise that a generator starts from at ``sigma``, in data units."""
@@ -189,6 +278,14 @@ class DenoiserNetwork(ModelMixin, ConfigMixin, ABC):
                 "such as the embeddings of the empty prompt: set_guidance(guidance, unconditional={...})"
             )
         return {name: torch.zeros_like(given) for name, given in condition.items()}
+
+
+class StoredDenoiser(ModelMixin, DenoiserNetwork, ConfigMixin):
+    """A denoiser that saves and loads as a diffusers model does: safetensors beside a config that rebuilds it."""
+
+    config = ConfigMixin.config
+    register_to_config: Any  # of ConfigMixin
+    enable_gradient_checkpointing: Any  # of ModelMixin
 
 
 def copy_trained(network: Network) -> Network:

@@ -1,5 +1,6 @@
 """The generator: a denoiser evaluated once, at a fixed high noise level, or a few times at falling ones."""
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
@@ -118,16 +119,22 @@ class Generator(nn.Module):
         write_text(Path(folder) / _SETTINGS, json.dumps(settings) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, folder: str | Path, denoiser: DenoiserNetwork | None = None) -> Self:
         """Read what :meth:`save_pretrained` wrote, in eval mode.
 
+        Args:
+            folder: the generator's.
+            denoiser: for a network of your own class, which no folder describes: one of that class, which is given the
+                weights; None for those of this package.
+
         Raises:
-            ValueError: if the folder holds no generator.
+            ValueError: if the folder holds no generator, or one of another network.
         """
         settings = Path(folder) / _SETTINGS
         if not settings.is_file():
             raise ValueError(f"{folder} holds no one-step generator: expected {_SETTINGS} beside its weights")
-        return cls(load_denoiser(folder), **json.loads(settings.read_text())).eval()
+        network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
+        return cls(network, **json.loads(settings.read_text())).eval()
 
 
 def load_denoiser(folder: str | Path) -> DenoiserNetwork:
@@ -145,7 +152,10 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
     try:
         name = json.loads((folder / "config.json").read_text())["_class_name"]
         if name not in _CLASSES:
-            raise KeyError(f"it holds a {name}, and not one of {', '.join(_CLASSES)}")
+            raise KeyError(
+                f"it holds a {name}, and not one of {', '.join(_CLASSES)}: a network of your own class is read by "
+                "Generator.from_pretrained(folder, denoiser)"
+            )
         network_class = _CLASSES[name]
         denoiser, report = network_class.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True

@@ -9,7 +9,7 @@ from onestep.models.edm.checkpoint import load_edm
 from onestep.models.generator import Generator, load_denoiser
 
 
-def load_teacher(path: str, guidance: float) -> DenoiserNetwork:
+def load_teacher(path: str, guidance: float = 1.0) -> DenoiserNetwork:
     """A frozen teacher in eval mode.
 
     Args:

@@ -167,7 +167,7 @@ def count(subject: Subject) -> Count:
     """Count an iteration of the ``subject``, which is left as it was; a few-step generator's first step."""
     counter = FlopCounterMode(display=False)
     recorder = _Recorder(counter)
-    inputs = torch.zeros(subject.batch_size, *subject.parts.space.image_shape, device=subject.parts.run.device)
+    inputs = torch.zeros(subject.batch_size, *subject.parts.student.noise_shape, device=subject.parts.run.device)
     sigma = torch.ones(subject.batch_size, device=inputs.device)
     with FakeTensorMode(allow_non_fake_inputs=True), subject.unchanged():
         with FlopCounterMode(display=False) as alone, torch.no_grad():

@@ -77,7 +77,7 @@ def test_optimisers_of_two_kinds(train_config: Compose, tmp_path: Path) -> None:
 
 
 def test_a_missing_teacher(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "teacher.path=no/such/teacher"))
+    message = refused(train_config(tmp_path, "teacher=local", "teacher.path=no/such/teacher"))
     assert message.startswith("no teacher at 'no/such/teacher': expected a folder with config.json and safetensors")
     assert "bundled teacher: digits" in message
 

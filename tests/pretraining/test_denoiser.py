@@ -104,7 +104,7 @@ def test_the_network_is_told_of_the_augmentation(
     config = compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}")
     pretrain(config)
     labels = torch.cat([labels for _, labels in told[:2]])
-    assert labels.shape == (16, 9) and len(told) == 12  # six iterations of two rounds
+    assert labels.shape == (16, 9) and len(told) == 12  # six iterations of two micro-batches
     # The draws of the iteration come after those of sigma and noise, which are what they are without augmentation.
     draws = GlobalDraws(0, 0, 0, batch_size=16, rows=slice(None))
     draws.uniform(()), draws.normal((1, 8, 8))
@@ -113,7 +113,7 @@ def test_the_network_is_told_of_the_augmentation(
     teacher = load_teacher(str(tmp_path / "teacher"), guidance=1.0)
     x_sigma, sigma = told[0][0], torch.ones(8)
     assert teacher.config["options"]["augment_dim"] == 9
-    assert torch.equal(teacher(x_sigma, sigma, None), teacher(x_sigma, sigma, None, torch.zeros(8, 9)))
+    assert torch.equal(teacher(x_sigma, sigma), teacher(x_sigma, sigma, {}, torch.zeros(8, 9)))
     assert not torch.allclose(teacher(x_sigma, sigma, None), teacher(x_sigma, sigma, None, labels[:8]), atol=1e-6)
 
 

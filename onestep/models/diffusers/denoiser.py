@@ -1,7 +1,6 @@
 """A network of diffusers and its noise schedule as a denoiser in the package's convention."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Self
 
 import diffusers
@@ -11,17 +10,13 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, map_condition
-from onestep.models.base import DenoiserNetwork, Outputs
+from onestep.models.base import StoredDenoiser
 from onestep.models.diffusers.families import find_family
 from onestep.models.diffusers.schedule import read_schedule
 from onestep.noise import expand_like
 
 
-class _FeaturesReachedError(Exception):
-    """Ends a pass of which only the features are wanted."""
-
-
-class DiffusersDenoiser(DenoiserNetwork):
+class DiffusersDenoiser(StoredDenoiser):
     """A network of diffusers under the schedule of its scheduler (see :mod:`onestep.models.diffusers.schedule`).
 
     For a latent model, the images of the package's convention are its latents, as the network sees them. Channels of a
@@ -105,7 +100,7 @@ class DiffusersDenoiser(DenoiserNetwork):
         return self.family.requires_condition(self.network.config)
 
     @property
-    def denoises_latents(self) -> bool:  # type: ignore[override] # a constant of other networks
+    def denoises_latents(self) -> bool:
         """Whether an autoencoder decodes what it denoises."""
         return bool(self.config["latent"])
 
@@ -125,7 +120,7 @@ class DiffusersDenoiser(DenoiserNetwork):
         return 1 if self.family.embeds_guidance(self.network.config) else super().network_evaluations
 
     def set_guidance(self, guidance: float, unconditional: Condition = NO_CONDITION) -> Self:
-        """See :meth:`DenoiserNetwork.set_guidance`; by text, away from the empty prompt of its :attr:`pipeline`."""
+        """See :meth:`StoredDenoiser.set_guidance`; by text, away from the empty prompt of its :attr:`pipeline`."""
         super().set_guidance(guidance, unconditional)
         if not self.unconditional and self.pipeline and self.requires_condition and self.network_evaluations > 1:
             self.unconditional = self.pipeline.unconditional()
@@ -136,54 +131,23 @@ class DiffusersDenoiser(DenoiserNetwork):
         """That which the network sees as a standard deviation of 1: what pipelines of diffusers start from."""
         return 1 / self.schedule.scalings(torch.tensor([sigma], dtype=torch.float64)).c_in.item()
 
-    def predict(
-        self,
-        x_sigma: Tensor,
-        sigma: Tensor,
-        condition: Condition,
-        *extra: Any,
-        outputs: Outputs,
-        prediction_grad: bool,
-    ) -> Any:
-        """See :meth:`forward`; there is nothing ``extra``."""
+    def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         c_in, c_skip, c_out = (expand_like(scale, x_sigma) for scale in self.schedule.scalings(sigma))
         x = (c_in * x_sigma).to(self.network.dtype)
         # Sizes are numbers of up to thousands of pixels, which half precision would round.
         condition = {name: value if name == "time_ids" else value.to(x.dtype) for name, value in condition.items()}
-        with self._reading_features(x, outputs, prediction_grad) as features:
-            raw = self.family.call(self.network, x, self.schedule.timestep(sigma), condition, self.guidance)
-            prediction = c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
-        if outputs == "prediction":
-            return prediction
+        raw = self.family.call(self.network, x, self.schedule.timestep(sigma), condition, self.guidance)
+        return c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
+
+    @property
+    def feature_block(self) -> nn.Module | None:
+        """The block in the network's middle."""
+        return self.family.feature_block(self.network)
+
+    def read_features(self, output: Any, x_sigma: Tensor) -> Tensor:
         # Attention leaves its output with the channels last in memory, where the backward pass of a group norm whose
         # input needs no gradient crashes torch 2.13 on a CPU.
-        (read,) = (feature.to(x_sigma.dtype).contiguous() for feature in features)
-        return (prediction, read) if outputs == "both" else read
-
-    @contextmanager
-    def _reading_features(self, x: Tensor, outputs: Outputs, prediction_grad: bool) -> Iterator[list[Tensor]]:
-        """Within the context a pass puts its features into the list; it ends there or goes on without a graph."""
-        features: list[Tensor] = []
-        if outputs == "prediction":
-            yield features
-            return
-
-        def read(module: nn.Module, inputs: Any, output: Any) -> None:
-            features.append(self.family.features(self.network, output, x))
-            if outputs == "features":
-                raise _FeaturesReachedError
-            torch.set_grad_enabled(torch.is_grad_enabled() and prediction_grad)
-
-        block = self.family.feature_block(self.network)
-        assert block is not None  # a discriminator was refused when the run was built
-        hook = block.register_forward_hook(read)
-        try:
-            with torch.set_grad_enabled(torch.is_grad_enabled()):
-                yield features
-        except _FeaturesReachedError:
-            pass
-        finally:
-            hook.remove()
+        return self.family.features(self.network, output, x_sigma).to(x_sigma.dtype).contiguous()
 
     def sampling_sigmas(self, steps: int) -> list[float]:
         """The levels of ``steps`` steps of diffusers' Euler scheduler on this schedule, in the family's pipeline."""

@@ -7,7 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from onestep.denoiser import Condition
-from onestep.models.base import DenoiserNetwork, Outputs
+from onestep.models.base import Outputs, StoredDenoiser
 from onestep.models.edm.adm import DhariwalUNet
 from onestep.models.edm.preconditioning import make_preconditioning
 from onestep.models.edm.song_unet import SongUNet
@@ -17,7 +17,7 @@ from onestep.toy.networks import MLP, Affine
 ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "MLP": MLP, "Affine": Affine}
 
 
-class EDMDenoiser(DenoiserNetwork):
+class EDMDenoiser(StoredDenoiser):
     """A raw network under a preconditioning (arXiv 2206.00364, table 1): by default EDM's own.
 
     Args:
