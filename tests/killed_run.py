@@ -1,4 +1,4 @@
-"""A run that is killed, and the check that what went on from it is the same run."""
+"""A killed run, and the comparison of its resumption with an uninterrupted run."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from onestep.distillation.parts import Distillation
 
 
 class KilledError(Exception):
-    """Stands for a process that dies."""
+    """Simulates the death of a process."""
 
 
 def assert_same_checkpoint(left: Path, right: Path) -> None:
@@ -27,7 +27,7 @@ def assert_same_checkpoint(left: Path, right: Path) -> None:
             ours, theirs = load_file(left / name), load_file(right / name)
             assert ours.keys() == theirs.keys() and ours
             assert [key for key, value in ours.items() if not torch.equal(value, theirs[key])] == [], name
-        elif name not in ("state.json", "manifest.json"):  # which know how long it took
+        elif name not in ("state.json", "manifest.json"):  # they hold the duration
             assert (left / name).read_text() == (right / name).read_text()
     iterations = [json.loads((folder / "state.json").read_text())["iteration"] for folder in (left, right)]
     assert iterations[0] == iterations[1]

@@ -1,4 +1,4 @@
-"""The command ``onestep``. Of the package, only what a command itself needs is imported, when it runs."""
+"""The command ``onestep``. Each command imports the modules that it needs when it runs."""
 
 import difflib
 import importlib
@@ -12,19 +12,19 @@ from hydra.utils import get_method
 import onestep
 from onestep.config import complete, explained, run_entry_point, wants_traceback
 
-#: The commands, with a line of help each.
+#: The commands with their help.
 COMMANDS = {
     "train": "distill a diffusion model into a one-step generator",
     "pretrain": "train a denoiser, for a teacher of your own data",
     "pretrain features": "train a feature network, for metrics of your own data",
-    "sample": "draw images from a generator or a teacher, and evaluate them",
+    "sample": "generate images with a generator or a teacher, and evaluate them",
     "export": "write a generator as a diffusers pipeline with a model card",
     "convert": "convert a checkpoint of EDM's format to safetensors",
-    "compare": "make a table and a picture of a folder of runs",
-    "profile": "count and measure what an iteration costs",
+    "compare": "make a table and a plot of the runs in a folder",
+    "profile": "count and measure the cost of an iteration",
 }
-#: Those that Hydra configures: the primary file in ``conf/``, and what takes the configuration. The others are modules
-#: of this package, which read their arguments themselves.
+#: The commands with a Hydra configuration: their primary file in ``conf/``, and the function that takes the
+#: configuration. The others are modules of this package with their own argument parsers.
 CONFIGURED = {
     "train": ("train", "onestep.build.distillation.distill"),
     "pretrain": ("pretrain", "onestep.build.pretraining.pretrain"),
@@ -35,10 +35,10 @@ _COMPLETION = ("-sc", "--shell-completion")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; a user's mistake ends in one line and exit code 1.
+    """Run a command; errors of the user are reported in one line, with exit code 1.
 
     Args:
-        arguments: of the command line, the command first; None for the process's own.
+        arguments: the command and its arguments; None for those of the process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = _split(given)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"onestep {onestep.__version__}")
     elif rest[:1] and rest[0] in _COMPLETION and rest[1:2] and rest[1].startswith("query="):
         _complete(name.split(), rest[1])
-    elif given[0] in _COMPLETION:  # Hydra's script is the same for all
+    elif given[0] in _COMPLETION:  # Hydra's completion script is the same for all commands
         run_entry_point(lambda config: None, "sample", given)
     else:
         with explained(wants_traceback()):
@@ -68,7 +68,7 @@ def _run(name: str, given: list[str], rest: list[str]) -> None:
 
 
 def _split(words: list[str]) -> tuple[str, list[str]]:
-    """The command that ``words`` begin with, "" if none, and the words behind it."""
+    """The command at the start of ``words``, "" if there is none, and the remaining words."""
     for count in (2, 1):
         if " ".join(words[:count]) in COMMANDS:
             return " ".join(words[:count]), words[count:]
@@ -86,11 +86,11 @@ Distill a diffusion model into a one-step generator.
 
 onestep COMMAND --help   the choices and settings of a command
 onestep --version        the version of the package
-eval "$(onestep --shell-completion install=bash)"   has bash complete commands, choices and settings"""
+eval "$(onestep --shell-completion install=bash)"   completion of commands, choices and settings in bash"""
 
 
 def _complete(before: list[str], query: str) -> None:
-    """Print what can come next in the line that the shell completes, which a script begins with ``before``."""
+    """Print the completions of the shell's current line; ``before`` is the command of a script, else empty."""
     line = CompletionPlugin.strip_python_or_app_name(os.environ["COMP_LINE"])
     words = [*before, *line.split(), *([""] if not line or line[-1].isspace() else [])]
     done, last = words[:-1], words[-1]

@@ -1,4 +1,4 @@
-"""``onestep convert``: a checkpoint of EDM's format as a folder of safetensors."""
+"""``onestep convert``: conversion of a checkpoint in EDM's format to a folder of safetensors."""
 
 import argparse
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="onestep convert",
-        description="Convert a checkpoint of EDM's format (.pkl of EDM, SiD, SiDA or Uni-Instruct, or DMD2's ImageNet "
-        "state dict) into a folder of safetensors with its config. Nothing in the file is run.",
-        epilog="The folder is a teacher's, for onestep train teacher=local teacher.path=FOLDER; with --sigma-init it "
-        "is a generator's, for onestep sample checkpoint=FOLDER and onestep train generator.init=FOLDER.",
+        description="Convert a checkpoint in EDM's format (.pkl of EDM, SiD, SiDA or Uni-Instruct, or DMD2's ImageNet "
+        "state dict) to a folder of safetensors with its config. Nothing in the file is executed.",
+        epilog="The folder is a teacher, for onestep train teacher=local teacher.path=FOLDER; with --sigma-init it "
+        "is a generator, for onestep sample checkpoint=FOLDER and onestep train generator.init=FOLDER.",
     )
     parser.add_argument("source", type=Path, metavar="FILE", help="the checkpoint")
     parser.add_argument("target", type=Path, metavar="FOLDER", help="the folder to write, which must not exist yet")

@@ -1,4 +1,4 @@
-"""``onestep export``: a finished run as a diffusers pipeline."""
+"""``onestep export``: export of a finished run as a diffusers pipeline."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from onestep.evaluation.sample import WEIGHTS
 from onestep.export.export import export
 
 _EPILOG = """\
-The folder opens with diffusers' own from_pretrained; its README.md, the model card, says how. To publish it:
+Load the folder with diffusers' from_pretrained; its README.md, the model card, has an example. To publish it:
   hf upload USER/NAME OUTPUT"""
 
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="the run's folder, such as outputs/f_distill_jensen_shannon/2026-01-31_12-00-00")
-    parser.add_argument("output", help="the folder to write; a new one")
+    parser.add_argument("output", help="the folder to write, which must not exist yet")
     parser.add_argument(
         "--weights", choices=list(WEIGHTS), default="ema", help="the averaged generator or the last one"
     )

@@ -1,4 +1,4 @@
-"""``onestep profile``: what a preset's iteration costs, counted and measured, alone or against another."""
+"""``onestep profile``: the cost of an iteration of a preset, counted and measured, alone or against another preset."""
 
 import argparse
 import json
@@ -19,12 +19,12 @@ _EXAMPLES = """examples:
   onestep profile objective=sid precision=no             any preset, any override of onestep train
   onestep profile objective=sid --against objective=sida two presets, in turn in one process
   onestep profile --against-revision HEAD~3              this revision and another one, in a clone of the repository
-  onestep profile --count                                nothing is computed: passes and FLOPs alone
+  onestep profile --count                                passes and FLOPs only, without computation
 """
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Profile presets, and print what was found.
+    """Profile presets and print the results.
 
     Raises:
         ValueError, HydraException: as :func:`onestep.profiling.report.profile`.
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     presets = [Preset(options.overrides)]
     if options.against is not None or options.against_revision is not None:
-        theirs = options.overrides if options.against is None else options.against
-        presets.append(Preset(theirs, options.against_revision))
+        overrides = options.overrides if options.against is None else options.against
+        presets.append(Preset(overrides, options.against_revision))
     iterations = 0 if options.count else options.iterations
     peak = peak_tflops(options.peak_tflops)
     records = profile(presets, options.network, options.batch_size, iterations, peak)
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "onestep profile", description="Count and measure what an iteration of a preset costs.", epilog=_EXAMPLES,
+        "onestep profile", description="Count and measure the cost of an iteration of a preset.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
@@ -57,13 +57,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--against-revision", metavar="REV", help="compare with this git revision of the package")
     networks = "ddpmpp: EDM's CIFAR-10 DDPM++ with random weights; digits: the bundled teacher"
     parser.add_argument("--network", choices=sorted(NETWORKS), default="ddpmpp", help=networks)
-    parser.add_argument("--batch-size", type=int, default=4, help="images an iteration (default 4)")
+    parser.add_argument("--batch-size", type=int, default=4, help="images per iteration (default 4)")
     parser.add_argument(
         "--iterations", type=int, default=3, help="iterations to measure, after one to warm up (default 3)"
     )
-    parser.add_argument("--count", action="store_true", help="count the FLOPs, and measure nothing")
-    parser.add_argument("--peak-tflops", type=float, help="the GPU's peak, where it is not known by its name")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    parser.add_argument("--count", action="store_true", help="count the FLOPs without measurements")
+    parser.add_argument("--peak-tflops", type=float, help="the GPU's peak, if its name is not known")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     options = parser.parse_args(arguments)
     for name in ("batch_size", "iterations"):
         if getattr(options, name) < 1:

@@ -56,11 +56,11 @@ class ImageDataset(TrainingDataset):
         images, condition = self.__getitems__([index])
         return images[0], map_condition(lambda tensor: tensor[0], condition)
 
-    def batches(self, batch_size: int, share: range | None = None) -> Iterator[Tensor]:
-        """All images or a ``share`` in their order, [<= batch_size, C, H, W], no more in memory than that."""
-        share = range(len(self)) if share is None else share
-        for start in range(0, len(share), batch_size):
-            yield self.__getitems__(share[start : start + batch_size])[0]
+    def batches(self, batch_size: int, rows: range | None = None) -> Iterator[Tensor]:
+        """All images, or those of ``rows``, in order, [<= batch_size, C, H, W]; one batch in memory at a time."""
+        rows = range(len(self)) if rows is None else rows
+        for start in range(0, len(rows), batch_size):
+            yield self.__getitems__(rows[start : start + batch_size])[0]
 
 
 class NoData:

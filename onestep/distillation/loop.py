@@ -1,13 +1,13 @@
-"""The distillation loop: updates of the critics (fake score and discriminator), then one of the generator.
+"""The distillation loop: updates of the critics (fake score and discriminator), then one update of the generator.
 
-One forward pass of the generator, with its graph, serves the whole iteration: the critics are trained on its detached
-output under fresh noise each time, or by ``fresh_latents`` on other samples each time. A generator of several steps
-trains one of them each iteration, drawn at random, on the output of the steps before it. Every network is in eval mode
-throughout, so that all uses of it see the same function of its weights.
+An iteration has one forward pass of the generator. The critics are trained on its detached output with new noise in
+each update, or with ``fresh_latents`` on new samples in each update. A generator of several steps trains one random
+step per iteration, on the output of the earlier steps. All networks are in eval mode, so that their outputs depend
+only on their weights.
 
-The randomness of an iteration is a function of (seed, iteration) and a sample's position in the global batch: a resumed
-run is the same run, and so is one with other processes. With accumulation each process splits its part of the batch
-into micro-batches; the generator's forward pass is then repeated in its update, which keeps no more than one graph.
+The randomness of an iteration is a function of the seed, the iteration and a sample's position in the global batch. It
+does not depend on interruptions or on the number of processes. With accumulation each process splits its rows of the
+batch into micro-batches. The generator's update then repeats the forward pass, to keep only one graph in memory.
 """
 
 import time
@@ -30,20 +30,20 @@ from onestep.seeding import GlobalDraws, seeded_rng
 
 @dataclass
 class MicroBatch:
-    """Samples [b, ...] that a process works on at a time; its whole part of the batch without accumulation."""
+    """A micro-batch of samples [b, ...]; without accumulation, all of the process's rows of the batch."""
 
     x_real: Tensor | None
     condition: Condition
-    noises: list[Tensor]  # of each step of the generator up to the one that is trained
-    x_generated: Tensor  # with its graph, if there is but one micro-batch
+    noises: list[Tensor]  # of each step of the generator up to the trained one
+    x_generated: Tensor  # with a graph if there is only one micro-batch
 
 
 def distill(parts: Distillation) -> dict[str, Any]:
-    """Run a distillation to its end and return its summary, see :meth:`DistillationReport.final`.
+    """Run a distillation and return its summary, see :meth:`DistillationReport.final`.
 
     Raises:
-        ValueError: for losses or gradients that stay non-finite, a disk that is full, or a process that is lost.
-        SystemExit: with :data:`onestep.engine.signals.STOPPED`, if a signal asked it to stop; all is saved then.
+        ValueError: for losses or gradients that stay non-finite, a full disk, or a lost process.
+        SystemExit: with :data:`onestep.engine.signals.STOPPED`, after a signal and a checkpoint.
     """
     run = parts.run
     state = TrainingState({**parts.trained_networks, "generator_ema": parts.ema.average}, parts.optimizers)
@@ -84,7 +84,7 @@ def train(parts: Distillation, state: TrainingState, report: DistillationReport)
 def updates(
     parts: Distillation, iteration: int, draws: GlobalDraws, x_real: Tensor | None, condition: Condition
 ) -> Iterator[dict[str, Tensor]]:
-    """The updates of one iteration on this process's part of a batch: the diagnostics of each, once it is made.
+    """Perform the updates of one iteration on this process's rows of a batch; yields the diagnostics of each.
 
     Raises:
         SkippedStepError: see :meth:`onestep.engine.optimizer.GuardedOptimizer.step`.
@@ -105,9 +105,9 @@ def updates(
 
 
 def exit_step(seed: int, iteration: int, steps: int) -> int:
-    """The generator step, counted from 0, that this iteration trains: uniform, and the same in every process.
+    """The generator step that this iteration trains, counted from 0: uniform, and the same in every process.
 
-    Its key is without the rank, as the processes' batches are one, and longer than those of all other draws.
+    The key has no rank, and is longer than those of the other random streams.
     """
     return int(torch.randint(steps, (), generator=seeded_rng(seed, 0, iteration, 1)))
 
@@ -115,37 +115,37 @@ def exit_step(seed: int, iteration: int, steps: int) -> int:
 def update_critics(
     parts: Distillation, iteration: int, batches: list[MicroBatch], draws: GlobalDraws
 ) -> dict[str, Tensor]:
-    """One step of fake score and discriminator; returns their losses, the logits and the gradients' norms."""
+    """One step of fake score and discriminator; returns their losses, the logits and the gradient norms."""
     optimizer, shape = parts.optimizers["critics"], batches[0].x_generated.shape[1:]
-    drawn = draws.sigma(parts.fake_sigma), draws.normal(shape), draws.normal(shape)
+    levels_and_noise = draws.sigma(parts.fake_sigma), draws.normal(shape), draws.normal(shape)
     diagnostics = []
-    for batch, (sigma, noise, noise_real) in zip(batches, _split(parts, *drawn), strict=True):
+    for batch, (sigma, noise, noise_real) in zip(batches, _split(parts, *levels_and_noise), strict=True):
         with parts.run.accelerator.autocast():
             losses = parts.method.critic_losses(
                 batch.x_generated, batch.x_real, batch.condition, sigma, noise, noise_real
             )
         optimizer.backward(losses, sigma)
         diagnostics.append(losses.diagnostics)
-    return _together(diagnostics) | optimizer.step(iteration)
+    return _stack(diagnostics) | optimizer.step(iteration)
 
 
 def update_generator(
     parts: Distillation, iteration: int, batches: list[MicroBatch], draws: GlobalDraws
 ) -> dict[str, Tensor]:
-    """One step of the generator; returns the losses of its terms, the objective's diagnostics, the gradient's norm."""
+    """One step of the generator; returns its loss terms, the objective's diagnostics and the gradient norm."""
     method, optimizer = parts.method, parts.optimizers["generator"]
     sigmas, noises = draws.sigma(parts.sigma), draws.normal(batches[0].x_generated.shape[1:])
-    drawn = list(zip(batches, _split(parts, sigmas, noises), strict=True))
+    noised = list(zip(batches, _split(parts, sigmas, noises), strict=True))
     pairs = (None, None, None) if parts.pairs is None else parts.pairs.batch(iteration)
 
     scale = None
-    if len(batches) > 1 and method.objective.needs_ratio:  # the weights' mean is over all micro-batches
+    if len(batches) > 1 and method.objective.needs_ratio:  # the mean weight of all micro-batches
         with parts.run.accelerator.autocast():
-            ratios = [method.log_ratio(b.x_generated, b.condition, sigma, noise) for b, (sigma, noise) in drawn]
+            ratios = [method.log_ratio(b.x_generated, b.condition, sigma, noise) for b, (sigma, noise) in noised]
         scale = method.objective.weight_scale(torch.cat(ratios))
 
     diagnostics, logits = [], []
-    for (batch, (sigma, noise)), pair in zip(drawn, _split(parts, *pairs), strict=True):
+    for (batch, (sigma, noise)), pair in zip(noised, _split(parts, *pairs), strict=True):
         x_generated = batch.x_generated
         if len(batches) > 1:
             x_generated = _simulate(parts, batch.noises, batch.condition, keep_graph=True)
@@ -153,7 +153,7 @@ def update_generator(
             losses = method.generator_losses(x_generated, batch.condition, sigma, noise, scale)
             latents, pair_condition, x_teacher = pair
             if latents is not None:
-                # Of several steps the first: the output of later ones depends on fresh noise too, which no pair knows.
+                # The first step only: the output of later steps depends on noise that is not a part of the pair.
                 regression = regression_loss(parts.student.simulate([latents], pair_condition), x_teacher)
                 losses.terms["regression"] = Term(regression, parts.generator.regression_weight)
                 losses.diagnostics["regression_loss"] = regression
@@ -163,7 +163,7 @@ def update_generator(
     norms = optimizer.step(iteration)
     if method.normalizer is not None:
         method.normalizer.update(torch.cat(logits), sigmas)
-    return _together(diagnostics) | norms
+    return _stack(diagnostics) | norms
 
 
 def _simulate(parts: Distillation, noises: list[Tensor], condition: Condition, keep_graph: bool) -> Tensor:
@@ -173,10 +173,10 @@ def _simulate(parts: Distillation, noises: list[Tensor], condition: Condition, k
 
 
 def _split(parts: Distillation, *values: Any) -> list[tuple[Any, ...]]:
-    """The micro-batches of ``values`` [B, ...], a tuple each."""
+    """The micro-batches of ``values`` [B, ...], one tuple each."""
     return list(zip(*(micro_batches(value, parts.settings.accumulation) for value in values), strict=True))
 
 
-def _together(diagnostics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The micro-batches' diagnostics as those of one batch."""
+def _stack(diagnostics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The diagnostics of all micro-batches together."""
     return {name: torch.stack([values[name].detach() for values in diagnostics]) for name in diagnostics[0]}

@@ -1,8 +1,8 @@
-"""The method on one page: the losses of the fake score, the discriminator and the generator.
+"""A distillation method: the losses of the fake score, the discriminator and the generator.
 
-An iteration updates the fake score and the discriminator by :meth:`Method.critic_losses` on generated samples, once or
-several times, then the generator by :meth:`Method.generator_losses`. Each is a function of the samples, noise levels
-and noise that it is given: it draws nothing, steps nothing, and knows no loop, process or configuration.
+An iteration updates the fake score and the discriminator with :meth:`Method.critic_losses` on generated samples, once
+or several times, then the generator with :meth:`Method.generator_losses`. The losses are functions of samples, noise
+levels and noise. They use no random numbers, optimisers, processes or configuration.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from onestep.objectives.losses import Losses, Term
 
 @contextmanager
 def frozen(*networks: nn.Module | None) -> Iterator[None]:
-    """Within the context no parameter of ``networks`` is differentiated; a backward pass skips their gradients."""
+    """Context in which no parameter of ``networks`` requires a gradient."""
     parameters = [p for network in networks if network is not None for p in network.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -42,13 +42,13 @@ class Method:
     """A distillation method: an objective and the networks that its terms need.
 
     Args:
-        teacher: the frozen denoiser whose distribution p is matched.
+        teacher: the frozen denoiser of the target distribution p.
         objective: the generator's loss as a function of the networks' predictions.
-        fake_score: the denoiser of the generator's own distribution q; None for an objective that needs none.
+        fake_score: the denoiser of the generator's distribution q; None if the objective needs none.
         discriminator: its logit estimates log p/q; None without adversarial term and density ratio.
-        normalizer: keeps the ratio's mean at 1 at each noise level; None for the raw ratio.
+        normalizer: normalises the ratio's mean to 1 at each noise level; None for the raw ratio.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
-        discriminator_weight: weight of the discriminator's loss beside the fake score's.
+        discriminator_weight: weight of the discriminator's loss in the critics' loss; the fake score's is 1.
     """
 
     teacher: Any
@@ -61,7 +61,7 @@ class Method:
 
     @property
     def host(self) -> Any:
-        """The network whose features the discriminator reads."""
+        """The network whose features are the discriminator's input."""
         if self.discriminator is None:
             return None
         return self.fake_score if self.discriminator.features_from == "fake_score" else self.teacher
@@ -70,14 +70,17 @@ class Method:
         self, x_generated: Tensor, x_real: Tensor | None, condition: Condition, sigma: Tensor, noise: Tensor,
         noise_real: Tensor | None = None,
     ) -> Losses:  # fmt: skip
-        """Denoising score matching of the fake score and the discriminator's logistic loss, at the same noised samples.
+        """The fake score's denoising loss and the discriminator's logistic loss, on the same noised samples.
 
         Args:
-            x_generated: samples [B, ...] of the generator, in data units; nothing is differentiated by them.
-            x_real: as many real samples, for the discriminator; None without one.
-            condition: what both are conditioned on.
+            x_generated: samples [B, ...] of the generator, in data units; the losses are not differentiated by them.
+            x_real: real samples [B, ...], for the discriminator; None without one.
+            condition: condition of generated and real samples.
             sigma: noise levels [B], in data units.
-            noise, noise_real: standard normal noise [B, ...] of either side.
+            noise, noise_real: standard normal noise [B, ...] for generated and real samples.
+
+        Raises:
+            ValueError: if there is a discriminator and ``x_real`` or ``noise_real`` is missing.
         """
         losses = Losses()
         x_generated = x_generated.detach()
@@ -95,7 +98,7 @@ class Method:
             if x_real is None or noise_real is None:
                 raise ValueError("x_real and noise_real are missing: the discriminator compares with real samples")
             x_real_sigma = add_noise(x_real, noise_real, sigma)
-            if features is not None:  # the fake score's, from the pass above
+            if features is not None:  # of the fake score, from the pass above
                 features_real = self.host(x_real_sigma, sigma, condition, outputs="features")
                 features = torch.cat([features_real, features])
             else:
@@ -114,13 +117,13 @@ class Method:
         self, x_generated: Tensor, condition: Condition, sigma: Tensor, noise: Tensor,
         weight_scale: Tensor | None = None,
     ) -> Losses:  # fmt: skip
-        """The objective and the adversarial term of samples that carry a graph, whatever made them.
+        """The objective and the adversarial term for samples with a graph, for example of a network or a renderer.
 
-        Every network is frozen: the gradient reaches the samples and what made them, a network or a renderer.
+        All networks of the method are frozen. The gradient reaches only the samples and their graph.
 
         Args:
             x_generated: samples [B, ...] in data units that require a gradient.
-            condition: what the networks are conditioned on.
+            condition: condition of the samples.
             sigma: noise levels [B], in data units.
             noise: standard normal noise [B, ...].
             weight_scale: see :class:`onestep.objectives.base.Predictions`.
@@ -147,7 +150,7 @@ class Method:
 
     @torch.no_grad()
     def log_ratio(self, x_generated: Tensor, condition: Condition, sigma: Tensor, noise: Tensor) -> Tensor:
-        """The normalised log p/q [B] alone, without a graph; the arguments are those of :meth:`generator_losses`."""
+        """The normalised log p/q [B], without a graph; see :meth:`generator_losses` for the arguments."""
         assert self.host is not None and self.discriminator is not None
         features = self.host(add_noise(x_generated, noise, sigma), sigma, condition, outputs="features")
         logit: Tensor = self.discriminator(features)
@@ -156,7 +159,7 @@ class Method:
     def _predict(
         self, network: nn.Module, x_sigma: Tensor, sigma: Tensor, condition: Condition
     ) -> tuple[Tensor, Tensor | None]:
-        """The x0-prediction and, of the discriminator's host, the features; with a graph only where one is used."""
+        """The x0-prediction, and the features if ``network`` is the host; both with a graph only if it is needed."""
         through_scores = self.objective.differentiates_scores
         if network is not self.host:
             with torch.set_grad_enabled(through_scores):

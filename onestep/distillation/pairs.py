@@ -1,8 +1,8 @@
-"""Pairs of noise and the image that the teacher draws from it, for DMD's regression: drawn once and kept in a cache.
+"""Pairs of noise and the teacher's image for it, for DMD's regression: generated once and cached.
 
-Pair ``i`` is a function of its seed, ``i``: its latents and condition are ``seeded_inputs([i])``, so that the images
-alone are stored. They lie in the chunks of a :class:`onestep.cache.ChunkCache`: an interrupted drawing goes on at the
-first chunk that is missing, and more pairs are drawn behind those there.
+Pair ``i`` is a function of the seed ``i``: its latents and condition are ``seeded_inputs([i])``, and only the images
+are stored. They are in the chunks of a :class:`onestep.cache.ChunkCache`. An interrupted generation resumes at the
+missing chunks, and a larger number of pairs extends the cache.
 """
 
 import math
@@ -25,17 +25,17 @@ from onestep.seeding import seeded_inputs
 from onestep.toy.teacher import MixtureTeacher
 
 Teacher = DenoiserNetwork | MixtureTeacher
-_FORMAT = 1  # of the files and of how a seed becomes a pair; another number leaves all older pairs aside
+_FORMAT = 1  # version of the files and of the function from seed to pair; a new number invalidates older pairs
 
 
 @dataclass(frozen=True)
 class PairSettings:
-    """Which pairs to draw, and where they are kept.
+    """Number and cache of the pairs.
 
     Args:
-        count: how many.
-        batch_size: images drawn at a time, and kept in one file.
-        cache: the folder under which each teacher and sampler has its own; it may start with ~.
+        count: number of pairs.
+        batch_size: images per batch of the sampler, and per file of the cache.
+        cache: parent of the folders of all teachers and samplers; it may start with ~.
 
     Raises:
         ValueError: for numbers that are not positive.
@@ -53,15 +53,15 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class TeacherPairs:
-    """Pairs in memory, and the order in which a run reads them.
+    """Pairs in memory, and their order in the training.
 
     Args:
         latents: the noise [N, C, H, W] ~ N(0, I).
         condition: tensors [N, ...] by name; empty for none.
-        images: what the teacher drew of them [N, C, H, W], in data units.
-        batch_size: pairs an iteration over all processes.
+        images: the teacher's images [N, C, H, W], in data units.
+        batch_size: pairs per iteration over all processes.
         seed: seed of the order.
-        accelerator: says which share of each batch is this process's, and where it goes.
+        accelerator: rank, number of processes and device.
     """
 
     latents: Tensor
@@ -72,7 +72,7 @@ class TeacherPairs:
     accelerator: Accelerator
 
     def batch(self, iteration: int) -> tuple[Tensor, Condition, Tensor]:
-        """This process's latents, conditions and images of ``iteration``: a function of the iteration alone."""
+        """This process's latents, condition and images for ``iteration``, a function of the iteration alone."""
         rank, processes, device = (
             self.accelerator.process_index,
             self.accelerator.num_processes,
@@ -92,29 +92,30 @@ def prepare_pairs(
     batch_size: int,
     seed: int,
 ) -> TeacherPairs:
-    """The pairs of the seeds 0 to ``count - 1``, from the cache as far as it has them, else drawn now and kept there.
+    """The pairs of the seeds 0 to ``count - 1``, from the cache; missing ones are generated and cached.
 
-    The processes share the drawing. ``batch_size`` and ``seed`` are those of the training, see :class:`TeacherPairs`.
+    The work is divided among the processes. ``batch_size`` and ``seed`` are those of the training, see
+    :class:`TeacherPairs`.
 
     Raises:
-        ValueError: if the cache cannot be written to.
+        ValueError: if the cache cannot be written.
     """
     cache = PairCache(settings, teacher, sampler, accelerator)
     chunks = range(math.ceil(settings.count / settings.batch_size))
-    held = cache.read_or_draw(chunks[accelerator.process_index :: accelerator.num_processes])
+    held = cache.read_or_generate(chunks[accelerator.process_index :: accelerator.num_processes])
     accelerator.wait_for_everyone()
-    # The other processes' share; drawn here too where they are on a machine with a cache of its own.
-    held |= cache.read_or_draw([chunk for chunk in chunks if chunk not in held])
+    # The chunks of the other processes; generated here too if they are on another machine with a separate cache.
+    held |= cache.read_or_generate([chunk for chunk in chunks if chunk not in held])
     images = torch.cat([held[chunk] for chunk in chunks])[: settings.count]
     latents, condition = seeded_inputs(list(range(settings.count)), teacher.image_shape, teacher.label_dim)
     return TeacherPairs(latents, condition, images, batch_size, seed, accelerator)
 
 
 class PairCache:
-    """The folder of one teacher's and sampler's images, in chunks; chunk ``k`` holds the ``k``-th ``batch_size`` seeds.
+    """The cached images of one teacher and sampler; chunk ``k`` holds the ``k``-th ``batch_size`` seeds.
 
     Raises:
-        ValueError: if the folder cannot be made, or later written to.
+        ValueError: if the folder cannot be made or written.
     """
 
     def __init__(self, settings: PairSettings, teacher: Teacher, sampler: Sampler, accelerator: Accelerator) -> None:
@@ -125,15 +126,15 @@ class PairCache:
 
     @property
     def folder(self) -> Path:
-        """Where the chunks lie."""
+        """The folder of the chunks."""
         return self.chunks.folder
 
     def path(self, chunk: int) -> Path:
-        """Where a chunk lies."""
+        """The file of a chunk."""
         return self.chunks.path(self._name(chunk))
 
-    def read_or_draw(self, chunks: Sequence[int]) -> dict[int, Tensor]:
-        """The images [batch_size, C, H, W] of each of ``chunks``; those that are missing are drawn and kept."""
+    def read_or_generate(self, chunks: Sequence[int]) -> dict[int, Tensor]:
+        """The images [batch_size, C, H, W] of each of ``chunks``; missing ones are generated and cached."""
         held = {chunk: kept["images"] for chunk in chunks if (kept := self.chunks.read(self._name(chunk))) is not None}
         missing = [chunk for chunk in chunks if chunk not in held]
         if not missing:
@@ -147,7 +148,7 @@ class PairCache:
             self.batch_size,
             SampleSpace.of(self.teacher),
             self.accelerator,
-            progress="drawing pairs from the teacher" if self.accelerator.is_main_process else None,
+            progress="generating pairs with the teacher" if self.accelerator.is_main_process else None,
         )
         for images, chunk in zip(batches, missing, strict=True):
             self.chunks.write(self._name(chunk), {"images": images})
@@ -163,7 +164,7 @@ class PairCache:
 
 
 def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision: str) -> str:
-    """A hash of all that the images depend on; of the batch size too, as it decides rounding and the files' extent."""
+    """A hash of everything that the images depend on; the batch size too, which affects rounding and the chunks."""
     description = {
         "format": _FORMAT,
         "teacher": {key: value for key, value in teacher.config.items() if not key.startswith("_")},

@@ -1,4 +1,4 @@
-"""The parts of a distillation, as :mod:`onestep.build` makes them of a configuration."""
+"""The parts of a distillation; :mod:`onestep.build` makes them from a configuration."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,21 +21,22 @@ from onestep.samplers import Sampler
 
 @dataclass
 class Distillation:
-    """Everything that the distillation loop works with.
+    """The parts of the distillation loop.
 
     Args:
         run: processes, folder and records.
-        settings, generator, critics: the numbers.
-        method: the losses and the networks that they need.
-        student: the module that is trained, see :class:`onestep.models.student.Student`.
-        ema: its average.
-        optimizers: "generator" and, where the method trains critics, "critics".
-        sigma: the distribution of the noise levels of the generator's loss.
-        fake_sigma: that of the critics' losses.
-        data: the real samples, if there are some, and the conditions.
-        space: in which samples are generated for evaluation.
-        pairs: for the regression; None without it.
-        sampler, evaluator, evaluation: how teacher and student are compared.
+        settings, generator, critics: settings of the training, the generator and the critics.
+        method: the losses and their networks.
+        student: the trained module, see :class:`onestep.models.student.Student`.
+        ema: the student's moving average.
+        optimizers: "generator", and "critics" if the method trains critics.
+        sigma: distribution of the noise levels of the generator's loss.
+        fake_sigma: distribution of the noise levels of the critics' losses.
+        data: the real samples, if there are any, and the conditions.
+        space: the space of the samples for evaluation.
+        pairs: pairs for the regression; None without it.
+        sampler: the teacher's sampler.
+        evaluator, evaluation: metrics of teacher and student, and their settings.
     """
 
     run: Run
@@ -57,7 +58,7 @@ class Distillation:
 
     @property
     def trained_networks(self) -> dict[str, nn.Module]:
-        """The modules that change during training, by name."""
+        """The modules that training changes, by name."""
         modules = {
             "generator": self.student,
             "fake_score": self.method.fake_score,

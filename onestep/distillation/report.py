@@ -1,4 +1,4 @@
-"""The report of a distillation: metrics and grids during it, the summary of teacher and student at its end."""
+"""The report of a distillation: metrics and grids during training, and the final summary of teacher and student."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,9 +25,9 @@ _DIAGNOSTICS = (
 
 
 class DistillationReport:
-    """Draws from the teacher and from the averaged generator, and evaluates both in the same way.
+    """Samples from the teacher and the averaged generator, and evaluates both in the same way.
 
-    Every process must call its methods, as they share the drawing.
+    Every process must call its methods: the samples are divided among the processes.
     """
 
     def __init__(self, parts: Distillation) -> None:
@@ -42,12 +42,12 @@ class DistillationReport:
         return self.of_student.interim(state.iteration, self.parts.ema.average)
 
     def final(self, state: TrainingState) -> dict[str, Any]:
-        """Save the generator, evaluate it and the teacher on the same seeds, and write the summary and the pictures.
+        """Save the generator, evaluate it and the teacher on the same seeds, and write the summary and the plots.
 
         Returns:
             ``teacher`` and ``student``, each with every metric, ``network_evaluations``, ``samples`` and
-            ``samples_per_second`` (of a teacher that is not evaluated the evaluations alone); ``images_seen`` and
-            ``seconds`` of the training; ``results``, a record of each value; empty outside the main process.
+            ``samples_per_second`` (only ``network_evaluations`` for a teacher that is not evaluated); ``images_seen``
+            and ``seconds`` of the training; ``results``, a record of each value. Empty outside the main process.
         """
         self.run.log.close()
         folder, parts, average = self.run.folder, self.parts, self.parts.ema.average
@@ -58,18 +58,16 @@ class DistillationReport:
                 if self.run.accelerator.is_main_process:
                     generator.save_pretrained(folder / name)
 
-        of_teacher = parts.sampler.network_evaluations * parts.method.teacher.network_evaluations
-        of_student = average.network_evaluations
+        teacher_nfe = parts.sampler.network_evaluations * parts.method.teacher.network_evaluations
+        student_nfe = average.network_evaluations
         draw_teacher = partial(parts.sampler, parts.method.teacher)
-        teacher: dict[str, Any] = {"network_evaluations": of_teacher}
+        teacher: dict[str, Any] = {"network_evaluations": teacher_nfe}
         records = {}
         if parts.evaluation.evaluate_teacher:
-            teacher, records["teacher"] = self.of_teacher.final("teacher", draw_teacher, of_teacher)
-        student, records["student"] = self.of_student.final("student", average, of_student)
-        teacher_images, student_images = (
-            self._shown(self.of_teacher, draw_teacher),
-            self._shown(self.of_student, average),
-        )
+            teacher, records["teacher"] = self.of_teacher.final("teacher", draw_teacher, teacher_nfe)
+        student, records["student"] = self.of_student.final("student", average, student_nfe)
+        teacher_images = self._grid(self.of_teacher, draw_teacher)
+        student_images = self._grid(self.of_student, average)
         if not self.run.accelerator.is_main_process:
             return {}
         summary = {
@@ -80,7 +78,7 @@ class DistillationReport:
             "results": records,
         }
         self.run.write_json("summary.json", summary)
-        titles = (f"teacher, {count_evaluations(of_teacher)}", f"student, {count_evaluations(of_student)}")
+        titles = (f"teacher, {count_evaluations(teacher_nfe)}", f"student, {count_evaluations(student_nfe)}")
         save_side_by_side(teacher_images, student_images, titles, folder / "side_by_side.png")
         lines, metrics = read_log(folder / "log.jsonl"), parts.evaluator.descriptions
         save_curves(lines, metrics, _DIAGNOSTICS, folder / "curves.png")
@@ -88,8 +86,8 @@ class DistillationReport:
         self.run.finish()
         return summary
 
-    def _shown(self, evaluator: RunEvaluator, draw: Draw) -> Tensor:
-        """Images for a picture, one class a column where there are classes."""
+    def _grid(self, evaluator: RunEvaluator, draw: Draw) -> Tensor:
+        """Images for a grid, one class per column if there are classes."""
         label_dim = self.parts.data.label_dim
         return evaluator.draw(draw, self.parts.evaluation.grid, classes=list(range(label_dim)) if label_dim else None)
 

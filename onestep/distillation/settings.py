@@ -1,4 +1,4 @@
-"""The numbers of a distillation beside those of every training; their values live in conf/training/."""
+"""Settings of the generator and the critics of a distillation. Their values are in conf/training/."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ class GeneratorSettings:
     """Settings of the generator.
 
     Args:
-        sigma_init: the noise level at which it evaluates its network first, in data units.
-        later_sigmas: the levels of its further steps, descending; empty for a one-step generator.
+        sigma_init: noise level of the first step, in data units.
+        later_sigmas: noise levels of further steps, descending; empty for a one-step generator.
         gan_weight: weight of the adversarial term in its loss; 0 for none.
         regression_weight: weight of the regression on pairs of noise and teacher image; 0 for none.
 
@@ -40,12 +40,12 @@ class CriticSettings:
     """Settings of the fake score and the discriminator.
 
     Args:
-        steps: updates of both for each update of the generator.
-        fresh_latents: whether each of these updates is given samples of its own, for a forward pass of the generator,
-            instead of those that the generator's own update is about.
-        guidance: the classifier-free guidance under which the fake score is trained and evaluated; 1 for none. (The
-            teacher's is ``teacher.guidance``.)
-        discriminator_weight: weight of the discriminator's loss beside the fake score's.
+        steps: updates of the critics per update of the generator.
+        fresh_latents: new samples in each of these updates, at the cost of a forward pass of the generator, instead of
+            the samples of the generator's update.
+        guidance: classifier-free guidance of the fake score in its training and use; 1 for none. (The teacher's is
+            ``teacher.guidance``.)
+        discriminator_weight: weight of the discriminator's loss in the critics' loss; the fake score's is 1.
 
     Raises:
         ValueError: for a number out of its range.

@@ -1,9 +1,8 @@
 """Checkpoints on disk: folders of safetensors and JSON that are complete or absent.
 
-Each is written into a temporary folder, every file and folder synced, and only then renamed; ``manifest.json`` holds
-the size and the SHA-256 of each file, so that later damage is known before anything of it is used. Nothing in it is
-ever unpickled. A name that begins with a dot is of a checkpoint that does not count: one being written, or one that a
-rollback abandoned.
+A checkpoint is written into a temporary folder, synced and then renamed. ``manifest.json`` holds the size and the
+SHA-256 of each file, to detect damage before any of it is loaded. Nothing is unpickled. Folders whose names begin with
+a dot are not checkpoints: they are incomplete, or abandoned by a rollback.
 """
 
 import json
@@ -23,17 +22,17 @@ from onestep.metrics.result import Measurement
 
 _FOLDER = "checkpoints"
 _MANIFEST = "manifest.json"
-_SPARE_BYTES = 2**20  # for the JSON files and the file system's own needs
+_SPARE_BYTES = 2**20  # for the JSON files and the file system's metadata
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a run after ``iteration``, in memory, to be written as a checkpoint.
+    """The state of a run after ``iteration``, in memory.
 
     Args:
-        tensors: by the name of their file, without its ending, and their key.
-        values: plain values by the name of their file, likewise.
-        measured: the value that picks the best checkpoint; None where it was not measured.
+        tensors: by file name, without suffix, and key.
+        values: plain values by file name, without suffix.
+        measured: the value that picks the best checkpoint; None if it was not measured at this iteration.
     """
 
     iteration: int
@@ -43,18 +42,18 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Bytes that its tensors take."""
+        """The size of its tensors in bytes."""
         return sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors.values())
 
 
 def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
-    """Write ``run/checkpoints/iteration_NNNNNNNN``; then delete all but the newest ``keep_last`` and the best.
+    """Write ``run/checkpoints/iteration_NNNNNNNN``, then delete all but the newest ``keep_last`` and the best.
 
-    At no moment is there less on the disk than before. Where a checkpoint of the same iteration exists already, the new
-    one has ``_2`` at its name's end, and the old one goes when it is complete.
+    Older checkpoints are deleted only when the new one is complete. If one of the same iteration exists, the new name
+    ends in ``_2``, and the old folder is deleted afterwards.
 
     Raises:
-        ValueError: if the disk has no room for it or fails; those that were there are untouched then.
+        ValueError: if the disk is full or fails; earlier checkpoints are unchanged then.
     """
     parent = run / _FOLDER
     name = f"iteration_{snapshot.iteration:08d}"
@@ -62,17 +61,17 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
     target = parent / (f"{name}_2" if parent / name in same_iteration else name)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for unfinished in parent.glob(".writing_*"):  # by a process that was killed
+        for unfinished in parent.glob(".writing_*"):  # of a killed process
             shutil.rmtree(unfinished)
         _require_room(parent, snapshot.size)
         with atomic_folder(target, durable=True) as folder:
             _write_files(folder, snapshot)
-        for folder in (run, run.parent):  # which may have been made for it
+        for folder in (run, run.parent):  # they may be new
             sync(folder)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"the checkpoint of iteration {snapshot.iteration} could not be written to {parent} ({error}). "
-            "Those before it are complete: make room there and go on with resume=auto"
+            "Earlier checkpoints are intact: free disk space and continue with resume=auto"
         ) from error
     _prune(run, target, same_iteration, keep_last)
     return target
@@ -81,7 +80,7 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
 def _require_room(parent: Path, size: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < size + _SPARE_BYTES:
-        raise OSError(f"it takes {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
+        raise OSError(f"it needs {size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
 
 
 def _write_files(folder: Path, snapshot: Snapshot) -> None:
@@ -104,13 +103,13 @@ def _prune(run: Path, written: Path, same_iteration: list[Path], keep_last: int)
 
 
 def best_value(run: Path, key: str) -> Measurement | None:
-    """The best value of ``key`` among the run's checkpoints, None if there is none."""
+    """The best value of ``key`` among the run's checkpoints; None if no checkpoint has one."""
     found = _best_of_each(run).get(key)
     return None if found is None else found[1]
 
 
 def _best_of_each(run: Path) -> dict[str, tuple[Path, Measurement]]:
-    """The best checkpoint by each key: a run that was resumed with another ``evaluation.best`` has several."""
+    """The best checkpoint by key. A run that was resumed with another ``evaluation.best`` has several keys."""
     best: dict[str, tuple[Path, Measurement]] = {}
     for path in list_checkpoints(run):
         measured = _measurement_of(path)
@@ -128,7 +127,7 @@ def _measurement_of(folder: Path) -> Measurement | None:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run's folder, oldest first; whether they are undamaged is :func:`damage`'s to say."""
+    """The checkpoints of a run's folder, oldest first, damaged ones included; see :func:`damage`."""
     return sorted((run / _FOLDER).glob("iteration_*"))
 
 
@@ -137,7 +136,7 @@ def _iteration_of(folder: Path) -> int:
 
 
 def damage(folder: Path) -> str | None:
-    """The first damage to a checkpoint, with the file's name; None if every file is as it was written."""
+    """A description of the first damaged file of a checkpoint; None if the checkpoint is intact."""
     try:
         files = json.loads((folder / _MANIFEST).read_text())["files"]
         for name, expected in files.items():
@@ -145,24 +144,25 @@ def damage(folder: Path) -> str | None:
             if (size := path.stat().st_size) != expected["bytes"]:
                 return f"{name} has {size} bytes instead of {expected['bytes']}"
             if hash_file(path) != expected["sha256"]:
-                return f"{name} is not what was written: its SHA-256 differs"
+                return f"{name} has changed: its SHA-256 differs from the manifest's"
     except OSError as error:
         return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST} cannot be understood: {error!r}"
+        return f"{_MANIFEST} cannot be parsed: {error!r}"
     return None
 
 
 def find_checkpoint(resume: str | None, run: Path) -> Path | None:
-    """The checkpoint that ``resume`` names, undamaged: None for a fresh start.
+    """The intact checkpoint that ``resume`` names; None for a fresh start.
 
     Args:
-        resume: "auto" for the newest in this run's folder if there is any, a run's folder for its newest, or a
-            checkpoint's own folder; None for a fresh start. Newer ones that are damaged are passed over with a warning.
+        resume: "auto" for the newest in this run's folder, if there is one; a run's folder for its newest; or a
+            checkpoint's folder. None for a fresh start. Damaged ones are skipped with a warning in favour of older
+            ones.
         run: this run's folder.
 
     Raises:
-        ValueError: if a path is given that holds no checkpoint, or every one there is damaged.
+        ValueError: if the given path holds no checkpoint, or all its checkpoints are damaged.
     """
     if resume is None:
         return None
@@ -175,10 +175,10 @@ def find_checkpoint(resume: str | None, run: Path) -> Path | None:
     for folder in reversed(found):
         if (reason := damage(folder)) is None:
             return folder
-        warnings.warn(f"{folder} is damaged and passed over: {reason}", stacklevel=2)
+        warnings.warn(f"{folder} is damaged and skipped: {reason}", stacklevel=2)
     if found:
         raise ValueError(
-            f"every checkpoint of {path} is damaged, the newest as {reason}; to start anew choose another folder"
+            f"every checkpoint of {path} is damaged (the oldest: {reason}); choose another folder for a fresh start"
         )
     if resume == "auto":
         return None
@@ -186,9 +186,9 @@ def find_checkpoint(resume: str | None, run: Path) -> Path | None:
 
 
 def set_later_aside(run: Path, iteration: int) -> None:
-    """Hide the checkpoints of iterations after ``iteration``, from which the run goes on differently.
+    """Hide the checkpoints after ``iteration``, from which the run continues differently.
 
-    They are deleted with the next one that is written.
+    The next :func:`write_checkpoint` deletes them.
     """
     for path in list_checkpoints(run):
         if _iteration_of(path) > iteration:

@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights, whose half-life is counted in images."""
+"""The exponential moving average of a network's weights, with a half-life in images."""
 
 from typing import Generic
 
@@ -9,13 +9,15 @@ from onestep.models.base import Network, copy_trained
 
 
 class EMA(Generic[Network]):
-    """A copy of ``network`` that follows it; ``average`` is the copy, which shares what is frozen.
+    """An exponential moving average of ``network``'s weights.
+
+    ``average`` is a copy of the network that shares its frozen weights.
 
     Args:
-        network: the network to follow; not kept.
-        halflife: images after which half of the average is newer, once ramped up.
-        rampup: at first the half-life is this share of the images seen so far (EDM's training loop, 0.05), so that the
-            average forgets the initial weights early in a run.
+        network: the averaged network; no reference to it is kept.
+        halflife: images after which an old weight counts half, after the ramp-up.
+        rampup: upper bound of the half-life as a fraction of the images seen so far (EDM's training loop: 0.05). Early
+            in a run the average thus forgets the initial weights.
     """
 
     def __init__(self, network: Network, halflife: float, rampup: float) -> None:
@@ -25,13 +27,13 @@ class EMA(Generic[Network]):
         self.halflife, self.rampup = halflife, rampup
 
     def decay(self, images_seen: int, batch_size: int) -> float:
-        """The weight of the old average in an update by ``batch_size`` images after ``images_seen`` of them."""
+        """The weight of the old average in an update with ``batch_size`` images, after ``images_seen`` images."""
         halflife = min(self.halflife, self.rampup * images_seen)
         return 0.5 ** (batch_size / halflife) if halflife > 0 else 0.0
 
     @torch.no_grad()
     def update(self, network: Network, images_seen: int, batch_size: int) -> None:
-        """Move the average towards ``network``; call it only when the network itself has moved."""
+        """Move the average towards ``network``. Call it after each step of the network, and not after skipped ones."""
         pairs = zip(self.average.parameters(), network.parameters(), strict=True)
         trained = [(average, value) for average, value in pairs if value.requires_grad]
         averages: list[Tensor] = [average for average, _ in trained]

@@ -1,16 +1,16 @@
-"""How the processes of a run find each other."""
+"""Launch of a run with several processes."""
 
 import os
 
 
 def join_submitit_job() -> None:
-    """In a job of several tasks that submitit started, tell torch what torchrun would have told it.
+    """In a submitit job of several tasks, set the environment variables that torchrun would set.
 
-    Nothing is done elsewhere, nor where a launcher has been there before.
+    No effect outside submitit, or after another launcher has set them.
     """
     if "SUBMITIT_EXECUTOR" not in os.environ or "RANK" in os.environ:
         return
-    from submitit.helpers import TorchDistributedEnvironment  # installed, as it started this process
+    from submitit.helpers import TorchDistributedEnvironment  # it started this process, so it is installed
 
     environment = TorchDistributedEnvironment()
     if environment.world_size > 1:

@@ -12,20 +12,20 @@ from tqdm.auto import tqdm
 
 from onestep.files import atomic_file, sync
 
-#: Of these the log has more than the mean; the standard deviation and the maximum are those within a global batch.
-_SPREADS = {"weight": ("mean", "std", "max"), "log_ratio": ("mean", "std")}
-#: Of the diagnostics these are on the progress bar.
+#: Statistics of diagnostics in the log; others have the mean only. They are taken within a global batch.
+_STATISTICS = {"weight": ("mean", "std", "max"), "log_ratio": ("mean", "std")}
+#: Diagnostics on the progress bar.
 _SHOWN = ("loss", "fake_score_loss")
 
 
 class RunLog:
-    """Collects the diagnostics of every iteration over all its samples and writes their means every so often.
+    """Collects the diagnostics of every iteration and regularly writes their means over processes and iterations.
 
     Args:
-        accelerator: its main process writes; its trackers, if any, are written too.
-        path: the JSON-lines file; lines of iterations after ``start`` are dropped, so that a resumed run repeats none.
-        total, start: iterations of the run, and those already done.
-        batch_size: images an iteration, for the bar's rate.
+        accelerator: its main process writes the file and its trackers.
+        path: the JSON-lines file. Lines after the iteration ``start`` are deleted, as a resumed run writes them again.
+        total, start: iterations of the run, and completed ones.
+        batch_size: images per iteration, for the progress bar.
         every: iterations between two lines.
         pending: the :meth:`state` that was saved at the iteration ``start``.
     """
@@ -41,11 +41,11 @@ class RunLog:
         pending: Sequence[dict[str, list[float]]] = (),
     ) -> None:
         self.accelerator, self.path, self.batch_size, self.every = accelerator, path, batch_size, every
-        self._of_iteration: dict[str, Tensor] = {}  # moments by name, of this process, where they were computed
-        self._of_iterations: list[
-            dict[str, Tensor]
-        ] = []  # likewise, those of the iterations since they were last gathered
-        self._iterations = [dict(iteration) for iteration in pending]  # those of all processes, an iteration each
+        # Moments by name: of this process in this iteration; of this process in each iteration since the last gather;
+        # of all processes in each iteration since the last line.
+        self._current: dict[str, Tensor] = {}
+        self._local: list[dict[str, Tensor]] = []
+        self._global = [dict(iteration) for iteration in pending]
         main = accelerator.is_main_process
         if main:
             _rewrite(path, [line for line in read_log(path) if line["iteration"] <= start])
@@ -61,54 +61,54 @@ class RunLog:
         self.shown: dict[str, str] = {}
 
     def add(self, diagnostics: dict[str, Tensor]) -> None:
-        """Keep an iteration's values, tensors of any shape, for the next line."""
+        """Add an iteration's values, tensors of any shape, to the next line."""
         for name, value in diagnostics.items():
-            moments, held = _moments(value), self._of_iteration.get(name)
-            self._of_iteration[name] = moments if held is None else _join(torch.stack([held, moments]))
+            moments, held = _moments(value), self._current.get(name)
+            self._current[name] = moments if held is None else _join(torch.stack([held, moments]))
 
     def end_iteration(self, iteration: int) -> None:
-        """Advance the bar, and at every ``every``-th iteration write a line; every process must call it."""
-        if self._of_iteration:
-            self._of_iterations.append(self._of_iteration)
-        self._of_iteration = {}
+        """Advance the bar, and write a line at every ``every``-th iteration. Every process must call it."""
+        if self._current:
+            self._local.append(self._current)
+        self._current = {}
         self.bar.update(self.batch_size)
         if iteration % self.every == 0:
             self._gather()
-            if self._iterations:
+            if self._global:
                 self.write(iteration, self._means())
-            self._iterations = []
+            self._global = []
 
     def _gather(self) -> None:
-        """Take the values of all processes together: the log's one wait for them and for the device."""
-        if not self._of_iterations:
+        """Gather the values of all processes: the log's only synchronisation with them and with the device."""
+        if not self._local:
             return
-        moments = torch.stack([value for iteration in self._of_iterations for value in iteration.values()])
+        moments = torch.stack([value for iteration in self._local for value in iteration.values()])
         joined = iter(_join(self.accelerator.gather(moments[None]).cpu()).tolist())
-        self._iterations += [dict(zip(iteration, joined, strict=False)) for iteration in self._of_iterations]
-        self._of_iterations = []
+        self._global += [dict(zip(iteration, joined, strict=False)) for iteration in self._local]
+        self._local = []
 
     def _means(self) -> dict[str, float]:
-        """Means over the iterations since the last line of each iteration's mean, standard deviation and maximum."""
+        """The statistics of each iteration, averaged over the iterations since the last line."""
         means: dict[str, float] = {}
-        for name in dict.fromkeys(name for iteration in self._iterations for name in iteration):
-            moments = [iteration[name] for iteration in self._iterations if name in iteration]
+        for name in dict.fromkeys(name for iteration in self._global for name in iteration):
+            moments = [iteration[name] for iteration in self._global if name in iteration]
             count, total, squares, largest = torch.tensor(moments, dtype=torch.float64).unbind(1)
             mean = total / count
-            figures = {"mean": mean, "std": (squares / count - mean**2).clamp_min(0).sqrt(), "max": largest}
-            for figure in _SPREADS.get(name, ("mean",)):
-                means[f"{name}_{figure}" if name in _SPREADS else name] = figures[figure].mean().item()
+            statistics = {"mean": mean, "std": (squares / count - mean**2).clamp_min(0).sqrt(), "max": largest}
+            for statistic in _STATISTICS.get(name, ("mean",)):
+                means[f"{name}_{statistic}" if name in _STATISTICS else name] = statistics[statistic].mean().item()
         return means
 
     def state(self) -> list[dict[str, list[float]]]:
-        """The values not written yet, for a checkpoint: a line is over the same iterations whenever the run resumes.
+        """The values since the last line, for a checkpoint: a resumed run writes the same lines.
 
-        Every process must call it; the values are those of all.
+        Every process must call it. The values are those of all processes.
         """
         self._gather()
-        return list(self._iterations)
+        return list(self._global)
 
     def write(self, iteration: int, values: dict[str, Any]) -> None:
-        """Append one line and show it."""
+        """Append one line to the file, and send its numbers to the trackers and the progress bar."""
         if not self.accelerator.is_main_process:
             return
         images_seen = iteration * self.batch_size
@@ -120,12 +120,12 @@ class RunLog:
         self.show({key: numbers[key] for key in _SHOWN if key in numbers})
 
     def show(self, numbers: dict[str, float]) -> None:
-        """Put ``numbers`` on the progress bar, each in the place of the last of its name."""
+        """Put ``numbers`` on the progress bar; each replaces the last value of its name."""
         self.shown |= {name: f"{number:.3g}" for name, number in numbers.items()}
         self.bar.set_postfix(self.shown, refresh=False)
 
     def sync(self) -> None:
-        """Wait until the lines are on the disk: a checkpoint must not outlive the lines before it."""
+        """Wait until the lines are on the disk. A checkpoint needs the lines before it."""
         if self.accelerator.is_main_process:
             sync(self.path)
 
@@ -140,7 +140,7 @@ def _moments(value: Tensor) -> Tensor:
 
 
 def _join(moments: Tensor) -> Tensor:
-    """The moments [..., 4] of several sets [N, ..., 4] taken together."""
+    """The moments [..., 4] of the union of several sets, from their moments [N, ..., 4]."""
     return torch.cat([moments[..., :3].sum(0), moments[..., 3:].amax(0)], -1)
 
 
@@ -150,7 +150,7 @@ def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, oldest first; a last line that was cut short by a crash is left out."""
+    """The lines of a log, oldest first, without a last line that is incomplete after a crash."""
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:

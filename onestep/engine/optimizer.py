@@ -1,4 +1,4 @@
-"""The learning rate's schedule and the guarded steps of optimisers, as every training has them."""
+"""The learning rate schedule, and optimiser steps that are skipped if they are not finite."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +13,11 @@ from onestep.engine.shard import full_tensor, is_sharded
 from onestep.objectives.losses import Losses
 from onestep.processes import average_over_processes
 
-_SCALE_GROWS_AFTER = 2000  # steps without an overflow, as torch's GradScaler has it
+_SCALE_GROWS_AFTER = 2000  # steps without an overflow, the default of torch's GradScaler
 
 
 def lr_factor(settings: TrainingSettings, images_seen: int) -> float:
-    """The share of the learning rate after ``images_seen`` images: linear warm-up, then a cosine to ``final_lr``."""
+    """The learning rate's factor after ``images_seen`` images: linear warm-up times a cosine decay to ``final_lr``."""
     warmup = min(1.0, images_seen / settings.warmup_images) if settings.warmup_images else 1.0
     cosine = (1 + math.cos(math.pi * min(1.0, images_seen / settings.total_images))) / 2
     return warmup * (settings.final_lr + (1 - settings.final_lr) * cosine)
@@ -25,20 +25,20 @@ def lr_factor(settings: TrainingSettings, images_seen: int) -> float:
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample whose loss was not finite: its term, its place in this process's part of the batch, and its sigma."""
+    """A sample with a non-finite loss: the loss term, its position in this process's rows of the batch, its sigma."""
 
     term: str
-    place: int
+    position: int
     sigma: float
 
 
 class SkippedStepError(Exception):
-    """A step was not finite; nothing of it was applied.
+    """A step with a non-finite loss or gradient. It changed no weight.
 
     Args:
-        values: each term, averaged over the global batch, and the gradients' norms.
-        samples: the samples of this process with a non-finite loss; none if only a gradient is not finite.
-        overflow: whether only fp16's loss scale was too high; it has been lowered.
+        values: each loss term, averaged over the global batch, and the gradients' norms.
+        samples: this process's samples with a non-finite loss; empty if only a gradient is non-finite.
+        overflow: True if fp16's loss scale was too high; it has been halved.
     """
 
     def __init__(self, values: dict[str, float], samples: list[BadSample], overflow: bool) -> None:
@@ -51,18 +51,18 @@ class NonFiniteError(ValueError):
 
 
 class GuardedOptimizer:
-    """Steps of one or several optimisers from one backward pass: finite, or skipped by all of them.
+    """Steps of one or several optimisers from one loss. If a value is not finite, all of them skip the step.
 
-    A step is ``settings.accumulation`` calls of :meth:`backward`, then one of :meth:`step`, the only one in which
-    processes wait for each other. Each optimiser's gradient is averaged over processes and clipped by itself. In fp16
-    the loss is multiplied so that small gradients do not vanish. (torch's GradScaler takes no mixture of full and
-    sharded gradients, and looks for overflows in each process alone.)
+    A step is ``settings.accumulation`` calls of :meth:`backward` and one of :meth:`step`. Only :meth:`step`
+    synchronises processes. Each optimiser's gradient is averaged over processes and clipped separately. In fp16 the
+    loss is scaled so that small gradients do not underflow. (torch's GradScaler does not support mixed full and sharded
+    gradients, and checks for overflow in each process separately.)
 
     Args:
-        optimizers: by the name of the network that each trains; their parameters may be full or sharded.
-        settings: the accumulation, the clipping and the schedule of the learning rates.
-        fp16: whether to scale the loss.
-        networks: the modules that the parameters belong to.
+        optimizers: by the name of the trained network; parameters may be full or sharded.
+        settings: accumulation, clipping and learning rate schedule.
+        fp16: scale the loss.
+        networks: the modules of the parameters.
     """
 
     def __init__(
@@ -78,24 +78,24 @@ class GuardedOptimizer:
         ]
         self.loss_scale = 2.0**16 if fp16 else 1.0
         self.steps_at_scale = 0
-        self.lr_factor = 1.0  # of the configured learning rates, beside their schedule
+        self.lr_factor = 1.0  # factor of the learning rates in addition to their schedule, after a rollback
         self._micro_batches: list[tuple[Losses, Tensor]] = []
 
     def backward(self, losses: Losses, sigma: Tensor) -> None:
-        """Add the gradient of ``losses`` over one micro-batch of samples at the noise levels ``sigma`` [b]."""
+        """Add the gradient of ``losses`` over one micro-batch of samples with noise levels ``sigma`` [b]."""
         if not self._micro_batches:
             self._zero_grad()
-        for module in self.sharded:  # their gradients are reduced in the backward pass itself
+        for module in self.sharded:  # FSDP2 reduces their gradients in the backward pass
             last = len(self._micro_batches) + 1 == self.settings.accumulation
             module.set_requires_gradient_sync(last, recurse=False)
         (losses.total * (self.loss_scale / self.settings.accumulation)).backward()
         self._micro_batches.append((Losses({name: term.detach() for name, term in losses.terms.items()}), sigma))
 
     def step(self, iteration: int) -> dict[str, Tensor]:
-        """Descend the accumulated gradients; returns the norm of each, before it is clipped, as ``NAME_gradient``.
+        """Step with the accumulated gradients; returns the norm of each before clipping, as ``NAME_gradient``.
 
         Raises:
-            SkippedStepError: if a term or a gradient is not finite in any process; nothing has been changed then.
+            SkippedStepError: if a loss term or a gradient is not finite in any process; no weight has changed then.
         """
         micro_batches, self._micro_batches = self._micro_batches, []
         names = list(micro_batches[0][0].terms)
@@ -103,14 +103,14 @@ class GuardedOptimizer:
             torch.stack([losses.terms[name].mean for losses, _ in micro_batches]).mean() for name in names
         ])  # fmt: skip
         parameters = {name: _with_gradient(optimizer) for name, optimizer in self.optimizers.items()}
-        everything = [p for own in parameters.values() for p in own]
-        average_over_processes([terms, *(p.grad for p in everything if p.grad is not None and not is_sharded(p))])
+        all_parameters = [p for group in parameters.values() for p in group]
+        average_over_processes([terms, *(p.grad for p in all_parameters if p.grad is not None and not is_sharded(p))])
         if self.fp16:
-            for part in _by_kind(everything):
+            for part in _by_kind(all_parameters):
                 torch._foreach_mul_([p.grad for p in part if p.grad is not None], 1 / self.loss_scale)
-        norms = {f"{name}_gradient": _clip(own, self.settings.grad_clip) for name, own in parameters.items()}
+        norms = {f"{name}_gradient": _clip(group, self.settings.grad_clip) for name, group in parameters.items()}
         values = torch.stack([*terms.float(), *(norm.float() for norm in norms.values())])
-        if not values.isfinite().all():  # the step's one wait for the device
+        if not values.isfinite().all():  # the step's only synchronisation with the device
             raise self._skipped(dict(zip([*names, *norms], values.tolist(), strict=True)), micro_batches)
         factor = lr_factor(self.settings, iteration * self.settings.batch_size) * self.lr_factor
         for optimizer in self.optimizers.values():
@@ -122,7 +122,7 @@ class GuardedOptimizer:
         return {name: norm.detach() for name, norm in norms.items()}
 
     def discard(self) -> None:
-        """Forget what was accumulated."""
+        """Discard the accumulated gradients."""
         self._micro_batches = []
         self._zero_grad()
 
@@ -150,7 +150,7 @@ class GuardedOptimizer:
             self.loss_scale, self.steps_at_scale = self.loss_scale * 2, 0
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs beside the optimiser's own state."""
+        """The state of a resumed run in addition to the optimisers' state."""
         return {name: getattr(self, name) for name in ("loss_scale", "steps_at_scale", "lr_factor")}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -164,12 +164,12 @@ def _with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _by_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The full and the sharded ones apart, as torch takes no list of both; only those that there are."""
+    """The non-empty lists of full and of sharded parameters: torch's foreach functions take no mixture of both."""
     return [part for sharded in (False, True) if (part := [p for p in parameters if is_sharded(p) is sharded])]
 
 
 def _clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
-    """Scale the gradients down to the norm ``largest`` over all of them; returns the norm that they had."""
+    """Clip the gradients' total norm to ``largest``; returns the norm before clipping."""
     parts = _by_kind(parameters)
     norms = [full_tensor(nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()

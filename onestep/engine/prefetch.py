@@ -1,4 +1,4 @@
-"""Making the next item while the one before it is used."""
+"""Prefetching of an iterator's next item in a thread."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,21 +11,22 @@ _END = object()
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """``items`` in their order, each made in a thread while the one before it is used.
+    """``items`` in order; a thread makes the next item while the caller uses the current one.
 
-    What making one raises is raised in its turn. The thread makes it on one core: with OpenMP threads of its own beside
-    its user's there would be more than cores, and OpenMP would put all of them to sleep after each operation.
+    An exception of ``items`` is raised at its position in the order. The thread uses one core. With several OpenMP
+    threads of its own there would be more threads than cores, and OpenMP would suspend all of them after each
+    operation.
     """
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(1, "ahead") as maker:
-        maker.submit(_take_one_core).result()
-        torch.set_num_threads(threads)  # a thread's number is also the default of those that have not calculated yet
-        upcoming = maker.submit(next, items, _END)
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        thread.submit(_use_one_core).result()
+        torch.set_num_threads(threads)  # the number also becomes the default of threads without a computation yet
+        upcoming = thread.submit(next, items, _END)
         while (item := upcoming.result()) is not _END:
-            upcoming = maker.submit(next, items, _END)
+            upcoming = thread.submit(next, items, _END)
             yield item  # type: ignore[misc] # the end is no item
 
 
-def _take_one_core() -> None:
+def _use_one_core() -> None:
     torch.set_num_threads(1)
-    torch.get_num_threads()  # settles it for this thread, which else would take the default at its first operation
+    torch.get_num_threads()  # fixes the number for this thread; its first operation would set it to the default

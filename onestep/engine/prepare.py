@@ -14,16 +14,16 @@ from onestep.models.base import DenoiserNetwork
 
 @dataclass(frozen=True)
 class Layout:
-    """How networks lie in memory and are computed.
+    """Memory layout and execution of networks.
 
     Args:
-        channels_last: whether convolutions' weights are stored pixel by pixel.
-        gradient_checkpointing: whether the backward pass of trained networks recomputes activations.
-        shard: whether the processes shard each network's parameters (FSDP2).
-        compile: True for torch.compile, or one of its modes; False for eager networks.
+        channels_last: store convolutions' weights in the channels-last format.
+        gradient_checkpointing: recompute activations in the backward pass of trained networks.
+        shard: shard each network's parameters over processes (FSDP2).
+        compile: True for torch.compile, or one of its modes; False for eager execution.
 
     Raises:
-        ValueError: for two that exclude each other.
+        ValueError: for channels_last with shard.
     """
 
     channels_last: bool
@@ -33,16 +33,16 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.channels_last and self.shard:
-            raise ValueError("channels_last=true and shard=true: FSDP2 takes contiguous weights alone; choose one")
+            raise ValueError("channels_last=true and shard=true: FSDP2 needs contiguous weights; choose one of the two")
 
 
 def prepare_networks(
     layout: Layout, device: torch.device, trained: Sequence[nn.Module], others: Sequence[nn.Module]
 ) -> None:
-    """Lay out, shard, compile and checkpoint the networks in place, before their optimisers exist.
+    """Apply ``layout`` to the networks in place, before their optimisers are made.
 
     Raises:
-        ValueError: for a single process that would shard, or an unknown mode of torch.compile.
+        ValueError: for ``shard`` in a single process, or an unknown mode of torch.compile.
     """
     networks = [network for network in [*trained, *others] if isinstance(network, DenoiserNetwork)]
     if layout.channels_last:
@@ -53,7 +53,7 @@ def prepare_networks(
             checkpoint_activations(module)
     if layout.shard:
         if not torch.distributed.is_initialized():
-            raise ValueError("shard=true shards the networks over processes, and there is one: accelerate launch ...")
+            raise ValueError("shard=true needs several processes, got 1: start them with accelerate launch")
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         for network in networks:
             shard(network, mesh)

@@ -1,4 +1,4 @@
-"""A run's folder, processes and records: what the distillation and the pretrainings share."""
+"""A run's folder, processes and records, common to distillation and pretraining."""
 
 import json
 import math
@@ -34,15 +34,15 @@ from onestep.files import write_text
 from onestep.metrics.result import Measurement
 from onestep.seeding import GlobalDraws
 
-_OF_CONDITIONS = 2  # the stream of drawn conditions; 1 is the distillation's exit step
+_OF_CONDITIONS = 2  # the random stream of conditions; 1 is the distillation's exit step
 
 
 class Run:
-    """Starts a run: its accelerator and its folder, which :meth:`start` first writes to.
+    """A run with its accelerator and its folder. :meth:`start` is the first to write to the folder.
 
     Raises:
-        ValueError: for an engine of accelerate that is not supported, a checkpoint that is not there, or a folder that
-            holds another run's.
+        ValueError: for an unsupported engine of accelerate, a missing checkpoint, or a folder with another run's
+            checkpoints.
     """
 
     def __init__(self, settings: RunSettings) -> None:
@@ -57,7 +57,8 @@ class Run:
         )
         if (engine := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ValueError(
-                f"accelerate is set to {engine.value}, made for one network: launch without, as shard=true"
+                f"accelerate is configured for {engine.value}, which supports one network: launch without it, and set "
+                "shard=true"
             )
         set_seed(settings.seed, device_specific=True)
         self.checkpoint = self._find_checkpoint()
@@ -68,7 +69,7 @@ class Run:
         self._saved_iteration = -1
 
     def _find_checkpoint(self) -> Path | None:
-        """What to resume, found by the main process for all."""
+        """The checkpoint to resume; the main process finds it for all processes."""
         found: list[Any] = [None, None]
         if self.accelerator.is_main_process:
             try:
@@ -80,13 +81,13 @@ class Run:
             raise ValueError(found[1])
         if found[0] is None and list_checkpoints(self.folder):
             raise ValueError(
-                f"{self.folder} holds the checkpoints of another run: go on with it by resume=auto, or choose another "
-                "folder by hydra.run.dir=..."
+                f"{self.folder} holds the checkpoints of another run: continue it with resume=auto, or choose another "
+                "folder with hydra.run.dir=..."
             )
         return found[0]
 
     def write_config(self) -> None:
-        """Make the run's folder, and write the configuration into it."""
+        """Make the run's folder and write the configuration into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             write_text(self.folder / "config.yaml", self.settings.record)
@@ -94,20 +95,20 @@ class Run:
             self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
 
     def start(self, state: TrainingState, settings: TrainingSettings) -> None:
-        """Resume ``state`` where the settings say, write the configuration, and open the log there.
+        """Resume ``state`` from the run's checkpoint, if there is one; write the configuration and open the log.
 
         Raises:
-            ValueError: if the checkpoint does not fit.
+            ValueError: if the checkpoint does not fit the networks.
         """
-        self._go_on_from(self.checkpoint, state, settings)
+        self._continue_from(self.checkpoint, state, settings)
         if self.checkpoint is not None:
             self.accelerator.print(f"resumed {self.checkpoint} at iteration {state.iteration} of {settings.iterations}")
 
-    def _go_on_from(self, checkpoint: Path | None, state: TrainingState, settings: TrainingSettings) -> None:
+    def _continue_from(self, checkpoint: Path | None, state: TrainingState, settings: TrainingSettings) -> None:
         pending = state.load(checkpoint) if checkpoint is not None else []
         self.write_config()
         if self.accelerator.is_main_process:
-            set_later_aside(self.folder, state.iteration)  # before their lines go
+            set_later_aside(self.folder, state.iteration)  # before RunLog deletes their lines
         self.log = RunLog(
             self.accelerator,
             self.folder / "log.jsonl",
@@ -125,15 +126,15 @@ class Run:
         return PositionSampler(len(data), settings.batch_size, self.seed, start, rank, processes)
 
     def batches(self, data: TrainingDataset | NoData, settings: TrainingSettings, start: int) -> Iterator[Batch]:
-        """This process's share of the batches from iteration ``start`` on, without end, on its device.
+        """This process's rows of the batches from iteration ``start`` on, without end, on its device.
 
-        The next one is read while one is used, also without workers.
+        The next batch is prefetched, also without workers.
         """
         if isinstance(data, NoData):
             for iteration in count(start):
                 yield data.batch(self.draws(settings, iteration, _OF_CONDITIONS))
             return
-        pinned = self.device.type == "cuda"  # whence copies need not be waited for
+        pinned = self.device.type == "cuda"  # for asynchronous copies
         loader = DataLoader(
             data,
             batch_sampler=self._order(data, settings, start),
@@ -147,46 +148,50 @@ class Run:
             yield None if images is None else move(images), map_condition(move, condition)
 
     def draws(self, settings: TrainingSettings, iteration: int, *stream: int) -> GlobalDraws:
-        """This process's rows of the randomness of an iteration's global batch; ``stream`` names another one."""
-        rows = settings.per_process(self.accelerator.num_processes)
-        own = slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+        """This process's rows of the randomness of an iteration's global batch; ``stream`` selects another stream."""
+        count = settings.per_process(self.accelerator.num_processes)
+        rows = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         size = settings.batch_size
-        return GlobalDraws(self.seed, 0, iteration, *stream, batch_size=size, rows=own, device=self.device)
+        return GlobalDraws(self.seed, 0, iteration, *stream, batch_size=size, rows=rows, device=self.device)
 
     def skip_step(
         self,
-        refusal: SkippedStepError,
+        skipped: SkippedStepError,
         state: TrainingState,
         settings: TrainingSettings,
         data: TrainingDataset | NoData,
     ) -> None:
-        """Note a step that was refused, with the samples to blame by their indices in ``data``.
+        """Log a skipped step, with its non-finite samples by their indices in ``data``.
 
         Raises:
-            NonFiniteError: if it is the last of as many in a row as ``settings`` bear.
+            NonFiniteError: after ``settings.max_skipped_steps`` consecutive skipped steps.
         """
-        samples = [asdict(sample) for sample in refusal.samples]
+        samples = [asdict(sample) for sample in skipped.samples]
         if isinstance(data, TrainingDataset):
             indices = next(iter(self._order(data, settings, state.iteration)))
-            samples = [sample | {"index": indices[sample["place"]]} for sample in samples]
+            samples = [sample | {"index": indices[sample["position"]]} for sample in samples]
         if self.accelerator.num_processes > 1:
             samples = gather_object(samples)
-        values = {name: value if math.isfinite(value) else str(value) for name, value in refusal.values.items()}
-        self.log.write(state.iteration + 1, {"refused": values, "samples": samples})
-        if refusal.overflow:
+        values = {name: value if math.isfinite(value) else str(value) for name, value in skipped.values.items()}
+        self.log.write(state.iteration + 1, {"skipped_step": values, "samples": samples})
+        if skipped.overflow:
             return
         state.skipped_steps += 1
-        message = f"non-finite value in iteration {state.iteration}: {refusal.values}, samples {samples[:10]}"
+        message = f"non-finite value in iteration {state.iteration}: {skipped.values}, samples {samples[:10]}"
         if state.skipped_steps >= settings.max_skipped_steps:
             raise NonFiniteError(
-                f"{message}. This step and the {state.skipped_steps - 1} skipped before it changed nothing, and the "
-                "last checkpoint is intact: lower the learning rate or the weight of that term and go on with "
+                f"{message}. This step and the {state.skipped_steps - 1} before it were skipped, and the last "
+                "checkpoint is intact: lower the learning rate or the weight of that term and continue with "
                 "resume=auto, or set training.rollbacks"
             )
-        warnings.warn(f"{message}: step refused, {state.skipped_steps} in a row", stacklevel=2)
+        warnings.warn(f"{message}: step skipped, {state.skipped_steps} in a row", stacklevel=2)
 
     def roll_back(self, error: NonFiniteError, state: TrainingState, settings: TrainingSettings) -> None:
-        """Go back to the last good checkpoint with a lower rate, as often as ``settings`` allow; else raise."""
+        """Roll back to the last intact checkpoint and lower the learning rates.
+
+        Raises:
+            NonFiniteError: ``error``, after ``settings.rollbacks`` rollbacks or without a checkpoint.
+        """
         self._wait_for_writer()
         self.accelerator.wait_for_everyone()
         checkpoint = find_checkpoint("auto", self.folder)
@@ -194,49 +199,49 @@ class Run:
         if checkpoint is None or rollbacks > settings.rollbacks:
             raise error
         self.log.close()
-        self._go_on_from(checkpoint, state, settings)
+        self._continue_from(checkpoint, state, settings)
         state.rollbacks, state.skipped_steps = rollbacks, 0
         for optimizer in state.optimizers.values():
             optimizer.lr_factor = settings.rollback_lr_factor**rollbacks
-        self.log.write(state.iteration, {"went_back": f"{error}"})
+        self.log.write(state.iteration, {"rollback": f"{error}"})
         self.accelerator.print(
-            f"{error}\nwent back to {checkpoint} with {settings.rollback_lr_factor**rollbacks} of the rate"
+            f"{error}\nrolled back to {checkpoint}, learning rates times {settings.rollback_lr_factor**rollbacks}"
         )
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Within it, signals wait for the end of an iteration, and a lost process ends this one with the reason."""
+        """Context that delays signals to the end of an iteration and explains errors of the disk and of processes."""
         try:
             with self.signals:
                 yield
                 self._wait_for_writer()
         except OSError as error:
             raise ValueError(
-                f"the run in {self.folder} cannot go on: {error}. The last checkpoint is whole: mend this, and go on "
+                f"the run in {self.folder} stopped: {error}. The last checkpoint is intact: fix the cause and continue "
                 "with resume=auto"
             ) from error
         except RuntimeError as error:
             if self.accelerator.num_processes == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
             raise ValueError(
-                f"process {self.accelerator.process_index} lost another one, or failed: {error}. The last checkpoint "
-                "is whole: go on with resume=auto"
+                f"process {self.accelerator.process_index} failed, perhaps because another one died: {error}. The last "
+                "checkpoint is intact: continue with resume=auto"
             ) from error
 
     def end_iteration(self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None) -> None:
-        """Save if it is time or ``measured`` is the best value so far, and stop if a signal asked for it.
+        """Save a checkpoint if one is due or ``measured`` is the best value so far; stop after a signal.
 
         Raises:
-            SystemExit: with :data:`onestep.engine.signals.STOPPED`, when stopped and saved.
+            SystemExit: with :data:`onestep.engine.signals.STOPPED`, after a signal and the checkpoint.
         """
         if self._writing is not None and self._writing.done():
-            self._wait_for_writer()  # which says if it failed
+            self._wait_for_writer()  # raises the writer's error
         best = False
         if measured is not None:
             self._wait_for_writer()
             best = measured.is_better_than(best_value(self.folder, measured.key))
         stop, best = self._in_any_process(self.signals.received is not None, best)
-        # Not while steps are refused: what a run goes back to is from before that began.
+        # Not after a skipped step: a rollback returns to a state before the first one.
         due = state.iteration % settings.checkpoint_every == 0 and state.skipped_steps == 0
         if due or best or stop or state.iteration == settings.iterations:
             self.save(state, settings, measured)
@@ -245,7 +250,7 @@ class Run:
             self.log.close()
             self.accelerator.wait_for_everyone()
             self.accelerator.print(
-                f"stopped by a signal after iteration {state.iteration}, saved; go on with resume=auto"
+                f"stopped by a signal and saved after iteration {state.iteration}; continue with resume=auto"
             )
             self.signals.hand_on()
             sys.exit(STOPPED)
@@ -257,10 +262,10 @@ class Run:
         return [count > 0 for count in counts.tolist()]
 
     def save(self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None = None) -> None:
-        """Copy ``state`` and have the copy written while the run goes on.
+        """Copy ``state`` and write the copy in a thread.
 
         Raises:
-            ValueError: if the checkpoint before it could not be written.
+            ValueError: if the previous checkpoint could not be written.
         """
         if state.iteration == self._saved_iteration:
             return
@@ -286,5 +291,5 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device of this process."""
         return self.accelerator.device

@@ -1,4 +1,4 @@
-"""The settings of a run, of its training and of its evaluation; their values live in conf/."""
+"""Settings of a run, of its training and of its evaluation. Their values are in conf/."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where and how a run computes.
+    """Folder, device and processes of a run.
 
     Args:
-        output: its folder.
-        seed: of all its randomness.
+        output: the run's folder.
+        seed: seed of all randomness.
         device: "auto" for the accelerator if there is one, or "cpu".
         precision: "no" (float32), "bf16" or "fp16".
-        num_workers: processes that read images, in each process that trains; 0 reads in the training process.
-        process_timeout: seconds after which a process that waits for another one gives up.
-        trackers: accelerate's, such as "tensorboard".
+        num_workers: data loading processes per training process; 0 reads in the training process.
+        process_timeout: timeout of collective operations, in seconds.
+        trackers: accelerate's trackers, such as "tensorboard".
         resume: "auto", a run's folder or a checkpoint's folder; None for a fresh start.
-        record: the configuration in YAML, which the run's folder keeps.
+        record: the configuration in YAML, written to the run's folder.
 
     Raises:
         ValueError: for a negative number of workers.
@@ -36,25 +36,27 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers}: expected 0 (read in the main process) or more")
+            raise ValueError(f"num_workers={self.num_workers}: expected 0 (read in the training process) or more")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The numbers of every training.
+    """Settings of every training.
 
     Args:
-        total_images: images that the trained network sees in all.
-        batch_size: images of an iteration over all processes.
-        accumulation: micro-batches into which each process splits its part of a batch: less memory, the same result.
+        total_images: training length in images.
+        batch_size: images per iteration over all processes.
+        accumulation: micro-batches per process and iteration: less memory, the same result.
         warmup_images: images over which the learning rates rise linearly from 0.
         final_lr: the learning rate at the end of a cosine decay, as a fraction of the initial one; 1 keeps it constant.
-        grad_clip: gradients are scaled down to this norm.
+        grad_clip: largest norm of a gradient.
         ema_halflife, ema_rampup: see :class:`onestep.engine.ema.EMA`.
-        log_every, checkpoint_every, evaluate_every: iterations between log lines, checkpoints, grids with figures.
-        keep_last: newest checkpoints kept, beside the best one by evaluation.best.
-        max_skipped_steps: consecutive iterations with a skipped, non-finite step after which the run stops.
-        rollbacks: how often the run may roll back to its last checkpoint then, instead.
+        log_every, checkpoint_every, evaluate_every: iterations between log lines, checkpoints, and evaluations with a
+            grid of samples.
+        keep_last: number of newest checkpoints kept, in addition to the best one by evaluation.best.
+        max_skipped_steps: consecutive iterations with a skipped, non-finite step after which the run stops or rolls
+            back.
+        rollbacks: largest number of rollbacks to the last checkpoint.
         rollback_lr_factor: factor of the learning rates at each rollback.
 
     Raises:
@@ -91,18 +93,21 @@ class TrainingSettings:
         if not 0 < self.rollback_lr_factor <= 1:
             raise ValueError(f"training.rollback_lr_factor must lie in (0, 1], got {self.rollback_lr_factor}")
         if self.total_images < self.batch_size:
-            raise ValueError(f"training.total_images={self.total_images} is less than one batch of {self.batch_size}")
+            raise ValueError(
+                f"training.total_images={self.total_images} is less than one batch: expected at least "
+                f"training.batch_size={self.batch_size}"
+            )
 
     @property
     def iterations(self) -> int:
-        """Steps of the trained network."""
+        """Number of iterations, each one step of the trained network."""
         return self.total_images // self.batch_size
 
     def per_process(self, processes: int) -> int:
-        """Images of an iteration in each process.
+        """Images per iteration and process.
 
         Raises:
-            ValueError: if processes and micro-batches do not divide the batch.
+            ValueError: if the batch is not divisible by processes times micro-batches.
         """
         parts = processes * self.accumulation
         if self.batch_size % parts:
@@ -116,19 +121,19 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a run draws the samples that it evaluates and shows; the latents and classes are those of seeds 0, 1, ...
+    """Settings of a run's evaluations. Latents and classes are those of the seeds 0, 1, ...
 
     Args:
-        samples: samples of the final values, teacher's and student's alike.
-        seed_ranges: disjoint ranges of so many seeds that are evaluated in the end, to show a value's spread; the
-            first, which starts at seed 0, gives the value itself.
-        interim_samples: samples of the values during the run.
-        interim_metrics: the metrics of those, and of the seed ranges behind the first; None for all.
-        best: the key of the value that picks the best checkpoint and the teacher that a pretraining keeps, such as
-            fid; None for the first that is measured during the run.
-        evaluate_teacher: whether a distillation evaluates its teacher too; False where that is known.
-        batch_size: samples drawn at a time.
-        grid: samples in a picture.
+        samples: number of samples for the final values, of teacher and student.
+        seed_ranges: number of disjoint seed ranges of the final evaluation, to measure a value's spread. The first one
+            starts at seed 0 and gives the reported value.
+        interim_samples: number of samples for values during the run.
+        interim_metrics: metrics during the run and of the further seed ranges; None for all.
+        best: the key of the value that picks the best checkpoint, and a pretraining's best teacher, such as fid; None
+            for the first interim value.
+        evaluate_teacher: evaluate a distillation's teacher too.
+        batch_size: samples per batch.
+        grid: samples in a grid of images.
     """
 
     samples: int
@@ -146,13 +151,14 @@ class EvaluationSettings:
                 raise ValueError(f"evaluation.{name} must be positive, got {getattr(self, name)}")
 
     def check_processes(self, processes: int) -> None:
-        """Refuse fewer samples than ``processes``, each of which is to bring features of some.
+        """Check that each of ``processes`` gets at least one sample.
 
         Raises:
-            ValueError: naming both.
+            ValueError: if evaluation.samples or evaluation.interim_samples is less than ``processes``.
         """
         for name in ("samples", "interim_samples"):
             if getattr(self, name) < processes:
                 raise ValueError(
-                    f"evaluation.{name}={getattr(self, name)}: {processes} processes have not one sample each"
+                    f"evaluation.{name}={getattr(self, name)}: expected at least one sample for each of {processes} "
+                    "processes"
                 )

@@ -1,4 +1,4 @@
-"""Networks whose parameters the processes share (FSDP2), and what every large network can be told besides."""
+"""Sharding of parameters over processes (FSDP2), and activation checkpointing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The units that a network is a list of: what its outermost ModuleLists and ModuleDicts hold."""
+    """The blocks of a network: the members of its outermost ModuleLists and ModuleDicts."""
     found: list[nn.Module] = []
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
@@ -25,28 +25,28 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Keep a share of every parameter in each process of ``mesh``; a block is gathered while it computes (FSDP2).
+    """Shard every parameter over the processes of ``mesh``; each block is gathered for its computation (FSDP2).
 
-    Gradients come out averaged over the processes. Only the network's own ``forward`` gathers what it needs.
+    Gradients are averaged over the processes. Only calls of the network gather parameters.
     """
     for block in blocks_of(network):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)
-    # Gathered again for the backward pass: between the two, parameters are frozen and thawed as shares.
+    # Gathered again for the backward pass: in between, requires_grad changes on the sharded parameters.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Keep no activations within the network's blocks: the backward pass computes each block anew.
+    """Recompute the activations of the network's blocks in the backward pass.
 
-    With the same parameters frozen as in the forward pass, whatever has happened to them in between.
+    The recomputation freezes the parameters that were frozen in the forward pass.
     """
     for block in blocks_of(network):
-        block.forward = partial(_anew, block, block.forward)
+        block.forward = partial(_checkpointed, block, block.forward)
 
 
-def _anew(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    if torch.compiler.is_compiling():  # both passes are then made at once
+def _checkpointed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    if torch.compiler.is_compiling():  # the compiler traces both passes at once
         return checkpoint(forward, *inputs, use_reentrant=False, **options)
     frozen = {name for name, parameter in block.named_parameters() if not parameter.requires_grad}
 
@@ -68,20 +68,20 @@ def _anew(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a shared tensor, which every process must ask for; any other as it is."""
+    """The full tensor of a sharded one, for which every process must call it; other tensors are returned unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shard_like(own: Tensor | None, value: Tensor) -> Tensor:
-    """``value``, which is whole, shared as ``own`` is."""
-    if not isinstance(own, DTensor):
+def shard_like(example: Tensor | None, value: Tensor) -> Tensor:
+    """The full tensor ``value`` sharded like ``example``; unchanged if that is not sharded."""
+    if not isinstance(example, DTensor):
         return value
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)
 
 
 @contextmanager
 def full_state_dict(network: nn.Module) -> Iterator[None]:
-    """Within the context ``network.state_dict()`` gives whole, contiguous tensors, so that any one process can save it.
+    """Context in which ``network.state_dict()`` returns full, contiguous tensors, for a single process to save.
 
     Every process must enter it.
     """
@@ -94,5 +94,5 @@ def full_state_dict(network: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    """Whether each process has a share of ``parameter``."""
+    """True if ``parameter`` is sharded over processes."""
     return isinstance(parameter, DTensor)

@@ -1,4 +1,4 @@
-"""Everything of a run that training changes, and its way to a checkpoint and back."""
+"""The state of a run that training changes, and its saving to and loading from a checkpoint."""
 
 import copy
 import json
@@ -20,12 +20,12 @@ _COUNTERS = ("iteration", "seconds", "skipped_steps", "rollbacks")
 
 
 class TrainingState:
-    """The networks and optimisers of a run under their names, and its counters.
+    """The networks and optimisers of a run by name, and its counters.
 
-    A checkpoint holds whole tensors, however the processes share them: any number of processes can go on from it.
+    A checkpoint holds full tensors, also of sharded networks: a run can resume with another number of processes.
 
     Args:
-        networks: modules whose ``state_dict`` is kept, averages and running statistics among them.
+        networks: modules whose ``state_dict`` is saved, averages and running statistics included.
         optimizers: their guarded optimisers.
     """
 
@@ -33,18 +33,18 @@ class TrainingState:
         self.networks, self.optimizers = networks, optimizers
         self.iteration = 0
         self.seconds = 0.0
-        self.skipped_steps = 0  # iterations in a row in which a step was refused
-        self.rollbacks = 0  # times that the run went back to a checkpoint with a lower rate
+        self.skipped_steps = 0  # consecutive iterations with a skipped step
+        self.rollbacks = 0  # rollbacks to a checkpoint with lower learning rates
 
     def snapshot(
         self, log: Sequence[Any] = (), measured: Measurement | None = None, keep: bool = True
     ) -> Snapshot | None:
-        """Copies of everything on the CPU; every process must call it.
+        """A copy of the state on the CPU. Every process must call it.
 
         Args:
-            log: what the log has not written yet, see :class:`onestep.engine.log.RunLog`.
-            measured: the value that picks the best checkpoint, where it was measured now.
-            keep: False returns None, for the processes that only give their share.
+            log: the log's pending values, see :meth:`onestep.engine.log.RunLog.state`.
+            measured: the value that picks the best checkpoint; None if it was not measured at this iteration.
+            keep: False returns None, for processes that only take part in the gathering of sharded tensors.
         """
         tensors: dict[str, dict[str, Tensor]] = {}
         values: dict[str, Any] = {"log": log}
@@ -65,18 +65,18 @@ class TrainingState:
         return write_checkpoint(run, snapshot, keep_last)
 
     def load(self, folder: Path) -> list[Any]:
-        """Take over the checkpoint in ``folder``, and return the log's part of it.
+        """Load the checkpoint in ``folder``, and return the log's pending values.
 
         Raises:
-            ValueError: if it is damaged, before anything is taken over, or belongs to a run with other networks.
+            ValueError: if it is damaged, before anything is loaded, or belongs to a run with other networks.
         """
         if reason := damage(folder):
             raise ValueError(f"cannot resume from {folder}: {reason}")
         try:
             for name, network in self.networks.items():
                 saved = load_file(folder / f"{name}.safetensors")
-                own = network.state_dict()
-                network.load_state_dict({key: shard_like(own.get(key), value) for key, value in saved.items()})
+                current = network.state_dict()
+                network.load_state_dict({key: shard_like(current.get(key), value) for key, value in saved.items()})
             for guard in self.optimizers.values():
                 for name, optimizer in guard.optimizers.items():
                     tensors = load_file(folder / f"{name}.optimizer.safetensors")
@@ -92,7 +92,7 @@ class TrainingState:
 
 
 def _copies(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole copies on the CPU that training does not touch; nothing where they are not to be kept."""
+    """Full copies on the CPU; empty unless ``keep``."""
     copies = {}
     for name, tensor in tensors.items():
         gathered = full_tensor(tensor.detach())
@@ -102,7 +102,7 @@ def _copies(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def _split_optimizer_state(state: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """The state's tensors, as ``<parameter index>.<name>``, and its parameter groups, which are plain values."""
+    """The state's tensors, named ``<parameter index>.<name>``, and its parameter groups as plain values."""
     tensors = {f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()}
     return tensors, state["param_groups"]
 
@@ -113,9 +113,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        # Adam's moments have the parameter's shape, its counter of steps has none.
-        own = parameter if value.shape == parameter.shape else None
-        if own is not None and not is_sharded(own):  # a fused step takes them to lie in memory as the parameter does
-            value = torch.empty_like(own, dtype=value.dtype, device=value.device).copy_(value)
-        state.setdefault(int(index), {})[name] = shard_like(own, value)
+        # Adam's moments have the parameter's shape, its counter of steps is a scalar.
+        example = parameter if value.shape == parameter.shape else None
+        if example is not None and not is_sharded(example):  # a fused step needs the parameter's memory layout
+            value = torch.empty_like(example, dtype=value.dtype, device=value.device).copy_(value)
+        state.setdefault(int(index), {})[name] = shard_like(example, value)
     optimizer.load_state_dict({"state": state, "param_groups": groups})

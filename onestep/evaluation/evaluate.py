@@ -94,7 +94,7 @@ def evaluate(
         network_evaluations: evaluations of the network a sample.
         prompts: taken in turn by the seeds; None for samples of no prompts.
     """
-    values = evaluator([images], shared=True, prompts=_take(prompts, seeds))
+    values = evaluator([images], distributed=True, prompts=_take(prompts, seeds))
     return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
 
 
@@ -147,7 +147,7 @@ class RunEvaluator:
         if self.evaluator.keys(settings.interim_metrics):
             share = self._share(draw, range(settings.interim_samples))
             prompts = _take(self.space.prompts, range(settings.interim_samples))
-            values = self.evaluator(share, shared=True, prompts=prompts, only=settings.interim_metrics)
+            values = self.evaluator(share, distributed=True, prompts=prompts, only=settings.interim_metrics)
         shown = self.draw(draw, settings.grid)
         if not self.run.accelerator.is_main_process:
             return None
@@ -192,7 +192,7 @@ class RunEvaluator:
             share = Clock(self._share(draw, range(first, first + count), title))
             only = self.settings.interim_metrics if number else None
             prompts = _take(self.space.prompts, range(first, first + count))
-            values = self.evaluator(share, shared=True, prompts=prompts, only=only)
+            values = self.evaluator(share, distributed=True, prompts=prompts, only=only)
             records += self.evaluator.results(values, count, [first, first + count - 1], network_evaluations)
             if not number:
                 cost = {"samples": count, "samples_per_second": round(count / share.seconds, 1)}

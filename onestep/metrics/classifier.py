@@ -1,4 +1,4 @@
-"""A small convolutional classifier as a feature network, for data that Inception was not made for."""
+"""A small convolutional classifier as a feature network, for data unlike Inception's training images."""
 
 import json
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from onestep.metrics.features import FeatureNetwork
 
 
 class Classifier(FeatureNetwork):
-    """A classifier of square images, whose activations before the last layer are the features.
+    """A classifier of square images; its features are the activations before the last layer.
 
     ``onestep pretrain features`` trains one.
 
     Args:
-        name: of what it classifies.
+        name: name of the data.
         image_shape: (C, H, W) of the images.
-        num_classes: how many classes.
-        num_features: how many features.
+        num_classes: number of classes.
+        num_features: number of features.
         channels, strides: of each 3x3 convolution.
-        held_out_accuracy: the share of images that it was not trained on that it classifies right; None until measured.
+        held_out_accuracy: accuracy in [0, 1] on images outside the training set; None until measured.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Classifier(FeatureNetwork):
         return self.logits(self.forward(images))
 
     def save(self, path: Path) -> None:
-        """Write the weights, with the arguments that rebuild the network in their metadata."""
+        """Write the weights, with the constructor's arguments in their metadata."""
         with atomic_file(path) as temporary:
             save_file(self.state_dict(), temporary, metadata={"config": json.dumps(self.config)})
 
@@ -71,10 +71,10 @@ def load_classifier(path: str) -> Classifier:
     """A frozen classifier in eval mode.
 
     Args:
-        path: the file that :meth:`Classifier.save` wrote, or the name of a bundled one: "digits", "fashion".
+        path: a file of :meth:`Classifier.save`, or the name of a bundled classifier: "digits", "fashion".
 
     Raises:
-        ValueError: if there is no such file, or it holds no such network.
+        ValueError: if there is no such file, or it holds no classifier.
     """
     bundled = ASSETS / f"{path}_features.safetensors"
     file = bundled if bundled.is_file() else Path(path)

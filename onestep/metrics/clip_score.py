@@ -1,4 +1,4 @@
-"""How well images show what their prompts say (Hessel et al. 2021, arXiv 2104.08718)."""
+"""CLIP score: agreement of images with their prompts (Hessel et al. 2021, arXiv 2104.08718)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from onestep.metrics.transformer_features import CLIPFeatures
 
 
 class CLIPScore:
-    """``100 max(cosine of image and prompt, 0)``, the mean over samples; the real images are not looked at.
+    """The mean over samples of ``100 max(cosine of image and prompt, 0)``. It uses no real images.
 
     Args:
         features: the CLIP model.
@@ -24,5 +24,5 @@ class CLIPScore:
         self.features: FeatureNetwork | None = features
 
     def __call__(self, real: Any, generated: Tensor) -> float:
-        """The score in [0, 100] of cosines ``generated`` [N]."""
+        """The CLIP score in [0, 100] for cosines ``generated`` [N]; ``real`` is unused."""
         return float(100 * generated.double().clamp_min(0).mean())

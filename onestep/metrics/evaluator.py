@@ -1,4 +1,4 @@
-"""Evaluates several metrics of samples from one pass through each feature network."""
+"""Evaluation of several metrics with one pass of the samples through each feature network."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,17 +17,17 @@ from onestep.processes import rank_and_count
 
 
 class Metric(Protocol):
-    """A value that compares generated samples with real ones, or several values by their keys.
+    """One or several values that compare generated samples with real ones.
 
-    A metric of one value has the key that it is configured under; of several values each has its own.
+    A single value has the metric's name in the configuration as its key. Several values have keys of their own.
 
     Attributes:
-        reads: what it is given of each side: "vectors", features [N, D]; "moments", their mean and covariance, which
-            take no memory that grows with N; of the generated side alone "logits", [N, K], or "similarities" to the
-            prompts, [N].
-        features: its own feature network; None for that of all metrics.
-        title: how tables and plots name the value; of several values, each one's title by its key.
-        higher_is_better: the direction of the value; of several values one for all, or each one's by its key.
+        reads: the metric's input. "vectors": features [N, D] of real and generated samples. "moments": their mean and
+            covariance, whose size does not depend on N. Of the generated samples alone: "logits" [N, K], or
+            "similarities" [N] to the prompts.
+        features: the metric's feature network; None for the evaluator's.
+        title: the value's name in tables and plots; for several values, the titles by key.
+        higher_is_better: the direction of the value; for several values, one for all or a direction by key.
     """
 
     reads: Kind
@@ -43,24 +43,23 @@ class Metric(Protocol):
 
 
 class Evaluator:
-    """Computes every metric on images, quantised to uint8 as a published value's are.
+    """Computes every metric on images, quantised to uint8 as for published values.
 
-    In several processes each makes one, and calls it with its own share of the samples if it says so by ``shared``.
+    Every process makes one, and calls it with its part of the samples (``distributed``) or with all samples.
 
     Args:
-        features: the feature network of the metrics that have none of their own; None where the samples are points,
-            [B, D, 1, 1], which are their own features, as they are.
+        features: the feature network of metrics without one. None for points [B, D, 1, 1], which are used as features.
         metrics: the metrics by name.
-        reference: the real images, or their moments, as they are published; None where no metric reads them.
-        device: where the feature networks run.
-        cache: the folder where the reference's features are kept, under a hash of data and network; None to keep none.
+        reference: the real images, or their published moments; None if no metric reads them.
+        device: device of the feature networks.
+        cache: folder for the reference's features, under a hash of data and network; None for no cache.
 
     Attributes:
-        descriptions: title and direction of each value, by its key, in the order of the metrics.
+        descriptions: title and direction of each value by key, in the order of the metrics.
 
     Raises:
-        ValueError: if two metrics have a value of the same key, a feature network takes images of another shape than
-            the reference's, or a metric needs more of the reference than its moments.
+        ValueError: if two metrics have a value with the same key, a feature network takes images of another shape than
+            the reference's, or a metric needs more than moments and the reference is moments.
     """
 
     def __init__(
@@ -77,10 +76,10 @@ class Evaluator:
         for name, metric in metrics.items():
             for key, description in _describe(name, metric).items():
                 if key in self.descriptions:
-                    raise ValueError(f"metrics: {self._metric_of[key]} and {name} both measure {key}: leave one out")
+                    raise ValueError(f"metrics: {self._metric_of[key]} and {name} both measure {key}: remove one")
                 self.descriptions[key], self._metric_of[key] = description, name
         self.network_of = {
-            name: features if (own := getattr(metric, "features", None)) is None else own
+            name: features if (network := getattr(metric, "features", None)) is None else network
             for name, metric in metrics.items()
         }
         self.real: dict[FeatureNetwork | None, dict[Kind, Any]] = {}
@@ -99,16 +98,17 @@ class Evaluator:
     def __call__(
         self,
         batches: Iterable[Tensor],
-        shared: bool = False,
+        distributed: bool = False,
         prompts: Sequence[str] | None = None,
         only: Collection[str] | None = None,
     ) -> dict[str, float]:
-        """Every metric by name, on all images [B, C, H, W] of ``batches`` together; nothing but in the first process.
+        """The values by key, over all images [B, C, H, W] of ``batches``; empty outside the main process.
 
         Args:
             batches: the samples in [-1, 1], or points.
-            prompts: what each sample was drawn of, for metrics that compare with it.
-            shared: whether each process brings its own share, the first the first; the values are then of all.
+            distributed: ``batches`` is this process's part of the samples, in the order of the ranks. The values are
+                those of all samples.
+            prompts: the prompt of each sample, for metrics that read them.
             only: the names of the metrics to compute; None for all.
         """
         wanted = self._wanted(only)
@@ -122,7 +122,7 @@ class Evaluator:
                 if network is not None and pixels is None:
                     pixels = to_uint8(batch)
                 extraction.add(batch if network is None or pixels is None else pixels, texts)
-        generated = {network: extraction.finish(shared) for network, extraction in extractions.items()}
+        generated = {network: extraction.finish(distributed) for network, extraction in extractions.items()}
         values: dict[str, float] = {}
         if rank_and_count()[0] > 0:
             return values
@@ -133,22 +133,22 @@ class Evaluator:
         return values
 
     def save_reference(self, path: str) -> None:
-        """Write the mean and covariance of the reference's features, as EDM publishes them; from the first process.
+        """Write the mean and covariance of the reference's features in EDM's format, in the main process.
 
         Raises:
-            ValueError: if no metric reads them.
+            ValueError: unless exactly one feature network's moments are in use.
         """
         found = [real["moments"] for real in self.real.values() if "moments" in real]
         if len(found) != 1 and rank_and_count()[0] == 0:
-            raise ValueError("save_reference: choose one metric that reads mean and covariance, such as metrics=[fid]")
+            raise ValueError("save_reference needs one metric that reads mean and covariance: choose metrics=[fid]")
         for moments in found:
             moments.save(path)
 
     def check_samples(self, count: int) -> None:
-        """Refuse ``count`` samples where a metric's name promises another number.
+        """Check ``count`` against the number of samples in a metric's name, such as fid50k.
 
         Raises:
-            ValueError: naming the metric and both numbers.
+            ValueError: for another number, or for features outside the metric's published protocol.
         """
         for name, metric in self.metrics.items():
             promised = getattr(metric, "samples", None)
@@ -156,19 +156,19 @@ class Evaluator:
                 continue
             network = self.network_of[name]
             if count != promised:
-                raise ValueError(f"{name} is of {promised:,} samples, and these are {count:,}: ask for fid instead")
+                raise ValueError(f"{name} needs {promised:,} samples, got {count:,}: choose metrics=[fid] instead")
             if network is None or network.protocol_samples != promised:
                 title = "points" if network is None else network.title
-                raise ValueError(f"{name} is a published protocol in the features of another network than {title}")
+                raise ValueError(f"{name} is not defined in the features of {title}: choose the published features")
 
     def keys(self, only: Collection[str] | None = None) -> list[str]:
-        """The keys of the values of the metrics ``only``, by their names; None for all."""
+        """The keys of the values of the metrics named in ``only``; None for all."""
         return [key for key, name in self._metric_of.items() if only is None or name in only]
 
     def results(
         self, values: dict[str, float], samples: int, seeds: list[int] | None, network_evaluations: int | None
     ) -> list[dict[str, Any]]:
-        """A record of each of ``values``, with all that a reader needs to know of it, see :class:`Result`."""
+        """A complete record of each of ``values``, see :class:`Result`."""
         records = []
         for key, value in values.items():
             network, description = self.network_of[self._metric_of[key]], self.descriptions[key]
@@ -191,7 +191,7 @@ class Evaluator:
         return {name: metric for name, metric in self.metrics.items() if only is None or name in only}
 
     def _wanted(self, only: Collection[str] | None = None) -> dict[FeatureNetwork | None, set[Kind]]:
-        """What each feature network's features are read as, by the metrics ``only``; None for all."""
+        """The kinds of features that the metrics in ``only`` read from each network; None for all metrics."""
         wanted: dict[FeatureNetwork | None, set[Kind]] = {}
         for name, metric in self._chosen(only).items():
             wanted.setdefault(self.network_of[name], set()).add(metric.reads)
@@ -202,29 +202,33 @@ class Evaluator:
         if network is None:
             if given is None or given[1:] != (1, 1):
                 raise ValueError(
-                    "images are compared in the features of a network, and there is none: choose features=..."
+                    "features=null is for points; metrics of images need a feature network: choose features=..."
                 )
         elif given is not None and network.image_shape is not None and tuple(network.image_shape) != given:
             raise ValueError(
-                f"the feature network takes images {tuple(network.image_shape)}, the data has {given}: choose another"
+                f"the feature network takes images {tuple(network.image_shape)}, the data has {given}: choose other "
+                "features=..."
             )
 
     def _of_moments(self, moments: Moments, kinds: set[Kind]) -> dict[Kind, Any]:
         if "vectors" in kinds:
             names = [name for name, metric in self.metrics.items() if metric.reads == "vectors"]
-            raise ValueError(f"{', '.join(names)}: a reference of mean and covariance alone will not do; give data=...")
+            raise ValueError(
+                f"{', '.join(names)}: the reference has only mean and covariance, and single features are needed: give "
+                "data=..."
+            )
         return {"moments": moments}
 
     def _require_none(self, kinds: set[Kind]) -> None:
         if kinds:
             raise ValueError(
-                f"metrics={list(self.metrics)} compare with real images, and there are none: give data=... with images "
-                "and features=..., or reference=..., an .npz of moments; or choose metrics=[]"
+                f"metrics={list(self.metrics)} need real images, and there are none: give data=... with images and "
+                "features=..., or reference=..., an .npz of moments; or choose metrics=[]"
             )
 
 
 def _describe(name: str, metric: Metric) -> dict[str, Description]:
-    """The description of each value of the ``metric`` that is configured under ``name``, by its key."""
+    """The description of each value of the ``metric`` configured as ``name``, by key."""
     titles, better = metric.title, metric.higher_is_better
     by_key = {name: titles} if isinstance(titles, str) else titles
     return {

@@ -1,4 +1,4 @@
-"""One pass of samples through a feature network, and what is kept of it."""
+"""One pass of samples through a feature network, with its outputs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
@@ -13,33 +13,33 @@ from onestep.metrics.statistics import FeatureStatistics
 from onestep.processes import gather_rows, process_rows
 
 Kind = Literal["moments", "vectors", "logits", "similarities"]
-#: What is read of the generated side alone.
+#: The kinds that metrics read of generated samples alone.
 OF_SAMPLES: frozenset[Kind] = frozenset({"logits", "similarities"})
 
-_BATCH = 250  # images in the network at a time
-_READ = 1000  # images of the reference in memory at a time
+_BATCH = 250  # images in a forward pass of the network
+_READ = 1000  # images of the reference in a batch
 
 
 class Reference(Protocol):
-    """The real images, of which no more than a batch needs to be in memory."""
+    """The real images, read in batches."""
 
     image_shape: tuple[int, int, int]
 
     @property
     def description(self) -> str:
-        """What a figure's record says of them."""
+        """Their name in the record of a metric."""
 
     def __len__(self) -> int: ...
 
-    def batches(self, batch_size: int, share: range | None = None) -> Iterator[Tensor]:
-        """All images or a ``share`` in their order, [<= batch_size, C, H, W] in [-1, 1]."""
+    def batches(self, batch_size: int, rows: range | None = None) -> Iterator[Tensor]:
+        """All images, or those of ``rows``, in order: [<= batch_size, C, H, W] in [-1, 1]."""
 
     def fingerprint(self) -> str:
         """A hash of their content."""
 
 
 class Extraction:
-    """Collects the ``kinds`` of what ``network`` makes of samples; None for points, which are their own features."""
+    """Collects the outputs ``kinds`` of ``network`` for samples; None for points, which are used as features."""
 
     def __init__(self, network: FeatureNetwork | None, kinds: set[Kind], device: torch.device | str) -> None:
         self.network = None if network is None else network.to(device)
@@ -51,15 +51,18 @@ class Extraction:
 
     @torch.no_grad()
     def add(self, samples: Tensor, prompts: Sequence[str] | None = None) -> None:
-        """Take uint8 images [B, C, H, W] with their prompts, if there are some, or points [B, D, 1, 1].
+        """Add uint8 images [B, C, H, W], with prompts if a metric reads them, or points [B, D, 1, 1].
 
         Raises:
-            ValueError: for images of a shape that the network does not take, or without the prompts or classes that a
-                metric needs.
+            ValueError: for images of another shape than the network's, or without prompts or classes that a metric
+                reads.
         """
         shape = None if self.network is None else self.network.image_shape
         if shape is not None and tuple(samples.shape[1:]) != tuple(shape):
-            raise ValueError(f"the feature network takes images {tuple(shape)}, these are {tuple(samples.shape[1:])}")
+            raise ValueError(
+                f"the feature network takes images {tuple(shape)}, got {tuple(samples.shape[1:])}: choose other "
+                "features=..."
+            )
         for start in range(0, len(samples), _BATCH):
             part = samples[start : start + _BATCH].to(self.device)
             if self.kinds - OF_SAMPLES:
@@ -71,30 +74,30 @@ class Extraction:
                     self.vectors.append(features.cpu())
             if "logits" in self.kinds:
                 if self.network is None:
-                    raise ValueError("points have no classes, which this metric needs")
+                    raise ValueError("this metric needs the class logits of a feature network, and points have none")
                 self.logits.append(self.network.classify(part).cpu())
             if "similarities" in self.kinds:
                 if self.network is None or prompts is None:
-                    raise ValueError("this metric compares images with their prompts, and there are none")
+                    raise ValueError("this metric compares images with prompts, and there are none: give data=prompts")
                 self.similarities.append(self.network.similarity(part, prompts[start : start + _BATCH]).cpu())
 
-    def finish(self, shared: bool = False) -> dict[Kind, Any]:
-        """What was collected, by kind; with ``shared``, of all processes, in the order of their ranks."""
+    def finish(self, distributed: bool = False) -> dict[Kind, Any]:
+        """The collected outputs by kind; if ``distributed``, those of all processes in the order of the ranks."""
         found: dict[Kind, Any] = {}
         if self.statistics is not None:
-            found["moments"] = (self.statistics.reduce() if shared else self.statistics).moments()
+            found["moments"] = (self.statistics.reduce() if distributed else self.statistics).moments()
         for kind in ("vectors", "logits", "similarities"):
             parts = getattr(self, kind)
             if parts:
-                found[kind] = gather_rows(torch.cat(parts), self.device) if shared else torch.cat(parts)
+                found[kind] = gather_rows(torch.cat(parts), self.device) if distributed else torch.cat(parts)
         return found
 
     def all_of(self, reference: Reference) -> dict[Kind, Any]:
-        """What is collected of all images of ``reference``; the processes share the work, and each has all of it."""
+        """The outputs for all images of ``reference``, in every process; the work is divided among the processes."""
         if not self.kinds:
             return {}
         rows = process_rows(len(reference))
         total = -(-len(rows) // _READ)
         for batch in tqdm(reference.batches(_READ, rows), "features of the reference", total, leave=False, delay=2):
             self.add(batch if self.network is None else to_uint8(batch))
-        return self.finish(shared=True)
+        return self.finish(distributed=True)

@@ -1,4 +1,4 @@
-"""Feature networks, through which the metrics see an image."""
+"""Feature networks: the representation of images in which metrics are computed."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ class FeatureNetwork(nn.Module):
 
     Attributes:
         title: its name in the record of a metric.
-        image_shape: (C, H, W) of the images it takes; None for any.
-        protocol_samples: the number of samples of published figures in its features; None without a protocol.
+        image_shape: (C, H, W) of its input images; None for any.
+        protocol_samples: the number of samples of published values in its features; None without a protocol.
     """
 
     title: str
@@ -21,13 +21,13 @@ class FeatureNetwork(nn.Module):
     protocol_samples: int | None = None
 
     def classify(self, images: Tensor) -> Tensor:
-        """Class logits [B, K], for networks that have classes."""
-        raise ValueError(f"{self.title} knows no classes, which this metric needs: choose other features")
+        """Class logits [B, K], for networks with classes."""
+        raise ValueError(f"{self.title} has no class logits, which this metric needs: choose other features=...")
 
     def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The similarity of each image and its prompt, [B] in [-1, 1], for networks that read text."""
-        raise ValueError(f"{self.title} reads no prompts, which this metric needs: choose other features")
+        """The similarity [B] in [-1, 1] of each image and its prompt, for networks that read text."""
+        raise ValueError(f"{self.title} reads no prompts, which this metric needs: choose other features=...")
 
     def fingerprint(self) -> str:
-        """A hash of the weights, under which the reference's features are kept."""
+        """A hash of the weights, a part of the key of the reference's features in the cache."""
         return hash_parts([type(self).__name__, hash_tensors(self.state_dict())])

@@ -12,9 +12,9 @@ class FrechetDistance:
     """``|mu_p - mu_q|^2 + tr(C_p + C_q - 2 (C_p C_q)^(1/2))`` in float64.
 
     Args:
-        features: its own feature network; None for that of all metrics.
-        samples: the number of samples that a protocol asks for; another number is refused. None for any.
-        title: how tables and plots name it, such as FID in Inception's features.
+        features: the metric's feature network; None for the evaluator's.
+        samples: the protocol's number of samples, the only one allowed; None for any.
+        title: its name in tables and plots, such as FID for Inception's features.
     """
 
     reads: Kind = "moments"
@@ -32,24 +32,26 @@ class FrechetDistance:
 
 
 def frechet_distance(p: Moments, q: Moments) -> float:
-    """The distance, at least as exact as its inputs: of a set and itself it is 0, of any rank.
+    """The Frechet distance of two sets of features, exact up to the rounding of the moments, also for singular ones.
 
-    The trace of ``(C_p C_q)^(1/2)`` is the sum of the singular values of ``C_p^(1/2) C_q^(1/2)``. Roots of the
-    eigenvalues of ``C_p C_q``, as torchmetrics has them, turn a rounding error of 1e-16 into 1e-8 where fewer samples
-    than dimensions leave eigenvalues of 0.
+    The trace of ``(C_p C_q)^(1/2)`` is the sum of the singular values of ``C_p^(1/2) C_q^(1/2)``. torchmetrics takes
+    roots of the eigenvalues of ``C_p C_q``. With fewer samples than dimensions some eigenvalues are 0, and their
+    rounding errors of 1e-16 become 1e-8.
 
     Raises:
         ValueError: for features of different dimensions.
     """
     if len(p.mean) != len(q.mean):
-        raise ValueError(f"features of {len(p.mean)} dimensions against {len(q.mean)}: they are of two networks")
+        raise ValueError(
+            f"features of {len(p.mean)} and {len(q.mean)} dimensions: give the features of one network on both sides"
+        )
     root_trace = torch.linalg.svdvals(_root(p.covariance).T @ _root(q.covariance)).sum()
     squares = (p.mean - q.mean).square().sum()
     return float(squares + p.covariance.trace() + q.covariance.trace() - 2 * root_trace)
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """A matrix A with ``A A^T = covariance``; eigenvalues that are rounding errors of 0 are 0."""
+    """A matrix A with ``A A^T = covariance``; eigenvalues below the rounding error are set to 0."""
     values, vectors = torch.linalg.eigh(covariance)
     floor = values[-1] * len(values) * torch.finfo(values.dtype).eps
     return vectors * torch.where(values > floor, values, 0).sqrt()

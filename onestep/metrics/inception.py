@@ -1,4 +1,4 @@
-"""The Inception network of published FIDs: NVIDIA's TorchScript translation of the original of 2015."""
+"""The Inception network of published FIDs: NVIDIA's TorchScript port of the original of 2015."""
 
 import urllib.request
 from pathlib import Path
@@ -10,23 +10,23 @@ from tqdm.auto import tqdm
 from onestep.files import atomic_file, hash_file
 from onestep.metrics.features import FeatureNetwork
 
-#: The hash of the one program that a run's configuration may name; others are given by hand.
+#: The hash of the only program that a run's saved configuration may load; others need features.sha256=... by hand.
 PUBLISHED_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
 
 class InceptionFeatures(FeatureNetwork):
-    """``inception-2015-12-05.pt``, which EDM, SiD, DMD2 and others measure FID with; it resizes images itself.
+    """``inception-2015-12-05.pt``, the FID network of EDM, SiD, DMD2 and others. It resizes images itself.
 
-    A TorchScript file is a program, and loading it runs it: that happens only if its hash is the expected one.
+    A TorchScript file is a program, and loading it runs it. It is loaded only if its hash is the expected one.
 
     Args:
         path: the file.
         sha256: its hash.
-        url: where to fetch it from if there is no such file; None to fetch nothing.
-        protocol_samples: samples of a published figure.
+        url: source of the file if it does not exist; None for no download.
+        protocol_samples: samples of a published value.
 
     Raises:
-        ValueError: if there is no such file, it cannot be fetched, or its hash is another.
+        ValueError: if the file does not exist and cannot be fetched, or its hash differs.
     """
 
     def __init__(self, path: str, sha256: str, url: str | None, protocol_samples: int | None) -> None:
@@ -37,8 +37,8 @@ class InceptionFeatures(FeatureNetwork):
         content_hash = hash_file(file)
         if content_hash != sha256.lower():
             raise ValueError(
-                f"{file} has the sha256 {content_hash}, not {sha256}: it is not run. Delete it to have it fetched "
-                "again, or give the hash of a file that you trust as features.sha256=..."
+                f"{file} has the sha256 {content_hash}, not {sha256}, and is not loaded: delete it to fetch it again, "
+                "or give the hash of a file that you trust as features.sha256=..."
             )
         self.title, self.protocol_samples, self.sha256 = file.name, protocol_samples, content_hash
         self.network = torch.jit.load(str(file), map_location="cpu")
@@ -51,7 +51,7 @@ class InceptionFeatures(FeatureNetwork):
         return self.network(_as_rgb(images), return_features=True).flatten(1)
 
     def classify(self, images: Tensor) -> Tensor:
-        """The log of the softmax without its bias, [B, K], from which the Inception Score is computed."""
+        """Class logits [B, K] for the Inception Score: the log of the softmax without the output bias."""
         probabilities = self.network(_as_rgb(images), no_output_bias=True)
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
@@ -64,10 +64,10 @@ def _as_rgb(images: Tensor) -> Tensor:
 
 
 def fetch(path: Path, sha256: str, url: str | None) -> None:
-    """Fetch ``url`` to ``path``, which exists afterwards only if it is complete and has the hash ``sha256``.
+    """Fetch ``url`` to ``path``; the file is written only if it is complete and has the hash ``sha256``.
 
     Raises:
-        ValueError: if that failed.
+        ValueError: if the download fails or the hash differs.
     """
     if url is None:
         raise ValueError(f"no feature network at {path}, and features.url is null: give its path as features.path=...")

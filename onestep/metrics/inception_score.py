@@ -13,8 +13,8 @@ class InceptionScore:
     """``exp E KL(p(class | x) || p(class))``, the mean over consecutive parts of the samples.
 
     Args:
-        splits: the number of parts; fewer where there are fewer samples.
-        features: its own network of logits; None for that of all metrics.
+        splits: the number of parts; at most the number of samples.
+        features: the metric's network; None for the evaluator's.
     """
 
     reads: Kind = "logits"
@@ -23,11 +23,11 @@ class InceptionScore:
 
     def __init__(self, splits: int, features: FeatureNetwork | None = None) -> None:
         if splits < 1:
-            raise ValueError(f"expected splits >= 1, got {splits}")
+            raise ValueError(f"metrics.is.splits must be at least 1, got {splits}")
         self.splits, self.features = splits, features
 
     def __call__(self, real: Tensor | None, generated: Tensor) -> float:
-        """The score, from 1 to the number of classes, of logits ``generated`` [N, K]; ``real`` is not looked at."""
+        """The Inception Score, from 1 to the number of classes, of logits ``generated`` [N, K]; ``real`` is unused."""
         scores = []
         for part in generated.double().tensor_split(min(self.splits, len(generated))):
             log_p = part.log_softmax(1)

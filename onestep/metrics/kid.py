@@ -12,13 +12,13 @@ from onestep.seeding import seeded_rng
 class KernelDistance:
     """The unbiased squared MMD (Gretton et al. 2012, eq. 3) with the kernel ``(x . y / D + 1)^3``.
 
-    Averaged over random subsets of both sides.
+    The value is a mean over random subsets of real and generated samples.
 
     Args:
-        subsets: how many.
-        subset_size: samples of each side in one; fewer where there are fewer.
+        subsets: number of subsets.
+        subset_size: real and generated samples in a subset; at most the number of samples.
         seed: seed of the subsets.
-        features: its own feature network; None for that of all metrics.
+        features: the metric's feature network; None for the evaluator's.
     """
 
     reads: Kind = "vectors"
@@ -27,21 +27,24 @@ class KernelDistance:
 
     def __init__(self, subsets: int, subset_size: int, seed: int, features: FeatureNetwork | None = None) -> None:
         if subsets < 1 or subset_size < 2:
-            raise ValueError(f"expected subsets >= 1 and subset_size >= 2, got {subsets} and {subset_size}")
+            raise ValueError(
+                f"metrics.kid: expected subsets >= 1 and subset_size >= 2, got subsets={subsets} and "
+                f"subset_size={subset_size}"
+            )
         self.subsets, self.subset_size, self.seed, self.features = subsets, subset_size, seed, features
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
-        """The distance between ``real`` [M, D] and ``generated`` [N, D] features; it can be a little below 0.
+        """The distance between ``real`` [M, D] and ``generated`` [N, D] features; unbiased, so it can be negative.
 
         Raises:
-            ValueError: with fewer than two samples on a side.
+            ValueError: for fewer than two real or generated samples.
         """
         size = min(self.subset_size, len(real), len(generated))
         if size < 2:
-            raise ValueError(f"a kernel distance needs 2 samples of each side, got {len(real)} and {len(generated)}")
-        random = seeded_rng(self.seed)
+            raise ValueError(f"kid needs at least 2 real and 2 generated samples, got {len(real)} and {len(generated)}")
+        rng = seeded_rng(self.seed)
         total = 0.0
         for _ in range(self.subsets):
-            subset = [side[torch.randperm(len(side), generator=random)[:size]].double() for side in (real, generated)]
+            subset = [side[torch.randperm(len(side), generator=rng)[:size]].double() for side in (real, generated)]
             total += float(poly_mmd(*subset))
         return total / self.subsets

@@ -1,7 +1,7 @@
-"""Distances to nearest neighbours among many features, as exact as if each were computed by itself.
+"""Exact distances to nearest neighbours among many features.
 
-Matrix products make them fast, and subtract large squares; where that leaves a doubt, the distance is computed again
-from the difference.
+Matrix products give the squared distances fast, with rounding errors from the cancellation of large squares. Where
+these errors could change a result, the distance is computed again from the difference of the features.
 """
 
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_ELEMENTS = 1 << 24  # of a block of distances
-_PAIRS = 1 << 14  # that are computed again at a time
+_ELEMENTS = 1 << 24  # elements in a block of distances
+_PAIRS = 1 << 14  # pairs in a batch of exact distances
 
 
 def nearest_distances(features: Tensor, k: int) -> Tensor:
-    """The ascending distances [N, k] of each of ``features`` [N, D] to its ``k`` nearest neighbours, itself left out.
+    """The ascending distances [N, k] of each of ``features`` [N, D] to its ``k`` nearest neighbours, without itself.
 
     Raises:
-        ValueError: if there are not more than ``k`` of them.
+        ValueError: for at most ``k`` features.
     """
     if len(features) <= k:
         raise ValueError(f"the {k}-th nearest neighbour needs more than {k} samples, got {len(features)}")
@@ -34,12 +34,12 @@ def nearest_distances(features: Tensor, k: int) -> Tensor:
 
 
 def count_within(points: Tensor, centres: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
-    """How many balls each of ``points`` [N, D] lies in, [N], and how many points each ball holds, [M].
+    """The number [N] of balls around each point, and the number [M] of points in each ball.
 
     Args:
         points: [N, D].
         centres: the balls' centres [M, D].
-        radii: their radii [M]; a point at just that distance is inside.
+        radii: the balls' radii [M]; a point at exactly this distance is inside.
     """
     points, centres = points.double(), centres.double()
     of_point, of_ball = [], torch.zeros(len(centres), dtype=torch.long, device=centres.device)
@@ -53,7 +53,7 @@ def count_within(points: Tensor, centres: Tensor, radii: Tensor) -> tuple[Tensor
 
 
 def _squared_distances(points: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Chunks of ``points``, their squared distances to ``others``, [B, M] each, and how far those may be wrong."""
+    """Chunks of ``points``, with squared distances [B, M] to ``others`` and bounds [B, M] of their rounding errors."""
     norms = others.square().sum(1)
     rounding = 4 * (points.shape[1] + 4) * torch.finfo(points.dtype).eps
     for chunk in points.split(max(1, _ELEMENTS // len(others))):

@@ -1,6 +1,6 @@
-"""The feature networks of two other ways to measure FID, by the libraries that define them; each needs its extra.
+"""The feature networks of torch-fidelity and clean-fid, from these libraries; each needs its extra.
 
-Figures of different protocols do not compare with each other, and their records name them.
+FIDs of different protocols are not comparable. Their records name the protocol.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ class TorchFidelityFeatures(FeatureNetwork):
     """torch-fidelity's port of the original Inception (``pip install 'onestep[torch-fidelity]'``).
 
     Args:
-        weights: the file of its weights; None lets torch-fidelity fetch them.
-        protocol_samples: samples of a published figure.
+        weights: the file of its weights; None for torch-fidelity's download.
+        protocol_samples: samples of a published value.
 
     Raises:
         ValueError: without the extra.
@@ -44,15 +44,15 @@ class TorchFidelityFeatures(FeatureNetwork):
         return self.network(images)[0]
 
     def classify(self, images: Tensor) -> Tensor:
-        """Logits [B, 1008] without their bias, as for the Inception Score."""
+        """Logits [B, 1008] without bias, for the Inception Score."""
         return self.network(images)[1]
 
 
 class CleanFeatures(InceptionFeatures):
     """NVIDIA's Inception behind clean-fid's antialiased resizing (Parmar et al. 2022, arXiv 2104.11222).
 
-    Needs ``pip install 'onestep[clean-fid]'``. The network is loaded here, under its hash, which clean-fid would not
-    check. See :class:`onestep.metrics.inception.InceptionFeatures` for the arguments.
+    Needs ``pip install 'onestep[clean-fid]'``. The network is loaded here, as clean-fid does not check its hash. See
+    :class:`onestep.metrics.inception.InceptionFeatures` for the arguments.
 
     Raises:
         ValueError: without the extra.

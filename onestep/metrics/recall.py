@@ -1,4 +1,4 @@
-"""Precision and recall of samples by nearest neighbours (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
+"""Precision and recall by nearest neighbours (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
 
 from typing import ClassVar
 
@@ -10,11 +10,11 @@ from onestep.metrics.neighbours import count_within, nearest_distances
 
 
 class Recall:
-    """The share of real samples that lie within the ``k``-th nearest neighbour's distance of some generated sample.
+    """The fraction of real samples within the ``k``-th nearest neighbour's distance of some generated sample.
 
     Args:
-        k: neighbour that sets each generated sample's radius, itself not counted.
-        features: its own feature network; None for that of all metrics.
+        k: index of the neighbour that sets each generated sample's radius; the sample itself does not count.
+        features: the metric's feature network; None for the evaluator's.
     """
 
     reads: Kind = "vectors"
@@ -28,7 +28,7 @@ class Recall:
         """Recall in [0, 1] of ``generated`` [N, D] against ``real`` [M, D] features.
 
         Raises:
-            ValueError: if there are not more than ``k`` generated samples.
+            ValueError: for at most ``k`` generated samples.
         """
         check_count("recall", self.k, generated=len(generated))
         inside, _ = count_within(real, generated, nearest_distances(generated, self.k)[:, -1])
@@ -38,14 +38,15 @@ class Recall:
 class PRDC:
     """Precision and recall, and the density and coverage of Naeem et al. 2020 (arXiv 2002.09797), eq. 4 and 6.
 
-    Precision is recall with the sides exchanged: the share of generated samples within the ``k``-th nearest
-    neighbour's distance of some real one. Density counts how many such balls a generated sample lies in, over ``k``,
-    and is 1 for the real distribution itself; coverage is the share of real balls that hold a generated sample.
+    Precision is recall with real and generated samples exchanged: the fraction of generated samples within the
+    ``k``-th nearest neighbour's distance of some real sample. Density is the mean number of such balls around a
+    generated sample, divided by ``k``; it is 1 for the real distribution. Coverage is the fraction of real samples'
+    balls that contain a generated sample.
 
     Args:
-        k: neighbour that sets the radii of precision and recall, itself not counted.
-        k_density: that of density and coverage.
-        features: its own feature network; None for that of all metrics.
+        k: index of the neighbour that sets the radii of precision and recall; the sample itself does not count.
+        k_density: the same for density and coverage.
+        features: the metric's feature network; None for the evaluator's.
     """
 
     reads: Kind = "vectors"
@@ -60,7 +61,7 @@ class PRDC:
         """``precision``, ``recall``, ``density`` and ``coverage`` of ``generated`` [N, D] against ``real`` [M, D].
 
         Raises:
-            ValueError: if there are not more than ``k`` samples on either side.
+            ValueError: for at most ``max(k, k_density)`` real or generated samples.
         """
         check_count("precision", max(self.k, self.k_density), real=len(real), generated=len(generated))
         of_real = nearest_distances(real, max(self.k, self.k_density))
@@ -76,14 +77,14 @@ class PRDC:
 
 
 def check_neighbour(name: str, k: int) -> int:
-    """``k``, if it is a neighbour's number."""
+    """``k``; raises ValueError for ``k`` < 1."""
     if k < 1:
         raise ValueError(f"{name} needs k >= 1 neighbours, got k={k}")
     return k
 
 
 def check_count(name: str, k: int, **counts: int) -> None:
-    """Refuse sides that have no ``k``-th neighbour."""
+    """Raises ValueError if one of ``counts`` is at most ``k``, so that there is no ``k``-th neighbour."""
     for side, count in counts.items():
         if count <= k:
             raise ValueError(f"{name} with k={k} needs more than {k} {side} samples, got {count}")

@@ -1,4 +1,4 @@
-"""The features of the real images, computed once and kept on disk."""
+"""The features of the real images, computed once and cached on disk."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.statistics import Moments
 from onestep.processes import broadcast_flag, rank_and_count
 
-_FORMAT = 2  # of the files; another number leaves all older ones aside
+_FORMAT = 2  # version of the files; a new number invalidates older files
 
 
 def reference_features(
@@ -21,15 +21,16 @@ def reference_features(
     device: torch.device | str,
     cache: str | None,
 ) -> dict[Kind, Any]:
-    """The ``kinds`` of features of ``reference``: from the cache, or computed now and kept. Every process must call it.
+    """The features of ``reference`` by kind, from the cache or computed now. Every process must call it.
 
-    The main process alone reads and writes the cache; the others return only the kinds that were computed now.
+    Only the main process reads and writes the cache. The other processes return only the kinds that were computed now.
 
     Args:
-        reference, network: the images, and the network that sees them; None for points, which are never kept.
-        kinds: of features, a chunk of the cache each.
-        device: of the network.
-        cache: the folder under which they are kept; it may start with ~. None keeps none.
+        reference: the images.
+        network: the feature network; None for points, which are not cached.
+        kinds: kinds of features, each a chunk of the cache.
+        device: device of the network.
+        cache: the parent folder of the cache; it may start with ~. None for no cache.
 
     Raises:
         ValueError: if the cache cannot be written.

@@ -1,4 +1,4 @@
-"""What a metric's value is: its description, its use in a comparison, and its record."""
+"""A metric's value: its description, its comparison with another value, and its record."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Description:
-    """How tables and plots name a value of a metric, and which direction is better."""
+    """A value's title in tables and plots, and its direction."""
 
     title: str
     higher_is_better: bool
@@ -33,7 +33,7 @@ class Measurement:
     higher_is_better: bool
 
     def is_better_than(self, other: Self | None) -> bool:
-        """Whether it is strictly better; than none or a NaN every value is."""
+        """True if strictly better than ``other``; every value is better than None and NaN."""
         if other is None or math.isnan(other.value):
             return True
         return self.value > other.value if self.higher_is_better else self.value < other.value
@@ -41,19 +41,19 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Result:
-    """A reported value with all that a reader needs to believe it.
+    """A reported value with the conditions of its measurement.
 
     Args:
         metric: the value's key, such as fid.
         value: the number.
-        title: how tables name the value.
+        title: its name in tables.
         higher_is_better: the direction.
         features: the feature network.
-        reference: the real images, and how many.
-        samples: generated samples.
-        protocol_samples: samples that a published value in these features has; None where there is no protocol.
-        seeds: the first and the last seed; None of files that do not say.
-        network_evaluations: evaluations of the network a sample; None of files.
+        reference: the real images and their number.
+        samples: number of generated samples.
+        protocol_samples: number of samples of a published value in these features; None without a protocol.
+        seeds: the first and the last seed; None for samples from files without seeds.
+        network_evaluations: network evaluations per sample; None for samples from files.
     """
 
     metric: str
@@ -69,7 +69,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        """The key; ``fid10k`` where the number of samples is not the protocol's, so that the value is another one."""
+        """The key; with the number of samples, such as ``fid10k``, if it differs from the protocol's."""
         if self.protocol_samples in (None, self.samples):
             return self.metric
         return f"{self.metric}{self.samples / 1000:g}k"

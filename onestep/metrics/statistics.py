@@ -1,4 +1,4 @@
-"""Mean and covariance of features, accumulated in float64 in any batches and over any number of processes."""
+"""Mean and covariance of features, accumulated in float64 over batches and processes."""
 
 import zipfile
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from onestep.processes import sum_over_processes
 
 @dataclass(frozen=True)
 class Moments:
-    """The moments of a set of features, from which a Frechet distance is computed.
+    """The moments of a set of features, for a Frechet distance.
 
     Args:
         mean: [D] float64.
         covariance: [D, D] float64, unbiased.
-        count: how many features there were; None where a file does not say.
+        count: number of features; None if unknown, as for published files.
         description: their name in the record of a metric.
     """
 
@@ -36,30 +36,34 @@ class Moments:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read ``mu`` [D] and ``sigma`` [D, D] of an .npz, such as EDM's ``fid.py ref`` writes and NVIDIA publishes.
+        """Read ``mu`` [D] and ``sigma`` [D, D] of an .npz of EDM's ``fid.py ref``, as NVIDIA publishes them.
+
+        Nothing in the file is unpickled.
 
         Raises:
-            ValueError: if there is no such file, or it holds no finite moments. Nothing is unpickled from it.
+            ValueError: if there is no such file, or it holds no finite moments.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 mean, covariance = (np.asarray(file[key], np.float64) for key in ("mu", "sigma"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: no reference statistics, which are an .npz of mu and sigma ({error})") from error
+            raise ValueError(f"{path}: no reference statistics, expected an .npz of mu and sigma ({error})") from error
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(f"{path}: mu {mean.shape} and sigma {covariance.shape} are no mean and covariance")
+            raise ValueError(
+                f"{path}: expected mu [D] and sigma [D, D], got the shapes {mean.shape} and {covariance.shape}"
+            )
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise ValueError(f"{path}: mu or sigma is not finite")
+            raise ValueError(f"{path}: mu or sigma is not finite; compute the file again")
         return cls(torch.from_numpy(mean), torch.from_numpy(covariance), description=Path(path).name)
 
     def save(self, path: str | Path) -> None:
-        """Write ``mu`` and ``sigma`` as an .npz that EDM's ``fid.py calc`` reads."""
-        with atomic_file(path) as temporary, temporary.open("wb") as file:  # by name, numpy would append .npz
+        """Write ``mu`` and ``sigma`` as an .npz for EDM's ``fid.py calc``."""
+        with atomic_file(path) as temporary, temporary.open("wb") as file:  # numpy appends .npz to names, not to files
             np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy())
 
 
 class FeatureStatistics:
-    """Sums of features of D dimensions and of their products, in float64, as EDM's fid.py accumulates them."""
+    """Sums of D-dimensional features and of their products, accumulated in float64 like EDM's fid.py."""
 
     def __init__(self, dimensions: int, device: torch.device | str = "cpu") -> None:
         self.count = torch.zeros((), dtype=torch.float64, device=device)
@@ -75,7 +79,7 @@ class FeatureStatistics:
         return self
 
     def reduce(self) -> Self:
-        """Add the sums of the other processes; every process must call it."""
+        """Add the sums of the other processes. Every process must call it."""
         for name in ("count", "sum", "products"):
             setattr(self, name, sum_over_processes(getattr(self, name)))
         return self
@@ -84,7 +88,7 @@ class FeatureStatistics:
         """Mean [D], unbiased covariance [D, D] and count, on the CPU.
 
         Raises:
-            ValueError: of fewer than two features, or of features that are not finite.
+            ValueError: for fewer than two features, or for features that are not finite.
         """
         count = int(self.count)
         if count < 2:
@@ -92,9 +96,9 @@ class FeatureStatistics:
         mean = self.sum / count
         covariance = (self.products - count * torch.outer(mean, mean)) / (count - 1)
         if not covariance.isfinite().all():
-            raise ValueError("some features are not finite: the samples or the feature network are broken")
+            raise ValueError("some features are not finite: check the samples and the weights of the feature network")
         return mean.cpu(), covariance.cpu(), count
 
     def moments(self) -> Moments:
-        """The moments of all that was added."""
+        """The moments of the added features."""
         return Moments(*self.parts())

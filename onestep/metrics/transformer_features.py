@@ -1,4 +1,4 @@
-"""Features of transformers that were trained without labels or with captions; they need the extra ``transformers``."""
+"""Features of DINOv2 and CLIP, from the library transformers; they need the extra ``text``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,17 +9,19 @@ from torch import Tensor
 
 from onestep.metrics.features import FeatureNetwork
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of its pixels in [0, 1]
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of the pixels in [0, 1]
 
 
 class DINOv2Features(FeatureNetwork):
-    """DINOv2's class token after its last norm: Frechet distances in it follow human judgement better than Inception's
-    (Stein et al. 2023, arXiv 2306.04675).
+    """DINOv2's class token after its last norm.
+
+    Frechet distances of these features agree better with human judgement than Inception's (Stein et al. 2023, arXiv
+    2306.04675).
 
     Args:
-        path: a folder, or an id on the hub; safetensors alone are read.
+        path: a folder, or an id on the hub; only safetensors are read.
         resolution: images are resized to this side, bicubic with antialiasing.
-        protocol_samples: samples of a published figure.
+        protocol_samples: samples of a published value.
 
     Raises:
         ValueError: without the extra, or if there is no such model.
@@ -44,7 +46,7 @@ class CLIPFeatures(FeatureNetwork):
     """CLIP's image and text embeddings (Radford et al. 2021, arXiv 2103.00020).
 
     Args:
-        path: a folder, or an id on the hub; safetensors alone are read.
+        path: a folder, or an id on the hub; only safetensors are read.
 
     Raises:
         ValueError: without the extra, or if there is no such model.
@@ -59,21 +61,21 @@ class CLIPFeatures(FeatureNetwork):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Image embeddings [B, D] of length 1 of uint8 images [B, 1 or 3, H, W]."""
+        """Image embeddings [B, D] of norm 1 of uint8 images [B, 1 or 3, H, W]."""
         side = self.network.config.vision_config.image_size
         pixels = normalize(images, side, self.processor.image_mean, self.processor.image_std)
         vision = self.network.vision_model(pixel_values=pixels).pooler_output
         return F.normalize(self.network.visual_projection(vision), dim=1)
 
     def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The cosine [B] of each image's embedding and its prompt's."""
+        """The cosine [B] of the embeddings of each image and its prompt."""
         tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(images.device)
         text = self.network.text_projection(self.network.text_model(**tokens).pooler_output)
         return (self(images) * F.normalize(text, dim=1)).sum(1)
 
 
 def load_transformer(name: str, path: str) -> Any:
-    """What ``transformers.<name>.from_pretrained(path)`` gives, of safetensors alone and without code of its own.
+    """``transformers.<name>.from_pretrained(path)``, from safetensors only and without remote code.
 
     Raises:
         ValueError: without the extra, or if there is no such model.
@@ -92,7 +94,7 @@ def load_transformer(name: str, path: str) -> Any:
 
 
 def normalize(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 images [B, 1 or 3, H, W] as floats [B, 3, side, side] of the given mean and standard deviation."""
+    """uint8 images [B, 1 or 3, H, W] as floats [B, 3, side, side], normalised by mean and standard deviation."""
     pixels = images.expand(-1, 3, -1, -1).float() / 255
     if pixels.shape[2:] != (side, side):
         pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)

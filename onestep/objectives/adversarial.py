@@ -1,7 +1,7 @@
 """The logistic GAN losses (Goodfellow et al. 2014, arXiv 1406.2661), per sample.
 
-A discriminator's logit is ``log r = log p/q``, positive where a sample looks real: at the optimum of
-:func:`discriminator_loss` it is the log density ratio of real to generated samples.
+The logit is positive for samples that look real. At the optimum of :func:`discriminator_loss` it is the log density
+ratio of real to generated samples, ``log r = log p/q``.
 """
 
 from torch import Tensor
@@ -9,10 +9,10 @@ from torch.nn.functional import softplus
 
 
 def generator_loss(log_ratio: Tensor) -> Tensor:
-    """The non-saturating loss [B], ``-log sigmoid(log_ratio)``, of the logits [B] of generated samples."""
+    """The non-saturating loss [B], ``-log sigmoid(log_ratio)``, for the logits [B] of generated samples."""
     return softplus(-log_ratio)
 
 
 def discriminator_loss(logit_real: Tensor, logit_generated: Tensor) -> Tensor:
-    """The logistic loss [B] of the logits of as many real as generated samples, [B] each."""
+    """The logistic loss [B] for the logits [B] of real samples and of equally many generated samples."""
     return softplus(-logit_real) + softplus(logit_generated)

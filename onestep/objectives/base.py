@@ -12,33 +12,34 @@ from onestep.objectives.divergences import Divergence
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the teacher, the fake score and the discriminator say of a batch of noised generated samples.
+    """Predictions of the teacher, the fake score and the discriminator on a batch of noised generated samples.
 
-    ``x_generated`` and ``x_sigma`` carry the graph back to the generator. The other tensors carry a graph back to
-    ``x_sigma`` only where the objective asks for it (``differentiates_scores``); no network's parameters are ever
-    differentiated through them.
+    ``x_generated`` and ``x_sigma`` carry the graph to the generator. The other tensors carry a graph to ``x_sigma``
+    only if the objective sets ``differentiates_scores``. They never carry a graph to a network's parameters.
     """
 
     x_generated: Tensor  # [B, ...], the generator's output, in data units
     x_sigma: Tensor  # [B, ...], x_generated + sigma * noise
     sigma: Tensor  # [B], in data units
     x0_teacher: Tensor  # [B, ...], the teacher's x0-prediction at (x_sigma, sigma)
-    x0_fake: Tensor | None = None  # [B, ...], the fake score's
-    log_ratio: Tensor | None = None  # [B], log p/q at (x_sigma, sigma): p the teacher's (or the data's) law, q ours
-    # [], what the divergence's weights are divided by; None for their mean over this batch, of which there is one each
-    # iteration: where a batch is evaluated in micro-batches, the scale is that of all of them
+    x0_fake: Tensor | None = None  # [B, ...], the fake score's x0-prediction
+    # [B], log p/q at (x_sigma, sigma): p the distribution of the teacher (or the data), q that of the generator
+    log_ratio: Tensor | None = None
+    # [], divisor of the divergence's weights. None: their mean over this batch. Micro-batches share one divisor, the
+    # mean over the full batch.
     weight_scale: Tensor | None = None
 
 
 class Objective(ABC):
-    """A distillation objective: per-sample losses whose mean's gradient by the generator is the method's.
+    """A distillation objective: per-sample losses for the generator.
 
-    Objectives are functions without state: they need no loop, no accelerator and no configuration.
+    The gradient of their mean is the generator's gradient in the paper. Objectives are functions without state. They
+    need no loop, no accelerator and no configuration.
 
     Attributes:
-        needs_fake_score: whether ``x0_fake`` must be given.
-        needs_ratio: whether ``log_ratio`` must be given.
-        differentiates_scores: whether ``x0_teacher``, ``x0_fake`` and ``log_ratio`` must carry a graph to ``x_sigma``.
+        needs_fake_score: ``x0_fake`` is required.
+        needs_ratio: ``log_ratio`` is required.
+        differentiates_scores: ``x0_teacher``, ``x0_fake`` and ``log_ratio`` must carry a graph to ``x_sigma``.
     """
 
     needs_fake_score: bool = True
@@ -47,50 +48,49 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses [B] and named diagnostics, detached, [B] or scalars."""
+        """The losses [B] and named diagnostics, which are detached and [B] or scalar."""
 
     def weight_scale(self, log_ratio: Tensor) -> Tensor:
-        """The number that the weights of a batch with ``log_ratio`` [B] are divided by; 1 without such weights."""
+        """The divisor of the divergence's weights for a batch with ``log_ratio`` [B]; 1 without such weights."""
         return log_ratio.new_ones(())
 
 
 def require_x0_fake(predictions: Predictions) -> Tensor:
-    """``x0_fake`` of the ``predictions``; raises ValueError where it is missing."""
+    """``x0_fake`` of the ``predictions``; raises ValueError if it is missing."""
     if predictions.x0_fake is None:
-        raise ValueError("x0_fake is missing: this objective compares the teacher with a fake score, so it needs one")
+        raise ValueError("x0_fake is missing: this objective needs the predictions of a fake score")
     return predictions.x0_fake
 
 
 def require_log_ratio(predictions: Predictions, divergence: Divergence) -> Tensor:
-    """The ``log_ratio`` [B] to give to the ``divergence``: zeros where its weight depends on none.
+    """The ``log_ratio`` [B] for the ``divergence``; zeros if its weight is constant.
 
-    Raises ValueError where it depends on one and none was given.
+    Raises ValueError if the weight depends on the ratio and ``log_ratio`` is missing.
     """
     if not divergence.needs_ratio:
         return torch.zeros_like(predictions.sigma)
     if predictions.log_ratio is None:
         raise ValueError(
-            f"log_ratio is missing: {type(divergence).__name__} weighs samples by the density ratio, so it needs a "
-            "discriminator; add one, or use ReverseKL, which needs none"
+            f"log_ratio is missing: {type(divergence).__name__} weights samples by the density ratio; add a "
+            "discriminator, or use ReverseKL, which needs none"
         )
     return predictions.log_ratio
 
 
 def require_path_gradient(predictions: Predictions, **tensors: Tensor | None) -> None:
-    """Raises ValueError for a prediction that lost its graph: a score under no_grad would bias the gradient unseen."""
+    """Raises ValueError for a prediction without a graph: a score under no_grad would silently bias the gradient."""
     if not (predictions.x_sigma.requires_grad and torch.is_grad_enabled()):
         return
     for name, tensor in tensors.items():
         if tensor is not None and not tensor.requires_grad:
-            raise ValueError(f"{name} must carry a graph back to x_sigma; do not compute it under no_grad or detached")
+            raise ValueError(f"{name} must carry a graph to x_sigma; compute it without no_grad and detach")
 
 
 def descend(x: Tensor, gradient: Tensor) -> Tensor:
-    """Losses [B] whose gradient by ``x`` is exactly ``gradient``, both [B, ...], and whose value is |gradient|^2 / 2.
+    """Losses [B] with gradient ``gradient`` by ``x``, both [B, ...], and value |gradient|^2 / 2.
 
-    They are the value and the gradient of ``|x - stop(x - gradient)|^2 / 2``, the surrogate of DMD: in a log, the value
-    says how large the gradient still is. Written so, the gradient is not rounded to the precision of x, as it is by
-    subtracting it from x.
+    Value and gradient equal those of ``|x - stop(x - gradient)|^2 / 2``, DMD's surrogate. In a log, the value shows the
+    size of the gradient. This form does not subtract the gradient from x, which would round it to the precision of x.
     """
     gradient = gradient.detach()
     return per_sample_sum(gradient * (x - x.detach()) + gradient.square() / 2)
@@ -106,9 +106,8 @@ def score_distance(
 ) -> Tensor:
     """``(squared_weight |d|^2 + projected_weight d . (x0_fake - x_generated)) / sigma^4`` [B].
 
-    Here ``d = x0_teacher - x0_fake``.
-    The score identity (SiD, arXiv 2404.04057, eq. 14 and 23) turns the gradient of a weighted squared distance of the
-    scores into that of these two terms; the weights are [B] or numbers.
+    Here ``d = x0_teacher - x0_fake``. By the score identity (SiD, arXiv 2404.04057, eq. 14 and 23) these two terms have
+    the gradient of a weighted squared distance of the scores. The weights are [B] or numbers.
     """
     d = predictions.x0_teacher - x0_fake
     projected = per_sample_sum(d * (x0_fake - predictions.x_generated))
@@ -116,7 +115,7 @@ def score_distance(
 
 
 def weight_statistics(weight: Tensor, x0_fake: Tensor, predictions: Predictions) -> dict[str, Tensor]:
-    """For the log, detached: the divergence's ``weight`` [B], the ``log_ratio`` [B], and teacher minus fake score.
+    """Detached diagnostics: the divergence's ``weight`` [B], ``log_ratio`` [B] and ``score_gap``, a scalar.
 
     ``score_gap`` is the mean |x0_teacher - x0_fake| per dimension, in data units.
     """

@@ -1,8 +1,7 @@
-"""Keeping an estimated density ratio r = p/q to its known mean, E_q[r] = 1, at every noise level.
+"""Normalisation of an estimated density ratio r = p/q to its exact mean, E_q[r] = 1, at every noise level.
 
-f-distill's normalisation has two stages (Xu, Nie, Vahdat 2025, arXiv 2502.15681): the ratio by its mean near
-the same noise level (:class:`RatioNormalizer`), then the weight by its mean over the global batch
-(:func:`global_mean`).
+f-distill's normalisation has two stages (Xu, Nie, Vahdat 2025, arXiv 2502.15681). :class:`RatioNormalizer` divides the
+ratio by its mean at similar noise levels. :func:`global_mean` is the divisor of the weights.
 """
 
 import torch
@@ -15,7 +14,7 @@ from onestep.processes import sum_over_processes
 def global_mean(values: Tensor) -> Tensor:
     """The mean of ``values`` [B] over the batches of all processes, a detached scalar of the same dtype.
 
-    Summed in float64. Every process must call it; their batches may differ in size.
+    The sum is in float64. Every process must call it. The processes' batches may differ in size.
     """
     exact = values.detach().double()
     total_and_count = sum_over_processes(torch.stack([exact.sum(), torch.ones_like(exact).sum()]))
@@ -23,18 +22,18 @@ def global_mean(values: Tensor) -> Tensor:
 
 
 class RatioNormalizer(nn.Module):
-    """Divides r by its running mean in its bin of sigma, in logarithms.
+    """Divides r by its running mean in its bin of sigma. Inputs and outputs are logarithms.
 
-    The bins are quantiles of the ``sigma_distribution`` that the levels are drawn from, so that each of the ``bins``
-    sees the same share of the samples. Every update of a bin forgets a share ``1 - decay`` of what the bin held; sum
-    and count are forgotten alike, which makes their quotient right from the first update on. Raises ValueError for
+    The bin edges are quantiles of ``sigma_distribution``, the distribution of the noise levels. Each of the ``bins``
+    therefore gets the same expected number of samples. An update multiplies a bin's sum and count by ``decay`` before
+    it adds the new samples, so their quotient is a weighted mean from the first update on. Raises ValueError for
     ``bins`` < 1 or a ``decay`` outside [0, 1).
 
-    ``forward`` reads and ``update`` writes. Where a batch is normalized and then enters the mean, in this order, no
-    sample is divided by a mean that it is part of; above all, a lone sample is not divided by itself.
+    ``forward`` reads the means and ``update`` changes them. Normalize a batch first and update with it afterwards: a
+    sample must not be divided by a mean that contains it.
     """
 
-    log_ratio_bound = 40.0  # of what enters the mean: one saturated logit must not make a bin's mean infinite
+    log_ratio_bound = 40.0  # |log r| is clamped to this before it enters a mean: exp of a saturated logit is infinite
 
     def __init__(self, sigma_distribution: SigmaDistribution, bins: int, decay: float) -> None:
         super().__init__()
@@ -51,22 +50,22 @@ class RatioNormalizer(nn.Module):
         self.register_buffer("counts", torch.zeros(bins, dtype=torch.float64))
 
     def forward(self, log_ratio: Tensor, sigma: Tensor) -> Tensor:
-        """``log_ratio`` [B] minus the log of the mean ratio in the bin of ``sigma`` [B]; as it is in a bin never seen.
+        """``log_ratio`` [B] minus the log of the mean ratio in the bin of ``sigma`` [B]; unchanged in an empty bin.
 
-        Differentiable by ``log_ratio``; the mean is a constant.
+        Differentiable by ``log_ratio``. The mean is a constant.
         """
         log_mean = torch.where(self.counts > 0, (self.sums / self.counts).log(), 0.0)
         return log_ratio - log_mean[self._bin(sigma)].to(log_ratio.dtype)
 
     @torch.no_grad()
     def update(self, log_ratio: Tensor, sigma: Tensor) -> None:
-        """Takes the ratios of generated samples, ``log_ratio`` [B] at ``sigma`` [B], into the means of their bins.
+        """Add the ratios of generated samples, ``log_ratio`` [B] at ``sigma`` [B], to the means of their bins.
 
-        Every process must call it; sums and counts are reduced over them, so that all hold the same means.
+        Every process must call it. Sums and counts are reduced over processes, so all processes hold the same means.
         """
         ratio = log_ratio.double().clamp(-self.log_ratio_bound, self.log_ratio_bound).exp()
-        # A product with the one-hot membership, as scattered additions are not deterministic on a GPU. (torch's one_hot
-        # checks its input, for which the device would be waited for.)
+        # A product with the one-hot membership: scattered additions are not deterministic on a GPU. (torch's one_hot
+        # validates its input, which would synchronise with the device.)
         membership = (self._bin(sigma)[:, None] == torch.arange(self.bins, device=sigma.device)).double()
         sums, counts = sum_over_processes(torch.stack([ratio, torch.ones_like(ratio)]) @ membership)
         kept = torch.where(counts > 0, self.decay, 1.0)

@@ -1,9 +1,9 @@
-"""f-divergences as the weight that each puts on the teacher's score: section 3's table of the design, a class a row.
+"""f-divergences, one class each: the function f and the weight h of the difference of the scores.
 
-``D_f(p||q) = E_q[f(r)]`` with ``r = p/q``, p the teacher's (or the data's) law and q the generator's. Its gradient by
-the generator weighs the difference of the scores by ``h(r) = r^2 f''(r)`` (Xu, Nie, Vahdat 2025, arXiv 2502.15681,
-theorem 1), and so does its diffusion expansion (Wang et al. 2025, arXiv 2505.20755). ``h`` is all that an objective
-knows of a divergence. It is computed from ``log r``, so that neither r nor 1/r overflows on the way.
+``D_f(p||q) = E_q[f(r)]`` with ``r = p/q``. p is the distribution of the teacher (or the data), q that of the generator.
+The gradient by the generator weights the difference of the scores by ``h(r) = r^2 f''(r)`` (Xu, Nie, Vahdat 2025, arXiv
+2502.15681, theorem 1). The diffusion expansion has the same weight (Wang et al. 2025, arXiv 2505.20755). Objectives use
+only ``h``. Its argument is ``log r``, so that neither r nor 1/r overflows.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from torch import Tensor
 class Divergence(ABC):
     """An f-divergence ``E_q[f(p/q)]``: its ``f`` and its weight ``h(r) = r^2 f''(r)``."""
 
-    needs_ratio: bool = True  # False where the weight is 1 whatever r, so that no discriminator is needed
+    needs_ratio: bool = True  # False for a constant weight, which needs no discriminator
 
     @abstractmethod
     def f(self, r: Tensor) -> Tensor:
@@ -28,11 +28,11 @@ class Divergence(ABC):
     def weight(self, log_ratio: Tensor) -> Tensor:
         """``h(r) = r^2 f''(r)`` [B] for ``log_ratio`` [B] = log r.
 
-        Keeps shape and dtype, is finite in float32 for log r in [-40, 40], and can be differentiated repeatedly.
+        Keeps shape and dtype, is finite in float32 for log r in [-40, 40], and is differentiable repeatedly.
         """
 
     def weight_slope(self, log_ratio: Tensor) -> Tensor:
-        """``r h'(r) = dh/dlog r`` [B] for ``log_ratio`` [B]; differentiable itself where ``log_ratio`` is."""
+        """``r h'(r) = dh/dlog r`` [B] for ``log_ratio`` [B]; differentiable if ``log_ratio`` requires a gradient."""
         differentiable = log_ratio.requires_grad and torch.is_grad_enabled()
         with torch.enable_grad():
             log_r = log_ratio if differentiable else log_ratio.detach().requires_grad_()
@@ -44,7 +44,7 @@ class Divergence(ABC):
 
 
 class ReverseKL(Divergence):
-    """``KL(q||p)``: f = -log r, h = 1. What Diff-Instruct, VSD, DMD and SiD descend."""
+    """``KL(q||p)``: f = -log r, h = 1. The divergence of Diff-Instruct, VSD, DMD and SiD."""
 
     needs_ratio = False
 
@@ -79,7 +79,7 @@ class JensenShannon(Divergence):
     """Twice the textbook's Jensen-Shannon divergence: f = r log r - (r+1) log((r+1)/2), h = r/(r+1)."""
 
     def f(self, r: Tensor) -> Tensor:
-        # r log r - (r+1) log(r+1) = -r log(1+1/r) - log(1+r), whose derivatives lose no digits at either end.
+        # r log r - (r+1) log(r+1) = -r log(1+1/r) - log(1+r): its derivatives do not cancel at small or large r.
         return (r + 1) * math.log(2) - r * torch.log1p(1 / r) - torch.log1p(r)
 
     def weight(self, log_ratio: Tensor) -> Tensor:
@@ -139,14 +139,14 @@ class LeCam(Divergence):
 class Alpha(Divergence):
     """The alpha family: f = (r^a - a r + a - 1)/(a (a-1)), h = r^a.
 
-    Its limits at a = 0 and a = 1 are reverse and forward KL, to which it adds the terms ``r - 1`` that leave the
-    divergence as it is. ``alpha`` must lie in [-2, 2], or a ValueError is raised: beyond, the weight and its slopes
-    leave float32 for log r in [-40, 40].
+    Its limits at a = 0 and a = 1 are reverse and forward KL, up to terms ``r - 1`` that do not change the divergence.
+    Raises ValueError for ``alpha`` outside [-2, 2]: there the weight and its slopes overflow float32 for log r in
+    [-40, 40].
     """
 
     def __init__(self, alpha: float) -> None:
         if not abs(alpha) <= 2:
-            raise ValueError(f"alpha must lie in [-2, 2] (beyond, r^alpha overflows float32 at r = e^40), got {alpha}")
+            raise ValueError(f"alpha must lie in [-2, 2], got {alpha}: outside, r^alpha overflows float32 at r = e^40")
         self.alpha = alpha
         self.needs_ratio = alpha != 0
 
@@ -163,11 +163,11 @@ class Alpha(Divergence):
 
 
 class CustomDivergence(Divergence):
-    """The user's own ``f``, whose weight r^2 f''(r) is taken by autograd in float64.
+    """A user's ``f``. Autograd computes its weight r^2 f''(r) in float64.
 
-    ``f`` maps a float64 tensor [N] of positive ratios to f(r) [N], element by element, in torch operations that can be
-    differentiated twice (three times for Uni-Instruct); it must be convex. Either the function itself or where to
-    import it from, as in "my_module.f". Raises ValueError for an ``f`` that cannot be found or is none of this.
+    ``f`` is a function or its import path, such as "my_module.f". It maps a float64 tensor [N] of positive ratios to
+    f(r) [N], elementwise, in torch operations that are differentiable twice (three times for Uni-Instruct). It must be
+    convex. Raises ValueError if ``f`` cannot be imported, or has another shape, no second derivative or no convexity.
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor] | str) -> None:
@@ -187,12 +187,12 @@ class CustomDivergence(Divergence):
         differentiable = log_ratio.requires_grad and torch.is_grad_enabled()
         with torch.enable_grad():
             log_r = log_ratio if differentiable else log_ratio.detach().requires_grad_()
-            # In float64, as r spans e^-40 to e^40 and an f written naively cancels in its second derivative.
+            # float64: r spans e^-40 to e^40, and the second derivative of a naively written f cancels.
             r = log_r.double().exp()
             values = self.f(r)
             slope = torch.autograd.grad(values.sum(), r, create_graph=True)[0] if values.requires_grad else values
             if not slope.requires_grad:
-                raise ValueError("f must have a second derivative by r, but is affine or breaks autograd's graph")
+                raise ValueError("f must have a second derivative by r, but it is affine or breaks autograd's graph")
             (curvature,) = torch.autograd.grad(slope.sum(), r, create_graph=differentiable)
             weight = (r.square() * curvature).to(log_ratio.dtype)
         return weight if differentiable else weight.detach()

@@ -1,4 +1,4 @@
-"""f-distill: descend ``D_f(p||q)`` at each noise level (Xu, Nie, Vahdat 2025, arXiv 2502.15681)."""
+"""f-distill: minimise ``D_f(p||q)`` at each noise level (Xu, Nie, Vahdat 2025, arXiv 2502.15681)."""
 
 from torch import Tensor
 
@@ -20,8 +20,8 @@ class FDistill(Objective):
     """The gradient ``E[-h(r) delta dx/dtheta]``, ``delta = score_p - score_q = (x0_teacher - x0_fake) / sigma^2``.
 
     Theorem 1 of the paper. With :class:`ReverseKL` (h = 1) it is the distribution matching of Diff-Instruct, VSD, DMD
-    and DMD2. ``normalize_weight`` divides h by its mean over the global batch. Raises ValueError where the predictions
-    lacks ``x0_fake``, or ``log_ratio`` while the divergence needs it.
+    and DMD2. ``normalize_weight`` divides h by its mean over the global batch. Raises ValueError if the predictions
+    lack ``x0_fake``, or lack ``log_ratio`` and the divergence needs it.
     """
 
     needs_fake_score = True
@@ -37,7 +37,7 @@ class FDistill(Objective):
         return weight_scale(self.divergence.weight(log_ratio.detach()), self.normalize_weight)
 
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [B], whose gradient by ``x_generated`` is exactly ``-weighting * h * delta``, and diagnostics."""
+        """Losses [B] with gradient ``-weighting * h * delta`` by ``x_generated``, and diagnostics."""
         x0_fake = require_x0_fake(predictions)
         log_ratio = require_log_ratio(predictions, self.divergence)
 

@@ -1,4 +1,4 @@
-"""Per-sample losses with their weights, as a method returns them and an optimiser descends them."""
+"""Per-sample losses with their weights: the result of a method and the input of an optimiser step."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Term:
-    """A term of a loss: per-sample ``losses`` [B], of which ``weight`` times the mean is descended."""
+    """A term of a loss: ``weight`` times the mean of per-sample ``losses`` [B]."""
 
     losses: Tensor
     weight: float = 1.0
@@ -19,7 +19,7 @@ class Term:
         return self.weight * self.losses.mean()
 
     def detach(self) -> "Term":
-        """Without its graph."""
+        """The same term without its graph."""
         return Term(self.losses.detach(), self.weight)
 
 
@@ -28,9 +28,9 @@ class Losses:
     """The loss of one update on a batch of samples.
 
     Args:
-        terms: by name; their sum is descended.
+        terms: by name; the loss is their sum.
         diagnostics: named tensors for the log, of any shape.
-        logit: the discriminator's raw log p/q [B] of the generated samples; None without one.
+        logit: the discriminator's raw log p/q [B] of the generated samples; None without a discriminator.
     """
 
     terms: dict[str, Term] = field(default_factory=dict)

@@ -11,9 +11,9 @@ from onestep.objectives.weighting import Weighting
 class SDS(Objective):
     """The gradient ``E[-(score_p(x_sigma) - score of the noise added) dx/dtheta]`` (eq. 3 of the paper).
 
-    The noise's own score is that of an x0-prediction equal to ``x_generated``, so this is the distribution matching of
-    reverse KL with the fake score's prediction replaced by the sample itself. Its noise-free limit is the entropy-free
-    ``E_q[-log p]``: every sample goes to a mode, and the generator's spread is lost.
+    The score of the noise is the score of an x0-prediction equal to ``x_generated``. This is therefore reverse KL's
+    distribution matching with the sample in place of the fake score's prediction. Its noise-free limit is
+    ``E_q[-log p]``, without an entropy term: every sample moves to a mode, and the generator loses its diversity.
     """
 
     needs_fake_score = False
@@ -24,7 +24,7 @@ class SDS(Objective):
         self.weighting = weighting
 
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [B], whose gradient by ``x_generated`` is that of the paper times the weighting, and diagnostics."""
+        """Losses [B] with the paper's gradient by ``x_generated`` times the weighting, and diagnostics."""
         x = predictions.x_generated
         factor = self.weighting(predictions, power=2)
         delta = score_difference(predictions.x0_teacher, x.detach(), predictions.sigma)

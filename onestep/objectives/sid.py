@@ -1,4 +1,4 @@
-"""Score identity Distillation: descend the squared distance of the scores (Zhou et al. 2024, arXiv 2404.04057)."""
+"""Score identity Distillation: minimise the squared distance of the scores (Zhou et al. 2024, arXiv 2404.04057)."""
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ from onestep.objectives.weighting import Weighting
 class SiD(Objective):
     """The loss ``[2 (1 - alpha) |d|^2 + 2 d . (x0_fake - x_generated)] / sigma^4``, ``d = x0_teacher - x0_fake``.
 
-    Twice that of eq. 23 of the paper. ``alpha = 1/2`` has the exact gradient of ``E_q|score_p - score_q|^2``, as Score
-    Implicit Matching has (arXiv 2410.16794). The fake score lags behind the generator, so the fake's own part of that
-    gradient is wrong in practice, and the authors train with 1 or 1.2, which leave it out or turn it around.
+    Twice the loss of eq. 23 of the paper. ``alpha = 1/2`` has the exact gradient of ``E_q|score_p - score_q|^2``, like
+    Score Implicit Matching (arXiv 2410.16794). In practice the fake score lags behind the generator, and its part of
+    that gradient is inaccurate. The authors train with 1, which drops this part, or 1.2, which reverses its sign.
 
-    Raises ValueError where the predictions lacks ``x0_fake``, or where a prediction does not depend on an ``x_sigma``
-    that requires a gradient.
+    Raises ValueError if the predictions lack ``x0_fake``, or if a prediction does not depend on an ``x_sigma`` that
+    requires a gradient.
     """
 
     needs_fake_score = True
@@ -34,7 +34,7 @@ class SiD(Objective):
         self.weighting = weighting
 
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [B], the surrogate times the weighting (their values are not a distance), and diagnostics."""
+        """Losses [B], the surrogate times the weighting, and diagnostics. The loss values are not distances."""
         x0_fake = require_x0_fake(predictions)
         require_path_gradient(predictions, x0_teacher=predictions.x0_teacher, x0_fake=x0_fake)
         surrogate = score_distance(predictions, x0_fake, squared_weight=2 * (1 - self.alpha), projected_weight=2.0)

@@ -1,4 +1,4 @@
-"""Uni-Instruct: descend the diffusion expansion of ``D_f(p||q)`` (Wang et al. 2025, arXiv 2505.20755)."""
+"""Uni-Instruct: minimise the diffusion expansion of ``D_f(p||q)`` (Wang et al. 2025, arXiv 2505.20755)."""
 
 from torch import Tensor
 
@@ -16,19 +16,19 @@ from onestep.objectives.weighting import Weighting, weight_scale
 
 
 class UniInstruct(Objective):
-    """The exact gradient of ``E_q[h(r) |score_p - score_q|^2]`` at each noise level, by a surrogate.
+    """A surrogate loss with the exact gradient of ``E_q[h(r) |score_p - score_q|^2]`` at each noise level.
 
-    ``D_f(p||q)`` at sigma = 0 is, up to its value at the largest sigma, the integral of sigma times this expectation.
+    ``D_f(p||q)`` at sigma = 0 is the integral of sigma times this expectation, up to its value at the largest sigma.
     With all networks frozen and the path gradient through ``x_sigma`` and ``x_generated``, the surrogate is
 
         [(h - r h'(r)) |d|^2 + 2 h d . (x0_fake - x_generated)] / sigma^4,   d = x0_teacher - x0_fake.
 
     With :class:`ReverseKL` (h = 1) it is Score Implicit Matching, and SiD with alpha = 1/2. ``exact_ratio_gradient =
-    False`` detaches r, as the published code does, which biases the gradient of every divergence but reverse KL.
+    False`` detaches r, like the published code. This biases the gradient of every divergence except reverse KL.
     ``normalize_weight`` divides h by its mean over the global batch.
 
-    Raises ValueError where the predictions lacks ``x0_fake``, or ``log_ratio`` while the divergence needs it, or where
-    one of them does not depend on an ``x_sigma`` that requires a gradient.
+    Raises ValueError if the predictions lack ``x0_fake``, or lack ``log_ratio`` and the divergence needs it, or if one
+    of them does not depend on an ``x_sigma`` that requires a gradient.
     """
 
     needs_fake_score = True
@@ -47,7 +47,7 @@ class UniInstruct(Objective):
         return weight_scale(self.divergence.weight(log_ratio.detach()), self.normalize_weight)
 
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses [B], the surrogate times the weighting (their values are not a distance), and diagnostics."""
+        """Losses [B], the surrogate times the weighting, and diagnostics. The loss values are not distances."""
         x0_fake = require_x0_fake(predictions)
         log_ratio = require_log_ratio(predictions, self.divergence)
         require_path_gradient(predictions, x0_teacher=predictions.x0_teacher, x0_fake=x0_fake)

@@ -1,4 +1,4 @@
-"""How much each sample counts, by its noise level and by how far the teacher is from it."""
+"""Weights of samples, by noise level and by distance to the teacher's prediction."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from onestep.objectives.density_ratio import global_mean
 
 
 class Weighting(Protocol):
-    """A detached factor [B] of each sample's loss.
+    """A detached factor [B] of the per-sample losses.
 
     ``power`` is the power of 1/sigma in the objective's loss: 2 for distribution matching, 4 for score distances.
     """
@@ -27,9 +27,9 @@ class UnitWeighting:
 
 
 class PowerWeighting:
-    """``sigma^exponent``: depends on the noise level alone, so that the objective keeps a minimum that can be computed.
+    """``sigma^exponent``: a function of the noise level alone, so that the objective's minimum remains computable.
 
-    2 measures distribution matching in x0-predictions instead of scores, which evens out the noise levels.
+    Exponent 2 expresses distribution matching in x0-predictions instead of scores, which balances the noise levels.
     """
 
     def __init__(self, exponent: float) -> None:
@@ -40,26 +40,29 @@ class PowerWeighting:
 
 
 class DreamFusionWeighting:
-    """DreamFusion's ``w(t) = sigma_t^2`` on the difference of eps-predictions (arXiv 2209.14988, eq. 3), as VSD has it.
+    """DreamFusion's ``w(t) = sigma_t^2`` for the difference of eps-predictions (arXiv 2209.14988, eq. 3), also VSD's.
 
-    There noise is variance preserving, ``sigma_t^2 = sigma^2 / (1 + sigma^2)``, and eps differs by sigma times the
-    score's difference: ``sigma^3 / (1 + sigma^2)`` in all. Raises ValueError for a ``power`` other than 2.
+    Its noise is variance preserving, ``sigma_t^2 = sigma^2 / (1 + sigma^2)``. The difference of eps-predictions is
+    sigma times the difference of the scores. Together: ``sigma^3 / (1 + sigma^2)``. Raises ValueError for a ``power``
+    other than 2.
     """
 
     def __call__(self, predictions: Predictions, power: int) -> Tensor:
         if power != 2:
-            raise ValueError("weighting=dreamfusion is for distribution matching, not for distances of scores: use dmd")
+            raise ValueError(
+                f"weighting=dreamfusion is for distribution matching (power=2), got power={power}: use weighting=dmd"
+            )
         return predictions.sigma**3 / (1 + predictions.sigma**2)
 
 
 class DMDWeighting:
     """``sigma^power / sum|x_generated - x0_teacher|``: DMD's factor (Yin et al. 2023, arXiv 2311.18828, eq. 8).
 
-    sigma^power cancels the units of the scores, the sum over a sample's dimensions evens out the noise levels. It is a
-    sum, and not DMD's mean, because losses here are sums over dimensions where DMD's are means.
+    sigma^power cancels the units of the scores. The sum over a sample's dimensions balances the noise levels. DMD has a
+    mean in its place, as its losses are means over dimensions. Here losses are sums.
     """
 
-    smallest_distance = 1e-5  # per dimension, in data units: far below one grey level, and no division by zero
+    smallest_distance = 1e-5  # per dimension, in data units: far below one grey level; avoids a division by zero
 
     def __call__(self, predictions: Predictions, power: int) -> Tensor:
         difference = (predictions.x_generated - predictions.x0_teacher).detach()
@@ -68,11 +71,11 @@ class DMDWeighting:
 
 
 def weight_scale(weight: Tensor, normalize: bool) -> Tensor:
-    """What to divide a divergence's ``weight`` [B] by: its mean over the global batch, or 1. A detached scalar.
+    """The divisor of a divergence's ``weight`` [B], a detached scalar: its mean over the global batch, or 1.
 
     The second stage of f-distill's normalisation (arXiv 2502.15681).
     """
     if not normalize:
         return weight.new_ones(())
-    # A discriminator that is sure of every sample can make all weights underflow to 0: keep 0/0 out.
+    # All weights underflow to 0 if the discriminator is certain of every sample: avoid 0/0.
     return global_mean(weight).clamp_min(torch.finfo(weight.dtype).tiny)

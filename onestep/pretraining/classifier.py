@@ -1,4 +1,4 @@
-"""Training of a small classifier whose features a Frechet distance is measured in."""
+"""Training of a small classifier as a feature network for the Frechet distance."""
 
 import copy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ClassifierSettings:
 
     Args:
         epochs: passes over the images.
-        batch_size: images of a step.
+        batch_size: images per step.
         lr: the highest learning rate of a one-cycle schedule (arXiv 1708.07120).
         weight_decay: of AdamW.
         noise: standard deviation of the noise on the images, in units of [-1, 1].
@@ -54,17 +54,17 @@ class ClassifierSettings:
 def pretrain_features(
     run: Run, network: Classifier, data: ImageDataset, held_out: ImageDataset | None, settings: ClassifierSettings
 ) -> dict[str, Any]:
-    """Train ``network`` on ``data`` and write it into the run's folder as ``features.safetensors``.
+    """Train ``network`` on ``data`` and write it to ``features.safetensors`` in the run's folder.
 
-    Its accuracy is that on ``held_out``; where there is no such data, that of a twin trained without a fifth of the
-    images. All randomness but the choice of that fifth is torch's own rng, from its present state on.
+    The reported accuracy is on ``held_out``. Without such data it is that of a copy, trained without a fifth of the
+    images, on this fifth. All randomness except the choice of the fifth is torch's global rng.
 
     Returns:
-        ``held_out_accuracy``; ``held_out_images``, how many that is of; and ``images``, how many the kept network was
-        trained on.
+        ``held_out_accuracy``; ``held_out_images``, the number of images of the accuracy; and ``images``, the number of
+        training images of the saved network.
 
     Raises:
-        ValueError: for data without classes, or too few images for a step.
+        ValueError: for data without classes, or fewer images than one step needs.
     """
     run.write_config()
     images, labels = _read(data)
@@ -89,17 +89,18 @@ def _read(data: ImageDataset) -> tuple[Tensor, Tensor]:
     """All images [N, C, H, W] in [-1, 1] and their classes [N]."""
     images, condition = data.__getitems__(range(len(data)))
     if images is None or "labels" not in condition:
-        raise ValueError(f"{data.description}: a classifier needs images with classes")
+        raise ValueError(f"{data.description}: a classifier needs images with classes; choose other data=...")
     return images, condition["labels"].argmax(1)
 
 
-@torch.random.fork_rng(devices=[])  # each training draws the same
+@torch.random.fork_rng(devices=[])  # the same random numbers in each training
 def _train(network: Classifier, images: Tensor, labels: Tensor, settings: ClassifierSettings) -> None:
-    """Train on images shifted by up to one pixel under a little noise, so that the features are smooth."""
+    """Train on images with noise and shifts of up to one pixel, for smooth features."""
     steps = settings.epochs * len(images) // settings.batch_size
     if steps == 0:
         raise ValueError(
-            f"features_training.batch_size={settings.batch_size}: there are {len(images)} images to train on"
+            f"features_training.batch_size={settings.batch_size}: expected at most epochs * images, "
+            f"{settings.epochs} * {len(images)}"
         )
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps)
@@ -121,6 +122,6 @@ def _train(network: Classifier, images: Tensor, labels: Tensor, settings: Classi
 
 @torch.no_grad()
 def _accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
-    """The share of ``images`` that ``network`` classifies right."""
+    """The accuracy of ``network`` on ``images``, in [0, 1]."""
     predicted = torch.cat([network.classify(to_uint8(part)).argmax(1) for part in images.split(500)])
     return (predicted == labels).double().mean().item()

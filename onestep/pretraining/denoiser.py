@@ -1,4 +1,4 @@
-"""Pretraining of what a distillation starts from: a teacher."""
+"""Pretraining of a teacher."""
 
 import time
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ from onestep.seeding import seeded_rng
 
 @dataclass
 class Pretraining:
-    """Everything that the loop works with."""
+    """The parts of a pretraining: settings, data, networks and evaluation."""
 
     run: Run
     settings: TrainingSettings
@@ -60,15 +60,15 @@ class Pretraining:
 
 
 def pretrain(parts: Pretraining) -> dict[str, Any]:
-    """Train a denoiser by EDM's loss (arXiv 2206.00364, eq. 8) and keep the best average; without metrics the last.
+    """Train a denoiser with EDM's loss (arXiv 2206.00364, eq. 8) and keep the best EMA; without metrics, the last.
 
-    ``evaluation.best`` names the value that picks it. The folder ``teacher`` of the run then loads with
-    ``teacher=local teacher.path=...``.
+    ``evaluation.best`` is the key of the value that picks it. The run's folder ``teacher`` loads with ``teacher=local
+    teacher.path=...``.
 
     Returns:
-        ``teacher``, the kept one's metrics with ``network_evaluations``, ``samples`` and ``samples_per_second``;
-        ``images_seen`` until it was kept; ``seconds`` of the whole training; ``results``, a record of each value;
-        empty outside the main process.
+        ``teacher``: metrics of the kept teacher, ``network_evaluations``, ``samples`` and ``samples_per_second``;
+        ``images_seen`` by the kept teacher; ``seconds`` of the full training; ``results``: a record of each value.
+        Empty outside the main process.
 
     Raises:
         ValueError, SystemExit: as :func:`onestep.distillation.loop.distill`.
@@ -90,28 +90,28 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
     """The iterations from ``state.iteration`` on."""
     settings, network = parts.settings, parts.network
     for x_real, conditions in run.batches(parts.data, settings, start=state.iteration):
-        assert x_real is not None  # data without images was refused
+        assert x_real is not None  # data without images was rejected
         started = time.monotonic()
         draws = run.draws(settings, state.iteration)
-        # Dropout draws from torch's own rng: it alone differs with the numbers of processes and micro-batches.
-        of_process = seeded_rng(run.seed, run.accelerator.process_index, state.iteration, device=run.device)
-        torch.manual_seed(of_process.initial_seed())
-        drawn = (draws.sigma(parts.sigma), draws.normal(x_real.shape[1:]))
+        # Dropout uses torch's global rng. Only it depends on the numbers of processes and micro-batches.
+        rng = seeded_rng(run.seed, run.accelerator.process_index, state.iteration, device=run.device)
+        torch.manual_seed(rng.initial_seed())
+        sigma_and_noise = (draws.sigma(parts.sigma), draws.normal(x_real.shape[1:]))
         images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, draws)
-        micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *drawn))
+        micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *sigma_and_noise))
         try:
             for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):
-                told = () if augment_labels is None else (augment_labels,)
+                augmentation = () if augment_labels is None else (augment_labels,)
                 with run.accelerator.autocast():
-                    prediction = network(add_noise(x0, noise, sigma), sigma, condition, *told)
+                    prediction = network(add_noise(x0, noise, sigma), sigma, condition, *augmentation)
                 losses = denoising_loss(network, prediction, x0, sigma)
                 parts.optimizer.backward(Losses({"denoising": Term(losses)}), sigma)
                 run.log.add({"loss": losses})
             run.log.add(parts.optimizer.step(state.iteration))
             parts.ema.update(network, state.iteration * settings.batch_size, settings.batch_size)
             state.skipped_steps = 0
-        except SkippedStepError as refusal:
-            run.skip_step(refusal, state, settings, parts.data)
+        except SkippedStepError as skipped:
+            run.skip_step(skipped, state, settings, parts.data)
 
         state.iteration += 1
         state.seconds += time.monotonic() - started
@@ -127,7 +127,7 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
 
 
 def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> Measurement | None:
-    """Evaluate the average; it is saved as the run's teacher if it is the best so far, or nothing says which is.
+    """Evaluate the EMA, and save it as the run's teacher if it is the best so far or there are no metrics.
 
     Every process must call it. Returns the value that picks the best, see :meth:`RunEvaluator.interim`.
     """
@@ -143,7 +143,7 @@ def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> Measurement
 
 
 def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any]:
-    """Evaluate the teacher that was kept, and write the summary and the curves; every process must call it."""
+    """Evaluate the kept teacher, and write the summary and the curves. Every process must call it."""
     run.accelerator.wait_for_everyone()
     teacher = load_denoiser(run.folder / "teacher").to(run.device)
     evaluations = parts.sampler.network_evaluations

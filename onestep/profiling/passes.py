@@ -1,7 +1,7 @@
-"""The passes of an iteration: which network, how much of it, differentiated by what, and the FLOPs of each.
+"""The network passes of an iteration: network, part, differentiated inputs, and FLOPs.
 
-The FLOPs are those of :class:`torch.utils.flop_counter.FlopCounterMode`; here each is put down to the pass that spends
-it. They are counted on tensors without values: nothing is computed, and it takes seconds.
+:class:`torch.utils.flop_counter.FlopCounterMode` counts the FLOPs, which are attributed to passes here. The tensors are
+fake: nothing is computed, and a count takes seconds.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from onestep.profiling.subject import Subject
 
 @dataclass
 class Pass:
-    """One call of a network, and its share of the backward pass.
+    """One call of a network, with its part of the backward pass.
 
     Args:
-        network: its name.
-        part: "whole", "encoder", or "whole, graph of the encoder" where the features alone keep a graph.
-        gradient: by what it is differentiated: "nothing", "weights", "input" or "weights and input".
-        batch: samples.
-        update: of which network this is a part; "images" for the generator's own pass.
+        network: name of the network.
+        part: "full", "encoder", or "full, graph of the encoder" if only the features keep a graph.
+        gradient: the differentiation variables: "nothing", "weights", "input" or "weights and input".
+        batch: number of samples.
+        update: the network whose update needs the pass; "images" for the generator's pass.
         forward, backward: FLOPs.
     """
 
@@ -41,30 +41,30 @@ class Pass:
 
     @classmethod
     def of_call(cls, name: str, network: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Self:
-        """The pass that a call of ``network`` with ``inputs`` and ``options`` begins."""
-        part = {"features": "encoder"}.get(options.get("outputs", "prediction"), "whole")
+        """A new pass for a call of ``network`` with ``inputs`` and ``options``."""
+        part = {"features": "encoder"}.get(options.get("outputs", "prediction"), "full")
         if options.get("outputs") == "both" and not options.get("prediction_grad", True) and torch.is_grad_enabled():
-            part = "whole, graph of the encoder"
-        by = [
-            what
-            for what, wanted in (
+            part = "full, graph of the encoder"
+        variables = [
+            variable
+            for variable, required in (
                 ("weights", any(parameter.requires_grad for parameter in network.parameters())),
                 ("input", inputs[0].requires_grad),
             )
-            if wanted and torch.is_grad_enabled()
+            if required and torch.is_grad_enabled()
         ]
-        return cls(name, part, " and ".join(by) or "nothing", len(inputs[0]))
+        return cls(name, part, " and ".join(variables) or "nothing", len(inputs[0]))
 
 
 @dataclass
 class Count:
-    """What an iteration spends.
+    """The FLOPs of an iteration.
 
     Args:
         passes: in the order of their calls.
         total: FLOPs of the iteration.
-        forward: FLOPs of one forward of the generator's network on as many samples.
-        batch_size: samples of an iteration.
+        forward: FLOPs of one forward pass of the generator's network with the same batch size.
+        batch_size: samples per iteration.
     """
 
     passes: list[Pass]
@@ -74,16 +74,16 @@ class Count:
 
     @property
     def forward_equivalents(self) -> float:
-        """The iteration's cost in forwards of the generator's network."""
+        """The iteration's FLOPs in forward passes of the generator's network."""
         return self.total / self.forward
 
     @property
     def gflop_per_image(self) -> float:
-        """GFLOP an iteration and sample."""
+        """GFLOP per iteration and sample."""
         return self.total / self.batch_size / 1e9
 
     def lines(self) -> list[dict[str, Any]]:
-        """The passes, those of one kind together, with their cost in forward-equivalents of all of them."""
+        """One record per kind of pass, with the number of passes and their total cost in forward passes."""
         kinds: dict[tuple[str, ...], list[Pass]] = {}
         for one in self.passes:
             kinds.setdefault((one.update, one.network, one.part, one.gradient, str(one.batch)), []).append(one)
@@ -103,19 +103,19 @@ class Count:
 
 
 class _Recorder(TorchDispatchMode):
-    """Puts what ``counter`` counts down to the pass that is running; it sees every operation before the counter."""
+    """Attributes the FLOPs of ``counter`` to the running pass; it gets every operation before the counter."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__()
         self.counter = counter
         self.passes: list[Pass] = []
-        self.forwards: list[Pass] = []  # of the calls that are under way
+        self.forwards: list[Pass] = []  # of the running calls
         self.backward: Pass | None = None
         self.known: set[Any] = set()  # nodes of the graphs of earlier passes
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.ops.aten._local_scalar_dense.default:
-            # A value is asked for where there is none: each is 1, a loss finite, the step of a generator the first.
+            # Fake tensors have no values: numbers are 1, losses are finite, and the exit step is the first.
             return {torch.bool: True, torch.int64: 0}.get(args[0].dtype, 1.0)
         before = self.counter.get_total_flops()
         result = function(*args, **(kwargs or {}))
@@ -148,7 +148,7 @@ class _Recorder(TorchDispatchMode):
                 handle.remove()
 
     def _follow(self, done: Pass, outputs: tuple[Tensor, ...]) -> None:
-        """Let the backward pass say when it goes through the graph that ``done`` has made."""
+        """Register hooks on the graph of ``done``, to recognise its part of the backward pass."""
 
         def enter(*_: Any) -> None:
             self.backward = done
@@ -164,7 +164,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def count(subject: Subject) -> Count:
-    """Count an iteration of the ``subject``, which is left as it was; a few-step generator's first step."""
+    """Count an iteration of the ``subject``, without changing it; for several steps, the first step is trained."""
     counter = FlopCounterMode(display=False)
     recorder = _Recorder(counter)
     inputs = torch.zeros(subject.batch_size, *subject.parts.student.noise_shape, device=subject.parts.run.device)

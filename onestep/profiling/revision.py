@@ -1,4 +1,4 @@
-"""Another revision of the package in the same process, to be measured beside this one."""
+"""Import of another git revision of the package into the same process, to compare it with the current code."""
 
 import importlib
 import io
@@ -15,10 +15,10 @@ REPOSITORY = Path(onestep.__file__).parents[1]
 
 
 def extract(revision: str, folder: Path) -> Path:
-    """Put the package and the configuration of a git ``revision`` into ``folder``, which is returned.
+    """Write the package at a git ``revision`` to ``folder``, and return the folder.
 
     Raises:
-        ValueError: if there is no such revision here, or it is older than this package.
+        ValueError: if there is no such revision in this repository, or it has no profiling.
     """
     archive = subprocess.run(
         ["git", "-C", str(REPOSITORY), "archive", revision, "onestep"], capture_output=True, check=False
@@ -28,26 +28,26 @@ def extract(revision: str, folder: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
         files.extractall(folder, filter="data")
     if not (folder / "onestep" / "profiling" / "subject.py").is_file():
-        raise ValueError(f"revision {revision!r} has no onestep/profiling: it is older than what would measure it")
+        raise ValueError(f"revision {revision!r} has no onestep/profiling: choose a later one")
     return folder
 
 
 def subject_of(sources: Path | None, network: str, overrides: Sequence[str], batch_size: int) -> Subject:
-    """A subject as the package in ``sources`` builds it; None for this one.
+    """A subject built by the package in ``sources``; None for the current code.
 
-    Its modules are its own: those of this revision are put back when it is built.
+    The subject keeps that package's modules. ``sys.modules`` is restored afterwards.
     """
     if sources is None:
         return Subject(network, overrides, batch_size)
-    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "onestep"}
+    current = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "onestep"}
     sys.path.insert(0, str(sources))
     try:
-        theirs = importlib.import_module("onestep.profiling.subject")
-        subject: Subject = theirs.Subject(network, overrides, batch_size)
+        module = importlib.import_module("onestep.profiling.subject")
+        subject: Subject = module.Subject(network, overrides, batch_size)
     finally:
         sys.path.remove(str(sources))
         for name in list(sys.modules):
             if name.split(".")[0] == "onestep":
                 del sys.modules[name]
-        sys.modules.update(ours)
+        sys.modules.update(current)
     return subject

@@ -1,4 +1,4 @@
-"""A preset's own parts, built as ``onestep train`` builds them, and its own updates, to be measured."""
+"""A preset with the parts and updates of ``onestep train``, for measurements."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from onestep.engine.optimizer import GuardedOptimizer
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.seeding import GlobalDraws
 
-#: The networks that a preset can be measured with: what selects their settings, and what stands for their files.
+#: The networks for measurements, with overrides for their settings and placeholders for their files.
 NETWORKS = {
     "ddpmpp": ["experiment=cifar10_uncond", "teacher.path=random", "data.path=random"],
     "digits": ["experiment=digits"],
@@ -41,10 +41,10 @@ def random_images(count: int = 512) -> ImagesInMemory:
 
 
 def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> DictConfig:
-    """The configuration that ``onestep train`` would have of the ``overrides``, for random images and no evaluation.
+    """The configuration of ``onestep train`` for the ``overrides``, with random images and without evaluation.
 
     Raises:
-        ValueError: if the overrides make no distillation.
+        ValueError: if the overrides are not valid.
     """
     settings = [f"training.batch_size={batch_size}", f"training.total_images={1000 * batch_size}", "metrics=[]"]
     config = compose("train", [*NETWORKS[network], *settings, *overrides], return_hydra_config=True)
@@ -58,7 +58,7 @@ def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> D
             guidance = config.teacher.guidance
             config.teacher = {"_target_": f"{__name__}.random_teacher", "guidance": guidance}
             config.data = {"_target_": f"{__name__}.random_images"}
-        if config.pairs is not None:  # as many as one batch: their drawing is no part of an iteration
+        if config.pairs is not None:  # one batch: the generation of pairs is not a part of an iteration
             config.pairs.count = config.pairs.batch_size = batch_size
             config.sampler.steps = 2
     check_config(config)
@@ -72,13 +72,13 @@ class Subject:
     Args:
         network: one of :data:`NETWORKS`.
         overrides: of ``onestep train``, such as ``objective=sid``.
-        batch_size: images an iteration.
+        batch_size: images per iteration.
     """
 
     def __init__(self, network: str, overrides: Sequence[str], batch_size: int) -> None:
         config = compose_preset(network, overrides, batch_size)
         self.batch_size = batch_size
-        # accelerate keeps one precision for the whole process; each subject brings its own.
+        # accelerate has one precision per process; each subject has its own.
         AcceleratorState._reset_state()
         self.parts = build_distillation(config)
         self._precision = dict(AcceleratorState._shared_state)
@@ -93,7 +93,7 @@ class Subject:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """What runs in an iteration, by name."""
+        """The networks of an iteration, by name."""
         method = self.parts.method
         found = {
             "generator": self.parts.student.denoiser,
@@ -121,7 +121,7 @@ class Subject:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Within it iterations change nothing: no optimiser makes its steps, and what was counted is forgotten."""
+        """Context in which iterations change no state: optimisers do not step, and statistics are restored."""
         optimizers, iterations = self.parts.optimizers, self.iterations
         normalizer = self.parts.method.normalizer
         kept = None if normalizer is None else {name: value.clone() for name, value in normalizer.state_dict().items()}
@@ -131,7 +131,7 @@ class Subject:
             yield
         finally:
             for optimizer in optimizers.values():
-                del optimizer.step  # the instance's
+                del optimizer.step  # the instance's attribute
                 optimizer.discard()
             self.iterations = iterations
             if normalizer is not None and kept is not None:
@@ -139,6 +139,6 @@ class Subject:
 
 
 def _discard(optimizer: GuardedOptimizer, iteration: int) -> dict[str, Tensor]:
-    """A step that is none."""
+    """A replacement for an optimiser's step that only discards the gradients."""
     optimizer.discard()
     return {}

@@ -1,4 +1,4 @@
-"""A folder of runs as one table and one picture."""
+"""Comparison of the runs in a folder: a table of metrics and a plot of samples."""
 
 import json
 import math
@@ -16,10 +16,10 @@ from onestep.seeding import seeded_inputs
 
 
 def read_runs(folder: Path) -> dict[str, Path]:
-    """The finished runs in ``folder``, sorted, by what tells them apart: the overrides in a sweep's folder names.
+    """The finished runs in ``folder``, sorted, by the overrides in the folder names that differ between them.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no finished run.
     """
     runs = sorted(path.parent for path in folder.glob("*/summary.json"))
     if not runs:
@@ -32,7 +32,7 @@ def read_runs(folder: Path) -> dict[str, Path]:
 
 
 def to_table(runs: dict[str, Path]) -> str:
-    """The students' metrics as a Markdown table, a run a row, with the teacher of the first run on top."""
+    """A Markdown table of the students' metrics, one run per row, with the first run's teacher on top."""
     summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
     first = next(iter(summaries.values()))
     metrics = {key: of for summary in summaries.values() for key, of in descriptions_of(summary).items()}
@@ -50,7 +50,7 @@ def _row(name: str, side: dict[str, Any], keys: Iterable[str], cost: list[str]) 
 
 
 def save_panels(panels: dict[str, Tensor], path: Path, columns: int = 4) -> None:
-    """Write one picture with a panel for each of ``panels``, samples [N, C, H, W] by their title."""
+    """Write a plot with one panel for each of ``panels``, samples [N, C, H, W] by title."""
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3 * columns, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -62,14 +62,14 @@ def save_panels(panels: dict[str, Tensor], path: Path, columns: int = 4) -> None
     save_figure(figure, path)
 
 
-def draw(generator: Generator, count: int) -> Tensor:
-    """The samples [count, C, H, W] of the seeds 0, 1, ..."""
+def generate(generator: Generator, count: int) -> Tensor:
+    """The generator's samples [count, C, H, W] of the seeds 0, 1, ..."""
     denoiser = generator.denoiser
     latents, condition = seeded_inputs(list(range(count)), denoiser.image_shape, denoiser.label_dim)
     samples: Tensor = generator.requires_grad_(False)(latents, condition)
     return samples
 
 
-def draw_all(runs: dict[str, Path], count: int) -> dict[str, Tensor]:
-    """What each run's averaged generator draws from the same seeds."""
-    return {name: draw(Generator.from_pretrained(run / "generator"), count) for name, run in runs.items()}
+def generate_all(runs: dict[str, Path], count: int) -> dict[str, Tensor]:
+    """Samples of each run's averaged generator, from the same seeds."""
+    return {name: generate(Generator.from_pretrained(run / "generator"), count) for name, run in runs.items()}

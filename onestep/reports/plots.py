@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of samples, teacher and student side by side, and curves."""
+"""Plots of a run: grids of samples, teacher and student side by side, and curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from onestep.toy.networks import are_points
 
 
 def to_grid(images: Tensor, columns: int, scale: int, gap: int = 1) -> Tensor:
-    """Tile images [N, C, H, W] in [-1, 1] into one uint8 picture [H', W', C], pixels enlarged ``scale`` times."""
+    """Tile images [N, C, H, W] in [-1, 1] into one uint8 image [H', W', C], with pixels enlarged ``scale`` times."""
     pixels = to_uint8(images).cpu()
     count, channels, height, width = pixels.shape
     rows = -(-count // columns)
@@ -30,7 +30,7 @@ def to_grid(images: Tensor, columns: int, scale: int, gap: int = 1) -> Tensor:
 
 
 def enlargement(images: Tensor) -> int:
-    """The factor that makes a sample at least 48 pixels wide in a picture."""
+    """The smallest integer factor that enlarges a sample to a width of at least 48 pixels."""
     return max(1, -(-48 // images.shape[-1]))
 
 
@@ -48,7 +48,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
-    """Write images [N, C, H, W] in [-1, 1] as one picture, row by row; or points [N, D, 1, 1] as dots."""
+    """Write images [N, C, H, W] in [-1, 1] as one grid, row by row; or points [N, D, 1, 1] as dots."""
     if not are_points(samples):
         save_image(to_grid(samples, columns, enlargement(samples)), path)
         return
@@ -58,7 +58,7 @@ def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
 
 
 def plot_samples(axis: Axes, samples: Tensor) -> None:
-    """Images as a grid, points [N, D, 1, 1] as dots in the plane or as a histogram on the line, within [-1.5, 1.5]."""
+    """Plot images as a grid, 2-D points [N, 2, 1, 1] as dots, 1-D points as a histogram; axes span [-1.5, 1.5]."""
     if not are_points(samples):
         grid = to_grid(samples, columns=10 if len(samples) > 25 else 5, scale=enlargement(samples)).numpy()
         axis.imshow(grid.squeeze(), cmap="gray", vmin=0, vmax=255)
@@ -75,7 +75,7 @@ def plot_samples(axis: Axes, samples: Tensor) -> None:
 
 
 def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str], path: Path) -> None:
-    """Write the teacher's and the student's samples [N, C, H, W], each a grid or dots under its title."""
+    """Write a plot of the teacher's and the student's samples [N, C, H, W], two titled panels."""
     figure = Figure(figsize=(12, 6.6), layout="constrained")
     for axis, samples, title in zip(figure.subplots(1, 2), (teacher, student), titles, strict=True):
         plot_samples(axis, samples)
@@ -86,14 +86,14 @@ def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str],
 def save_curves(
     lines: Sequence[dict[str, Any]], metrics: Mapping[str, Description], diagnostics: Sequence[str], path: Path
 ) -> None:
-    """Plot every value that the log's ``lines`` hold against images seen, one panel each.
+    """Plot the values in the log's ``lines`` against images seen, one panel each.
 
     Args:
-        lines: of the log.
-        metrics: title and direction by key; these come first. Positive values of which less is better, such as
-            distances, are on a logarithmic scale.
-        diagnostics: keys of the training's own values.
-        path: the picture to write.
+        lines: lines of the log.
+        metrics: title and direction by key, in the first panels. Positive metrics for which lower is better, such as
+            distances, have a logarithmic scale.
+        diagnostics: keys of training diagnostics.
+        path: file of the plot.
     """
     present = [name for name in (*metrics, *diagnostics) if any(name in line for line in lines)]
     if not present:  # a run shorter than its first log line

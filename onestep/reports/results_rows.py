@@ -1,4 +1,4 @@
-"""The measurements of a page of runs, read from their files: the rows of :mod:`onestep.reports.results_page`."""
+"""The rows of :mod:`onestep.reports.results_page`: measured values from the runs' files."""
 
 import json
 import math
@@ -13,13 +13,13 @@ METRICS = ("fid", "precision", "recall")
 
 @dataclass(frozen=True)
 class Row:
-    """A teacher or student with what its run measured.
+    """A teacher or student with the measured values of its run.
 
     Args:
-        title: how the table names it.
-        folder: its run's.
-        summary: that run's ``summary.json``.
-        side: "teacher" or "student", whose figures these are.
+        title: its name in the table.
+        folder: folder of the run.
+        summary: the run's ``summary.json``.
+        side: "teacher" or "student".
     """
 
     title: str
@@ -28,46 +28,46 @@ class Row:
     side: str
 
     @property
-    def figures(self) -> dict[str, Any]:
-        """Its metrics and their cost."""
+    def values(self) -> dict[str, Any]:
+        """Metrics and costs by key."""
         return self.summary[self.side]
 
     @property
     def fids(self) -> list[float]:
-        """The FID of each range of seeds, the first first."""
+        """The FID of each range of seeds, in order."""
         return [record["value"] for record in self.summary["results"][self.side] if record["metric"] == "fid"]
 
     @property
     def images_seen(self) -> int:
-        """How many it was trained on."""
+        """Length of the training in images."""
         return int(self.summary["images_seen"])
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """Images seen and FID while it was trained.
+        """Images seen and FID during training.
 
         Raises:
-            ValueError: if its log has no FID.
+            ValueError: if the log has no FID.
         """
         points = [(line["images_seen"], line["fid"]) for line in read_log(self.folder / "log.jsonl") if "fid" in line]
         if not points:
-            raise ValueError(f"{self.folder}: log.jsonl has no FID, and the page has a curve for it")
+            raise ValueError(f"{self.folder}: log.jsonl has no FID for the curve; evaluate it during the training")
         return points
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What two FIDs must share to be compared."""
+        """The features, reference and number of samples of the FID; comparable FIDs have equal protocols."""
         record = next(record for record in self.summary["results"][self.side] if record["metric"] == "fid")
         return {name: record[name] for name in ("features", "reference", "samples")}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows, by their runs' names.
+    """All rows, by the names of their runs.
 
     Args:
-        rows: the teacher, which is the first, and students that saw equally many images.
-        longer: students that saw more.
+        rows: the teacher first, then students that saw equally many images.
+        longer: students that saw more images.
     """
 
     rows: dict[str, Row]
@@ -75,7 +75,7 @@ class Rows:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of a FID over ranges of seeds, pooled over ``rows``; None if none has several."""
+        """The standard deviation of a FID over seed ranges, pooled over ``rows``; None if each row has one range."""
         several = [row.fids for row in self.rows.values() if len(row.fids) > 1]
         if not several:
             return None
@@ -83,15 +83,15 @@ class Rows:
         return math.sqrt(squares / sum(len(fids) - 1 for fids in several))
 
     def best_of(self, runs: list[str]) -> Row:
-        """The one with the least FID."""
-        return min((self.rows[run] for run in runs), key=lambda row: row.figures["fid"])
+        """The row with the lowest FID among ``runs``."""
+        return min((self.rows[run] for run in runs), key=lambda row: row.values["fid"])
 
 
 def read_rows(folder: Path, plan: dict[str, Any]) -> Rows:
     """The rows that ``plan`` names.
 
     Raises:
-        ValueError: naming the run that is missing, lacks a figure, or is not comparable with the others.
+        ValueError: for a run that is missing, lacks a metric, or is not comparable with the others.
     """
     teacher = _read_row(folder / plan["teacher"], "teacher", "teacher")
     students, longer = (
@@ -100,7 +100,9 @@ def read_rows(folder: Path, plan: dict[str, Any]) -> Rows:
     )
     for row in (*students.values(), *longer.values()):
         if row.protocol != teacher.protocol:
-            raise ValueError(f"{row.folder}: its FID is of {row.protocol}, the teacher's of {teacher.protocol}")
+            raise ValueError(
+                f"{row.folder}: its FID is of {row.protocol}, the teacher's of {teacher.protocol}: evaluate both alike"
+            )
     first, *others = students.values()
     for row in others:
         if row.images_seen != first.images_seen:
@@ -116,7 +118,7 @@ def read_rows(folder: Path, plan: dict[str, Any]) -> Rows:
     rows = {plan["teacher"]: teacher} | students
     unknown = {run for paper in plan["papers"]["rows"] for run in paper["runs"]} - rows.keys()
     if unknown:
-        raise ValueError(f"the papers' rows name runs that are no rows here: {', '.join(sorted(unknown))}")
+        raise ValueError(f"papers.rows: unknown runs {', '.join(sorted(unknown))}, expected one of {', '.join(rows)}")
     return Rows(rows, longer)
 
 
@@ -124,17 +126,17 @@ def _read_row(folder: Path, title: str, side: str) -> Row:
     row = Row(title, folder, read_summary(folder), side)
     lacking = [metric for metric in METRICS if metric not in row.summary.get(side, {})]
     if lacking:
-        raise ValueError(f"{folder}: summary.json has no {', '.join(lacking)} of the {side}: evaluate it by them")
+        raise ValueError(f"{folder}: summary.json has no {', '.join(lacking)} of the {side}: evaluate these metrics")
     return row
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What a finished run says of itself.
+    """The ``summary.json`` of a finished run.
 
     Raises:
-        ValueError: if it has not finished.
+        ValueError: if the run has not finished.
     """
     if not (folder / "summary.json").is_file():
-        raise ValueError(f"{folder}: no finished run there (no summary.json), and the page has a row for it")
+        raise ValueError(f"{folder}: no finished run (no summary.json) for a row of the page; finish the run")
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary

@@ -1,4 +1,4 @@
-"""Tables of what a run measured: on the terminal, and their parts for a page."""
+"""Tables of a run's results, for the terminal and for Markdown pages."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from rich.table import Table
 from onestep.metrics.result import Description
 
 SIDES = ("teacher", "student")
-#: What a side of a summary holds beside its metrics.
+#: Keys of a side of a summary in addition to its metrics.
 COSTS = ("network_evaluations", "samples", "samples_per_second")
 
 
 def descriptions_of(summary: dict[str, Any]) -> dict[str, Description]:
-    """Title and direction of each value that a run's ``summary`` has a record of, by its key."""
+    """Title and direction by key of each value with a record in a run's ``summary``."""
     return {
         record["metric"]: Description(record["title"], record["higher_is_better"])
         for records in summary["results"].values()
@@ -23,23 +23,23 @@ def descriptions_of(summary: dict[str, Any]) -> dict[str, Description]:
 
 
 def evaluated_sides(summary: dict[str, Any]) -> list[str]:
-    """Which of teacher and student were evaluated in the run."""
+    """The sides that the run evaluated: teacher, student or both."""
     return [side for side in SIDES if "samples" in summary.get(side, {})]
 
 
 def format_value(value: float) -> str:
-    """Four digits of a float; a count in full, with commas."""
+    """A float with four digits; an integer in full, with commas."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def to_markdown(rows: list[list[str]]) -> str:
-    """A table of ``rows``, the first its head; all columns but the first are aligned to the right."""
+    """A Markdown table of ``rows``, the first its head; all columns except the first are right-aligned."""
     ruled = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
     return "".join(f"| {' | '.join(row)} |\n" for row in ruled)
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Show the summary of the run in ``folder`` as a table: a metric or cost a row, teacher and student its columns."""
+    """Print the summary of the run in ``folder``: one metric or cost per row, with columns for teacher and student."""
     sides, descriptions = evaluated_sides(summary), descriptions_of(summary)
     table = Table("", title=f"{summary['images_seen']:,} images seen, {summary['seconds']:.0f} s of training")
     for side in sides:

@@ -1,4 +1,4 @@
-"""Points drawn from a Gaussian mixture."""
+"""Samples of a Gaussian mixture as a dataset."""
 
 from onestep.data.dataset import ImagesInMemory
 from onestep.seeding import seeded_rng
@@ -6,7 +6,7 @@ from onestep.toy.gaussian_mixture import GaussianMixture
 
 
 class MixtureSamples(ImagesInMemory):
-    """``count`` independent samples [D, 1, 1] of the ``mixture``, the same for the same ``seed``."""
+    """``count`` independent samples [D, 1, 1] of the ``mixture``, determined by ``seed``."""
 
     def __init__(self, mixture: GaussianMixture, count: int, seed: int) -> None:
         super().__init__(mixture.sample(count, seeded_rng(seed))[:, :, None, None])

@@ -1,7 +1,7 @@
-"""A Gaussian mixture and its noised laws in closed form: a world where score, denoiser and ratio are exact.
+"""A Gaussian mixture and its noised distributions, with score, denoiser and density ratio in closed form.
 
-Noised by ``x_sigma = x0 + sigma * noise``, a mixture stays a mixture, with sigma^2 I added to every covariance. All is
-written in each component's eigenbasis, where adding sigma^2 I adds sigma^2 to the eigenvalues.
+With noise, ``x_sigma = x0 + sigma * noise``, a mixture stays a mixture, with sigma^2 I added to every covariance. The
+computation is in each component's eigenbasis, where this adds sigma^2 to the eigenvalues.
 """
 
 import copy
@@ -15,14 +15,14 @@ from onestep.noise import expand_like
 
 
 class GaussianMixture:
-    """``sum_k weights_k N(means_k, covariances_k)`` over flattened events of D dimensions.
+    """``sum_k weights_k N(means_k, covariances_k)`` over flattened samples of D dimensions.
 
-    ``weights`` [K] are positive and sum to one; ``means`` [K, D]; ``covariances`` [K, D, D] are symmetric and positive
-    semi-definite (where singular, there is no density at sigma = 0). All of one floating dtype, which is that of the
-    computation. The law is fixed: no gradient reaches its parameters. Raises ValueError for anything else.
+    ``weights`` [K] are positive and sum to one. ``means`` are [K, D]. ``covariances`` [K, D, D] are symmetric and
+    positive semi-definite; a singular one has no density at sigma = 0. All have one floating dtype, which is that of
+    the computation. The parameters get no gradient. Raises ValueError for other parameters.
 
-    Every method takes ``x_sigma`` [B, ...] with D numbers a sample and ``sigma`` [B] >= 0 in the units of x, both of
-    the mixture's dtype, and is differentiable by ``x_sigma``.
+    Every method takes ``x_sigma`` [B, ...] with D values per sample and ``sigma`` [B] >= 0 in the units of x, both of
+    the mixture's dtype. It is differentiable by ``x_sigma``.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
@@ -32,9 +32,7 @@ class GaussianMixture:
         variances, self.axes = torch.linalg.eigh(covariances.detach())  # [K, D]; [K, D, D], axes in columns
         tolerance = 10 * means.shape[1] * torch.finfo(means.dtype).eps * variances.abs().amax()
         if (variances < -tolerance).any():
-            raise ValueError(
-                f"covariances must be positive semi-definite, but have the eigenvalue {float(variances.min())}"
-            )
+            raise ValueError(f"covariances must be positive semi-definite, got the eigenvalue {float(variances.min())}")
         self.variances = variances.clamp_min(0)
 
     @classmethod
@@ -48,12 +46,12 @@ class GaussianMixture:
     @classmethod
     def grid(cls, side: int, spacing: float, std: float) -> "GaussianMixture":
         """``side^2`` equal modes in the plane, on a square grid around the origin, float32."""
-        places = (torch.arange(side) - (side - 1) / 2) * spacing
-        return cls._equal_modes(torch.cartesian_prod(places, places).reshape(-1, 2), std)
+        coordinates = (torch.arange(side) - (side - 1) / 2) * spacing
+        return cls._equal_modes(torch.cartesian_prod(coordinates, coordinates).reshape(-1, 2), std)
 
     @classmethod
     def ring(cls, modes: int, radius: float, std: float) -> "GaussianMixture":
-        """``modes`` equal modes in the plane, evenly on a circle around the origin, float32."""
+        """``modes`` equal modes in the plane, evenly spaced on a circle around the origin, float32."""
         angle = torch.arange(modes) * (2 * math.pi / modes)
         return cls._equal_modes(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
@@ -61,7 +59,7 @@ class GaussianMixture:
     def modes(
         cls, weights: Sequence[float], means: Sequence[Sequence[float]], stds: Sequence[float]
     ) -> "GaussianMixture":
-        """Isotropic modes given as plain numbers, float32; ``means`` are K lists of D."""
+        """Isotropic modes from plain numbers, float32; ``means`` are K lists of D."""
         return cls.isotropic(torch.tensor(weights), torch.tensor(means), torch.tensor(stds))
 
     @classmethod
@@ -77,19 +75,19 @@ class GaussianMixture:
         return moved
 
     def log_prob(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
-        """The log density [B] of the noised law at ``x_sigma``."""
+        """The log density [B] of the noised distribution at ``x_sigma``."""
         return self._components(x_sigma, sigma)[0].logsumexp(1)
 
     def score(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
-        """The gradient of ``log_prob`` by ``x_sigma``, of the shape of ``x_sigma``."""
+        """The gradient of ``log_prob`` by ``x_sigma``, with the shape of ``x_sigma``."""
         log_joint, offsets, variances = self._components(x_sigma, sigma)
         per_component = torch.einsum("kde,bke->bkd", self.axes, -offsets / variances)
         return _average(log_joint, per_component).reshape(x_sigma.shape)
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor) -> Tensor:
-        """The posterior mean of x0 given ``x_sigma``, of its shape: the exact :class:`Denoiser`."""
+        """The posterior mean of x0 given ``x_sigma``, with its shape: the exact :class:`Denoiser`."""
         log_joint, offsets, variances = self._components(x_sigma, sigma)
-        # As a shrunk offset from the mean, and not as x_sigma + sigma^2 score, which cancels at large sigma.
+        # A shrunk offset from the mean: x_sigma + sigma^2 score cancels at large sigma.
         shrunk = offsets * (self.variances / variances)
         per_component = self.means + torch.einsum("kde,bke->bkd", self.axes, shrunk)
         return _average(log_joint, per_component).reshape(x_sigma.shape)
@@ -98,22 +96,20 @@ class GaussianMixture:
         """``log p - log q`` [B] at ``x_sigma``, p this mixture and q the ``other``."""
         return self.log_prob(x_sigma, sigma) - other.log_prob(x_sigma, sigma)
 
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """``count`` independent samples of the law at sigma = 0, [count, D]."""
-        component = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
-        noise = torch.randn(
-            count, self.means.shape[1], generator=generator, dtype=self.means.dtype, device=self.means.device
-        )
+    def sample(self, count: int, rng: torch.Generator | None = None) -> Tensor:
+        """``count`` independent samples of the distribution at sigma = 0, [count, D]."""
+        component = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=rng)
+        noise = torch.randn(count, self.means.shape[1], generator=rng, dtype=self.means.dtype, device=self.means.device)
         offsets = self.variances[component].sqrt() * noise
         return self.means[component] + torch.einsum("bde,be->bd", self.axes[component], offsets)
 
     def _components(self, x_sigma: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log(weight * density) [B, K], and offset from the mean and variance along each axis [B, K, D]."""
+        """log(weight * density) [B, K]; offset from the mean and variance along each axis, both [B, K, D]."""
         x = x_sigma.flatten(1)
         dimensions = self.means.shape[1]
         if x.shape[1] != dimensions or sigma.shape != x.shape[:1]:
             raise ValueError(
-                f"expected x_sigma [B, ...] of {dimensions} numbers a sample and sigma [B], "
+                f"expected x_sigma [B, ...] with {dimensions} values per sample and sigma [B], "
                 f"got {tuple(x_sigma.shape)} and {tuple(sigma.shape)}"
             )
         if x.dtype != self.means.dtype:
@@ -127,7 +123,7 @@ class GaussianMixture:
 
 
 def _average(log_joint: Tensor, per_component: Tensor) -> Tensor:
-    """The mean of ``per_component`` [B, K, D] under the posterior of the component: [B, D]."""
+    """The mean [B, D] of ``per_component`` [B, K, D] under the components' posterior."""
     return torch.einsum("bk,bkd->bd", log_joint.softmax(1), per_component)
 
 
@@ -142,6 +138,6 @@ def _check_parameters(weights: Tensor, means: Tensor, covariances: Tensor) -> No
     if not (weights > 0).all() or not torch.isclose(weights.sum(), weights.new_ones(()), atol=1e-5):
         raise ValueError(f"weights must be positive and sum to one, got {weights.tolist()}")
     if not (means.isfinite().all() and covariances.isfinite().all()):
-        raise ValueError("means and covariances must be finite")
+        raise ValueError(f"means and covariances must be finite, got {means.tolist()} and {covariances.tolist()}")
     if not torch.allclose(covariances, covariances.mT, rtol=1e-5, atol=1e-6 * float(covariances.abs().max())):
         raise ValueError("covariances must be symmetric; symmetrise with (c + c.mT) / 2")

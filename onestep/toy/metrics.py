@@ -1,4 +1,4 @@
-"""Metrics of points against a Gaussian mixture whose density is known."""
+"""Metrics of points against a Gaussian mixture with known density."""
 
 import torch
 from torch import Tensor
@@ -11,21 +11,21 @@ _NEAR = 3.0  # standard deviations from a mode's mean: 98.9 % of a planar mode
 
 
 def _nearest_mode(mixture: GaussianMixture, points: Tensor) -> tuple[Tensor, Tensor]:
-    """The index [N] of each point's nearest mean, and whether it is within ``_NEAR`` standard deviations of it."""
+    """The index [N] of each point's nearest mean, and a mask [N] of points within ``_NEAR`` standard deviations."""
     if points.shape[1] != mixture.means.shape[1]:
         raise ValueError(
-            f"these samples have {points.shape[1]} dimensions and the mixture {mixture.means.shape[1]}: this metric is "
-            "for points of the mixture"
+            f"the samples have {points.shape[1]} dimensions and the mixture {mixture.means.shape[1]}: this metric is "
+            "for points of the mixture's dimension"
         )
     distance, mode = torch.cdist(points, mixture.means.to(points.dtype)).min(1)
     return mode, distance <= _NEAR * mixture.variances[mode].amax(1).sqrt().to(points.dtype)
 
 
 class ModesCovered:
-    """How many modes hold at least a ``share`` of the samples that the mixture puts near them.
+    """The number of modes with at least the fraction ``share`` of their expected number of samples.
 
-    A sample counts for a mode within three standard deviations of its mean. (Elsewhere one sample is often enough: of
-    thousands, some lie anywhere.)
+    A sample counts for a mode within three standard deviations of the mode's mean. (Other definitions ask for a single
+    sample, which outliers provide among thousands.)
     """
 
     reads: Kind = "vectors"
@@ -35,11 +35,11 @@ class ModesCovered:
 
     def __init__(self, mixture: GaussianMixture, share: float) -> None:
         if not 0 < share < 1:
-            raise ValueError(f"expected a share between 0 and 1, got {share}")
+            raise ValueError(f"metrics.modes.share must lie between 0 and 1, got {share}")
         self.mixture, self.share = mixture, share
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
-        """The number of modes covered by ``generated`` [N, D]; ``real`` is not looked at."""
+        """The number of modes covered by ``generated`` [N, D]; ``real`` is unused."""
         mode, near = _nearest_mode(self.mixture, generated)
         counts = torch.bincount(mode[near], minlength=len(self.mixture.means))
         expected = self.mixture.log_weights.exp() * len(generated)
@@ -47,7 +47,7 @@ class ModesCovered:
 
 
 class ModePrecision:
-    """The share of samples within three standard deviations of some mode's mean; 0.989 for a planar mixture's own."""
+    """The fraction of samples within three standard deviations of a mode's mean; 0.989 for samples of the mixture."""
 
     reads: Kind = "vectors"
     features: FeatureNetwork | None = None
@@ -58,18 +58,18 @@ class ModePrecision:
         self.mixture = mixture
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
-        """The share in [0, 1] of ``generated`` [N, D]; ``real`` is not looked at."""
+        """The fraction in [0, 1] of ``generated`` [N, D]; ``real`` is unused."""
         return _nearest_mode(self.mixture, generated)[1].double().mean().item()
 
 
 class BinnedKL:
-    """``KL(q||p)`` of the distributions' masses in square cells, p's exactly and q's as counted, in nats.
+    """``KL(q||p)`` between the masses in square cells, in nats. p's masses are exact, q's are counts.
 
-    The plane outside the cells is one cell more. Of N samples that p itself drew, it is about (cells - 1) / (2 N), by
-    which any value is too large.
+    The plane outside the cells is one more cell. For C cells and N samples of p itself the value is about
+    (C - 1) / (2 N): the bias of the estimate.
 
     Args:
-        mixture: p, whose components are axis-parallel.
+        mixture: p, with axis-parallel components.
         extent: the cells cover [-extent, extent] in each of the two dimensions.
         cells: cells along each dimension.
     """
@@ -81,7 +81,7 @@ class BinnedKL:
 
     def __init__(self, mixture: GaussianMixture, extent: float, cells: int) -> None:
         if mixture.means.shape[1] != 2:
-            raise ValueError(f"the cells are planar, but the mixture has {mixture.means.shape[1]} dimensions")
+            raise ValueError(f"metrics.kl needs a mixture of 2 dimensions, got {mixture.means.shape[1]}")
         self.edges = torch.linspace(-extent, extent, cells + 1, dtype=torch.float64)
         std = (mixture.axes.square() * mixture.variances[:, None]).sum(2).sqrt().double()  # [K, 2]
         below = torch.special.ndtr((self.edges - mixture.means.double()[:, :, None]) / std[:, :, None])
@@ -90,21 +90,21 @@ class BinnedKL:
         self.log_mass = torch.cat([inside, 1 - inside.sum()[None]]).clamp_min(torch.finfo(torch.float64).tiny).log()
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
-        """The divergence of ``generated`` [N, 2]; ``real`` is not looked at."""
+        """The divergence of ``generated`` [N, 2]; ``real`` is unused."""
         cells = len(self.edges) - 1
         index = torch.bucketize(generated.double(), self.edges, right=True) - 1
         outside = ((index < 0) | (index >= cells)).any(1)
         cell = torch.where(outside, cells * cells, index[:, 0] * cells + index[:, 1])
-        share = torch.bincount(cell, minlength=cells * cells + 1).double() / len(generated)
-        seen = share > 0
-        return (share[seen] * (share[seen].log() - self.log_mass[seen])).sum().item()
+        mass = torch.bincount(cell, minlength=cells * cells + 1).double() / len(generated)
+        occupied = mass > 0
+        return (mass[occupied] * (mass[occupied].log() - self.log_mass[occupied])).sum().item()
 
 
 class EnergyDistance:
-    """``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Szekely and Rizzo 2013), unbiased: it can be a little below 0.
+    """``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Szekely and Rizzo 2013), unbiased: it can be negative.
 
     Args:
-        count: samples of each side that are compared; the cost grows with its square.
+        count: number of real and of generated samples; the cost is quadratic in it.
     """
 
     reads: Kind = "vectors"
@@ -114,7 +114,7 @@ class EnergyDistance:
 
     def __init__(self, count: int) -> None:
         if count < 2:
-            raise ValueError(f"an energy distance needs at least 2 samples of each side, got {count}")
+            raise ValueError(f"metrics.energy.count must be at least 2, got {count}")
         self.count = count
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Raw networks for points instead of images, [B, C, 1, 1]: the ones whose training can be compared with theory."""
+"""Raw networks for points [B, C, 1, 1] instead of images, to compare training with theory."""
 
 from collections.abc import Sequence
 
@@ -10,22 +10,22 @@ from onestep.models.edm.layers import PositionalEmbedding
 
 
 def are_points(samples: Tensor) -> bool:
-    """Whether ``samples`` [B, C, H, W] are points, [B, C, 1, 1], and no images."""
+    """True if ``samples`` [B, C, H, W] are points, [B, C, 1, 1]."""
     return samples.shape[2:] == (1, 1)
 
 
 class MLP(nn.Module):
-    """A residual multilayer perceptron in the place of a U-Net; its features are the first half's output.
+    """A residual multilayer perceptron in place of a U-Net. Its features are the output of the first half.
 
-    It sees the coordinates beside their sines and cosines, without which it is slow to learn anything that is not
-    smooth (Tancik et al. 2020, arXiv 2006.10739).
+    Its inputs are the coordinates with their sines and cosines. Without these it learns functions that are not smooth
+    slowly (Tancik et al. 2020, arXiv 2006.10739).
 
     Args:
         img_resolution: 1.
         img_channels: the points' dimension.
         label_dim: number of classes; 0 for none.
-        width: units of each layer.
-        depth: residual layers before the features, and again behind them.
+        width: units per layer.
+        depth: number of residual layers before the features, and of those after them.
     """
 
     frequencies = (2.0, 4.0, 8.0)  # per unit of the input, whose variance is about 1
@@ -52,7 +52,7 @@ class MLP(nn.Module):
         return self.embedding(torch.cat(parts, 1))
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """The features, as the only one of the encoder's outputs, [B, width, 1, 1]."""
+        """The features [B, width, 1, 1], the encoder's only output."""
         x = x.flatten(1)
         waves = [wave(frequency * x) for frequency in self.frequencies for wave in (torch.sin, torch.cos)]
         return [self._pass(self.input(torch.cat([x, *waves], 1)), embedding, self.encoder)[:, :, None, None]]
@@ -70,9 +70,9 @@ class MLP(nn.Module):
 
 
 class Affine(nn.Module):
-    """``matrix x + offset``, whatever the noise level: as a generator's network, ``m + A z`` with a known law.
+    """``matrix x + offset`` at every noise level. As a generator, ``m + A z``, whose distribution is known.
 
-    It starts as zero: of the preconditioning, the skip connection alone.
+    It is initialised to zero, so that only the preconditioning's skip connection remains.
 
     Args:
         img_resolution: 1.
@@ -80,19 +80,19 @@ class Affine(nn.Module):
         label_dim: must be 0.
     """
 
-    feature_channels = 0  # there are none to read
+    feature_channels = 0  # no features
 
     def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0) -> None:
         super().__init__()
         _check_points(img_resolution)
         if label_dim:
-            raise ValueError(f"an affine network knows no classes, got label_dim={label_dim}")
+            raise ValueError(f"an affine network has no classes: expected label_dim=0, got label_dim={label_dim}")
         self.map = nn.Linear(img_channels, img_channels)
         nn.init.zeros_(self.map.weight)
         nn.init.zeros_(self.map.bias)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
-        """Nothing depends on the noise level."""
+        """``c_noise`` itself, which is unused."""
         return c_noise
 
     def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
@@ -106,4 +106,4 @@ class Affine(nn.Module):
 
 def _check_points(img_resolution: int) -> None:
     if img_resolution != 1:
-        raise ValueError(f"this network takes points, [C, 1, 1], got images of {img_resolution} pixels' width")
+        raise ValueError(f"this network takes points, [C, 1, 1]: expected img_resolution=1, got {img_resolution}")

@@ -1,4 +1,4 @@
-"""A teacher that is exact: the denoiser of a Gaussian mixture."""
+"""An exact teacher: the denoiser of a Gaussian mixture."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from onestep.toy.gaussian_mixture import GaussianMixture
 
 
 class MixtureTeacher(nn.Module):
-    """The posterior mean of a ``mixture`` over points [B, D, 1, 1]: no weights, no error, no features.
+    """The posterior mean of a ``mixture`` over points [B, D, 1, 1]: exact, without weights or features.
 
-    A generator and a fake score have no copy of it to start from, and a discriminator nothing to read: the run's
-    configuration gives them networks of their own. Raises ValueError for a ``guidance`` other than 1.
+    Generator and fake score cannot start from a copy of it, and a discriminator cannot read its features. The
+    configuration gives them other networks. Raises ValueError for a ``guidance`` other than 1.
     """
 
     label_dim = 0
@@ -24,10 +24,10 @@ class MixtureTeacher(nn.Module):
     def __init__(self, mixture: GaussianMixture, guidance: float) -> None:
         super().__init__()
         if guidance != 1:
-            raise ValueError(f"teacher.guidance={guidance}: a mixture has no classes to guide by; use guidance=1")
+            raise ValueError(f"teacher.guidance={guidance}: a mixture has no classes for guidance; use guidance=1")
         self.guidance = guidance
         self.mixture = mixture.to(dtype=torch.float32)
-        self.config = {name: value.tolist() for name, value in vars(mixture).items()}  # what it is, as plain numbers
+        self.config = {name: value.tolist() for name, value in vars(mixture).items()}  # the mixture in plain numbers
         self.image_shape = (mixture.means.shape[1], 1, 1)
 
     def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:

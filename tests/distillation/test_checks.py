@@ -1,4 +1,4 @@
-"""Parts that do not fit each other are refused with the offending value and the way to mend it."""
+"""Incompatible parts are rejected with the setting's value and a remedy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_nothing_is_drawn_for_parts_that_are_refused(
 
 
 def test_optimisers_of_two_kinds(train_config: Compose, tmp_path: Path) -> None:
-    """Fake score and discriminator have one each, of the kind and rate that their settings say."""
+    """Fake score and discriminator have separate optimisers, with the class and learning rate of their settings."""
     overrides = ("optimizer.discriminator._target_=torch.optim.AdamW", "optimizer.discriminator.lr=0.125")
     critics = build_distillation(train_config(tmp_path, *overrides)).optimizers["critics"].optimizers
     assert {name: type(optimizer).__name__ for name, optimizer in critics.items()} == {

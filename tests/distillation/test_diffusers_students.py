@@ -1,4 +1,4 @@
-"""Distillations of a tiny class-conditional network of diffusers: LoRA, smaller and whole students."""
+"""Distillations of a tiny class-conditional network of diffusers: LoRA, smaller and full students."""
 
 import json
 from collections.abc import Callable
@@ -49,15 +49,15 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def test_lora_generator(config: TrainConfig, pipeline: Path, tmp_path: Path) -> None:
-    """It trains its change alone, goes on from a checkpoint as if it had not stopped, and is drawn from."""
+    """LoRA trains only its adapters, resumes bitwise from a checkpoint, and generates samples."""
     lora = ("lora=attention", "lora.rank=2")
-    distill(config(tmp_path / "whole", *lora))
-    checkpoint = tmp_path / "whole" / "checkpoints" / "iteration_00000002"
+    distill(config(tmp_path / "full", *lora))
+    checkpoint = tmp_path / "full" / "checkpoints" / "iteration_00000002"
     distill(config(tmp_path / "resumed", *lora, f"resume={checkpoint}"))
 
     original = weights(pipeline / "unet")
     for kind in ("generator", "generator_raw"):
-        ours, resumed = (weights(tmp_path / run / kind) for run in ("whole", "resumed"))
+        ours, resumed = (weights(tmp_path / run / kind) for run in ("full", "resumed"))
         torch.testing.assert_close(resumed, ours, rtol=0, atol=0)
         frozen = {
             name.removeprefix("network.").replace(".base_layer", ""): value
@@ -67,7 +67,7 @@ def test_lora_generator(config: TrainConfig, pipeline: Path, tmp_path: Path) -> 
         torch.testing.assert_close(frozen, original, rtol=0, atol=0)
         moved = [value.abs().max().item() for name, value in ours.items() if ".lora_B." in name]
         assert len(moved) >= 4 and min(moved) > 1e-4
-    raw, average = (weights(tmp_path / "whole" / kind) for kind in ("generator_raw", "generator"))
+    raw, average = (weights(tmp_path / "full" / kind) for kind in ("generator_raw", "generator"))
     assert all((raw[name] - average[name]).abs().max() > 1e-6 for name in raw if ".lora_B." in name)
 
     optimizer = json.loads((checkpoint / "generator.optimizer.json").read_text())
@@ -90,7 +90,7 @@ def test_sampling_from_a_lora_generator(
     assert result["count"] == 3 and len(list((tmp_path / "drawn").glob("*.png"))) == 3
 
 
-def test_smaller_generator_and_whole_fake_score(config: TrainConfig, tmp_path: Path) -> None:
+def test_smaller_generator_and_full_fake_score(config: TrainConfig, tmp_path: Path) -> None:
     smaller = digits_unet(tmp_path / "smaller", block_out_channels=(4, 8))
     node = f"generator.network={{_target_:onestep.models.diffusers.loading.load_diffusers,path:{smaller},guidance:1.0,"
     node += "size:null,dtype:bfloat16,variant:null,revision:null,local_files_only:true}"

@@ -1,4 +1,4 @@
-"""What the loop trains, by what, and in which order."""
+"""The loop: trained parameters, gradients, and the order of updates."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -43,12 +43,12 @@ def test_every_method_moves_the_student_and_not_the_teacher(
         assert torch.equal(value, original[name]), name
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
 
-    # Each student starts as the teacher; with a shared encoder the decoder learns too.
+    # Students are initialised as the teacher. With a shared encoder the fake score's decoder is trained too.
     assert method.fake_score is not None and method.discriminator is not None
     for student in (parts.student.denoiser, method.fake_score):
         moved = [name for name, value in student.named_parameters() if not torch.equal(value, original[name])]
         assert len(moved) > 0.9 * len(original)
-    assert (method.discriminator.logit.weight != 0).all()  # a fresh one is 0
+    assert (method.discriminator.logit.weight != 0).all()  # initialised to 0
     assert method.host is (method.teacher if discriminator == "teacher_features" else method.fake_score)
 
 
@@ -57,7 +57,7 @@ def test_reverse_kl_needs_no_discriminator(objective: str, train_config: TrainCo
     overrides = (f"objective={objective}", "divergence=reverse_kl", "discriminator=none", "generator.gan_weight=0")
     parts = build_distillation(train_config(tmp_path, *overrides))
     assert parts.method.discriminator is None and parts.method.normalizer is None
-    assert parts.trained_networks.keys() == {"generator", "fake_score"}  # what a checkpoint holds
+    assert parts.trained_networks.keys() == {"generator", "fake_score"}  # the networks of a checkpoint
     critics, generator = take_updates(parts)
     assert "discriminator_loss" not in critics and "adversarial_loss" not in generator
     assert generator["generator_gradient"] > 0
@@ -77,7 +77,7 @@ def test_fake_score_steps_are_steps_of_the_critics(train_config: TrainConfig, tm
 def test_the_regression_is_added_to_the_objective(
     dmd: tuple[str, ...], train_config: TrainConfig, tmp_path: Path
 ) -> None:
-    """The gradient with it, less that without, is the weighted mean squared error's, computed here from the seeds."""
+    """The gradient with the regression minus that without is the weighted mean squared error's, from the seeds."""
     without_pairs = ("objective=dmd", "generator.regression_weight=0", "pairs=none")
     with_it, without_it = (
         build_distillation(train_config(tmp_path, *overrides, "training.grad_clip=1e9"))
@@ -87,7 +87,7 @@ def test_the_regression_is_added_to_the_objective(
     *_, update = take_updates(with_it)
     list(take_updates(without_it))
 
-    # The generator starts as the teacher; of 24 pairs, iteration 0 reads 16.
+    # The generator is initialised as the teacher; iteration 0 reads 16 of 24 pairs.
     generator = Generator(load_teacher("digits", guidance=1.0).requires_grad_(True), with_it.generator.sigma_init)
     indices = next(iter(PositionSampler(24, 16, seed=0)))
     latents, condition = seeded_inputs(indices, (1, 8, 8), 10)
@@ -119,7 +119,7 @@ def test_the_pairs_are_drawn_once(
 def test_a_fake_score_that_is_the_teacher_gives_no_gradient(
     objective: str, largest: float, train_config: TrainConfig, tmp_path: Path
 ) -> None:
-    """Exactly none for f-distill; Uni-Instruct's is a sum of terms that cancel up to rounding."""
+    """Exactly 0 for f-distill. Uni-Instruct's gradient is a sum of terms that cancel up to rounding."""
     overrides = (f"objective={objective}", "divergence=reverse_kl", "weighting=unit", "discriminator=none",
                  "generator.gan_weight=0")  # fmt: skip
     fixed, trained = (
@@ -145,7 +145,7 @@ def test_the_average_starts_as_the_generator_and_then_lags(finished_run: Path) -
 
 
 def test_every_step_is_trained_about_as_often() -> None:
-    """Each of 4 steps is expected 1000 times of 4000, with a standard deviation of 27.4; four are allowed."""
+    """Each of 4 steps is expected 1000 times in 4000, within 4 standard deviations of 27.4."""
     for seed in (0, 1):
         drawn = [exit_step(seed, iteration, steps=4) for iteration in range(4000)]
         assert np.abs(np.bincount(drawn, minlength=4) - 1000).max() <= 110
@@ -154,7 +154,7 @@ def test_every_step_is_trained_about_as_often() -> None:
 
 
 class RecordingStudent:
-    """A student that keeps the noises of every call of ``simulate`` with a gradient: of each iteration."""
+    """A student that records the noises of every call of ``simulate`` with a gradient."""
 
     def __init__(self, student: Generator) -> None:
         self.student, self.kept = student, list[Sequence[Tensor]]()
@@ -167,7 +167,7 @@ class RecordingStudent:
 
 
 class RecordingSigma(LogUniformSigma):
-    """A distribution that keeps the rng's state before every draw."""
+    """A distribution that records the rng's state before every sample."""
 
     def __init__(self) -> None:
         super().__init__(0.1, 10.0)
@@ -201,10 +201,10 @@ def test_what_a_run_of_several_steps_says_and_saves(
 
 
 def test_one_step_takes_one_draw_of_its_iteration_s_randomness(train_config: TrainConfig, tmp_path: Path) -> None:
-    """What is drawn behind the latents is what it was before generators had several steps."""
+    """The random numbers after the latents do not depend on the number of steps."""
     parts = build_distillation(train_config(tmp_path))
     student = parts.student = RecordingStudent(parts.student)
-    levels = parts.fake_sigma = RecordingSigma()  # of which the first draw behind the latents is
+    levels = parts.fake_sigma = RecordingSigma()  # the first random numbers after the latents
     list(take_updates(parts, iterations=2))
     assert len(student.kept) == len(levels.states) == 2
     for iteration, ((latents,), state) in enumerate(zip(student.kept, levels.states, strict=True)):

@@ -1,4 +1,4 @@
-"""The losses of a method: their values, where their graphs lead, and which parameters they reach."""
+"""The losses of a method: values, graphs and parameters with gradients."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +27,7 @@ homes = pytest.mark.parametrize("home", ["teacher", "fake_score"])
 
 
 class StubObjective(Objective):
-    """Keeps the predictions that it is given; its losses are 2 x^2 a sample."""
+    """Records its predictions; its losses are 2 x^2 per sample."""
 
     needs_ratio = True
 
@@ -68,7 +68,7 @@ class World:
         return Method(self.teacher, objective or StubObjective(False), **(networks | options))
 
     def predict(self, differentiates_scores: bool, gan_weight: float, **options: Any) -> tuple[Any, Losses]:
-        """The predictions that the objective is given, and the generator's losses."""
+        """The objective's predictions, and the generator's losses."""
         objective = StubObjective(differentiates_scores)
         method = self.method(objective, gan_weight=gan_weight, **options)
         losses = method.generator_losses(self.x_generated, self.condition, self.sigma, self.noise)
@@ -76,7 +76,7 @@ class World:
         return predictions, losses
 
     def critic_losses(self, **options: Any) -> Losses:
-        """With a graph to the critics' parameters."""
+        """The critics' losses with a graph to their parameters."""
         inputs = (self.x_generated, self.x_real, self.condition, self.sigma, self.noise, self.noise_real)
         return self.method(**options).critic_losses(*inputs)
 
@@ -198,20 +198,20 @@ def test_without_discriminator_and_fake_score(world: World) -> None:
     "make", [FDistill, UniInstruct, partial(UniInstruct, exact_ratio_gradient=False)], ids=["f", "uni", "detached"]
 )
 def test_a_split_batch_has_the_gradient_of_the_full_one(world: World, make: Callable[..., Objective]) -> None:
-    """Where its parts are given the full batch's mean weight; their own means would be others."""
+    """With the full batch's mean weight; the halves have other means."""
     world.discriminator.logit.weight.data *= 10  # so that the ratios differ
     objective = make(ForwardKL(), UnitWeighting(), True)
     method = world.method(objective)
     x, condition, sigma, noise = inputs = (world.x_generated, world.condition, world.sigma, world.noise)
     (full,) = torch.autograd.grad(method.generator_losses(*inputs).total, x)
-    halves: list[Any] = list(zip(*(micro_batches(value, 2) for value in inputs), strict=True))
+    halves = list(zip(*(micro_batches(value, 2) for value in inputs), strict=True))
     scale = objective.weight_scale(torch.cat([method.log_ratio(*half) for half in halves]))
     ratio = method.log_ratio(x, condition, sigma, noise).exp()
     torch.testing.assert_close(scale, ratio.mean())
     assert (scale - ratio[:2].mean()).abs() > 0.01 * scale
 
     def gradient(weight_scale: Tensor | None) -> Tensor:
-        totals = [method.generator_losses(*[*half, weight_scale]).total for half in halves]
+        totals = [method.generator_losses(x, given, level, z, weight_scale).total for x, given, level, z in halves]
         return torch.autograd.grad(torch.stack(totals).mean(), x)[0]
 
     torch.testing.assert_close(gradient(scale), full, rtol=1e-4, atol=1e-5 * full.abs().max().item())
@@ -245,7 +245,7 @@ def test_critic_losses_are_those_of_direct_calls(world: World) -> None:
 
 @homes
 def test_the_discriminator_trains_the_encoder_only_where_it_is_shared(world: World, home: Home) -> None:
-    """And neither loss reaches the samples, or the teacher."""
+    """Neither loss has a gradient by the samples or the teacher."""
     parameters = world.parameters()
     world.critic_losses().terms["discriminator"].mean.backward()
     trained = {

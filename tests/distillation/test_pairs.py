@@ -1,8 +1,9 @@
-"""Pairs: which images they hold, what the cache keeps, and what interruptions and damage leave of it."""
+"""Pairs: their images, and their cache after interruptions and damage."""
 
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ def teacher(tiny_denoiser: Callable[..., EDMDenoiser]) -> EDMDenoiser:
 
 @pytest.fixture
 def prepare(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> Prepare:
-    """Prepares pairs in chunks of four, ten unless told otherwise, in a cache in ``tmp_path``."""
+    """Prepares pairs in chunks of four, ten by default, in a cache in ``tmp_path``."""
 
     def run(count: int = 10, cache: str = "cache", sharing: Any = accelerator) -> TeacherPairs:
         return prepare_pairs(PairSettings(count, 4, str(tmp_path / cache)), teacher, SAMPLER, sharing, 5, seed=0)
@@ -38,16 +39,16 @@ def prepare(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> P
     return run
 
 
+@dataclass
 class Draws:
-    """The latents of every call of the sampler; it dies where it is told to."""
+    """Records the latents of every call of the sampler, which can fail at a given call."""
 
-    def __init__(self) -> None:
-        self.latents: list[Tensor] = []
-        self.dies_at: int | None = None
+    latents: list[Tensor] = field(default_factory=list)
+    dies_at: int | None = None
 
     @property
     def chunks(self) -> list[int]:
-        """Which chunks of four were drawn, told by their first latent."""
+        """The chunks of four that were generated, identified by their first latent."""
         first = [seeded_inputs([4 * chunk], (1, 8, 8), 3)[0][0] for chunk in range(10)]
         return [next(k for k in range(10) if torch.equal(first[k], latents[0])) for latents in self.latents]
 
@@ -67,7 +68,7 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> Draws:
 
 
 def files(cache: Path) -> dict[str, bytes]:
-    """Name and content of everything in the one folder of a cache."""
+    """Names and contents of the files in the only folder of a cache."""
     (folder,) = cache.iterdir()
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -75,11 +76,8 @@ def files(cache: Path) -> dict[str, bytes]:
 THREE_CHUNKS = {f"images_{chunk:06d}.safetensors" for chunk in range(3)}
 
 
-# What the pairs are.
-
-
 def test_the_images_are_those_of_the_sampler(prepare: Prepare, teacher: EDMDenoiser, tmp_path: Path) -> None:
-    for pairs in (prepare(), prepare()):  # drawn, and read from the cache
+    for pairs in (prepare(), prepare()):  # generated, and read from the cache
         assert len(pairs.images) == len(pairs.latents) == 10
         for seed in range(10):
             latents, condition = seeded_inputs([seed], (1, 8, 8), 3)
@@ -100,8 +98,7 @@ def test_without_classes(tiny_denoiser: Callable[..., EDMDenoiser], accelerator:
 
 
 def test_a_batch_is_a_function_of_its_iteration(prepare: Prepare) -> None:
-    pairs = prepare()
-    seen: list[int] = []
+    pairs, seen = prepare(), list[int]()
     for iteration in (1, 0):  # ten pairs in batches of five: each once in two iterations
         latents, condition, images = pairs.batch(iteration)
         assert torch.equal(pairs.batch(iteration)[0], latents)
@@ -119,9 +116,6 @@ def test_a_batch_is_a_function_of_its_iteration(prepare: Prepare) -> None:
 def test_more_pairs_than_there_are_in_a_batch(prepare: Prepare) -> None:
     pairs = prepare(count=3)
     assert [len(tensor) for tensor in (pairs.batch(7)[0], pairs.batch(7)[1]["labels"], pairs.batch(7)[2])] == [5, 5, 5]
-
-
-# What the cache keeps.
 
 
 def test_what_is_there_is_not_drawn_again(prepare: Prepare, draws: Draws, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,13 +164,13 @@ def test_a_chunk_that_was_being_written_is_drawn_again(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", die)
-        patch.setattr(Path, "unlink", die)  # a killed process does not tidy up
+        patch.setattr(Path, "unlink", die)  # a killed process deletes nothing
         prepare()
     (unfinished,) = files(tmp_path / "cache")
     assert unfinished.startswith(".writing_")
     prepare()
     assert draws.chunks == [0, 0, 1, 2]
-    assert files(tmp_path / "cache").keys() == THREE_CHUNKS  # what was left lying has been overwritten
+    assert files(tmp_path / "cache").keys() == THREE_CHUNKS  # the leftovers have been overwritten
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "replaced"])
@@ -184,22 +178,24 @@ def test_a_damaged_chunk_is_drawn_again(
     damage: str, prepare: Prepare, draws: Draws, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     straight = prepare()
-    whole = files(tmp_path / "cache")
+    intact = files(tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()
     path = folder / "images_000001.safetensors"
-    content = whole[path.name]
+    content = intact[path.name]
     path.write_bytes({"cut": content[:-10], "emptied": b""}.get(damage, content[:-1] + bytes([content[-1] ^ 1])))
-    if damage == "replaced":  # a sound file that nothing vouches for
+    if damage == "replaced":  # an intact file without a checksum
         save_file({"images": torch.zeros(4, 1, 8, 8)}, path)
     draws.latents = []
     capsys.readouterr()
     assert torch.equal(prepare().images, straight.images)
     assert draws.chunks == [1]
     assert f"{path} is damaged or cannot be read: making its pairs again" in capsys.readouterr().out
-    assert files(tmp_path / "cache") == whole
+    assert files(tmp_path / "cache") == intact
 
 
-def test_the_processes_share_the_drawing(prepare: Prepare, teacher: EDMDenoiser, draws: Draws, tmp_path: Path) -> None:
+def test_the_generation_is_divided_among_processes(
+    prepare: Prepare, teacher: EDMDenoiser, draws: Draws, tmp_path: Path
+) -> None:
     def process(rank: int, wait: Callable[[], object]) -> Any:
         return SimpleNamespace(
             process_index=rank, num_processes=2, is_main_process=rank == 0, device=torch.device("cpu"),
@@ -211,7 +207,7 @@ def test_the_processes_share_the_drawing(prepare: Prepare, teacher: EDMDenoiser,
 
     def second_draws() -> None:
         assert draws.chunks == [0, 2, 4]
-        PairCache(settings, teacher, SAMPLER, second).read_or_draw([1, 3])
+        PairCache(settings, teacher, SAMPLER, second).read_or_generate([1, 3])
 
     ours = prepare(18, sharing=process(0, wait=second_draws))
     assert draws.chunks == [0, 2, 4, 1, 3]
@@ -220,12 +216,12 @@ def test_the_processes_share_the_drawing(prepare: Prepare, teacher: EDMDenoiser,
     shares = [len(pairs.batch(0)[0]) for pairs in (ours, theirs)]
     both = torch.cat([pairs.batch(0)[0] for pairs in (ours, theirs)])
     assert sum(shares) == 5 and torch.equal(both, prepare(18).batch(0)[0])
-    # Where each machine has a cache of its own, each draws them all.
+    # Machines with separate caches generate all pairs each.
     prepare(18, cache="elsewhere", sharing=second)
     assert draws.chunks[5:] == [1, 3, 0, 2, 4]
 
 
-# Its key.
+# The key of the cache.
 
 
 def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(
@@ -270,7 +266,7 @@ def test_where_a_teacher_lies_does_not_matter(accelerator: Accelerator, tmp_path
     assert len(folders) == 1
 
 
-# What a user gets wrong.
+# User errors.
 
 
 @pytest.mark.parametrize("name", ["count", "batch_size"])

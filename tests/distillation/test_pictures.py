@@ -1,4 +1,4 @@
-"""Pictures as students: the gradient of a method reaches whatever made the samples, a network or not."""
+"""Images as students: a method's gradient reaches the samples' graph, also without a generator network."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from onestep.noise import LogUniformSigma
 from onestep.objectives.sds import SDS
 from onestep.objectives.weighting import PowerWeighting
 
-SAMPLES = 8  # noise levels of an iteration
+SAMPLES = 8  # noise levels per iteration
 
 
 def grey() -> Tensor:
@@ -33,7 +33,7 @@ def scattered() -> Tensor:
 
 
 def blobs(parameters: Tensor) -> Tensor:
-    """The picture [1, 1, 8, 8] of Gaussian blobs on black."""
+    """An image [1, 1, 8, 8] of Gaussian blobs on black."""
     row, column, log_width, brightness = (part[:, None, None] for part in parameters.unbind(1))
     grid = torch.arange(8.0)
     squared_distance = (grid[:, None] - row).square() + (grid - column).square()
@@ -46,7 +46,7 @@ def blobs(parameters: Tensor) -> Tensor:
 def test_a_picture_becomes_the_digit_that_is_asked_for(
     start: Callable[[], Tensor], render: Callable[[Tensor], Tensor], digit: int
 ) -> None:
-    """By SDS alone: no network is trained. The blobs' gradient goes through their rendering."""
+    """SDS trains no network. The blobs' gradient goes through their rendering."""
     method = Method(load_teacher("digits", guidance=1.0), SDS(PowerWeighting(2.0)))
     rng = torch.Generator().manual_seed(0)
     levels, condition = LogUniformSigma(0.2, 2.0), {"labels": F.one_hot(torch.tensor([digit] * SAMPLES), 10).float()}

@@ -1,4 +1,4 @@
-"""How networks lie in memory, and whether they are compiled, changes no result beyond rounding."""
+"""Memory layout and compilation of networks change results only by rounding."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def test_channels_last_is_the_same_training(tmp_path: Path) -> None:
         parameter for parameter in generator.parameters() if parameter.ndim == 4 and min(parameter.shape[1:]) == 3
     ]
     assert len(weights) > 20 and not any(weight.is_contiguous() for weight in weights)
-    with full_state_dict(generator.denoiser):  # safetensors takes nothing but contiguous tensors
+    with full_state_dict(generator.denoiser):  # safetensors needs contiguous tensors
         generator.save_pretrained(tmp_path)
     read = Generator.from_pretrained(tmp_path)
     assert all(torch.equal(*pair) for pair in zip(read.parameters(), generator.parameters(), strict=True))

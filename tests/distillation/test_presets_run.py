@@ -1,4 +1,4 @@
-"""Every preset runs by its name alone, and trains the networks that its method trains."""
+"""Every preset runs without further overrides, and trains the networks of its method."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from onestep.config import CONF
 from onestep.distillation import loop
 from onestep.engine.log import read_log
 
-# What a log line says of the critics and the pairs, and the updates of the fake score for one of the generator.
+# Diagnostics of critics and pairs in a log line, and the fake score's updates per update of the generator.
 EXPECTED = {
     "sds": (set(), 0),
     "diff_instruct": ({"fake_score_loss"}, 2),
@@ -99,6 +99,6 @@ def test_points_are_drawn_as_numbers(compose_config: Callable[..., DictConfig], 
     result = sample(compose_config("sample", *options, "format=npz", "metrics=[energy]", "sampler=heun"))
     points = np.load(tmp_path / "drawn" / "samples.npz")["images"]
     assert points.dtype == np.float32 and points.shape == (200, 2, 1, 1)
-    assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's own samples, but for the noise of 200 of them
+    assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's samples, up to the noise of 200 samples
     with pytest.raises(ValueError, match="points, no images; choose format=npz"):
         sample(compose_config("sample", *options, "format=png"))

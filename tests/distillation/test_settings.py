@@ -1,4 +1,4 @@
-"""Numbers of a distillation that are refused, each named in the message."""
+"""Settings of a distillation out of range are rejected with their name and value."""
 
 from typing import Any
 

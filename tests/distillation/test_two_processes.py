@@ -1,4 +1,4 @@
-"""Two real processes hold the same networks, of different images, and measure together what one measures alone."""
+"""Two real processes have equal networks and different images, and the metrics of a single process."""
 
 import json
 from collections.abc import Callable
@@ -69,14 +69,14 @@ def test_two_processes_stay_one_run(
         assert first["x_generated"].shape == (8, 1, 8, 8)  # half of the batch each
         assert not torch.equal(first.pop("x_generated"), second.pop("x_generated"))
         assert [key for key, value in first.items() if not torch.equal(value, second[key])] == []
-        exit_steps.append(int(first["exit_step"]))  # the same in both, as everything but their images
+        exit_steps.append(int(first["exit_step"]))  # equal in both processes, like everything except their images
     assert exit_steps == [exit_step(0, iteration, steps=3) for iteration in range(3)] and len(set(exit_steps)) > 1
     lines = read_log(tmp_path / "run" / "log.jsonl")
     assert [line["iteration"] for line in lines if "loss" in line] == [1, 2, 3]
     assert len(list((tmp_path / "pairs").glob("*/images_*"))) == (3 if method == "dmd" else 0)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["images_seen"] == 48
-    # Each of them has features of half of the samples: the figures are those that one process has of all.
+    # Each process has the features of half of the samples; the metrics are those of one process with all samples.
     one = distill(compose_config("train", *overrides, f"output={tmp_path / 'one'}", *(dmd if method == "dmd" else ())))
     interim = [read_log(tmp_path / run / "log.jsonl") for run in ("run", "one")]
     figures = [[line["fid"] for line in lines if "fid" in line] for lines in interim]

@@ -1,4 +1,4 @@
-"""data=none: methods without a discriminator train on the teacher alone, and what needs images is refused."""
+"""data=none: methods without a discriminator train on the teacher alone; settings that need images are rejected."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ FREE = ("data=none", "discriminator=none", "divergence=reverse_kl", "generator.g
 def test_a_method_without_data(
     objective: str, train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bundled digits are its only images, and none is read."""
+    """The bundled digits are the only images, and the run reads none."""
     monkeypatch.setattr(Digits, "__init__", None)
     small = ("training.total_images=32", "training.evaluate_every=10", "evaluation.samples=4",
              "evaluation.interim_samples=4", "evaluation.grid=4")  # fmt: skip
@@ -41,11 +41,11 @@ def test_labels_are_uniform_and_depend_on_iteration_and_place_alone() -> None:
         assert images is None and condition.keys() == {"labels"}
         return condition["labels"]
 
-    whole = labels(3)
-    assert whole.shape == (1000, 4) and (whole.sum(1) == 1).all()
-    assert (whole.sum(0) - 250).abs().max() <= 55  # four standard deviations
-    assert torch.equal(torch.cat([labels(3, slice(0, 400)), labels(3, slice(400, 1000))]), whole)
-    assert not torch.equal(labels(4), whole)
+    batch = labels(3)
+    assert batch.shape == (1000, 4) and (batch.sum(1) == 1).all()
+    assert (batch.sum(0) - 250).abs().max() <= 55  # four standard deviations
+    assert torch.equal(torch.cat([labels(3, slice(0, 400)), labels(3, slice(400, 1000))]), batch)
+    assert not torch.equal(labels(4), batch)
     assert NoData((1, 8, 8), 0).batch(GlobalDraws(0, batch_size=2, rows=slice(2))) == (None, {})
 
 
@@ -53,7 +53,7 @@ def test_labels_are_uniform_and_depend_on_iteration_and_place_alone() -> None:
     "overrides, expected",
     [
         (("data=none", "metrics=[]"), "the discriminator compares with real images, and there are none"),
-        ((*FREE, "metrics=[fid]"), r"metrics=['fid'] compare with real images, and there are none: give data=..."),
+        ((*FREE, "metrics=[fid]"), r"metrics=['fid'] need real images, and there are none: give data=..."),
     ],
 )
 def test_images_that_are_needed(

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what a crash at any moment, a full disk or a flipped bit leaves, and what is kept and found."""
+"""Checkpoints on disk after crashes, with a full disk and after flipped bits; deletion of old ones and resumption."""
 
 import errno
 import os
@@ -43,11 +43,11 @@ def names(run: Path) -> list[str]:
 
 
 class KilledError(BaseException):
-    """Stands for a process that dies."""
+    """Simulates the death of a process."""
 
 
 def die_at_call(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Die at the ``count``-th system call that changes the disk: neither it nor a later one happens."""
+    """Die at the ``count``-th system call that changes the disk, before it takes effect."""
     calls = 0
 
     def dying(function: Any) -> Any:
@@ -70,7 +70,7 @@ def die_at_call(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_a_death_at_any_moment_of_saving_loses_nothing(
     iteration: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a later iteration, and of the same again: one is always whole, and it is the old or the new one."""
+    """A later iteration, and the same one again: the old or the new checkpoint is always intact."""
     found = []
     for moment in range(1, 100):
         run = tmp_path / str(moment)
@@ -84,7 +84,7 @@ def test_a_death_at_any_moment_of_saving_loses_nothing(
             left = find_checkpoint("auto", run)
             assert left is not None and damage(left) is None
             found.append(value_in(left))
-            # And the next attempt succeeds, and sweeps up.
+            # The next attempt succeeds and removes the rest.
             assert value_in(write_checkpoint(run, make_snapshot(4, value=3.0), keep_last=1)) == 3.0
             assert [path.name for path in (run / "checkpoints").iterdir()] == ["iteration_00000004"]
     assert len(found) > 8 and set(found) == {1.0, 2.0} and found == sorted(found)
@@ -110,14 +110,14 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
 
 
 def test_values_of_different_metrics_are_not_compared(tmp_path: Path) -> None:
-    """As where a run is resumed with another evaluation.best: the best by each is kept, the first of equals."""
+    """A run resumed with another evaluation.best: the best checkpoint by each key is kept, the first of equals."""
     for iteration, value in enumerate(({"fid": 2.0}, {"fid": 3.0}, {"recall": 0.8}, {"recall": 0.5}, {"recall": 0.8})):
         write_checkpoint(tmp_path, make_snapshot(iteration, **value), keep_last=1)
     assert names(tmp_path) == ["iteration_00000000", "iteration_00000002", "iteration_00000004"]
     assert best_value(tmp_path, "recall") == Measurement("recall", 0.8, higher_is_better=True)
 
 
-def test_a_run_that_went_back_does_not_find_what_was_later(tmp_path: Path) -> None:
+def test_later_checkpoints_are_ignored_after_a_rollback(tmp_path: Path) -> None:
     for iteration in (1, 2, 3):
         write_checkpoint(tmp_path, make_snapshot(iteration, fid=1.0 / iteration), keep_last=3)
     set_later_aside(tmp_path, iteration=1)
@@ -151,9 +151,9 @@ def test_a_damaged_one_is_named_and_passed_over(kind: str, file: str, tmp_path: 
     good = write_checkpoint(tmp_path, make_snapshot(1), keep_last=2)
     bad = write_checkpoint(tmp_path, make_snapshot(2), keep_last=2)
     DAMAGES[kind](bad / file)
-    # A flipped bit in the manifest may be in what it says of any file.
+    # A flipped bit in the manifest may be in the record of any file.
     named = r"\.(safetensors|json) " if (kind, file) == ("flipped", "manifest.json") else file
-    with pytest.warns(UserWarning, match=f"{bad} is damaged and passed over: .*{named}"):
+    with pytest.warns(UserWarning, match=f"{bad} is damaged and skipped: .*{named}"):
         assert find_checkpoint("auto", tmp_path) == good
     if file != "manifest.json":
         with pytest.raises(ValueError, match=f"cannot resume from {bad}: {file}"):
@@ -164,7 +164,7 @@ def test_nothing_but_damaged_ones_is_no_fresh_start(tmp_path: Path) -> None:
     flip(write_checkpoint(tmp_path, make_snapshot(1), keep_last=2) / "state.json")
     with (
         pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(ValueError, match=r"every checkpoint of .* is damaged, the newest as state.json is not what"),
+        pytest.raises(ValueError, match=r"every checkpoint of .* is damaged .*state\.json has changed"),
     ):
         find_checkpoint("auto", tmp_path)
 
@@ -175,7 +175,7 @@ def test_a_disk_without_room_is_seen_before_anything_is_written(
     good = write_checkpoint(tmp_path, make_snapshot(1), keep_last=1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(
-        ValueError, match=r"iteration 2 could not be written to .*\(it takes 0\.0 MB, and 1\.0 MB are free\)"
+        ValueError, match=r"iteration 2 could not be written to .*\(it needs 0\.0 MB, and 1\.0 MB are free\)"
     ):
         write_checkpoint(tmp_path, make_snapshot(2), keep_last=1)
     assert list(good.parent.iterdir()) == [good]
@@ -188,6 +188,6 @@ def test_a_disk_that_runs_full_leaves_the_last_good_one(tmp_path: Path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match="No space left on device.*make room there and go on with resume=auto"):
+    with pytest.raises(ValueError, match="No space left on device.*free disk space and continue with resume=auto"):
         write_checkpoint(tmp_path, make_snapshot(2), keep_last=1)
     assert list(good.parent.iterdir()) == [good] and damage(good) is None

@@ -1,4 +1,4 @@
-"""The moving average's half-life, in numbers."""
+"""The half-life of the moving average."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def weight_of(network: nn.Module) -> float:
 
 @pytest.fixture
 def network() -> nn.Module:
-    """One weight, 1, and BatchNorm's buffers."""
+    """One weight of value 1, and BatchNorm's buffers."""
     network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     nn.init.ones_(network[0].weight)  # type: ignore[arg-type]
     return network
@@ -21,7 +21,7 @@ def network() -> nn.Module:
 
 @pytest.mark.parametrize("batch_size", [10, 50, 100])
 def test_old_value_weighs_half_after_the_half_life(network: nn.Module, batch_size: int) -> None:
-    """After 200 images of a half-life of 100, a quarter, whatever the batch."""
+    """After 200 images with a half-life of 100 a quarter remains, for every batch size."""
     ema = EMA(network, halflife=100, rampup=0.05)
     nn.init.zeros_(network[0].weight)  # type: ignore[index]
     for images in range(0, 200, batch_size):

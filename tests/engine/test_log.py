@@ -56,7 +56,7 @@ def test_the_device_and_other_processes_are_waited_for_at_log_time_alone(
 
 
 def test_value_given_several_times_an_iteration(accelerator: Accelerator, path: Path) -> None:
-    """As the fake score's losses are, with several updates an iteration."""
+    """For example the fake score's losses, with several updates per iteration."""
     log = open_log(accelerator, path, every=1)
     for value in (1.0, 2.0, 6.0):
         log.add({"fake_score_loss": torch.tensor([value])})
@@ -67,7 +67,7 @@ def test_value_given_several_times_an_iteration(accelerator: Accelerator, path: 
 
 
 def test_spreads_are_those_within_a_batch(accelerator: Accelerator, path: Path) -> None:
-    """Weights 1, 3 and 5, 5: standard deviations 1 and 0, in rounds or not."""
+    """Weights 1, 3 and 5, 5: standard deviations 1 and 0, with and without micro-batches."""
     log = open_log(accelerator, path)
     log.add({"weight": torch.tensor([[1.0], [3.0]]), "log_ratio": torch.tensor([0.0, 2.0])})
     log.end_iteration(1)
@@ -119,8 +119,8 @@ def test_resuming_drops_the_lines_after_the_checkpoint(accelerator: Accelerator,
 
 def test_last_line_cut_by_a_crash_is_left_out(accelerator: Accelerator, path: Path) -> None:
     write_lines(path, range(1, 4))
-    whole = path.read_text()
-    path.write_text(whole[:-8])
+    text = path.read_text()
+    path.write_text(text[:-8])
     assert [line["iteration"] for line in read_log(path)] == [1, 2]
     log = open_log(accelerator, path, start=3)
     log.write(4, {"loss": 0.25})

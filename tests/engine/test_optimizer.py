@@ -1,4 +1,4 @@
-"""The learning rate's course, and the guarded optimiser step."""
+"""The learning rate schedule, and the guarded optimiser step."""
 
 import math
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def guard(optimizer: torch.optim.Optimizer, settings: TrainingSettings, **option
 
 
 def terms_of(weights: Tensor, factor: float = 1.0) -> dict[str, Term]:
-    """Two terms, whose gradients add up to ``factor`` times (3, 4), of norm 5."""
+    """Two terms; the sum of their gradients is ``factor`` times (3, 4), of norm 5."""
     losses = {"first": Term(3 * weights[0] * STRETCH), "second": Term(weights[1] * STRETCH, weight=4.0)}
     return {name: Term(factor * term.losses, term.weight) for name, term in losses.items()}
 
@@ -78,7 +78,7 @@ def test_step_descends_the_sum_of_the_clipped_terms(
 
 
 def test_micro_batches_add_up_to_their_mean(make_settings: Settings, weights: nn.Parameter) -> None:
-    """Of gradients (3, 4) and (9, 12) the mean is (6, 8), of norm 10."""
+    """Gradients (3, 4) and (9, 12): the mean is (6, 8), of norm 10."""
     optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(accumulation=2))
     optimizer.backward(Losses(terms_of(weights)), SIGMA)
     assert take_step(optimizer, terms_of(weights, factor=3)) == pytest.approx(10)
@@ -95,7 +95,7 @@ def test_every_groups_lr_follows_the_course(make_settings: Settings, weights: nn
     other = nn.Parameter(torch.zeros(2))
     sgd = torch.optim.SGD([{"params": [weights], "lr": 0.4}, {"params": [other], "lr": 0.02}], lr=1.0)
     optimizer = guard(sgd, make_settings(warmup_images=200))  # ten iterations are half of it
-    for iteration in (3, 10):  # each from the initial rate, not from the one before
+    for iteration in (3, 10):  # relative to the initial rate, not to the previous one
         take_step(optimizer, terms_of(weights) | {"third": Term(other)}, iteration)
     assert [group["lr"] for group in sgd.param_groups] == pytest.approx([0.2, 0.01])
     optimizer.lr_factor = 0.5  # as after a rollback
@@ -117,11 +117,11 @@ def test_non_finite_term_is_skipped_and_changes_nothing(
     bad = weights.sum() * torch.tensor([1.0, value])  # the second sample of the second micro-batch
     with pytest.raises(SkippedStepError) as skipped:
         take_step(optimizer, terms_of(weights) | {"adversarial": Term(bad)}, iteration=7)
-    assert skipped.value.samples == [BadSample("adversarial", place=3, sigma=2.0)] and not skipped.value.overflow
+    assert skipped.value.samples == [BadSample("adversarial", position=3, sigma=2.0)] and not skipped.value.overflow
     assert not math.isfinite(skipped.value.values["adversarial"]) and skipped.value.values["first"] == before[0] * 3
     assert torch.equal(weights, before)
     assert all(torch.equal(moment, moments[name]) for name, moment in adam.state[weights].items())
-    optimizer.backward(Losses(terms_of(weights)), SIGMA)  # and leaves nothing behind
+    optimizer.backward(Losses(terms_of(weights)), SIGMA)  # the skipped step left no gradients
     assert take_step(optimizer, terms_of(weights), iteration=7) == pytest.approx(5)
 
 
@@ -133,11 +133,11 @@ def test_non_finite_gradient_of_a_finite_term(make_settings: Settings) -> None:
     assert weight.item() == 0 and skipped.value.samples == []
 
 
-# fp16's loss scale: the gradient that is descended is the loss's own, and small ones survive.
+# fp16's loss scale does not change the gradient of a step, and small gradients do not underflow.
 
 
 class HalfGradient(torch.autograd.Function):
-    """The identity, whose gradient passes through fp16 as those of a network under autocast do."""
+    """The identity with a gradient in fp16, like a network under autocast."""
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def half_terms(weight: nn.Parameter, factor: float) -> dict[str, Term]:
 
 @pytest.mark.parametrize("fp16, gradient", [(False, 0.0), (True, 1e-8)])
 def test_a_gradient_below_half_precision(make_settings: Settings, fp16: bool, gradient: float) -> None:
-    """1e-8 is 0 in fp16, 65536 times it is 6.6e-4."""
+    """1e-8 underflows to 0 in fp16; times 65536 it is 6.6e-4."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = guard(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16=fp16)
     take_step(optimizer, half_terms(weight, 1e-8))
@@ -164,7 +164,7 @@ def test_a_gradient_below_half_precision(make_settings: Settings, fp16: bool, gr
 def test_overflow_halves_the_scale_of_this_optimizer_alone(make_settings: Settings) -> None:
     weight, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizers = [guard(torch.optim.SGD([w], lr=1.0), make_settings(), fp16=True) for w in (weight, other)]
-    for _ in range(2):  # 3 * 65536 and 3 * 32768 are beyond 65504, fp16's largest
+    for _ in range(2):  # 3 * 65536 and 3 * 32768 exceed 65504, fp16's largest number
         with pytest.raises(SkippedStepError) as skipped:
             take_step(optimizers[0], half_terms(weight, 3.0))
         assert skipped.value.overflow and weight.item() == 0
@@ -188,7 +188,7 @@ def test_a_term_that_is_not_finite_is_no_overflow(make_settings: Settings, weigh
 
 @pytest.mark.parametrize("fp16", [False, True])
 def test_full_and_sharded_parameters_of_one_optimizer(make_settings: Settings, fp16: bool, tmp_path: Path) -> None:
-    """A fake score of FSDP2 and its discriminator: of (h1 + h2) (w . x), all gradients are 3."""
+    """A sharded fake score and its discriminator: all gradients of (h1 + h2) (w . x) are 3."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         network, head = nn.Linear(2, 1, bias=False), nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -210,7 +210,7 @@ def test_full_and_sharded_parameters_of_one_optimizer(make_settings: Settings, f
 
 
 def test_optimizers_of_one_backward_pass_are_clipped_each_by_itself(make_settings: Settings) -> None:
-    """Of gradients 3 and 4: the norms are their own, and the clipped steps the learning rates."""
+    """Gradients 3 and 4: separate norms, and clipped steps of the size of the learning rates."""
     slow, fast = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizers = {"slow": torch.optim.SGD([slow], lr=0.1), "fast": torch.optim.SGD([fast], lr=0.5)}
     optimizer = GuardedOptimizer(optimizers, make_settings(grad_clip=1.0))

@@ -1,4 +1,4 @@
-"""Items are made while the one before is used, in their order."""
+"""Prefetching: order, errors and threads."""
 
 import threading
 from collections.abc import Generator, Iterator
@@ -22,7 +22,7 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
     for item in prefetch(items()):
         seen.append(item)
         assert all(event.wait(timeout=10) for event in made[item : item + 2])
-        assert not any(event.is_set() for event in made[item + 2 :])  # one, and no more
+        assert not any(event.is_set() for event in made[item + 2 :])  # one item ahead
     assert seen == [0, 1, 2, 3]
 
 
@@ -65,7 +65,7 @@ def test_the_maker_has_one_thread_and_its_user_keeps_its_own() -> None:
     torch.set_num_threads(threads + 1)
     try:
         assert used() == [(1, threads + 1)] * 2
-        with ThreadPoolExecutor(1) as user:  # one that has not calculated yet, whose number torch has still to settle
+        with ThreadPoolExecutor(1) as user:  # a thread without a computation, so without a fixed number yet
             assert user.submit(used).result() == [(1, threads + 1)] * 2
         with ThreadPoolExecutor(1) as later:
             assert later.submit(torch.get_num_threads).result() == threads + 1

@@ -1,4 +1,4 @@
-"""A run's own part: which checkpoints it keeps, and how it ends where it cannot go on."""
+"""The run's best checkpoints, and its end on errors."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ VALUES = {1: 5.0, 2: 3.0, 3: 4.0, 4: 6.0, 5: 3.5, 6: 7.0}
 def test_the_best_is_saved_and_kept(
     key: str, train_config: TrainConfig, make_settings: Callable[..., TrainingSettings], tmp_path: Path
 ) -> None:
-    """The least or, where higher is better, the largest of the same values with the other sign."""
+    """The smallest value or, if higher is better, the largest of the negated values."""
     run, state = build_run(train_config(tmp_path)), TrainingState({"network": nn.Linear(2, 2)}, {})
     settings = make_settings(total_images=60, checkpoint_every=4, keep_last=1)
     higher_is_better = key == "recall"
@@ -63,6 +63,6 @@ def test_a_disk_that_fills_between_checkpoints(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "write", write_until_full)
-        with pytest.raises(ValueError, match=r"cannot go on: .*No space left on device.* go on with resume=auto"):
+        with pytest.raises(ValueError, match=r"stopped: .*No space left on device.* continue with resume=auto"):
             distill(train_config(tmp_path, "training.checkpoint_every=2", "training.evaluate_every=100"))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_00000002"]

@@ -1,4 +1,4 @@
-"""What a distillation writes, and that it resumes bit for bit."""
+"""The files of a distillation, and its bitwise resumption."""
 
 import json
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def test_the_log(finished_run: Path) -> None:
     assert all(line["images_seen"] == 16 * line["iteration"] for line in lines)
     assert [line["iteration"] for line in lines if "fid" in line] == [3, 6]
     assert all(np.isfinite(list(line.values())).all() for line in lines)
-    # A fresh discriminator says 0: its loss is 2 log 2. After its first step Jensen-Shannon's weight is still near 1/2.
+    # A new discriminator's logit is 0, its loss 2 log 2. After its first step Jensen-Shannon's weight is near 1/2.
     assert training[0]["discriminator_loss"] == pytest.approx(2 * np.log(2), rel=1e-6)
     assert training[0]["logit_real"] == training[0]["logit_generated"] == 0
     assert training[0]["weight_mean"] == pytest.approx(0.5, abs=0.01)
@@ -66,7 +66,7 @@ def test_the_files(finished_run: Path) -> None:
     }  # fmt: skip
     assert Image.open(finished_run / "samples" / "iteration_00000006.png").size == (500, 50)  # ten of 8 pixels, times 6
     for name in ("curves.png", "side_by_side.png"):
-        assert np.asarray(Image.open(finished_run / name).convert("L")).std() > 10  # something is drawn
+        assert np.asarray(Image.open(finished_run / name).convert("L")).std() > 10  # not blank
     assert sorted(path.name for path in (finished_run / "checkpoints").iterdir()) == [
         f"iteration_{iteration:08d}" for iteration in range(1, 7)
     ]
@@ -85,9 +85,7 @@ def test_a_run_shorter_than_its_first_log_line(train_config: TrainConfig, tmp_pa
     overrides = ("training.total_images=16", "training.log_every=5", "training.checkpoint_every=5")
     assert distill(train_config(tmp_path, *overrides))["images_seen"] == 16
     assert (tmp_path / "log.jsonl").read_text() == ""
-    assert (
-        tmp_path / "checkpoints" / "iteration_00000001"
-    ).is_dir()  # the last iteration is saved whatever the interval
+    assert (tmp_path / "checkpoints" / "iteration_00000001").is_dir()  # the last iteration is always saved
 
 
 # Resuming.
@@ -104,7 +102,7 @@ def test_a_resumed_run_is_the_same_run(
 ) -> None:
     finished: Path = request.getfixturevalue(straight_run)
     overrides = (*overrides, "training.checkpoint_every=3")
-    # The checkpoint is that of iteration 3; the log goes on to 5 and must be cut.
+    # The checkpoint is of iteration 3; the log extends to 5 and must be cut.
     distill_until_iteration_5(monkeypatch, train_config(tmp_path, *overrides))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_00000003"]
     assert read_log(tmp_path / "log.jsonl")[-1]["iteration"] == 5

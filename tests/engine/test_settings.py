@@ -1,4 +1,4 @@
-"""Numbers that a run refuses, each named in the message."""
+"""Settings out of range are rejected with their name and value."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> No
         ({"final_lr": 1.5}, r"training\.final_lr .*\(0, 1\], got 1\.5"),
         ({"rollbacks": -1}, r"training\.rollbacks must not be negative, got -1"),
         ({"rollback_lr_factor": 0.0}, r"training\.rollback_lr_factor .*\(0, 1\], got 0\.0"),
-        ({"total_images": 5}, r"training\.total_images=5 is less than one batch of 10"),
+        ({"total_images": 5}, r"training\.total_images=5 .*batch_size=10"),
     ],
 )
 def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, Any], message: str) -> None:
@@ -77,11 +77,11 @@ EVALUATION = EvaluationSettings(
 @pytest.mark.parametrize("name", ["samples", "interim_samples", "batch_size", "grid", "seed_ranges"])
 def test_evaluation_of_nothing(name: str) -> None:
     with pytest.raises(ValueError, match=rf"evaluation\.{name} must be positive, got 0"):
-        replace(EVALUATION, **{name: 0})  # type: ignore[arg-type] # all of these are numbers
+        replace(EVALUATION, **{name: 0})  # type: ignore[arg-type] # all are numbers
 
 
 def test_fewer_samples_than_processes() -> None:
     settings = replace(EVALUATION, interim_samples=8)
     settings.check_processes(8)
-    with pytest.raises(ValueError, match=r"evaluation\.interim_samples=8: 9 processes have not one sample each"):
+    with pytest.raises(ValueError, match=r"evaluation\.interim_samples=8: .* 9 processes"):
         settings.check_processes(9)

@@ -1,4 +1,4 @@
-"""Networks that keep no activations: the same gradients, of what was to be differentiated and of nothing else."""
+"""Activation checkpointing does not change gradients, and adds none for frozen parameters."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from onestep.models.edm.denoiser import EDMDenoiser
 def test_gradients_without_kept_activations(
     tiny_denoiser: Callable[..., EDMDenoiser], freeze: bool, compiled: bool
 ) -> None:
-    """Also of a critic, which is frozen in the generator's forward pass, and trained again before the backward pass."""
+    """Also for a critic that is frozen in the forward pass and trainable again before the backward pass."""
 
     def gradients(saving: bool) -> tuple[Tensor, list[Tensor | None]]:
         network = tiny_denoiser()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def test_the_first_is_noted_and_no_more(name: str) -> None:
     [
         ("SIGTERM", 0.2, "SIGTERM", 143),
         ("SIGUSR1", 0.0, "SIGINT", 130),
-        ("SIGTERM", 0.0, "SIGTERM", 0),  # the first's echo, by the way of a launcher
+        ("SIGTERM", 0.0, "SIGTERM", 0),  # the same signal again, from a launcher
     ],
 )
 def test_the_second_ends_the_process_at_once(first: str, pause: float, second: str, code: int) -> None:
@@ -39,7 +39,7 @@ def test_the_second_ends_the_process_at_once(first: str, pause: float, second: s
 
 
 def test_it_is_handed_on_to_who_had_it_before() -> None:
-    """As submitit, which requeues a job at SIGUSR2 and lets SIGTERM pass."""
+    """Handlers like submitit's, which requeues a job at SIGUSR2 and ignores SIGTERM."""
     heard: list[int] = []
     before = {
         number: signal.signal(number, lambda n, _: heard.append(n)) for number in (signal.SIGUSR2, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, which are kept, and what a crash or damage leaves."""
+"""Checkpoints of a training state: saving, loading, deletion of old ones, and damage."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def make_state(seed: int) -> TrainingState:
         {"params": list(network[1].parameters()), "lr": 3e-3},
     ]
     optimizer = torch.optim.Adam(groups, lr=1e-3, betas=(0.5, 0.99))
-    settings: Any = None  # of no step that is taken here
+    settings: Any = None  # unused
     return TrainingState(
         {"network": network, "normalizer": normalizer}, {"guard": GuardedOptimizer({"network": optimizer}, settings)}
     )
@@ -35,7 +35,7 @@ def optimizer_of(state: TrainingState) -> torch.optim.Optimizer:
 
 
 def take_steps(state: TrainingState, count: int) -> None:
-    """Steps on data that the iteration gives."""
+    """Optimiser steps on data that is a function of the iteration."""
     network, normalizer = state.networks["network"], state.networks["normalizer"]
     assert isinstance(normalizer, RatioNormalizer)
     for _ in range(count):
@@ -65,7 +65,7 @@ def assert_equal(one: TrainingState, other: TrainingState) -> None:
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
-    """Bit for bit, at the checkpoint and three steps later."""
+    """Bitwise equality, at the checkpoint and three steps later."""
     state, resumed = make_state(seed=0), make_state(seed=1)
     take_steps(state, 4)
     resumed.load(state.save(tmp_path, keep_last=1))
@@ -78,7 +78,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
 
 
 def test_a_fused_step_goes_on_in_another_memory_format(tmp_path: Path) -> None:
-    """Files are contiguous, and a fused step takes its moments to lie in memory as the parameter does."""
+    """Files are contiguous, and a fused step needs moments with the parameter's memory layout."""
 
     def make() -> tuple[TrainingState, nn.Parameter]:
         torch.manual_seed(0)
@@ -103,14 +103,14 @@ def test_a_fused_step_goes_on_in_another_memory_format(tmp_path: Path) -> None:
 
 def test_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     state = make_state(0)
-    for iteration in (5, 90, 100, 1000):  # in the order of numbers, not of letters
+    for iteration in (5, 90, 100, 1000):  # in numerical order, not in alphabetical order
         state.iteration = iteration
         assert state.save(tmp_path, keep_last=2).is_dir()
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["iteration_00000100", "iteration_00001000"]
 
 
 def test_a_saved_checkpoint_outlives_leftovers_of_later_iterations(tmp_path: Path) -> None:
-    """As when a run goes on from one of its older checkpoints."""
+    """A run that resumes from one of its older checkpoints."""
     state = make_state(0)
     for iteration in (8, 9, 3):
         state.iteration = iteration
@@ -137,7 +137,7 @@ def test_the_guard_and_the_counters_come_back(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_is_of_its_moment(tmp_path: Path) -> None:
-    """It is written while the run goes on."""
+    """The snapshot is written while the training continues."""
     state = make_state(0)
     take_steps(state, 2)
     snapshot = state.snapshot()

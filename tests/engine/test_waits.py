@@ -1,4 +1,4 @@
-"""Within an iteration the host waits for the device once an update: to see that the step is finite."""
+"""The host waits for the device once per update of an iteration, to check that the step is finite."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from onestep.profiling.subject import Subject
 
 
 class AskedValues(TorchDispatchMode):
-    """Counts the operations that hand a tensor's values to Python, for which a device would be waited for."""
+    """Counts the operations that pass a tensor's values to Python and so synchronise with the device."""
 
     count = 0
 
@@ -23,11 +23,11 @@ class AskedValues(TorchDispatchMode):
 @pytest.mark.usefixtures("process_as_it_was")
 @pytest.mark.parametrize("objective", ["f_distill", "sida", "uni_instruct"])
 def test_one_wait_an_update(objective: str) -> None:
-    # A law of sigma that would check what it is asked for, and a normalizer that asks it.
+    # A distribution of sigma that would validate its input, and a normalizer that calls it.
     overrides = [f"objective={objective}", "sigma=log_normal", "fake_score.steps=3", "device=cpu"]
     subject = Subject("digits", overrides, 2)
     list(subject.iteration())
     with AskedValues() as asked:
         updates = len(list(subject.iteration()))
     assert updates == 3 + 1
-    assert asked.count == updates + 1  # and the step of the generator that is trained, which is drawn on the host
+    assert asked.count == updates + 1  # plus the generator's exit step, which is sampled on the host

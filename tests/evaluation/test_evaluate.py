@@ -122,7 +122,7 @@ def test_a_published_value_needs_its_protocol(
         return sample(config)
 
     assert compose_config("sample", "features=inception").features.sha256 == PUBLISHED_SHA256
-    with pytest.raises(ValueError, match=r"fid50k is of 50,000 samples, and these are 60: ask for fid"):
+    with pytest.raises(ValueError, match=r"fid50k needs 50,000 samples, got 60"):
         run("metrics=[fid50k]")
     result = run("metrics=[fid]")
     assert "fid" not in result and result["fid0.06k"] == pytest.approx(0, abs=1e-8)  # the very same images

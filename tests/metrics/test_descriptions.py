@@ -1,4 +1,4 @@
-"""Each metric of conf/metrics says of itself what its values are called and which direction is better."""
+"""Each metric of conf/metrics has a title and a direction for each of its values."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ def test_every_metric_is_listed_here() -> None:
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_a_metric_s_keys_titles_and_directions(name: str, compose_config: Callable[..., DictConfig]) -> None:
-    """Of the class and its configuration alone: features of transformers are not fetched."""
+    """Descriptions need only the class and its configuration: features of transformers are not fetched."""
     config = compose_config("train", f"metrics=[{name}]", "mixture=grid").metrics[name]
     metric = get_class(config._target_)
     titles = config.get("title", getattr(metric, "title", None))

@@ -20,7 +20,7 @@ def test_bundled_network_knows_the_digits() -> None:
     assert correct.double().mean() >= 0.99
     features = network(images)
     assert features.shape == (1797, network.num_features)
-    # The last layer reads nothing but the features.
+    # The last layer's only input is the features.
     torch.testing.assert_close(network.logits(features), network.classify(images))
 
 

@@ -1,5 +1,7 @@
-"""A TorchScript feature network: run only under its hash, fetched whole or not at all. The stand-in is as the published
-file in its interface, with features and classes that can be computed by hand."""
+"""A TorchScript feature network is loaded only with the expected hash, and fetched completely or not at all.
+
+The stand-in has the interface of the published file, with features and classes in closed form.
+"""
 
 import hashlib
 from pathlib import Path
@@ -39,7 +41,7 @@ def test_another_file_is_not_run(inception_file: Path, tmp_path: Path) -> None:
     content[-1] ^= 1
     (tmp_path / "changed.pt").write_bytes(content)
     expected = hashlib.sha256(inception_file.read_bytes()).hexdigest()
-    with pytest.raises(ValueError, match=rf"changed\.pt has the sha256 \w+, not {expected}: it is not run"):
+    with pytest.raises(ValueError, match=rf"changed\.pt has the sha256 \w+, not {expected}, and is not loaded"):
         load(tmp_path / "changed.pt", sha256=expected)
 
 
@@ -53,6 +55,6 @@ def test_fetching(inception_file: Path, tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
     load(target, url=inception_file.as_uri(), sha256=expected)
     assert [path.name for path in target.parent.iterdir()] == ["network.pt"]
-    load(target, url="file:///nowhere", sha256=expected)  # it is there
+    load(target, url="file:///nowhere", sha256=expected)  # the file exists
     with pytest.raises(ValueError, match=r"no feature network at .*features\.url is null"):
         load(tmp_path / "absent.pt", sha256=expected)

@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage against their definitions, pair by pair."""
+"""Precision, recall, density and coverage against their definitions by pairwise distances."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def by_definition(real: np.ndarray, generated: np.ndarray, k: int, k_density: in
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_equals_the_definition(k: int, offset: float) -> None:
-    """Far from the origin too, where distances from squared norms lose their digits."""
+    """Also far from the origin, where distances from squared norms cancel."""
     random = np.random.default_rng(k)
     real = (random.normal(size=(150, 4)) + offset).astype(np.float32)
     generated = (0.7 * random.normal(size=(120, 4)) + offset + 1).astype(np.float32)
@@ -41,7 +41,7 @@ def test_equals_the_definition(k: int, offset: float) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
 def test_ties_and_copies(scale: float) -> None:
-    """Points of a grid, many of them twice or more: distances equal to a radius are everywhere, radii of 0 too."""
+    """Points of a grid with repetitions: many distances equal a radius, and some radii are 0."""
     random = np.random.default_rng(0)
     real, generated = (scale * random.integers(0, 4, size=(n, 3)).astype(np.float64) + 7 * scale for n in (90, 70))
     generated[:20] = generated[0]
@@ -52,7 +52,7 @@ def test_ties_and_copies(scale: float) -> None:
 
 
 def test_a_collapsed_generator_recalls_only_its_own_point() -> None:
-    """Fifty copies of one float32 sample have radius 0; of the real ones only that point itself is inside."""
+    """Fifty copies of one float32 sample have radius 0, and contain only the real sample at the same point."""
     real = torch.randn(60, 100, generator=torch.Generator().manual_seed(0))
     assert Recall(3)(real, real[7].expand(50, 100)) == pytest.approx(1 / 60)
 
@@ -77,7 +77,7 @@ def test_known_cases() -> None:
 
 
 def test_chunks_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2,500 samples on a line, a real one beside the last of them."""
+    """2,500 samples on a line, and a real sample next to the last one."""
     generated = torch.arange(2500.0, dtype=torch.float64)[:, None]
     real = torch.tensor([[2499.5], [1500.5], [0.5], [-1.5]], dtype=torch.float64)
     assert Recall(1)(real, generated) == 0.75

@@ -1,4 +1,4 @@
-"""DINOv2's and CLIP's features, of small models with random weights, against transformers itself; other protocols."""
+"""DINOv2's and CLIP's features of small random models against transformers' outputs; the other protocols."""
 
 import hashlib
 import math
@@ -43,7 +43,7 @@ def test_normalising() -> None:
 
 
 def test_clip_score(clip_folder: Path) -> None:
-    """Against transformers' own logits per image, which are the cosines times a known scale."""
+    """Against transformers' logits per image, which are the cosines times a known scale."""
     network, images, prompts = CLIPFeatures(str(clip_folder)), random_pixels(5, side=8), ["a b", "b", "a a", "b a", "a"]
     model, tokens = (
         transformers.CLIPModel.from_pretrained(clip_folder),
@@ -57,14 +57,14 @@ def test_clip_score(clip_folder: Path) -> None:
     figures = evaluator(data.images.split(2), prompts=prompts)
     assert figures["clip"] == pytest.approx(100 * logits.diagonal().clamp_min(0).mean().item(), rel=1e-4)
     assert not math.isclose(figures["clip"], evaluator([data.images], prompts=prompts[::-1])["clip"], rel_tol=1e-3)
-    with pytest.raises(ValueError, match="compares images with their prompts, and there are none"):
+    with pytest.raises(ValueError, match="compares images with prompts, and there are none"):
         evaluator([data.images])
     assert CLIPScore(network)(None, torch.tensor([0.5, -1.0])) == 25
 
 
 @pytest.mark.usefixtures("other_protocols")
 def test_other_protocols(inception_file: Path) -> None:
-    """What their libraries are given and what is read of the answer, with stand-ins in their place."""
+    """The libraries' inputs and the use of their outputs, with stand-ins for the libraries."""
     images = random_pixels(3, side=8)
     fidelity = TorchFidelityFeatures(None, 50000)
     torch.testing.assert_close(fidelity(images), images.float().mean((2, 3)))

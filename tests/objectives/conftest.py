@@ -1,4 +1,4 @@
-"""The worlds of tests/data/divergence_gradients.json, with quadrature nodes that integrate them to ~1e-12."""
+"""The mixtures of tests/data/divergence_gradients.json, with quadrature nodes that integrate them to ~1e-12."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def as_mixture(law: dict[str, list[float]]) -> GaussianMixture:
 
 @dataclass
 class Truth:
-    """A row of the file: one divergence at one sigma, and the world to reproduce it in."""
+    """A row of the file: one divergence at one sigma, and the teacher and generator that it was computed for."""
 
     case: dict[str, Any]
     row: dict[str, Any]
@@ -103,7 +103,7 @@ class Truth:
         return (self.node_weight * values.detach()).sum()
 
     def gradients(self, objective: Objective) -> Tensor:
-        """The expected loss's gradient by the components' means and standard deviations, [2K]."""
+        """The gradient [2K] of the expected loss by the components' means and standard deviations."""
         losses, _ = objective(self.predictions)
         expected_loss = (self.node_weight * losses).sum()
         return torch.cat(torch.autograd.grad(expected_loss, (self.mean, self.std), retain_graph=True))
@@ -116,7 +116,7 @@ class Truth:
 
 @pytest.fixture(params=ROWS, ids=lambda p: f"{len(p[0]['generator']['mean'])}-{p[1]['divergence']}-{p[1]['sigma']}")
 def truth(request: pytest.FixtureRequest) -> Truth:
-    """Every row of the truth file in turn."""
+    """Each row of the reference file."""
     return Truth(*request.param)
 
 
@@ -128,5 +128,5 @@ def gaussian_pair() -> Truth:
 
 @pytest.fixture
 def make_world() -> Callable[[dict[str, Any], dict[str, Any]], Truth]:
-    """Worlds that are not in the file."""
+    """Builds teachers and generators that are not in the file."""
     return Truth

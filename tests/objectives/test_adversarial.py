@@ -1,4 +1,4 @@
-"""The GAN losses: values, signs, and the ratio at the discriminator's optimum."""
+"""The GAN losses: values, signs, and the density ratio at the discriminator's optimum."""
 
 import math
 
@@ -22,12 +22,12 @@ def test_a_generator_that_is_found_out_keeps_its_gradient() -> None:
 
 
 def test_optimal_logit_is_the_log_density_ratio() -> None:
-    """Over two outcomes with real probabilities p and generated q, Newton's optimum of the expected loss is log p/q."""
+    """Two outcomes with real probabilities p and generated q: Newton's method finds the optimum log p/q."""
     p, q = torch.tensor([0.9, 0.1], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)
     logit = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     for _ in range(30):
         zero = torch.zeros_like(logit)
-        # The two terms weighed apart; what the other side adds at logit 0 is a constant.
+        # The two terms have different weights; the other side's term at logit 0 is a constant.
         loss = (p * discriminator_loss(logit, zero) + q * discriminator_loss(zero, logit)).sum()
         (slope,) = torch.autograd.grad(loss, logit, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), logit)

@@ -1,4 +1,4 @@
-"""The normalisation of the ratio: a known mean is recovered in every bin, alone and over processes."""
+"""The normalisation of the ratio recovers a known mean in every bin, in one process and over several."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from torch.multiprocessing.spawn import spawn
 from onestep.noise import KarrasSigma, LogNormalSigma, LogUniformSigma, SigmaDistribution
 from onestep.objectives.density_ratio import RatioNormalizer, global_mean
 
-LAW = LogUniformSigma(1.0, 16.0)
+SIGMA_DISTRIBUTION = LogUniformSigma(1.0, 16.0)
 SIGMA = torch.tensor([1.5, 3.0, 6.0, 12.0])  # one in each of four bins
 
 
 @pytest.mark.parametrize("law", [LogNormalSigma(-1.2, 1.2), LogUniformSigma(0.02, 80.0), KarrasSigma(0.002, 80.0)])
 def test_a_ratio_of_sigma_alone_normalizes_to_one(law: SigmaDistribution) -> None:
-    """In the mean over every bin."""
+    """The mean over each bin."""
     normalizer = RatioNormalizer(law, bins=20, decay=0.99)
     generator = torch.Generator().manual_seed(0)
 
@@ -27,7 +27,7 @@ def test_a_ratio_of_sigma_alone_normalizes_to_one(law: SigmaDistribution) -> Non
     for _ in range(50):
         sigma = law.sample(2000, generator)
         normalizer.update(log_ratio(sigma), sigma)
-    assert normalizer.counts.max() / normalizer.counts.min() < 1.1  # each bin has its share
+    assert normalizer.counts.max() / normalizer.counts.min() < 1.1  # equally many samples in each bin
     sigma = law.sample(40_000, generator)
     ratio = normalizer(log_ratio(sigma), sigma).exp()
     in_bin = (law.cdf(sigma) * 20).long()
@@ -36,7 +36,7 @@ def test_a_ratio_of_sigma_alone_normalizes_to_one(law: SigmaDistribution) -> Non
 
 
 def test_mean_is_that_of_the_ratio_and_not_of_its_logarithm() -> None:
-    normalizer = RatioNormalizer(LAW, bins=1, decay=0.9)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=1, decay=0.9)
     log_ratio = torch.tensor([0.0, 3.0, -2.0, 1.0])
     normalizer.update(log_ratio, SIGMA)
     torch.testing.assert_close(normalizer(log_ratio, SIGMA), log_ratio - log_ratio.exp().mean().log())
@@ -44,7 +44,7 @@ def test_mean_is_that_of_the_ratio_and_not_of_its_logarithm() -> None:
 
 def test_running_mean_forgets_and_is_right_from_the_first_update() -> None:
     """Updates with 2 samples of ratio 1, then 1 sample of ratio 4, at decay 0.5: (0.5 * 2 + 4) / (0.5 * 2 + 1)."""
-    normalizer = RatioNormalizer(LAW, bins=4, decay=0.5)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     one = torch.ones(1)
     normalizer.update(torch.zeros(2), SIGMA[[0, 0]])
     assert normalizer(torch.zeros(1), SIGMA[:1]).item() == 0
@@ -53,7 +53,7 @@ def test_running_mean_forgets_and_is_right_from_the_first_update() -> None:
 
 
 def test_a_bin_never_seen_leaves_the_ratio_and_bins_do_not_mix() -> None:
-    normalizer = RatioNormalizer(LAW, bins=4, decay=0.5)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     log_ratio = torch.tensor([0.5, 1.0, -1.0, 2.0])
     assert torch.equal(normalizer(log_ratio, SIGMA), log_ratio)
     normalizer.update(torch.tensor([3.0]), SIGMA[1:2])
@@ -64,7 +64,7 @@ def test_a_bin_never_seen_leaves_the_ratio_and_bins_do_not_mix() -> None:
 
 
 def test_a_lone_sample_is_not_divided_by_itself() -> None:
-    normalizer = RatioNormalizer(LAW, bins=4, decay=0.99)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.99)
     normalizer.update(torch.zeros(100), SIGMA[:1].expand(100))
     surprising = torch.tensor([5.0])
     normalized = normalizer(surprising, SIGMA[:1])
@@ -73,25 +73,25 @@ def test_a_lone_sample_is_not_divided_by_itself() -> None:
 
 
 def test_reading_does_not_write() -> None:
-    normalizer = RatioNormalizer(LAW, bins=4, decay=0.5)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     normalizer(torch.ones(4), SIGMA)
     assert (normalizer.counts == 0).all()
 
 
 def test_extreme_ratios_keep_the_mean_finite() -> None:
-    normalizer = RatioNormalizer(LAW, bins=1, decay=0.5)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
     normalizer.update(torch.tensor([1e4, -1e4]), SIGMA[:2])
     assert normalizer(torch.tensor([1e4]), SIGMA[:1]).item() == pytest.approx(1e4 - 40 + 0.6931, rel=1e-6)
 
 
 def test_levels_outside_the_law_fall_in_the_outer_bins() -> None:
-    normalizer = RatioNormalizer(LAW, bins=4, decay=0.5)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     normalizer.update(torch.zeros(3), torch.tensor([0.1, 16.0, 100.0]))
     assert normalizer.counts.tolist() == [1, 0, 0, 2]
 
 
 def test_gradient_passes_through_the_ratio_and_not_the_mean() -> None:
-    normalizer = RatioNormalizer(LAW, bins=4, decay=0.5)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     log_ratio = torch.tensor([0.5, 1.0, -1.0, 2.0], requires_grad=True)
     normalizer.update(log_ratio, SIGMA)
     (gradient,) = torch.autograd.grad(normalizer(log_ratio, SIGMA).sum(), log_ratio)
@@ -99,7 +99,7 @@ def test_gradient_passes_through_the_ratio_and_not_the_mean() -> None:
 
 
 def test_saved_and_loaded_it_is_the_same() -> None:
-    normalizer, other = (RatioNormalizer(LAW, bins=4, decay=0.9) for _ in range(2))
+    normalizer, other = (RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.9) for _ in range(2))
     for _ in range(3):
         normalizer.update(torch.randn(4, generator=torch.Generator().manual_seed(0)), SIGMA)
     state = normalizer.state_dict()
@@ -114,7 +114,7 @@ def test_saved_and_loaded_it_is_the_same() -> None:
 )
 def test_bad_arguments_are_refused(bins: int, decay: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RatioNormalizer(LAW, bins, decay)
+        RatioNormalizer(SIGMA_DISTRIBUTION, bins, decay)
 
 
 def test_global_mean_alone() -> None:
@@ -128,7 +128,7 @@ def on_process(rank: int, folder: str) -> None:
     """The first process has one sample, the second three."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     values = torch.tensor([[1.0], [2.0, 3.0, 10.0]][rank])
-    normalizer = RatioNormalizer(LAW, bins=1, decay=0.5)
+    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
     normalizer.update(values.log(), SIGMA[: len(values)])
     torch.save((global_mean(values), normalizer.sums, normalizer.counts), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

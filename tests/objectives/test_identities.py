@@ -1,4 +1,4 @@
-"""What the papers call by different names and is the same: sample by sample, not only in expectation."""
+"""Identities between the papers' losses, for each sample and not only in expectation."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ from onestep.objectives.weighting import DMDWeighting, DreamFusionWeighting, Pow
 
 @pytest.fixture
 def predictions() -> Predictions:
-    """Images and predictions that nothing relates, so that no identity holds by accident; float64."""
+    """Independent random images and predictions, float64, so that no identity holds by accident."""
     random = torch.Generator().manual_seed(0)
     x, noise, a, b = torch.randn(4, 6, 2, 4, 4, generator=random, dtype=torch.float64)
     x.requires_grad_()
@@ -49,7 +49,7 @@ def gradient(objective: Objective, predictions: Predictions) -> Tensor:
 
 
 def test_f_distill_with_reverse_kl_is_the_distribution_matching_of_dmd2(predictions: Predictions) -> None:
-    """DMD's loss as its paper writes it (arXiv 2311.18828, eq. 7 and 8, algorithm 2): a mean over dimensions."""
+    """DMD's loss as in its paper (arXiv 2311.18828, eq. 7 and 8, algorithm 2): a mean over dimensions."""
     x, x0_teacher, x0_fake = predictions.x_generated, predictions.x0_teacher.detach(), predictions.x0_fake
     assert x0_fake is not None
     normalizer = (x.detach() - x0_teacher).abs().mean((1, 2, 3), keepdim=True)
@@ -121,7 +121,7 @@ def test_sid_is_its_papers_loss_twice(predictions: Predictions, alpha: float) ->
 def test_alpha_divergences_are_their_named_cousins(
     predictions: Predictions, method: Any, alpha: float, cousin: Divergence, times: float
 ) -> None:
-    """Up to the constant by which r^alpha exceeds the cousin's weight."""
+    """The ratio of r^alpha to the named divergence's weight is a constant."""
     ours = gradient(method(Alpha(alpha), UnitWeighting(), normalize_weight=False), predictions)
     theirs = gradient(method(cousin, UnitWeighting(), normalize_weight=False), predictions)
     torch.testing.assert_close(ours, times * theirs, rtol=1e-10, atol=1e-12)

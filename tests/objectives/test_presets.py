@@ -58,7 +58,7 @@ class Law:
 
 
 def preset(compose_config: Callable[..., DictConfig], name: str, *overrides: str) -> Objective:
-    """The preset's objective with the weight 1 at every noise level, so that what it descends has a closed form."""
+    """The preset's objective with weight 1 at every noise level, for which the minimised quantity has a closed form."""
     config = compose_config("train", f"objective={name}", "weighting=unit", *overrides)
     if "normalize_weight" in config.objective:
         config.objective.normalize_weight = False
@@ -119,6 +119,6 @@ def test_sid(world: Any, name: str, compose_config: Callable[..., DictConfig]) -
 
 
 def test_sds_descends_the_cross_entropy(world: Any, compose_config: Callable[..., DictConfig]) -> None:
-    """``E_q[-log p]``: reverse KL without the entropy that would keep samples apart."""
+    """``E_q[-log p]``: reverse KL without the entropy term."""
     expected = expected_gradient(world, lambda p, q: -Law.integral(q.log.exp() * p.log))
     assert_gradient(world, preset(compose_config, "sds"), expected)

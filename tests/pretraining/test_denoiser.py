@@ -1,4 +1,4 @@
-"""Whole pretrainings, small: a teacher, with augmentation or without, and a feature network."""
+"""Small complete pretrainings: a teacher, with and without augmentation, and a feature network."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from onestep.seeding import GlobalDraws
 from tests.conftest import SMALL
 
 Compose = Callable[..., DictConfig]
-# A distillation's alone are not among the keys of a pretraining.
+# Keys of a distillation alone do not exist in a pretraining.
 TINY = tuple(override for override in SMALL if "fake_score" not in override)
 
 
@@ -43,14 +43,14 @@ def test_a_teacher_is_kept_and_scored(compose_config: Compose, tmp_path: Path) -
 
 
 def assert_kept(run: Path, iteration: int) -> None:
-    """The run's teacher is the average of ``iteration``."""
+    """The run's teacher is the EMA of ``iteration``."""
     average = load_file(run / "checkpoints" / f"iteration_{iteration:08d}" / "network_ema.safetensors")
     kept = load_file(run / "teacher" / "diffusion_pytorch_model.safetensors")
     assert len(kept) > 10 and all(torch.equal(value, average[name]) for name, value in kept.items())
 
 
 def test_the_teacher_of_the_best_recall_is_kept(compose_config: Compose, tmp_path: Path) -> None:
-    """The largest of the evaluations' recalls, the first of equals."""
+    """The largest recall of the evaluations, the first of equals."""
     overrides = ("metrics=[recall]", "training.evaluate_every=2")
     summary = pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
     of_run = [line for line in read_log(tmp_path / "log.jsonl") if "recall" in line]
@@ -84,15 +84,15 @@ def test_a_best_value_that_is_not_measured(
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_the_network_is_told_of_the_augmentation(
+def test_the_network_gets_the_augmentation_labels(
     compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = []
+    seen = []
     predict = EDMDenoiser.predict
 
     def predict_and_keep(network, x_sigma, sigma, condition, augment_labels=None, **options):  # type: ignore[no-untyped-def]
         if network.training:
-            told.append((x_sigma, augment_labels))
+            seen.append((x_sigma, augment_labels))
         return predict(network, x_sigma, sigma, condition, augment_labels, **options)
 
     monkeypatch.setattr(EDMDenoiser, "predict", predict_and_keep)
@@ -103,18 +103,18 @@ def test_the_network_is_told_of_the_augmentation(
     )
     config = compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}")
     pretrain(config)
-    labels = torch.cat([labels for _, labels in told[:2]])
-    assert labels.shape == (16, 9) and len(told) == 12  # six iterations of two micro-batches
-    # The draws of the iteration come after those of sigma and noise, which are what they are without augmentation.
+    labels = torch.cat([labels for _, labels in seen[:2]])
+    assert labels.shape == (16, 9) and len(seen) == 12  # six iterations of two micro-batches
+    # Augmentation parameters are sampled after sigma and noise, which are the same without augmentation.
     draws = GlobalDraws(0, 0, 0, batch_size=16, rows=slice(None))
     draws.uniform(()), draws.normal((1, 8, 8))
     assert torch.equal(labels[:, 0], (draws.uniform((9,))[:, 0] < 0.5).float())
-    # Without labels the network does what labels of 0 do.
+    # Missing labels are equivalent to labels of 0.
     teacher = load_teacher(str(tmp_path / "teacher"), guidance=1.0)
-    x_sigma, sigma = told[0][0], torch.ones(8)
+    x_sigma, sigma = seen[0][0], torch.ones(8)
     assert teacher.config["options"]["augment_dim"] == 9
-    assert torch.equal(teacher(x_sigma, sigma), teacher(x_sigma, sigma, {}, torch.zeros(8, 9)))
-    assert not torch.allclose(teacher(x_sigma, sigma, None), teacher(x_sigma, sigma, None, labels[:8]), atol=1e-6)
+    assert torch.equal(teacher(x_sigma, sigma, {}), teacher(x_sigma, sigma, {}, torch.zeros(8, 9)))
+    assert not torch.allclose(teacher(x_sigma, sigma, {}), teacher(x_sigma, sigma, {}, labels[:8]), atol=1e-6)
 
 
 def test_a_network_without_a_place_for_the_labels(compose_config: Compose, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ FEATURES = ("device=cpu", "precision=no", "features_training.epochs=2")
 
 
 def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
-    """The training's own images as the data held out: the accuracy is the share that the saved network gets right."""
+    """The training images as held-out data: the accuracy is that of the saved network on them."""
     given = ("data=idx", f"data.path={stores / 'idx'}", "features_training.batch_size=20")
     held_out = {"_target_": "onestep.data.idx.IDXImages", "path": str(stores / "idx"), "split": "train"}
     config = compose_config("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
@@ -146,7 +146,7 @@ def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stor
 
 
 def test_a_feature_network_of_another_size(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
-    """What experiment=features/fashion builds, on digits that are padded to 32 x 32."""
+    """The network of experiment=features/fashion, on digits padded to 32 x 32."""
     given = (f"data.path={stores / 'idx'}", "held_out.split=train", "features_training.batch_size=60")
     config = compose_config("pretrain_features", "experiment=features/fashion", *FEATURES, *given, f"output={tmp_path}")
     summary = pretrain_features(config)
@@ -174,7 +174,7 @@ def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: P
         ("epochs=0", "features_training.epochs must be positive, got 0"),
         ("noise=-0.1", "features_training.noise must not be negative, got -0.1"),
         ("label_smoothing=1", r"features_training.label_smoothing must lie in \[0, 1\), got 1"),
-        ("batch_size=4000", "features_training.batch_size=4000: there are 1438 images"),
+        ("batch_size=4000", r"features_training\.batch_size=4000: .* 1438"),
     ],
 )
 def test_a_training_of_features_that_is_refused(

@@ -1,4 +1,4 @@
-"""The profile counts the cost of an iteration as the documentation does, and measures presets in turn."""
+"""The profile counts the FLOPs in the documentation, and measures presets interleaved."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ from onestep.profiling.subject import CIFAR10, Subject
 
 pytestmark = pytest.mark.usefixtures("process_as_it_was")
 
-#: Forwards of docs/objectives.md's table beside the encoders' share, and how many times that share, for 2 updates of
-#: the fake score; and what docs/performance.md says of the published network, with as many updates as are published.
+#: Forward passes in docs/objectives.md's table without and with the encoder's fraction e, for 2 updates of the fake
+#: score; and the numbers in docs/performance.md for the published network, with the published number of updates.
 PASSES = {
     "sds": (4, 0), "diff_instruct": (11, 0), "f_distill": (11, 5), "dmd2": (11, 5), "sid": (13, 0), "sida": (13, 6),
     "uni_instruct": (13, 4),
@@ -27,7 +27,7 @@ BARS = {"f_distill": (4, 20.6), "dmd2": (4, 20.6), "sid": (1, 10.1), "sida": (1,
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> float:
-    """A network of few layers takes the place of the published one; returns its encoder's share of a forward."""
+    """Replaces the published network by a small one; returns its encoder's fraction of a forward pass."""
     options = {"model_channels": 128, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
 
     def teacher(guidance: float) -> EDMDenoiser:
@@ -45,14 +45,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> float:
 @pytest.mark.parametrize("objective", PASSES)
 def test_the_count_is_that_of_the_documentation(objective: str, small: float) -> None:
     counted = count(Subject("ddpmpp", [f"objective={objective}", "fake_score.steps=2"], 2))
-    whole, encoders = PASSES[objective]
+    full, encoders = PASSES[objective]
     costs = {"all": 0.0, "discriminator": 0.0}
     for line in counted.lines():
         costs["all"] += line["forward"] + line["backward"]
         costs["discriminator"] += (line["forward"] + line["backward"]) * (line["network"] == "discriminator")
     assert costs["all"] == pytest.approx(counted.forward_equivalents, rel=1e-3)
-    # The first layer's input is not differentiated, which the documentation neglects, as it does the heads.
-    expected = whole + encoders * small + costs["discriminator"]
+    # The documentation neglects the heads, and that the first layer's input is not differentiated.
+    expected = full + encoders * small + costs["discriminator"]
     assert counted.forward_equivalents == pytest.approx(expected, rel=0.015)
     generator = [one for one in counted.passes if one.network == "generator"]
     assert len(generator) == 1 and generator[0].backward == pytest.approx(2 * generator[0].forward, rel=0.02)
@@ -75,7 +75,7 @@ def test_the_published_network_s_count(objective: str) -> None:
     assert most - 1 < counted.forward_equivalents <= most
 
 
-def test_two_presets_in_turn(
+def test_two_presets_interleaved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stand_in(network: str, overrides: list[str], batch_size: int, sources: Path | None) -> float:

@@ -1,4 +1,4 @@
-"""A folder of runs as a table and a picture."""
+"""The comparison of runs: table and plot."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from PIL import Image
 
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
-from onestep.reports.compare import draw_all, read_runs, save_panels, to_table
+from onestep.reports.compare import generate_all, read_runs, save_panels, to_table
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Two finished runs and one that is not."""
+    """Two finished runs and an unfinished one."""
     for index, name in enumerate(("experiment=mixture,objective=sid", "experiment=mixture,objective=sds")):
         run = tmp_path / name
         generator = Generator(EDMDenoiser((2, 1, 1), architecture="MLP", options={"width": 8, "depth": 1}), 1.0)
@@ -44,7 +44,7 @@ def test_the_table(sweep: Path) -> None:
 
 
 def test_the_picture_has_a_panel_for_each_run(sweep: Path) -> None:
-    save_panels(draw_all(read_runs(sweep), 50), sweep / "panels.png", columns=2)
+    save_panels(generate_all(read_runs(sweep), 50), sweep / "panels.png", columns=2)
     pixels = torch.from_numpy(np.array(Image.open(sweep / "panels.png").convert("L")))
     assert pixels.shape == (340, 600)
     for half in (pixels[:, :300], pixels[:, 300:]):

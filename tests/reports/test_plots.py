@@ -1,4 +1,4 @@
-"""Pictures of samples: which pixel goes where."""
+"""Plots: the positions of pixels, and the panels of curves."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def test_files_hold_the_pixels(tmp_path: Path) -> None:
 
 
 def test_curves_read_the_metrics_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics first, under their titles; positive distances on a logarithmic scale; what no line has is left out."""
+    """Metrics first, under their titles; positive distances on a logarithmic scale; no panel for missing values."""
     drawn: list[tuple[str, str]] = []
     savefig = Figure.savefig
 

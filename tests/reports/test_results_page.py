@@ -1,4 +1,4 @@
-"""The page of results, from small runs: every number is what the runs' own files say, and none is missing."""
+"""The results page of small runs: every number is that of the runs' files, and none is missing."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from onestep.metrics.classifier import load_classifier
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.frechet import FrechetDistance
 from onestep.models.generator import Generator
-from onestep.reports.compare import draw
+from onestep.reports.compare import generate
 from onestep.reports.results_page import orderings, write_page
 from onestep.reports.results_rows import Row, Rows, read_rows
 from tests.conftest import SMALL
@@ -45,12 +45,12 @@ PLAN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher, three students of it, and the summary of a classifier; not to be written to."""
+    """A teacher, three students of it, and the summary of a classifier; read-only."""
     folder = tmp_path_factory.mktemp("runs")
-    scored = ("metrics=[fid,prdc]", "evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]",
+    evaluated = ("metrics=[fid,prdc]", "evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]",
               "training.total_images=48", "training.checkpoint_every=3")  # fmt: skip
     of_teacher = [override for override in SMALL if "fake_score" not in override]
-    pretrain(compose_config("pretrain", *of_teacher, *scored, f"output={folder / 'teacher'}"))
+    pretrain(compose_config("pretrain", *of_teacher, *evaluated, f"output={folder / 'teacher'}"))
     from_it = (
         "experiment=digits",
         "teacher=local",
@@ -59,7 +59,7 @@ def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.Tem
     )
     for name, objective, images in (("first", "f_distill", 48), ("second", "sid", 48), ("long", "sid", 96)):
         own = (f"objective={objective}", f"training.total_images={images}", f"output={folder / name}")
-        distill(compose_config("train", *SMALL, *scored, *from_it, *own))
+        distill(compose_config("train", *SMALL, *evaluated, *from_it, *own))
     (folder / "features").mkdir()
     (folder / "features" / "summary.json").write_text('{"held_out_accuracy": 0.98765, "held_out_images": 359}')
     return folder
@@ -67,7 +67,7 @@ def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is written of them, without its ending."""
+    """The path of the page, without suffix."""
     output = tmp_path_factory.mktemp("docs") / "results"
     output.with_suffix(".yaml").write_text(OmegaConf.to_yaml(PLAN))
     write_page(runs, output, samples=4)
@@ -81,7 +81,7 @@ def cells(page: Path, title: str) -> list[str]:
 
 def test_a_row_is_what_the_saved_generator_scores(runs: Path, page: Path) -> None:
     evaluator = Evaluator(load_classifier("digits"), {"fid": FrechetDistance()}, Digits())
-    images = draw(Generator.from_pretrained(runs / "first" / "generator"), 64)
+    images = generate(Generator.from_pretrained(runs / "first" / "generator"), 64)
     fids = [evaluator([part])["fid"] for part in images.split(32)]
     row = cells(page, "f-distill")
     assert row[:3] == ["f-distill", "1", f"{fids[0]:.4g}"]
@@ -89,7 +89,7 @@ def test_a_row_is_what_the_saved_generator_scores(runs: Path, page: Path) -> Non
     assert row[8:] == [f"{min(fids):.4g}", f"{max(fids):.4g}"]
     summary = json.loads((runs / "first" / "summary.json").read_text())
     assert row[3:5] == [f"{summary['student'][name]:.4g}" for name in ("precision", "recall")]
-    assert summary["teacher"] == {"network_evaluations": 3}  # not scored again
+    assert summary["teacher"] == {"network_evaluations": 3}  # not evaluated again
 
 
 def test_the_teachers_row_is_its_pretrainings(runs: Path, page: Path) -> None:
@@ -101,8 +101,8 @@ def test_the_teachers_row_is_its_pretrainings(runs: Path, page: Path) -> None:
 
 def test_what_the_page_says_of_all(runs: Path, page: Path) -> None:
     text = page.with_suffix(".md").read_text()
-    assert "whose accuracy on 359 held-out images is 98.77 %." in text
-    assert "Figures are of 32 samples against Digits, 1,797 images, in the features of the digits classifier" in text
+    assert "Its accuracy on 359 held-out images is 98.77 %." in text
+    assert "Metrics compare 32 samples with Digits, 1,797 images, in the features of the digits classifier" in text
     groups = [Row("", runs / name, json.loads((runs / name / "summary.json").read_text()), side).fids
               for name, side in (("teacher", "teacher"), ("first", "student"), ("second", "student"))]  # fmt: skip
     assert [len(group) for group in groups] == [2, 2, 2]
@@ -124,7 +124,7 @@ def test_a_student_that_was_trained_longer_has_a_table_of_its_own(runs: Path, pa
     on_the_way = [json.loads(line) for line in (runs / "long" / "log.jsonl").read_text().splitlines()]
     points = ", ".join(f"{line['fid']:.4g} ({line['images_seen']})" for line in on_the_way if "fid" in line)
     assert f"- SiD, longer: {points}\n" in text and "(96)" in points
-    assert f"The best student of this table, SiD, longer, has a FID of {fid:.4g} with 1 evaluation" in text
+    assert f"The best student in this table, SiD, longer, has a FID of {fid:.4g} with 1 evaluation" in text
 
 
 def test_the_pictures(page: Path) -> None:
@@ -139,8 +139,8 @@ def test_the_pictures(page: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: shutil.rmtree(folder / "second"), r"second: no finished run there \(no summary.json\)"),
-        (lambda folder: shutil.rmtree(folder / "features"), "features: no finished run there"),
+        (lambda folder: shutil.rmtree(folder / "second"), r"second: no finished run \(no summary.json\)"),
+        (lambda folder: shutil.rmtree(folder / "features"), "features: no finished run"),
         (
             lambda folder: edit(folder / "second", "student", recall=None),
             "second: summary.json has no recall of",
@@ -172,7 +172,7 @@ def test_a_row_that_is_missing_ends_it(
 
 
 def edit(run: Path, side: str | None = None, **values: Any) -> None:
-    """Replace ``values`` in a summary, or leave out those that are None."""
+    """Replace ``values`` in a summary; None deletes a key."""
     summary = json.loads((run / "summary.json").read_text())
     (summary if side is None else summary[side]).update(values)
     for name in [name for name, value in values.items() if value is None]:
@@ -192,7 +192,7 @@ def row_of(*fids: float) -> Row:
 
 
 def test_the_orderings_are_computed() -> None:
-    """Standard deviations of 0.1, so that differences up to 0.28 say nothing."""
+    """Standard deviation 0.1: differences up to 0.28 are too close."""
     pair = 0.1 * 2**0.5
     rows = Rows({name: row_of(fid, fid + pair) for name, fid in {"a": 1.0, "b": 2.0, "c": 1.2, "d": 0.5}.items()})
     assert rows.spread == pytest.approx(0.1)
@@ -205,7 +205,7 @@ def test_the_orderings_are_computed() -> None:
         ],
     }
     assert orderings(rows, papers) == [
-        ("one", "A", "B", "no"),  # d, the better one of B's, has 0.5
+        ("one", "A", "B", "no"),  # d, the better run of B, has 0.5
         ("one", "A", "C", "too close"),  # 1 and 1.2
         ("one", "B", "C", "yes"),
     ]
@@ -220,12 +220,12 @@ def test_one_range_has_no_spread() -> None:
 
 def test_the_papers_name_rows_alone(runs: Path) -> None:
     papers = {"columns": [], "rows": [{"method": "DMD2", "runs": ["dmd2"], "fid": []}]}
-    with pytest.raises(ValueError, match="name runs that are no rows here: dmd2"):
+    with pytest.raises(ValueError, match=r"papers\.rows: unknown runs dmd2"):
         read_rows(runs, PLAN | {"papers": papers})
 
 
 def test_the_shipped_plan_is_whole() -> None:
-    """Each column has a figure or null for each method, and each of its runs is a row."""
+    """Each column has a value or null for each method, and each of its runs is a row."""
     plan: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
         OmegaConf.load(REPOSITORY / "docs" / "results.yaml")
     )
@@ -238,5 +238,5 @@ def test_the_shipped_plan_is_whole() -> None:
 
 
 def test_a_page_that_is_not_described(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"results\.yaml: no such file; it says which runs are compared"):
+    with pytest.raises(ValueError, match=r"results\.yaml: no such file"):
         write_page(runs, tmp_path / "results", samples=2)

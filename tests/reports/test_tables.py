@@ -20,7 +20,7 @@ RECORDS: list[dict[str, Any]] = [
 
 
 def rows_of(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
-    """The cells of each row behind the head."""
+    """The cells of each row, without the head."""
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line[:1] == "│"]

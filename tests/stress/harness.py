@@ -32,10 +32,10 @@ def last_iteration(run: Path) -> int:
     return max((line["iteration"] for line in read_log(run / "log.jsonl")), default=0)
 
 
-def newest_whole(run: Path) -> int:
+def newest_intact(run: Path) -> int:
     """The iteration of the newest undamaged checkpoint, 0 without one."""
-    whole = [path for path in list_checkpoints(run) if damage(path) is None]
-    return int(whole[-1].name.split("_")[1]) if whole else 0
+    intact = [path for path in list_checkpoints(run) if damage(path) is None]
+    return int(intact[-1].name.split("_")[1]) if intact else 0
 
 
 def is_saving(run: Path) -> bool:

@@ -27,7 +27,7 @@ from tests.stress.harness import (
     is_saving,
     kill,
     last_iteration,
-    newest_whole,
+    newest_intact,
     start_workers,
     wait_until,
 )  # fmt: skip
@@ -95,11 +95,11 @@ def test_full_disk(
         pytest.skip("no right to mount a file system")
     try:
         process = start_run(train_config(run, *OVERRIDES))
-        wait_until(lambda: newest_whole(run) >= 4)
+        wait_until(lambda: newest_intact(run) >= 4)
         (disk / "ballast").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - int(spare * size))))
         process.join()
         assert process.exitcode == 1 and not is_saving(run)
-        kept = newest_whole(run)
+        kept = newest_intact(run)
         assert kept >= 4
         (disk / "ballast").unlink()
         go_on(train_config, run, "training.keep_last=1")
@@ -117,13 +117,13 @@ def test_signals_during_saving(
     for attempt, times in enumerate((1, 2, 1, 2)):
         run = tmp_path / str(attempt)
         process = start_run(train_config(run, *OVERRIDES))
-        wait_until(lambda: newest_whole(run) >= 2 and is_saving(run))  # noqa: B023
+        wait_until(lambda: newest_intact(run) >= 2 and is_saving(run))  # noqa: B023
         for number in (signal.SIGTERM, signal.SIGINT)[:times]:
             kill(process, number)
             time.sleep(0.002)
         process.join()
         codes.append(process.exitcode)
-        assert newest_whole(run) >= 2
+        assert newest_intact(run) >= 2
         go_on(train_config, run)
         assert_same_run(straight, run)
     # Of two that wait while the process is busy Python handles the lower number first, so either may be the second.
@@ -154,8 +154,8 @@ def test_one_of_two_processes_is_lost(how: signal.Signals, survived: Survived, t
         for worker in workers:
             worker.kill()
     assert workers[0].returncode == 1 and "process 0 lost another one" in said and "resume=auto" in said
-    iterations = last_iteration(tmp_path) - newest_whole(tmp_path)
-    assert newest_whole(tmp_path) >= 2 and iterations <= 4
+    iterations = last_iteration(tmp_path) - newest_intact(tmp_path)
+    assert newest_intact(tmp_path) >= 2 and iterations <= 4
     survived(
         f"one of two processes: {how.name}", 1, 1, f"{iterations} iterations; the other ended after {seconds:.0f} s"
     )
@@ -194,19 +194,19 @@ def test_numbers_that_are_not_finite(
 
     monkeypatch.setattr(critics, "step", step_and_count)
     with pytest.warns(
-        UserWarning, match="non-finite value in iteration 5: .*'discriminator': nan.*'place': 3, 'sigma'"
+        UserWarning, match="non-finite value in iteration 5: .*'discriminator': nan.*'position': 3, 'sigma'"
     ):
         loop.distill(parts)
     lines = read_log(tmp_path / "log.jsonl")
     if rollbacks:
         assert iterations == [*range(8), *range(4, 12)]  # the checkpoint before iteration 5 is that after 4
-        assert [line["iteration"] for line in lines if "went_back" in line] == [4]
+        assert [line["iteration"] for line in lines if "rollback" in line] == [4]
     else:
-        refused = [line for line in lines if "refused" in line]
-        assert [line["iteration"] for line in refused] == [6, 7] and iterations == list(range(12))
-        (sample,) = refused[0]["samples"]
+        skipped = [line for line in lines if "skipped_step" in line]
+        assert [line["iteration"] for line in skipped] == [6, 7] and iterations == list(range(12))
+        (sample,) = skipped[0]["samples"]
         assert sample["term"] == "discriminator" and sample["sigma"] > 0 and sample["index"] < 1797
     assert [line["iteration"] for line in lines if "loss" in line] == [
         c for c in range(1, 13) if rollbacks or c not in (6, 7)
     ]
-    survived("NaN in a sample", bad, bad, "went back 3 iterations" if rollbacks else "the refused steps alone")
+    survived("NaN in a sample", bad, bad, "rolled back 3 iterations" if rollbacks else "the skipped steps alone")

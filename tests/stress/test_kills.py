@@ -14,7 +14,7 @@ from onestep.build.distillation import distill
 from onestep.distillation.report import DistillationReport
 from onestep.engine.signals import STOPPED
 from tests.stress.conftest import StartRun, Survived
-from tests.stress.harness import assert_same_run, is_saving, kill, last_iteration, newest_whole, wait_until
+from tests.stress.harness import assert_same_run, is_saving, kill, last_iteration, newest_intact, wait_until
 
 TrainConfig = Callable[..., DictConfig]
 OVERRIDES = (
@@ -44,7 +44,7 @@ def test_killed_and_resumed(
     lost, while_saving = [], 0
     for attempt in range(kills):
         process = start_run(train_config(killed, *overrides, "resume=auto"))
-        begun, at_save = newest_whole(killed), attempt % 2 == 0
+        begun, at_save = newest_intact(killed), attempt % 2 == 0
         wait_until(lambda: last_iteration(killed) > begun or process.exitcode is not None)  # noqa: B023
         if at_save:
             wait_until(lambda: is_saving(killed) or process.exitcode is not None)  # noqa: B023
@@ -56,7 +56,7 @@ def test_killed_and_resumed(
         kill(process)
         process.join()
         while_saving += is_saving(killed)
-        left = newest_whole(killed)
+        left = newest_intact(killed)
         assert left >= begun
         lost.append(last_iteration(killed) - left)
     distill(train_config(killed, *overrides, "resume=auto"))
@@ -82,7 +82,7 @@ def test_a_signal_ends_the_iteration_and_saves(
     kill(process, signal.Signals[name])
     process.join()
     assert process.exitcode == STOPPED == 75
-    assert newest_whole(stopped) >= last_iteration(stopped) >= 4
+    assert newest_intact(stopped) >= last_iteration(stopped) >= 4
     distill(train_config(stopped, *overrides, "resume=auto"))
     assert_same_run(straight, stopped)
     survived(name, 1, 1, "0 iterations")

@@ -1,4 +1,4 @@
-"""The mixture against scipy, autograd, numerical integration and its own samples."""
+"""The mixture against scipy, autograd, numerical integration and samples."""
 
 import math
 
@@ -24,28 +24,28 @@ def points(dimensions: int = 3) -> Tensor:
     return 3 * torch.randn(4, dimensions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def covariances(law: GaussianMixture) -> Tensor:
-    return torch.einsum("kde,ke,kfe->kdf", law.axes, law.variances, law.axes)
+def covariances(gmm: GaussianMixture) -> Tensor:
+    return torch.einsum("kde,ke,kfe->kdf", gmm.axes, gmm.variances, gmm.axes)
 
 
 def test_log_prob_against_scipy() -> None:
-    law = mixture()
+    gmm = mixture()
     expected = []
     for x, sigma in zip(points(), SIGMA, strict=True):
-        noised = covariances(law) + sigma**2 * torch.eye(3)
+        noised = covariances(gmm) + sigma**2 * torch.eye(3)
         densities = [
             stats.multivariate_normal(m.numpy(), c.numpy()).pdf(x.numpy())
-            for m, c in zip(law.means, noised, strict=True)
+            for m, c in zip(gmm.means, noised, strict=True)
         ]
         expected.append(math.log(sum(w * d for w, d in zip(WEIGHTS.tolist(), densities, strict=True))))
-    actual = law.log_prob(points(), SIGMA)
+    actual = gmm.log_prob(points(), SIGMA)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
 def test_covariances_survive_the_eigendecomposition() -> None:
     given = torch.tensor([[[2.0, 0.5], [0.5, 1.0]]], dtype=torch.float64)
-    law = GaussianMixture(torch.ones(1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), given)
-    torch.testing.assert_close(covariances(law), given)
+    gmm = GaussianMixture(torch.ones(1, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64), given)
+    torch.testing.assert_close(covariances(gmm), given)
 
 
 def test_score_is_the_gradient_of_log_prob() -> None:
@@ -55,14 +55,14 @@ def test_score_is_the_gradient_of_log_prob() -> None:
 
 
 def test_denoiser_and_score_obey_tweedie() -> None:
-    x, law = points(), mixture()
-    by_score = x + SIGMA[:, None] ** 2 * law.score(x, SIGMA)
-    torch.testing.assert_close(law.denoise(x, SIGMA), by_score, rtol=1e-10, atol=1e-10)
+    x, gmm = points(), mixture()
+    by_score = x + SIGMA[:, None] ** 2 * gmm.score(x, SIGMA)
+    torch.testing.assert_close(gmm.denoise(x, SIGMA), by_score, rtol=1e-10, atol=1e-10)
 
 
 def test_denoise_is_the_posterior_mean_by_integration() -> None:
-    """In one dimension, by the trapezoid rule over x0."""
-    law = GaussianMixture.isotropic(
+    """One dimension, by the trapezoid rule over x0."""
+    gmm = GaussianMixture.isotropic(
         WEIGHTS, torch.tensor([[-2.0], [0.5], [3.0]], dtype=torch.float64), torch.tensor([0.5, 0.2, 1.0]).double()
     )
     x0 = torch.linspace(-15, 15, 30_001, dtype=torch.float64)
@@ -75,30 +75,30 @@ def test_denoise_is_the_posterior_mean_by_integration() -> None:
         posterior = torch.as_tensor(prior) * (-0.5 * ((x_sigma - x0) / sigma) ** 2).exp()
         expected = float((posterior * x0).sum() / posterior.sum())
         x = torch.tensor([[x_sigma]], dtype=torch.float64)
-        assert float(law.denoise(x, torch.tensor([sigma]).double())) == pytest.approx(expected, rel=1e-6)
+        assert float(gmm.denoise(x, torch.tensor([sigma]).double())) == pytest.approx(expected, rel=1e-6)
 
 
 def test_denoise_at_the_ends_of_sigma() -> None:
-    """Nothing to remove at sigma = 0; nothing but the mixture's mean to say at a large sigma."""
-    law, x = mixture(), points()
-    torch.testing.assert_close(law.denoise(x, torch.zeros(4, dtype=torch.float64)), x)
-    far = law.denoise(x, torch.full((4,), 1e6, dtype=torch.float64))
-    torch.testing.assert_close(far, (WEIGHTS @ law.means).expand(4, 3), rtol=1e-5, atol=1e-5)
+    """The sample itself at sigma = 0, the mixture's mean at a large sigma."""
+    gmm, x = mixture(), points()
+    torch.testing.assert_close(gmm.denoise(x, torch.zeros(4, dtype=torch.float64)), x)
+    far = gmm.denoise(x, torch.full((4,), 1e6, dtype=torch.float64))
+    torch.testing.assert_close(far, (WEIGHTS @ gmm.means).expand(4, 3), rtol=1e-5, atol=1e-5)
 
 
 def test_far_from_every_component_nothing_underflows() -> None:
-    law = mixture().to(dtype=torch.float32)
+    gmm = mixture().to(dtype=torch.float32)
     x, sigma = torch.full((1, 3), 1e4), torch.tensor([0.01])
-    for result in (law.log_prob(x, sigma), law.score(x, sigma), law.denoise(x, sigma)):
+    for result in (gmm.log_prob(x, sigma), gmm.score(x, sigma), gmm.denoise(x, sigma)):
         assert result.isfinite().all() and result.dtype == torch.float32
 
 
 def test_images_keep_their_shape() -> None:
-    law, x = mixture(dimensions=12), points(12)
+    gmm, x = mixture(dimensions=12), points(12)
     images = x.reshape(4, 3, 2, 2)
-    for method in (law.denoise, law.score):
+    for method in (gmm.denoise, gmm.score):
         assert torch.equal(method(images, SIGMA), method(x, SIGMA).reshape(4, 3, 2, 2))
-    assert torch.equal(law.log_prob(images, SIGMA), law.log_prob(x, SIGMA))
+    assert torch.equal(gmm.log_prob(images, SIGMA), gmm.log_prob(x, SIGMA))
 
 
 def test_log_ratio() -> None:
@@ -109,45 +109,45 @@ def test_log_ratio() -> None:
 
 
 def test_samples_have_the_moments_of_the_mixture() -> None:
-    law = mixture()
-    x = law.sample(200_000, torch.Generator().manual_seed(0))
-    mean = WEIGHTS @ law.means
-    second = torch.einsum("k,kde->de", WEIGHTS, covariances(law) + law.means[:, :, None] * law.means[:, None])
+    gmm = mixture()
+    x = gmm.sample(200_000, torch.Generator().manual_seed(0))
+    mean = WEIGHTS @ gmm.means
+    second = torch.einsum("k,kde->de", WEIGHTS, covariances(gmm) + gmm.means[:, :, None] * gmm.means[:, None])
     covariance = second - mean[:, None] * mean
     standard_error = (covariance.diagonal() / len(x)).sqrt()
     assert ((x.mean(0) - mean).abs() < 4 * standard_error).all()
     torch.testing.assert_close(x.T.cov(), covariance, rtol=0, atol=0.02 * float(covariance.diagonal().max()))
-    assert torch.equal(x, law.sample(200_000, torch.Generator().manual_seed(0)))
+    assert torch.equal(x, gmm.sample(200_000, torch.Generator().manual_seed(0)))
 
 
-def test_singular_covariance_is_a_law_without_density_at_sigma_zero_only() -> None:
+def test_singular_covariance_has_no_density_at_sigma_zero_only() -> None:
     one = torch.ones(1, dtype=torch.float64)
-    law = GaussianMixture.isotropic(one, torch.zeros(1, 2, dtype=torch.float64), 0 * one)
+    gmm = GaussianMixture.isotropic(one, torch.zeros(1, 2, dtype=torch.float64), 0 * one)
     x, sigma = torch.tensor([[1.0, 2.0]], dtype=torch.float64), 2 * one
-    assert law.denoise(x, sigma).tolist() == [[0, 0]]
-    assert law.score(x, sigma).tolist() == [[-0.25, -0.5]]
+    assert gmm.denoise(x, sigma).tolist() == [[0, 0]]
+    assert gmm.score(x, sigma).tolist() == [[-0.25, -0.5]]
 
 
 def test_eigenvalues_that_round_below_zero_still_give_samples() -> None:
     direction = torch.linspace(1, 2, 6, dtype=torch.float64)
     rank_one = (direction[:, None] * direction)[None]
     assert torch.linalg.eigvalsh(rank_one).min() < 0
-    law = GaussianMixture(torch.ones(1, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.float64), rank_one)
-    x = law.sample(10, torch.Generator().manual_seed(0))
+    gmm = GaussianMixture(torch.ones(1, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.float64), rank_one)
+    x = gmm.sample(10, torch.Generator().manual_seed(0))
     torch.testing.assert_close(x, x[:, :1] * direction, rtol=1e-6, atol=1e-6)
 
 
 def test_to_float32() -> None:
-    law = mixture()
-    single = law.to(dtype=torch.float32).denoise(points().float(), SIGMA.float())
-    torch.testing.assert_close(single, law.denoise(points(), SIGMA).float(), rtol=1e-4, atol=1e-4)
-    assert law.means.dtype == torch.float64
+    gmm = mixture()
+    single = gmm.to(dtype=torch.float32).denoise(points().float(), SIGMA.float())
+    torch.testing.assert_close(single, gmm.denoise(points(), SIGMA).float(), rtol=1e-4, atol=1e-4)
+    assert gmm.means.dtype == torch.float64
 
 
 def test_no_gradient_reaches_the_parameters() -> None:
     means = torch.zeros(3, 1, dtype=torch.float64, requires_grad=True)
-    law = GaussianMixture.isotropic(WEIGHTS, means, torch.ones(3, dtype=torch.float64))
-    assert not law.log_prob(points(1), SIGMA).requires_grad
+    gmm = GaussianMixture.isotropic(WEIGHTS, means, torch.ones(3, dtype=torch.float64))
+    assert not gmm.log_prob(points(1), SIGMA).requires_grad
 
 
 def parameters(**changed: Tensor) -> dict[str, Tensor]:
@@ -176,12 +176,12 @@ def test_bad_parameters_are_refused(changed: dict[str, Tensor], message: str) ->
 
 
 def test_bad_calls_are_refused() -> None:
-    law = GaussianMixture(**parameters())
-    with pytest.raises(ValueError, match=r"2 numbers a sample.*\(4, 3\)"):
-        law.log_prob(points(3), SIGMA)
+    gmm = GaussianMixture(**parameters())
+    with pytest.raises(ValueError, match=r"2 values per sample.*\(4, 3\)"):
+        gmm.log_prob(points(3), SIGMA)
     with pytest.raises(ValueError, match=r"sigma \[B\].*\(1,\)"):
-        law.denoise(points(2), SIGMA[:1])
+        gmm.denoise(points(2), SIGMA[:1])
     with pytest.raises(ValueError, match="float32"):
-        law.score(points(2).float(), SIGMA)
+        gmm.score(points(2).float(), SIGMA)
     with pytest.raises(ValueError, match="stds must be"):
         GaussianMixture.isotropic(WEIGHTS, torch.zeros(3, 2).double(), torch.tensor([1.0, -1.0, 1.0]).double())

@@ -47,8 +47,8 @@ def test_mlp_by_hand() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_shape": (1, 8, 8), "architecture": "MLP"}, "takes points, .* 8 pixels"),
-        ({"image_shape": (2, 1, 1), "architecture": "Affine", "label_dim": 3}, "knows no classes, got label_dim=3"),
+        ({"image_shape": (1, 8, 8), "architecture": "MLP"}, "takes points, .* img_resolution=1, got 8"),
+        ({"image_shape": (2, 1, 1), "architecture": "Affine", "label_dim": 3}, "label_dim=0, got label_dim=3"),
     ],
 )
 def test_what_they_do_not_take(arguments: dict[str, object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The exact teacher."""
+"""The exact teacher against closed forms."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from onestep.toy.teacher import MixtureTeacher
 
 
 def test_it_is_the_posterior_mean() -> None:
-    """Of one Gaussian N(0, s^2): x s^2 / (s^2 + sigma^2); of two far apart, the nearer one's."""
+    """One Gaussian N(0, s^2): x s^2 / (s^2 + sigma^2). Two distant ones: the denoiser of the nearer one."""
     x, sigma = torch.tensor([[1.0, -2.0]])[:, :, None, None], torch.tensor([0.5])
     single = MixtureTeacher(GaussianMixture.grid(side=1, spacing=1.0, std=2.0), guidance=1.0)
     torch.testing.assert_close(single(x, sigma), x * 4 / 4.25)
@@ -26,7 +26,7 @@ def test_autocast_does_not_reach_it() -> None:
 
 
 def test_its_samples_are_the_mixture() -> None:
-    """Mean 0 and variance 0.05^2 + the grid's 0.5^2 * 2 along each axis, and every mode as often as any other."""
+    """Mean 0, variance 0.05^2 + the grid's 0.5^2 * 2 along each axis, and equally frequent modes."""
     mixture = GaussianMixture.grid(side=5, spacing=0.5, std=0.05)
     z = torch.randn(20000, 2, 1, 1, generator=torch.Generator().manual_seed(1))
     x = HeunSampler(64, 0.002, 80.0)(MixtureTeacher(mixture, guidance=1.0), z).flatten(1)
