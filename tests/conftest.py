@@ -62,7 +62,7 @@ SMALL = (
 
 @pytest.fixture
 def process_as_it_was() -> Iterator[None]:
-    """accelerate and Hydra keep a state of the whole process, which a benchmark's subject puts its own in place of."""
+    """accelerate and Hydra keep a state of the whole process, which the subject of a profile replaces by its own."""
     states = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
     kept, config = [dict(state) for state in states], HydraConfig.instance().cfg
     yield

@@ -1,7 +1,7 @@
 """A results page of the runs in a folder: table, curves and samples, with the papers' values.
 
-``python -m onestep.reports.results_page outputs/fashion docs/benchmark`` reads the list of runs and the papers' values
-from ``docs/benchmark.yaml``, and everything else from the runs' files. A missing, unfinished or incomparable run is an
+``python -m onestep.reports.results_page outputs/fashion docs/results`` reads the list of runs and the papers' values
+from ``docs/results.yaml``, and everything else from the runs' files. A missing, unfinished or incomparable run is an
 error that names the run. Rows are never left out.
 """
 
