@@ -1,4 +1,4 @@
-"""What tests of several folders build on."""
+"""Fixtures for tests of several folders."""
 
 import gzip
 import io
@@ -31,7 +31,7 @@ from tests.tiny_pipelines import build_pipeline
 # The networks of the tests are too small to share among threads, which wait for each other; nor do subprocesses.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-# What is cached is read by no other run.
+# A cache of this session's own.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="onestep_tests_")
 
 ComposeConfig = Callable[..., DictConfig]
@@ -62,7 +62,7 @@ SMALL = (
 
 @pytest.fixture
 def process_as_it_was() -> Iterator[None]:
-    """accelerate and Hydra keep a state of the whole process, which the subject of a profile replaces by its own."""
+    """Restores the global state of accelerate and Hydra, which a profile's subject replaces."""
     states = [state._shared_state for state in (AcceleratorState, PartialState, GradientState)]
     kept, config = [dict(state) for state in states], HydraConfig.instance().cfg
     yield
@@ -122,7 +122,7 @@ def train_config(compose_config: ComposeConfig) -> TrainConfig:
 
 @pytest.fixture(scope="session")
 def finished_run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished distillation of six iterations; not to be written to."""
+    """The folder of a finished distillation of six iterations; read-only."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     distill(train_config(folder))
     return folder
@@ -175,7 +175,7 @@ class HalvedMeans(torch.nn.Module):
 
 
 class InceptionStandIn(torch.nn.Module):
-    """Called as NVIDIA's TorchScript Inception is: features are the mean colour, classes its softmax."""
+    """The interface of NVIDIA's TorchScript Inception: features are the mean colour, classes its softmax."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TorchFidelityStandIn(torch.nn.Module):
-    """Called as torch-fidelity's extractor is, which needs torchvision and is not installed for the tests."""
+    """The interface of torch-fidelity's extractor, which needs torchvision and is not installed for the tests."""
 
     def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: str | None = None) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class TorchFidelityStandIn(torch.nn.Module):
 
 @pytest.fixture
 def other_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand-ins for the packages torch-fidelity and clean-fid; the latter's resizing leaves each second pixel."""
+    """Stand-ins for torch-fidelity and clean-fid; the latter's resizing keeps every second pixel."""
     import torchmetrics.image.kid  # noqa: F401 # looks for torch-fidelity as it is imported: before there is a stand-in
 
     fidelity = {"FeatureExtractorInceptionV3": TorchFidelityStandIn}
@@ -254,6 +254,6 @@ def other_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny pipeline of each kind, built when first asked for; not to be written to."""
+    """The folder of a tiny pipeline of each kind, built on first use; read-only."""
     root = tmp_path_factory.mktemp("pipelines")
     return lambda kind: root / kind if (root / kind).exists() else build_pipeline(kind, root / kind)

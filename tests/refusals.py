@@ -1,4 +1,4 @@
-"""How tests read what a task refuses."""
+"""Error messages of tasks, for tests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from onestep.config import check_config
 
 
 def refused(config: DictConfig, task: Callable[[DictConfig], Any] = distill) -> str:
-    """The message with which ``task`` refuses the configuration."""
+    """The message of ``task``'s error for the configuration."""
     with pytest.raises(ValueError) as caught:
         check_config(config)
         task(config)

@@ -1,4 +1,4 @@
-"""How tests start Python as a user does."""
+"""Python in a subprocess, for tests of scripts."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What Python said of ``arguments``, on one thread."""
+    """The result of Python with ``arguments``, on one thread."""
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,

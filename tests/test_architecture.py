@@ -20,9 +20,9 @@ RANKS = {
     "edge": {"config", "build", "api"},
     "commands": {"commands", "__main__"},
 }
-# What may read a configuration, beside the scripts of the repository.
+# Parts that may read a configuration, in addition to the scripts of the repository.
 EDGE = RANKS["edge"] | RANKS["commands"]
-# What does so behind the edge, for now.
+# Modules behind the edge that still do so.
 BEHIND_THE_EDGE = {
     "onestep.export.export",
     "onestep.export.model_card",
@@ -42,7 +42,7 @@ FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported_modules(source: str) -> set[str]:
-    """What ``source`` imports anywhere, inside functions too; of the package its modules, not what is in them."""
+    """The modules that ``source`` imports, also inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -101,7 +101,7 @@ def test_imports_point_down() -> None:
 
 
 def test_configurations_are_read_at_the_edge_alone() -> None:
-    """Also a module that no longer reads one fails, until it is struck from the list."""
+    """A module that no longer imports a configuration must be removed from the list."""
     readers = {
         name
         for name, imports in IMPORTS.items()
@@ -111,7 +111,7 @@ def test_configurations_are_read_at_the_edge_alone() -> None:
 
 
 def test_no_cycles() -> None:
-    TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the modules
+    TopologicalSorter(GRAPH).prepare()  # raises CycleError with the modules' names
 
 
 def test_no_file_is_over_300_lines() -> None:

@@ -1,4 +1,4 @@
-"""Every file under conf/ composes, passes the checks and builds what it names."""
+"""Every file under conf/ composes, passes the checks, and its objects can be built."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -83,7 +83,7 @@ REQUIRED = {
 def places(
     tmp_path_factory: pytest.TempPathFactory, stores: Path, inception_file: Path, dinov2_folder: Path, clip_folder: Path
 ) -> dict[str, object]:
-    """What the required values name."""
+    """Files for the required values."""
     pipeline = tmp_path_factory.mktemp("pipeline")
     text = build_pipeline("sd", tmp_path_factory.mktemp("text") / "sd")
     DDPMPipeline(build_network("unet"), DDPMScheduler()).save_pretrained(pipeline)
@@ -107,7 +107,7 @@ def overrides_for(file: str, places: dict[str, object] | None = None) -> list[st
 
 
 def primary_of(file: str) -> str:
-    """The primary file that takes ``file``."""
+    """The primary file for the choice in ``file``."""
     for start, primary in {"experiment/pretrain/": "pretrain", "experiment/features/": "pretrain_features"}.items():
         if file.startswith(start):
             return primary
@@ -115,7 +115,7 @@ def primary_of(file: str) -> str:
 
 
 def targets(node: Any) -> Iterator[Any]:
-    """The outermost nodes that name something to build."""
+    """The outermost nodes with a ``_target_``."""
     if OmegaConf.is_list(node) or isinstance(node, list):
         for item in node:
             yield from targets(item)
@@ -131,7 +131,7 @@ def assert_builds(config: DictConfig) -> list[str]:
     check_config(config)
     built = []
     for node in targets(config):
-        levels = {"sigma_min": 0.1, "sigma_max": 9.0}  # null is the teacher's
+        levels = {"sigma_min": 0.1, "sigma_max": 9.0}  # null: the teacher's range
         target = get_object(node["_target_"])
         thing = instantiate(node, **{name: level for name, level in levels.items() if node.get(name, 0) is None})
         if node.get("_partial_"):
@@ -151,7 +151,7 @@ def test_each_file_builds_what_it_names(
 ) -> None:
     config = compose_config(primary_of(file), *overrides_for(file, places), "output=nowhere")
     built = assert_builds(config)
-    # Unresolved: what it interpolates is not in itself alone.
+    # Unresolved: its interpolations refer to nodes outside of it.
     content = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
     assert isinstance(content, dict)
     own = [node["_target_"] for node in targets(content)]

@@ -1,4 +1,4 @@
-"""What a user gets wrong is refused with the value and the way to mend it, and nothing is lost."""
+"""User errors are reported with the value and a remedy, and nothing is lost."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-# What Hydra reads, through the scripts: one line, no traceback.
+# Errors in Hydra's command line, through the scripts: one line without a traceback.
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_pa
         ("fake_score.steps=0", "fake_score.steps must be at least 1, got 0"),
         ("training.log_every=0", "training.log_every must be positive, got 0"),
         ("training.final_lr=1.5", r"training.final_lr .*\(0, 1\], got 1.5"),
-        ("training.total_images=8", "training.total_images=8 is less than one batch of 16"),
+        ("training.total_images=8", "training.total_images=8 is less than one batch"),
         ("training.ema_halflife=0", "halflife > 0 .* got halflife=0"),
         ("evaluation.samples=0", "evaluation.samples must be positive, got 0"),
         ("sampler.steps=1", "steps >= 2.* got steps=1"),
@@ -142,11 +142,11 @@ def test_resuming_a_run_with_other_networks(train_config: Compose, finished_run:
 def test_a_fresh_start_over_another_run(train_config: Compose, finished_run: Path) -> None:
     log = (finished_run / "log.jsonl").read_bytes()
     message = refused(train_config(finished_run))
-    assert message.startswith(f"{finished_run} holds the checkpoints of another run: go on with it by resume=auto")
+    assert message.startswith(f"{finished_run} holds the checkpoints of another run: continue it with resume=auto")
     assert (finished_run / "log.jsonl").read_bytes() == log
 
 
-# Numbers that stop being numbers.
+# Non-finite numbers.
 
 
 def poison_teacher(parts: Distillation) -> None:
@@ -208,7 +208,7 @@ def test_a_value_that_is_not_finite_stops_the_run(train_config: Compose, tmp_pat
     }  # fmt: skip
     saved = {file.stem: load_file(file) for file in files}
     assert all(value.isfinite().all() for tensors in saved.values() for value in tensors.values())
-    # Nothing of the step was applied.
+    # The step was skipped.
     generator = parts.student.state_dict()
     assert all(torch.equal(value, generator[key]) for key, value in saved["generator"].items())
 
