@@ -53,7 +53,7 @@ def test_null_for_a_group_that_needs_a_choice(override: str) -> None:
         accept_null("train", [override])
 
 
-def test_the_judges_levels_are_chosen_apart(compose_config: Callable[..., DictConfig]) -> None:
+def test_the_critics_levels_are_chosen_apart(compose_config: Callable[..., DictConfig]) -> None:
     config = compose_config("train", "sigma.sigma_max=7", "sigma@fake_sigma=log_normal")
     assert (config.sigma.sigma_max, config.fake_sigma.log_mean, config.fake_sigma.log_std) == (7, -1.2, 1.2)
     assert compose_config("train").fake_sigma == compose_config("train").sigma

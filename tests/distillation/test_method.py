@@ -204,14 +204,14 @@ def test_a_split_batch_has_the_gradient_of_the_full_one(world: World, make: Call
     method = world.method(objective)
     x, condition, sigma, noise = inputs = (world.x_generated, world.condition, world.sigma, world.noise)
     (full,) = torch.autograd.grad(method.generator_losses(*inputs).total, x)
-    halves: list[Any] = list(zip(*(micro_batches(value, 2) for value in inputs), strict=True))
+    halves = list(zip(*(micro_batches(value, 2) for value in inputs), strict=True))
     scale = objective.weight_scale(torch.cat([method.log_ratio(*half) for half in halves]))
     ratio = method.log_ratio(x, condition, sigma, noise).exp()
     torch.testing.assert_close(scale, ratio.mean())
     assert (scale - ratio[:2].mean()).abs() > 0.01 * scale
 
     def gradient(weight_scale: Tensor | None) -> Tensor:
-        totals = [method.generator_losses(*[*half, weight_scale]).total for half in halves]
+        totals = [method.generator_losses(x, given, level, z, weight_scale).total for x, given, level, z in halves]
         return torch.autograd.grad(torch.stack(totals).mean(), x)[0]
 
     torch.testing.assert_close(gradient(scale), full, rtol=1e-4, atol=1e-5 * full.abs().max().item())

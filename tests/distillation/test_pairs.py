@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,12 +39,12 @@ def prepare(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> P
     return run
 
 
+@dataclass
 class Draws:
     """Records the latents of every call of the sampler, which can fail at a given call."""
 
-    def __init__(self) -> None:
-        self.latents: list[Tensor] = []
-        self.dies_at: int | None = None
+    latents: list[Tensor] = field(default_factory=list)
+    dies_at: int | None = None
 
     @property
     def chunks(self) -> list[int]:
@@ -75,9 +76,6 @@ def files(cache: Path) -> dict[str, bytes]:
 THREE_CHUNKS = {f"images_{chunk:06d}.safetensors" for chunk in range(3)}
 
 
-# The values of the pairs.
-
-
 def test_the_images_are_those_of_the_sampler(prepare: Prepare, teacher: EDMDenoiser, tmp_path: Path) -> None:
     for pairs in (prepare(), prepare()):  # generated, and read from the cache
         assert len(pairs.images) == len(pairs.latents) == 10
@@ -100,8 +98,7 @@ def test_without_classes(tiny_denoiser: Callable[..., EDMDenoiser], accelerator:
 
 
 def test_a_batch_is_a_function_of_its_iteration(prepare: Prepare) -> None:
-    pairs = prepare()
-    seen: list[int] = []
+    pairs, seen = prepare(), list[int]()
     for iteration in (1, 0):  # ten pairs in batches of five: each once in two iterations
         latents, condition, images = pairs.batch(iteration)
         assert torch.equal(pairs.batch(iteration)[0], latents)
@@ -119,9 +116,6 @@ def test_a_batch_is_a_function_of_its_iteration(prepare: Prepare) -> None:
 def test_more_pairs_than_there_are_in_a_batch(prepare: Prepare) -> None:
     pairs = prepare(count=3)
     assert [len(tensor) for tensor in (pairs.batch(7)[0], pairs.batch(7)[1]["labels"], pairs.batch(7)[2])] == [5, 5, 5]
-
-
-# The content of the cache.
 
 
 def test_what_is_there_is_not_drawn_again(prepare: Prepare, draws: Draws, capsys: pytest.CaptureFixture[str]) -> None:

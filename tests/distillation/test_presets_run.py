@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
+from onestep.config import CONF
 from onestep.distillation import loop
 from onestep.engine.log import read_log
 
@@ -33,6 +34,10 @@ TINY = ("device=cpu", "precision=no", "sampler.steps=2", "evaluation.samples=16"
 
 def run_config(compose_config: Callable[..., DictConfig], folder: Path, *overrides: str) -> DictConfig:
     return compose_config("train", *TINY, *overrides, f"output={folder / 'run'}")
+
+
+def test_every_preset_is_here() -> None:
+    assert EXPECTED.keys() == {file.stem for file in (CONF / "objective").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("preset", EXPECTED)

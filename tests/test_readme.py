@@ -1,0 +1,127 @@
+"""The README's three ways to bring a teacher, run as they are written in an empty folder, on tiny models."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+from onestep.images import to_uint8
+from onestep.metrics.classifier import load_classifier
+from tests.diffusers_models import UNET_BLOCKS, randomize
+from tests.scripts import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+# Sizes that a test can afford, behind the command as it stands.
+SHORT = ("device=cpu", "precision=no", "training.total_images=8", "training.batch_size=4", "fake_score.steps=1",
+         "sampler.steps=2", "evaluation.grid=4", "evaluation.batch_size=4", "evaluation.samples=4",
+         "evaluation.interim_samples=4", "hydra.run.dir=run")  # fmt: skip
+MY_MODEL = """
+import torch
+from torch import nn
+
+images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(1, 32, 3, 1, 1), nn.Conv2d(32, 32, 3, 2, 1), nn.Conv2d(32, 1, 1)
+
+    def forward(self, x, sigma):
+        middle = self.middle(torch.tanh(self.first(x) + sigma.log()[:, None, None, None] / 4))
+        return nn.functional.interpolate(self.last(torch.tanh(middle)), scale_factor=2.0)
+
+
+torch.manual_seed(0)
+network = Network()
+"""
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of "Your own teacher"."""
+    section = README.partition("## Your own teacher")[2].partition("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.S)
+
+
+def save_images(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
+
+
+def run(folder: Path, *words: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+def run_block(folder: Path, block: str) -> Path:
+    """The folder of the run of a block's one command."""
+    command, *words = shlex.split(block.replace("\\\n", " "), comments=True)
+    assert command == "onestep"
+    run(folder, "-m", "onestep", *words, *SHORT)
+    return folder / "run"
+
+
+def test_a_diffusers_pipeline(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    types = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    unet = diffusers.UNet2DModel(8, 1, 1, **UNET_BLOCKS, **types)
+    diffusers.DDPMPipeline(randomize(unet), diffusers.DDPMScheduler()).save_pretrained(tmp_path / "my-pipeline")
+    save_images(tmp_path / "my-images")
+    folder = run_block(tmp_path, blocks("bash")[0])
+    settings = (folder / "generator" / "generator.json").read_text()
+    assert settings.startswith('{"sigma_init": 157.')  # the last level of the pipeline's own schedule
+
+
+def test_an_edm_file(data_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "edm.pkl").write_bytes((data_folder / "sid_ddpmpp_cond10_16.pkl").read_bytes())
+    (tmp_path / "images.zip").write_bytes((data_folder / "rand-16x16-10c.zip").read_bytes())
+    folder = run_block(tmp_path, blocks("bash")[1])
+    assert (folder / "generator" / "generator.json").read_text().startswith('{"sigma_init": 80.0')
+    assert not (folder / "checkpoints" / "iteration_00000002" / "discriminator.safetensors").exists()
+
+
+def test_any_module(tmp_path: Path) -> None:
+    (tmp_path / "my_model.py").write_text(MY_MODEL)
+    (code,) = blocks("python")
+    values = {"device": "cpu", "precision": "no", "training": {"total_images": 8, "batch_size": 4},
+              "evaluation": {"grid": 4, "batch_size": 4}, "sampler": "heun"}  # fmt: skip
+    short = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    code = code.replace('output="outputs/mine")', f'output="outputs/mine", {short})')
+    check = (
+        "latents = __import__('torch').zeros(2, 1, 16, 16)\nassert (generator(latents) == run.generator(latents)).all()"
+    )
+    (tmp_path / "mine.py").write_text(f"{code}\n{check}\n")
+    run(tmp_path, "mine.py")
+    assert (tmp_path / "outputs" / "mine" / "summary.json").is_file()
+
+
+def test_the_losses_alone() -> None:
+    """The picture of docs/python.md becomes a three; its loop moves both networks."""
+    text = (REPOSITORY / "docs" / "python.md").read_text().partition("## The losses alone")[2]
+    first, second = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    values: dict[str, Any] = {}
+    exec(first, values)
+    classes = load_classifier("digits").classify(to_uint8(values["picture"].detach())).softmax(1)
+    assert classes[0, 3] > 0.9
+    values = {}
+    exec(second, values)
+    for network in (values["fake_score"], values["generator"].denoiser):
+        pairs = zip(network.parameters(), values["teacher"].parameters(), strict=True)
+        assert sum(not torch.equal(ours, theirs) for ours, theirs in pairs) > 50
+
+
+def test_it_is_read_in_a_minute() -> None:
+    assert len(README.splitlines()) < 150
