@@ -61,7 +61,7 @@ def test_help_lists_the_commands() -> None:
 def test_help_lists_the_groups(name: str) -> None:
     finished = run_command(*name.split(), "--help")
     assert (finished.returncode, finished.stderr) == (0, "")
-    lines = finished.stdout.split("The configuration that", 1)[0].splitlines()
+    lines = finished.stdout.split("The configuration with", 1)[0].splitlines()
     groups = dict(line.split(": ", 1) for line in lines if ": " in line)
     for group in ("objective", "divergence", "discriminator", "teacher", "sampler", "metrics"):
         assert groups[group].split(", ") == sorted(file.stem for file in (CONF / group).glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Every preset of conf/objective/ against its own closed form, by quadrature on a grid, for random mixtures."""
+"""Every preset of conf/objective/ against its closed form, by quadrature on a grid, for random mixtures."""
 
 import math
 from collections.abc import Callable
