@@ -87,8 +87,8 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any,
         )
     if config.get("pairs") is not None and tuple(student.noise_shape) != tuple(teacher.image_shape):
         raise ValueError(
-            f"pairs of noise and teacher image have noise of the shape {tuple(teacher.image_shape)}, and the student takes "
-            f"{tuple(student.noise_shape)}: set pairs=none and generator.regression_weight=0"
+            f"pairs of noise and teacher image have noise of the shape {tuple(teacher.image_shape)}, and the student "
+            f"takes {tuple(student.noise_shape)}: set pairs=none and generator.regression_weight=0"
         )
     if config.get("pairs") is not None and others:
         raise ValueError("pairs of noise and teacher image are drawn of classes, not of prompts: use objective=dmd2")
