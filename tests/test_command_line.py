@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from onestep.commands import COMMANDS, CONFIGURED, main
 from onestep.config import CONF
-from tests.scripts import REPOSITORY, run_python
+from tests.helpers.configs import CPU
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.scripts import run_python
 
 OBJECTIVES = sorted(file.stem for file in (CONF / "objective").glob("*.yaml"))
 # Runs a command, which must need none of the packages that take seconds to import.
@@ -45,7 +47,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What ``onestep`` said, which needed no torch for it."""
-    return run_python("-c", LIGHTLY, *arguments, PYTHONPATH=str(REPOSITORY), **environment)
+    return run_python("-c", LIGHTLY, *arguments, **environment)
 
 
 def test_help_lists_the_commands() -> None:
@@ -54,7 +56,7 @@ def test_help_lists_the_commands() -> None:
     assert [line.split("  ")[1] for line in finished.stdout.splitlines() if line[:2] == "  "] == list(COMMANDS)
     assert run_command().stdout == finished.stdout
     assert run_command("--version").stdout == "onestep 0.1.0\n"
-    assert run_python("-m", "onestep", "--help", PYTHONPATH=str(REPOSITORY)).stdout == finished.stdout
+    assert run_python("-m", "onestep", "--help").stdout == finished.stdout
 
 
 @pytest.mark.parametrize("name", CONFIGURED)
@@ -135,14 +137,14 @@ def test_completion_needs_no_torch() -> None:
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
-    small = ("device=cpu", "precision=bf16", "training.total_images=32", "training.batch_size=16", "sampler.steps=2",
+    small = (CPU, "precision=bf16", "training.total_images=32", "training.batch_size=16", "sampler.steps=2",
              "evaluation.samples=16", "evaluation.grid=10")  # fmt: skip
     trained = run_python(str(REPOSITORY / "train.py"), f"hydra.run.dir={tmp_path / 'run'}", *small)
     assert trained.returncode == 0, trained.stderr
     assert "teacher" in trained.stdout and str(tmp_path / "run").replace("\n", "") in trained.stdout.replace("\n", "")
     networks = load_file(tmp_path / "run" / "checkpoints" / "iteration_00000002" / "generator.safetensors")
     assert {value.dtype for value in networks.values()} == {torch.float32}  # bf16 is the computation's alone
-    images = ("count=2", f"run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'images'}", "device=cpu")
+    images = ("count=2", f"run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'images'}", CPU)
     drawn = run_python(str(REPOSITORY / "sample.py"), *images)
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "images" / "000001.png").is_file()

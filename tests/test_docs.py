@@ -1,13 +1,12 @@
 """The documentation says what the code does."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from onestep.config import CONF
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 OBJECTIVES = REPOSITORY / "docs" / "objectives.md"
 
 

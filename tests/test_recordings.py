@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recordings import CASES, RECORDINGS, measure, run_case
+from tests.helpers.recordings import CASES, RECORDINGS, measure, run_case
 
 
 @pytest.mark.parametrize("name", CASES)

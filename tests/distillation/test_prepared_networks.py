@@ -11,10 +11,11 @@ from onestep.config import CONF
 from onestep.engine.shard import full_state_dict
 from onestep.models.generator import Generator
 from onestep.profiling.subject import Subject
+from tests.helpers.configs import CPU
 
 pytestmark = pytest.mark.usefixtures("process_as_it_was")
 
-OPTIONS = ("device=cpu", "precision=no", "training.warmup_images=0")
+OPTIONS = (CPU, "precision=no", "training.warmup_images=0")
 PRESETS = sorted(file.stem for file in (CONF / "objective").glob("*.yaml"))
 
 

@@ -1,6 +1,5 @@
 """Every preset runs without further overrides, and trains the networks of its method."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
 from onestep.distillation import loop
 from onestep.engine.log import read_log
+from tests.helpers.configs import configure
 
 # Diagnostics of critics and pairs in a log line, and the fake score's updates per update of the generator.
 EXPECTED = {
@@ -31,17 +31,15 @@ TINY = ("device=cpu", "precision=no", "sampler.steps=2", "evaluation.samples=16"
         "training.log_every=1")  # fmt: skip
 
 
-def run_config(compose_config: Callable[..., DictConfig], folder: Path, *overrides: str) -> DictConfig:
-    return compose_config("train", *TINY, *overrides, f"output={folder / 'run'}")
+def run_config(folder: Path, *overrides: str) -> DictConfig:
+    return configure("train", *TINY, *overrides, f"output={folder / 'run'}")
 
 
 @pytest.mark.parametrize("preset", EXPECTED)
-def test_a_preset_trains_what_it_should(
-    preset: str, compose_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preset_trains_what_it_should(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pairs = ("pairs.count=16", "pairs.batch_size=16") if preset == "dmd" else ()
-    config = run_config(compose_config, tmp_path, f"objective={preset}", *pairs)
+    config = run_config(tmp_path, f"objective={preset}", *pairs)
     losses, steps = EXPECTED[preset]
     assert steps in (0, config.fake_score.steps)
     distill(config)
@@ -70,17 +68,13 @@ def test_a_preset_trains_what_it_should(
         (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
     ],
 )
-def test_parts_that_do_not_go_together(
-    compose_config: Callable[..., DictConfig], tmp_path: Path, overrides: tuple[str, ...], message: str
-) -> None:
+def test_parts_that_do_not_go_together(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        distill(run_config(compose_config, tmp_path, *overrides))
+        distill(run_config(tmp_path, *overrides))
 
 
-def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(
-    compose_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
-    parts = build_distillation(run_config(compose_config, tmp_path, "objective=sid_lsg", "fake_score.guidance=1.25"))
+def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(tmp_path: Path) -> None:
+    parts = build_distillation(run_config(tmp_path, "objective=sid_lsg", "fake_score.guidance=1.25"))
     summary = loop.distill(parts)
     assert parts.method.fake_score is not None
     assert (parts.method.teacher.guidance, parts.method.fake_score.guidance) == (1.5, 1.25)
@@ -88,12 +82,12 @@ def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(
     assert summary["teacher"]["network_evaluations"] == 2 * 3 and summary["student"]["network_evaluations"] == 1
 
 
-def test_points_are_drawn_as_numbers(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    distill(run_config(compose_config, tmp_path, "experiment=mixture", "mixture=ring"))
-    options = (f"run={tmp_path / 'run'}", f"save_to={tmp_path / 'drawn'}", "device=cpu", "count=200", "model=teacher")
-    result = sample(compose_config("sample", *options, "format=npz", "metrics=[energy]", "sampler=heun"))
+def test_points_are_drawn_as_numbers(tmp_path: Path) -> None:
+    distill(run_config(tmp_path, "experiment=mixture", "mixture=ring"))
+    options = (f"run={tmp_path / 'run'}", f"save_to={tmp_path / 'drawn'}", "count=200", "model=teacher")
+    result = sample(configure("sample", *options, "format=npz", "metrics=[energy]", "sampler=heun"))
     points = np.load(tmp_path / "drawn" / "samples.npz")["images"]
     assert points.dtype == np.float32 and points.shape == (200, 2, 1, 1)
     assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's samples, up to the noise of 200 samples
     with pytest.raises(ValueError, match="points, no images; choose format=npz"):
-        sample(compose_config("sample", *options, "format=png"))
+        sample(configure("sample", *options, "format=png"))

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from onestep.build.distillation import distill
-from tests.diffusers_models import build_network, randomize
+from tests.helpers.diffusers_models import build_network, randomize
 
 CLIP_LENGTH = 8
 SCHEDULERS = {
