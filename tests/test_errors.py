@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from safetensors.torch import load_file
 
 from onestep.build.distillation import build_distillation, distill
+from onestep.commands import main
 from onestep.config import explain
 from onestep.distillation import loop
 from onestep.distillation.parts import Distillation
@@ -21,26 +22,39 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.scripts import run_python
 from tests.helpers.updates import take_updates
 
-# What Hydra reads, through the scripts: one line, no traceback.
+# One line, no traceback.
 
 
+@pytest.mark.usefixtures("process_as_it_was")
 @pytest.mark.parametrize(
-    "script, arguments, expected",
+    "command, argument, expected",
     [
-        ("train.py", ["training.total_imagez=3"], "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
-        ("train.py", ["+imagez=3"], "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
-        ("train.py", ["generator.gan_weight=-1"], "generator.gan_weight must not be negative, got -1"),
-        ("train.py", ["teacher=null"], "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
-        ("sample.py", ["run=nowhere/at/all"], "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
+        ("train", "training.total_imagez=3", "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
+        ("train", "+imagez=3", "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
+        ("train", "teacher=null", "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
+        ("sample", "run=nowhere/at/all", "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
     ],
 )
-def test_a_mistake_ends_in_one_line(script: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
-    given = (*arguments, f"hydra.run.dir={tmp_path}", CPU, "precision=no")
-    finished = run_python(str(REPOSITORY / script), *given, HYDRA_FULL_ERROR="0")
-    assert finished.returncode == 1
-    (line,) = finished.stderr.splitlines()
+def test_a_mistake_ends_in_one_line(
+    command: str, argument: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["onestep"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as caught:
+        main([command, argument, f"hydra.run.dir={tmp_path}", CPU, "precision=no"])
+    (line,) = str(caught.value.code).splitlines()  # which Python prints, and ends with 1
     assert line.startswith(f"error: {expected}")
-    assert "Traceback" not in finished.stdout
+    printed = capfd.readouterr()
+    assert printed.err == "" and "Traceback" not in printed.out
+
+
+def test_a_mistake_ends_a_script_in_one_line(tmp_path: Path) -> None:
+    given = ("generator.gan_weight=-1", f"hydra.run.dir={tmp_path}", CPU, "precision=no")
+    finished = run_python(str(REPOSITORY / "train.py"), *given, HYDRA_FULL_ERROR="0")
+    assert (finished.returncode, "Traceback" in finished.stdout) == (1, False)
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error: generator.gan_weight must not be negative, got -1")
 
 
 def composition_error(*overrides: str) -> str:
@@ -96,7 +110,7 @@ def test_a_target_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
         ("fake_score.steps=0", "fake_score.steps must be at least 1, got 0"),
         ("training.log_every=0", "training.log_every must be positive, got 0"),
         ("training.final_lr=1.5", r"training.final_lr .*\(0, 1\], got 1.5"),
-        ("training.total_images=8", "training.total_images=8 is less than one batch of 16"),
+        ("training.total_images=8", "training.total_images=8 .* training.batch_size=16"),
         ("training.ema_halflife=0", "halflife > 0 .* got halflife=0"),
         ("evaluation.samples=0", "evaluation.samples must be positive, got 0"),
         ("sampler.steps=1", "steps >= 2.* got steps=1"),

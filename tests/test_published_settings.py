@@ -18,7 +18,7 @@ from onestep.engine.log import read_log
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
-from tests.helpers.configs import configure, tiny_config
+from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
 from tests.helpers.edm_format import pickled, snapshot
 
 OBJECTIVES = ("f_distill", "uni_instruct", "sid", "sida", "dmd2")
@@ -80,16 +80,15 @@ def files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting, objective", RUNS)
 def test_two_steps(
     setting: str, objective: str, files: Callable[..., tuple[Path, Path]], tmp_path: Path
 ) -> None:  # fmt: skip
     teacher, data = files(*SETTINGS[setting][:3])
-    small = ("training.total_images=8", "training.batch_size=4", "evaluation.samples=4", "evaluation.interim_samples=4",
-             "evaluation.batch_size=4", "evaluation.grid=4")  # fmt: skip
     chosen = (f"experiment={setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}",
               "features=null", "metrics=[]")  # fmt: skip
-    distill(tiny_config(tmp_path / "run", *chosen, *small))
+    distill(tiny_config(tmp_path / "run", *chosen, *TWO_ITERATIONS))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert [line["images_seen"] for line in lines] == [4, 8]
     assert all(np.isfinite(list(line.values())).all() and line["generator_gradient"] > 0 for line in lines)

@@ -9,16 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.helpers.configs import CPU
+from tests.helpers.configs import TINY, TWO_ITERATIONS
 from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
 from tests.helpers.paths import REFERENCE, REPOSITORY
 from tests.helpers.scripts import run_python
 
 README = (REPOSITORY / "README.md").read_text()
-# Sizes that a test can afford, behind the command as it stands.
-SHORT = (CPU, "precision=no", "training.total_images=8", "training.batch_size=4", "fake_score.steps=1",
-         "sampler.steps=2", "evaluation.grid=4", "evaluation.batch_size=4", "evaluation.samples=4",
-         "evaluation.interim_samples=4", "hydra.run.dir=run")  # fmt: skip
+# Behind the command as it stands.
+SHORT = (*TINY, *TWO_ITERATIONS, "fake_score.steps=1", "hydra.run.dir=run")
 MY_MODEL = """
 import torch
 from torch import nn

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
+from onestep.build.distillation import distill
 from onestep.build.sampling import sample
 from onestep.engine.log import read_log
 from onestep.models.diffusers.export import match_scheduler
@@ -18,7 +19,7 @@ from onestep.models.diffusers.schedule import VariancePreservingSchedule, tabula
 from onestep.models.generator import Generator
 from tests.helpers.configs import Configure, configure, tiny_config
 from tests.helpers.diffusers_models import build_denoiser
-from tests.helpers.tiny_pipelines import SCHEDULERS, distill_without_pictures
+from tests.helpers.tiny_pipelines import SCHEDULERS
 
 RECIPES = {  # the tiny pipeline, and the generator's steps
     "sd15_f_distill": ("sd", 1),
@@ -60,7 +61,7 @@ def recipe(pipelines: Pipelines, images: Path, tmp_path: Path) -> Callable:
 @pytest.mark.parametrize("experiment", RECIPES)
 def test_a_recipe_takes_two_steps(experiment: str, recipe: Configure, tmp_path: Path) -> None:
     kind, steps = RECIPES[experiment]
-    summary = distill_without_pictures(recipe(experiment, kind))
+    summary = distill(recipe(experiment, kind))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert len(lines) == 2
     assert {name for name in lines[1] if name.endswith("_loss")} == {
@@ -128,7 +129,7 @@ def test_what_is_refused(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=message):
-        distill_without_pictures(recipe("text_to_image", "sd", "data.image_column=image", *overrides))
+        distill(recipe("text_to_image", "sd", "data.image_column=image", *overrides))
 
 
 def test_prompts_for_a_network_that_takes_none(finished_run: Path, tmp_path: Path) -> None:

@@ -108,12 +108,14 @@ def assert_within(got: tuple[Tensor, Tensor], best: tuple[Tensor, Tensor], share
     assert errors.max() < share, f"mean and std {got} against {best}"
 
 
+@pytest.mark.slow
 def test_a_short_run_of_reverse_kl_sits_on_one_mode(tmp_path: Path) -> None:
     got, best = trained_and_best(tmp_path, "divergence=reverse_kl", "training.total_images=450000")
     assert_within(best, (torch.tensor([0.876]), torch.tensor([0.285])), 0.01)  # the mode at 0.9 +- 0.25
     assert_within(got, best, 0.05)
 
 
+@pytest.mark.slow
 def test_the_lab_learns_the_mixture(tmp_path: Path) -> None:
     """In a few seconds, to less than a tenth of the energy distance 0.35 that an untrained generator has."""
     overrides = ("experiment=mixture", "training.total_images=60000", "training.evaluate_every=100000")

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from onestep.build.distillation import distill
 from onestep.build.evaluation import reference_of
 from onestep.build.sampling import sample
 from onestep.data.image_folder import ImageFolder
@@ -20,9 +21,9 @@ from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.pipeline_parts import Autoencoder
 from onestep.models.generator import Generator
 from onestep.seeding import seeded_inputs
-from tests.helpers.configs import configure, tiny_config
+from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
 from tests.helpers.diffusers_models import build_network, randomize
-from tests.helpers.tiny_pipelines import distill_without_pictures, vae
+from tests.helpers.tiny_pipelines import vae
 
 CLASSES = 10
 
@@ -55,10 +56,9 @@ def run(dit: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         folder, "teacher=diffusers", f"teacher.path={dit}", "teacher.guidance=2.0", "sampler=euler", "data=latents",
         f"data.images.path={pictures}", f"teacher.pipeline.cache={folder.parent / 'cache'}", "sigma=vp",
         "sigma@fake_sigma=vp", "features=null", "metrics=[]", "generator.sigma_init=100.0",
-        "training.total_images=12", "training.batch_size=4", "evaluation.samples=4",
-        "evaluation.interim_samples=4", "evaluation.batch_size=4", "evaluation.grid=4", "optimizer.generator.lr=1e-2",
+        *TWO_ITERATIONS, "training.total_images=12", "optimizer.generator.lr=1e-2",
     )  # fmt: skip
-    distill_without_pictures(config)
+    distill(config)
     return folder
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from onestep.build.distillation import distill
 from onestep.distillation.loop import exit_step
 from onestep.engine.log import read_log
-from tests.helpers.configs import FEW_STEPS, configure
+from tests.helpers.configs import FEW_STEPS, TINY, configure
 from tests.helpers.scripts import run_python
 
 TWO_PROCESSES = """
@@ -48,8 +48,7 @@ print(distill(config))
 @pytest.mark.parametrize("method", ["f_distill", "dmd"])
 def test_two_processes_stay_one_run(method: str, dmd: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    overrides = ("device=cpu", "precision=no", "training.total_images=48", "training.batch_size=16", "sampler.steps=2",
-                 "training.warmup_images=0", "training.log_every=1", "training.evaluate_every=2", *FEW_STEPS,
+    overrides = (*TINY, "training.total_images=48", "training.evaluate_every=2", *FEW_STEPS,
                  "evaluation.samples=33", "evaluation.interim_samples=17")  # fmt: skip
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "two.py"))
     finished = run_python(

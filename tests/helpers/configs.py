@@ -20,6 +20,11 @@ TINY = (
     "training.total_images=96", "training.batch_size=16", "training.warmup_images=0", "training.log_every=1",
     "training.checkpoint_every=1", "training.evaluate_every=3", "training.keep_last=6", "training.max_skipped_steps=1",
 )  # fmt: skip
+#: Behind TINY: two iterations of four images, for networks that cost more.
+TWO_ITERATIONS = (
+    "training.total_images=8", "training.batch_size=4",
+    "evaluation.samples=4", "evaluation.interim_samples=4", "evaluation.batch_size=4", "evaluation.grid=4",
+)  # fmt: skip
 FEW_STEPS = ("generator.later_sigmas=[0.5,0.2]",)
 
 

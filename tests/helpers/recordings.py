@@ -23,18 +23,15 @@ from onestep.config import compose
 from onestep.engine.log import read_log
 from onestep.models import generator
 from onestep.models.diffusers.pipeline import DTYPES
+from tests.helpers.configs import TINY, TWO_ITERATIONS
 from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
 from tests.helpers.paths import REFERENCE
 from tests.helpers.scripts import run_python
 
 RECORDINGS = REFERENCE / "recordings.json"
 
-SMALL = (
-    "device=cpu", "precision=no", "metrics=[]", "sampler.steps=2", "evaluation.samples=8",
-    "evaluation.interim_samples=8",
-    "evaluation.batch_size=8", "evaluation.grid=4", "training.total_images=24", "training.batch_size=8",
-    "training.warmup_images=0", "training.log_every=1", "training.grad_clip=1e6",
-)  # fmt: skip
+SMALL = (*TINY, *TWO_ITERATIONS, "metrics=[]", "training.total_images=24", "training.batch_size=8",
+         "training.checkpoint_every=3", "training.grad_clip=1e6")  # fmt: skip
 RATES = ("optimizer.generator.lr=2e-3", "optimizer.fake_score.lr=2e-3", "optimizer.discriminator.lr=4e-3")
 PRESETS = ("f_distill", "uni_instruct", "sds", "diff_instruct", "vsd", "dmd", "dmd2", "sim", "sid", "sida", "sid_lsg")
 PAIRS = ("pairs.count=16", "pairs.batch_size=8", "pairs.cache={folder}/pairs")

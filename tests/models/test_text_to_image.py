@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
+from onestep.build.distillation import distill
 from onestep.build.sampling import sample
 from onestep.config import instantiate
 from onestep.engine.log import read_log
@@ -26,7 +27,7 @@ from onestep.models.diffusers.schedule import VariancePreservingSchedule
 from onestep.models.generator import Generator
 from tests.helpers.configs import Configure, configure, tiny_config
 from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5
-from tests.helpers.tiny_pipelines import SCHEDULERS, distill_without_pictures
+from tests.helpers.tiny_pipelines import SCHEDULERS
 
 PROMPTS = ["a cat", "the sea", "red"]
 SEEDS = [3, 4]
@@ -116,7 +117,7 @@ def straight_runs(text_config: Configure, tmp_path_factory: pytest.TempPathFacto
     """Finished distillations of six iterations of tiny teachers by LoRA; not to be written to."""
     runs = {kind: tmp_path_factory.mktemp("straight") / kind for kind in ("sd", "sd3", "flux")}
     for kind, folder in runs.items():
-        distill_without_pictures(text_config(kind, folder, *LORA))
+        distill(text_config(kind, folder, *LORA))
     return runs
 
 
@@ -206,7 +207,7 @@ def test_a_run_is_resumed_as_the_same_run(
     overrides = (*LORA, "training.checkpoint_every=3")
     distill_until_iteration_5(monkeypatch, text_config(kind, tmp_path, *overrides))
     monkeypatch.setattr(TextEncoder, "__call__", refuse)  # the embeddings are in the cache
-    distill_without_pictures(text_config(kind, tmp_path, *overrides, "resume=auto"))
+    distill(text_config(kind, tmp_path, *overrides, "resume=auto"))
     assert_same_checkpoint(
         *(folder / "checkpoints" / "iteration_00000006" for folder in (straight_runs[kind], tmp_path))
     )
