@@ -39,8 +39,8 @@ def distill(teacher: Any, data: Any = "none", *, output: str | Path, **settings:
     ``generator={"sigma_init": 2.5}``); or the object itself (a divergence, an objective, a sampler, metrics by name).
 
     Args:
-        teacher: a :class:`onestep.DenoiserNetwork`, such as :func:`onestep.load_teacher` returns or your own, or the
-            name of a choice.
+        teacher: a :class:`onestep.DenoiserNetwork`, such as :func:`onestep.load_teacher` returns or your own, which is
+            frozen and set to eval mode; or the name of a choice.
         data: a map-style ``torch.utils.data.Dataset`` of images [C, H, W] in [-1, 1], or of (image, class index); the
             name of a choice; "none" for a method without real images.
         output: the folder of the run. It must not hold another run; ``resume="auto"`` goes on with it.

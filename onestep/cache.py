@@ -1,7 +1,7 @@
-"""Tensors that are computed once and kept on disk, in chunks: an interrupted computation goes on where it stopped.
+"""A cache of computed tensors on disk, in chunks: an interrupted computation resumes at the missing chunks.
 
-A chunk is a safetensors file with its checksum, complete or absent. The folder's name is a hash of all that the tensors
-depend on, see :func:`fingerprint`.
+A chunk is a safetensors file with a checksum, complete or absent. The folder's name is a hash of everything that the
+tensors depend on, see :func:`fingerprint`.
 """
 
 import json
@@ -21,21 +21,21 @@ from onestep.files import atomic_file, hash_file, hash_parts, hash_tensors
 
 
 class ChunkCache:
-    """The folder ``folder/key`` of chunks, each some named tensors.
+    """Chunks of named tensors in the folder ``folder/key``.
 
     Args:
         folder: the parent of the folders of all keys; it may start with ~.
-        key: the hash of all that the tensors depend on.
-        what: a name of the tensors, for messages.
-        setting: the name of the setting that chooses ``folder``, for messages.
+        key: the hash of everything that the tensors depend on.
+        title: a name of the tensors, for messages.
+        setting: the name of the setting for ``folder``, for messages.
 
     Raises:
-        ValueError: if the folder cannot be made, or later written to.
+        ValueError: if the folder cannot be made or written.
     """
 
-    def __init__(self, folder: str, key: str, what: str, setting: str) -> None:
+    def __init__(self, folder: str, key: str, title: str, setting: str) -> None:
         self.folder = Path(folder).expanduser() / key
-        self.what, self.setting = what, setting
+        self.title, self.setting = title, setting
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -44,13 +44,13 @@ class ChunkCache:
         return self.folder / f"{chunk}.safetensors"
 
     def write(self, chunk: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep ``tensors`` as ``chunk``."""
+        """Write ``tensors`` as ``chunk``."""
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with self._writing(), atomic_file(self.path(chunk)) as temporary:
             save_file(contiguous, temporary, metadata={"sha256": hash_tensors(contiguous)})
 
     def read(self, chunk: str) -> dict[str, Tensor] | None:
-        """A chunk's tensors, None where there are none or, with a notice, where the file is damaged."""
+        """A chunk's tensors; None if it is missing or, with a printed notice, damaged."""
         path = self.path(chunk)
         if not path.is_file():
             return None
@@ -61,12 +61,12 @@ class ChunkCache:
         except (OSError, SafetensorError):
             intact = False
         if not intact:
-            print(f"{path} is damaged or cannot be read: making its {self.what} again", flush=True)
+            print(f"{path} is damaged or cannot be read: its {self.title} are computed again", flush=True)
             return None
         return tensors
 
     def holds(self, chunk: str) -> bool:
-        """Whether there is a chunk of full length; its checksum is verified by :meth:`read` alone."""
+        """True if there is a chunk of full length; only :meth:`read` verifies the checksum."""
         try:
             with safe_open(self.path(chunk), "pt") as file:
                 return "sha256" in (file.metadata() or {})
@@ -79,42 +79,44 @@ class ChunkCache:
             yield
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"the {self.what} cannot be written to {self.folder} ({error}): make room there, or choose another "
-                f"folder by {self.setting}=..."
+                f"the {self.title} cannot be written to {self.folder} ({error}): free disk space, or choose another "
+                f"folder with {self.setting}=..."
             ) from error
 
 
 class CachedRows:
-    """Rows of named tensors in the chunks of a ``cache``, read from the disk when they are asked for.
+    """Rows of named tensors in the chunks of a ``cache``, read from the disk on access.
 
     Args:
         cache: the cache of the chunks.
-        names: of the chunks, in order; each a hash of what its rows are computed from.
-        rows: rows in a chunk, the last may have fewer.
+        names: the chunks' names, in order; each a hash of the inputs of its rows.
+        rows: rows per chunk; the last chunk may have fewer.
     """
 
     def __init__(self, cache: ChunkCache, names: Sequence[str], rows: int) -> None:
         self.cache, self.names, self.rows = cache, names, rows
 
     def fill(self, compute: Callable[[int], Mapping[str, Tensor]], progress: str) -> None:
-        """Have the chunks that are missing computed, each by its position, divided among the processes.
+        """Compute the missing chunks, divided among the processes.
 
-        ``progress`` is the progress bar's title.
+        Args:
+            compute: a chunk's tensors by its position.
+            progress: title of the progress bar.
         """
         state = PartialState()
         missing = [chunk for chunk, name in enumerate(self.names) if not self.cache.holds(name)]
-        state.wait_for_everyone()  # all have looked before any writes, so that all see the same ones missing
-        own = missing[state.process_index :: state.num_processes]
-        silent = not own or not state.is_main_process
-        for chunk in tqdm(own, desc=progress, unit="chunk", disable=silent, leave=False):
+        state.wait_for_everyone()  # no process writes before all have listed the missing chunks
+        assigned = missing[state.process_index :: state.num_processes]
+        silent = not assigned or not state.is_main_process
+        for chunk in tqdm(assigned, desc=progress, unit="chunk", disable=silent, leave=False):
             self.cache.write(self.names[chunk], compute(chunk))
         state.wait_for_everyone()
-        for chunk in missing:  # the other processes' too, which may be on a machine with a cache of its own
+        for chunk in missing:  # those of other processes too, which may be on another machine with a separate cache
             if not self.cache.holds(self.names[chunk]):
                 self.cache.write(self.names[chunk], compute(chunk))
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The rows [len(indices), ...] under each name."""
+        """The rows [len(indices), ...] by name."""
         found: list[dict[str, Tensor]] = []
         for index in indices:
             chunk, row = divmod(index, self.rows)

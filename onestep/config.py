@@ -1,4 +1,4 @@
-"""Guards around Hydra: what a user gets wrong is refused before anything runs, with the valid choices."""
+"""Hydra with checks: invalid configurations are rejected before anything runs, with the valid choices."""
 
 import difflib
 import inspect
@@ -25,19 +25,19 @@ _INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args
 
 
 def wants_traceback() -> bool:
-    """Whether the user asks for tracebacks, by HYDRA_FULL_ERROR=1."""
+    """True if the user asks for tracebacks with HYDRA_FULL_ERROR=1."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 @contextmanager
 def explained(traceback: bool) -> Iterator[None]:
-    """Within it a user's mistake ends in one readable line and exit code 1; with ``traceback``, in its traceback.
+    """Context that reports a user's error in one line, with exit code 1; with ``traceback``, errors are raised.
 
-    So does Ctrl-C where the training loop does not see to it, with exit code 130.
+    Ctrl-C outside the training loop likewise ends in one line, with exit code 130.
     """
     try:
         yield
-    except (HydraException, ValueError, OSError) as error:  # the last such as a disk that is full
+    except (HydraException, ValueError, OSError) as error:  # OSError: for example a full disk
         if traceback:
             raise
         sys.exit(f"error: {explain(error)}")
@@ -49,17 +49,17 @@ def explained(traceback: bool) -> Iterator[None]:
 
 
 def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
-    """Run ``main`` under Hydra; a mistake ends as :func:`explained` says.
+    """Run ``main`` under Hydra; :func:`explained` reports errors.
 
     Args:
-        main: takes the checked configuration.
+        main: a function of the checked configuration.
         config_name: the primary file in :data:`CONF`.
         arguments: of the command line: Hydra's options, and overrides.
     """
     traceback = wants_traceback()
 
     def checked(config: DictConfig) -> None:
-        with explained(traceback):  # here already, as Hydra would put a line of its own before the error
+        with explained(traceback):  # inside main: Hydra would print a line before the error
             check_additions(HydraConfig.get().overrides.task, config)
             check_config(config)
             main(config)
@@ -75,14 +75,14 @@ def _run_hydra(main: Callable[[DictConfig], Any], config_name: str, arguments: S
 
 
 def complete(config_name: str, words: Sequence[str], query: str) -> None:
-    """Print what the last of ``words``, overrides of the primary file ``config_name``, can become.
+    """Print the completions of the last of ``words``, overrides of the primary file ``config_name``.
 
     Args:
         config_name: the primary file in :data:`CONF`.
-        words: of the command line, behind the command; the last is "" for a new one.
-        query: Hydra's, such as ``query=bash``.
+        words: the words after the command; the last is "" for a new word.
+        query: Hydra's query, such as ``query=bash``.
     """
-    # Nobody waits for an error while typing: where the words so far do not compose, there is nothing to suggest.
+    # No errors during typing: without a valid configuration there are no completions.
     with suppress(HydraException, OmegaConfBaseException, ValueError):
         key, assigned, _ = words[-1].partition("=")
         for file in sorted((CONF / key).glob("*/*.yaml")) if assigned else []:  # Hydra leaves out a group's folders
@@ -95,9 +95,9 @@ def complete(config_name: str, words: Sequence[str], query: str) -> None:
 
 
 def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """The ``overrides`` with ``GROUP=null``, which Hydra takes in files alone, as it takes it on the command line.
+    """The ``overrides`` with ``GROUP=null`` in a form that Hydra accepts on the command line.
 
-    It becomes ``GROUP=none``, and is left out where the primary file ``config_name`` chooses nothing itself.
+    It becomes ``GROUP=none``. It is removed if the group is null in the primary file ``config_name`` anyway.
 
     Raises:
         ValueError: for a group that needs a choice.
@@ -121,35 +121,35 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
 
 
 def compose(config_name: str, overrides: Sequence[str], **options: Any) -> DictConfig:
-    """The configuration that a command would have of ``overrides``.
+    """The configuration of a command for ``overrides``.
 
     Args:
         config_name: the primary file in :data:`CONF`.
         overrides: as on the command line.
-        options: of Hydra's own ``compose``.
+        options: options of Hydra's ``compose``.
     """
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(config_name, accept_null(config_name, add_recipe(config_name, overrides)), **options)
 
 
 def add_recipe(config_name: str, words: Sequence[str]) -> list[str]:
-    """The ``words`` of a command line, with ``experiment=digits`` for a training of no named teacher or experiment."""
+    """The ``words`` of a command line; for a training without teacher and experiment, with ``experiment=digits``."""
     if config_name != "train" or any(re.match(r"[+~]*(teacher|experiment)\b", word) for word in words):
         return list(words)
-    # Next to another override: argparse takes no options between them.
+    # Next to another override: argparse accepts no options between overrides.
     place = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
     return [*words[:place], "experiment=digits", *words[place:]]
 
 
 def instantiate(node: Any, **objects: Any) -> Any:
-    """Build what ``node`` describes, giving it plain lists and dicts rather than OmegaConf's.
+    """Build the object that ``node`` describes, with plain lists and dicts as arguments.
 
     Args:
         node: a part of a configuration.
-        objects: arguments that are objects already, in place of those of the same names.
+        objects: arguments that are already objects; they replace those of the same names.
 
     Raises:
-        ValueError: the target's own, for a value that it refuses.
+        ValueError: the target's error for an invalid value.
     """
     try:
         return hydra.utils.instantiate(node, _convert_="all", **objects)
@@ -160,7 +160,7 @@ def instantiate(node: Any, **objects: Any) -> Any:
 
 
 def explain(error: Exception) -> str:
-    """The message of ``error``; for an unknown key of the configuration, with the keys that there are."""
+    """The message of ``error``; for an unknown key of the configuration, with the existing keys."""
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         parent = cause.parent_node
@@ -173,7 +173,7 @@ def explain(error: Exception) -> str:
 
 
 def unknown_key(full_key: str, valid: Iterable[str]) -> str:
-    """The message for a key that does not exist, with the ``valid`` ones beside it."""
+    """The message for an unknown key, with the ``valid`` keys."""
     parent, _, key = full_key.rpartition(".")
     choices = sorted(set(valid) - _INSTANTIATE_KEYS)
     guess = difflib.get_close_matches(key, choices, n=1)
@@ -182,10 +182,10 @@ def unknown_key(full_key: str, valid: Iterable[str]) -> str:
 
 
 def check_additions(overrides: Iterable[str], config: DictConfig) -> None:
-    """Refuse a new top-level key, such as ``+imagez=3``: nothing would ever read it.
+    """Reject new top-level keys, such as ``+imagez=3``, which nothing would read.
 
     Raises:
-        ValueError: naming the key and the valid ones.
+        ValueError: with the key and the valid keys.
     """
     for override in overrides:
         key = override.lstrip("+").partition("=")[0]
@@ -194,10 +194,10 @@ def check_additions(overrides: Iterable[str], config: DictConfig) -> None:
 
 
 def check_config(config: DictConfig) -> None:
-    """Refuse keys that the things to be built do not take, and settings without a value.
+    """Reject keys that are no arguments of their ``_target_``, and settings without a value.
 
     Raises:
-        ValueError: naming the key and the valid ones.
+        ValueError: with the key and the valid keys.
     """
     missing = OmegaConf.missing_keys(config)
     if missing:
@@ -221,7 +221,7 @@ def _check_node(node: Any, path: str) -> None:
 
 
 def _parameters(target: str, path: str) -> Collection[str] | None:
-    """The names that ``target`` takes, None if it takes any."""
+    """The argument names of ``target``; None if it takes any."""
     try:
         signature = inspect.signature(get_object(target))
     except Exception as error:

@@ -13,11 +13,10 @@ from torch import Tensor
 
 @contextmanager
 def atomic_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """A temporary file's path with the same suffix, renamed to ``path`` when the block ends; the folder is made.
+    """The path of a temporary file with the same suffix, renamed to ``path`` after the block; the folder is made.
 
-    If the block raises, the temporary file is removed and what was at ``path`` is untouched. A killed process may leave
-    a temporary file, whose name begins with ``.writing_``. Several processes may write the same ``path``: the last one
-    wins.
+    If the block raises, the temporary file is removed and ``path`` is unchanged. A killed process may leave a temporary
+    file, whose name begins with ``.writing_``. If several processes write ``path``, the last one wins.
 
     Args:
         path: the file to write or replace.
@@ -39,14 +38,14 @@ def atomic_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(folder: str | Path, durable: bool = False) -> Iterator[Path]:
-    """As :func:`atomic_file`, for an empty temporary folder, which already has the final name.
+    """Like :func:`atomic_file`, with an empty temporary folder of the final name.
 
-    ``folder`` must not exist or be empty. The temporary folder is in one whose name begins with ``.writing_``.
+    ``folder`` must not exist or be empty. The parent of the temporary folder has a name that begins with ``.writing_``.
     """
     folder = Path(folder).absolute()
     parent = folder.with_name(f".writing_{os.getpid()}_{folder.name}")
     temporary = parent / folder.name
-    shutil.rmtree(parent, ignore_errors=True)  # of a killed process that had the same number
+    shutil.rmtree(parent, ignore_errors=True)  # of a killed process with the same id
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -82,7 +81,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of tensors with their names, dtypes and shapes, in whatever order and on whatever device."""
+    """The SHA-256 of tensors with names, dtypes and shapes; independent of order and device."""
     return hash_parts(
         part
         for name, tensor in sorted(tensors.items())
@@ -91,7 +90,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def hash_parts(parts: Iterable[str | bytes | memoryview]) -> str:
-    """The SHA-256 of a sequence; each part is hashed alone first, so that ("ab", "c") differs from ("a", "bc")."""
+    """The SHA-256 of the hashes of ``parts``, so that ("ab", "c") differs from ("a", "bc")."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())

@@ -1,8 +1,7 @@
-"""The noise convention of the package: ``x_sigma = x0 + sigma * noise``, and where sigma is drawn from.
+"""The noise convention of the package, ``x_sigma = x0 + sigma * noise``, and distributions of sigma.
 
-A distribution of sigma is its quantile function: ``sample`` draws ``u`` uniformly and returns ``quantile(u)``, and
-``cdf`` undoes it. Whoever bins by sigma (see :mod:`onestep.objectives.density_ratio`) bins ``cdf(sigma)``, so that
-every bin gets the same share of the samples whatever the distribution.
+A distribution of sigma is defined by its quantile function and the inverse, ``cdf``. Bins of ``cdf(sigma)`` of equal
+width get equally many samples for every distribution (see :mod:`onestep.objectives.density_ratio`).
 """
 
 import math
@@ -34,19 +33,19 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 
 
 class SigmaDistribution(ABC):
-    """A law of the noise level, given by its quantile function and its inverse."""
+    """A distribution of the noise level, defined by its quantile function and the inverse."""
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """The sigma [B] below which a share ``u`` [B] in [0, 1] of the law lies."""
+        """The quantiles [B] of sigma at the probabilities ``u`` [B] in [0, 1]."""
 
     @abstractmethod
     def cdf(self, sigma: Tensor) -> Tensor:
-        """The share [B] of the law below ``sigma`` [B]."""
+        """The probability [B] of levels below ``sigma`` [B]."""
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """``count`` independent draws [count], float32, on the generator's device."""
-        return self.quantile(torch.rand(count, generator=generator, device=generator.device))
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        """``count`` independent samples [count], float32, on the rng's device."""
+        return self.quantile(torch.rand(count, generator=rng, device=rng.device))
 
 
 def _check_range(sigma_min: float, sigma_max: float) -> None:
@@ -55,16 +54,16 @@ def _check_range(sigma_min: float, sigma_max: float) -> None:
 
 
 class LogNormalSigma(SigmaDistribution):
-    """``log sigma ~ N(log_mean, log_std^2)``: EDM's training law (arXiv 2206.00364, table 1)."""
+    """``log sigma ~ N(log_mean, log_std^2)``: EDM's training distribution (arXiv 2206.00364, table 1)."""
 
     def __init__(self, log_mean: float, log_std: float) -> None:
         if log_std <= 0:
             raise ValueError(f"log_std must be positive, got {log_std}")
-        # Its own checks of each value would have the device waited for.
+        # validate_args would synchronise with the device.
         self.normal = torch.distributions.Normal(log_mean, log_std, validate_args=False)
 
     def quantile(self, u: Tensor) -> Tensor:
-        # torch.rand can return 0 exactly, whose quantile is 0: a noise level that no denoiser is defined at.
+        # torch.rand can return exactly 0, whose quantile is 0. Denoisers are not defined at this noise level.
         return self.normal.icdf(u.clamp(1e-7, 1 - 1e-7)).exp()
 
     def cdf(self, sigma: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ class LogUniformSigma(SigmaDistribution):
 class KarrasSigma(SigmaDistribution):
     """Uniform on the Karras grid: ``sigma^(1/rho)`` uniform (arXiv 2206.00364, eq. 5, in the limit of many steps).
 
-    This is how DMD2, SiD and f-distill draw the level at which teacher and fake score are compared.
+    The distribution of the noise levels in the generator's loss of DMD2, SiD and f-distill.
     """
 
     def __init__(self, sigma_min: float, sigma_max: float, rho: float = 7.0) -> None:

@@ -1,4 +1,4 @@
-"""In which precision networks compute."""
+"""The floating-point precision of networks."""
 
 import torch
 
@@ -6,13 +6,13 @@ PRECISIONS = ("auto", "no", "bf16", "fp16")
 
 
 def choose_precision(precision: str, device: str) -> str:
-    """``precision`` as accelerate takes it: ``auto`` is bf16 where the device has instructions for it, else float32.
+    """``precision`` for accelerate; ``auto`` is bf16 if the device has instructions for it, else float32.
 
-    On a CPU that is one with AVX-512. Others imitate bf16 in float32, about ten times slower than float32 itself.
+    On CPUs this means AVX-512. Other CPUs emulate bf16 in float32, about ten times slower than float32.
 
     Args:
         precision: one of :data:`PRECISIONS`.
-        device: ``auto``, the accelerator if there is one; or ``cpu``.
+        device: ``auto`` for the accelerator if there is one, or ``cpu``.
 
     Raises:
         ValueError: for an unknown precision.

@@ -1,4 +1,4 @@
-"""Collective operations on tensors over the processes of a run; in a single process they change nothing."""
+"""Collective operations on tensors over the processes of a run; no-ops in a single process."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,20 @@ def rank_and_count() -> tuple[int, int]:
 
 
 def process_rows(count: int) -> range:
-    """The rows of ``count`` that this process works on: consecutive ones, in the order of the ranks."""
+    """This process's consecutive rows of ``count``, in the order of the ranks."""
     rank, processes = rank_and_count()
     return range(rank * count // processes, (rank + 1) * count // processes)
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum ``values``, of the same shape in every process, in place; returns them."""
+    """Sum ``values`` in place and return them; their shape must be equal in all processes."""
     if rank_and_count()[1] > 1:
         dist.all_reduce(values)
     return values
 
 
 def average_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Average each of ``tensors`` in place, in one reduction for each dtype."""
+    """Average each of ``tensors`` in place, with one reduction per dtype."""
     processes = rank_and_count()[1]
     if processes == 1:
         return

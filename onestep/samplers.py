@@ -11,7 +11,7 @@ from torch import Tensor
 from onestep.denoiser import NO_CONDITION, Condition, Denoiser, score
 from onestep.models.base import DenoiserNetwork
 from onestep.noise import expand_like, karras_sigmas
-from onestep.seeding import own_noise
+from onestep.seeding import noise_from_latents
 
 
 class Sampler(ABC):
@@ -152,7 +152,7 @@ class HeunSampler(Sampler):
         batch = len(latents)
         sigmas = self.sigmas(denoiser)
         x = latents.double() * sigmas[0]
-        noises = own_noise(latents, x.dtype) if noises is None else (noise.to(x) for noise in noises)
+        noises = noise_from_latents(latents, x.dtype) if noises is None else (noise.to(x) for noise in noises)
         for sigma, sigma_next in pairwise(sigmas):
             sigma_hat, x = self._add_churn(denoiser, x, sigma, noises)
             slope = self._slope(denoiser, x, sigma_hat, condition, batch)

@@ -1,4 +1,4 @@
-"""Groups of conf/ as a user chooses them: none of them, null, and the noise levels of each recipe."""
+"""Choices of groups in conf/: none, null, and the noise levels of each recipe."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -15,11 +15,11 @@ def test_optional_groups_can_be_left_out(group: str, choice: str) -> None:
     primary = "pretrain" if group == "augment" else "train"
     part = {"discriminator": "discriminator.head"}.get(group, group)
     chosen = {"augment": "edm", "lora": "attention", "mixture": "grid", "pairs": "teacher"}.get(group)
-    if chosen is not None:  # the others are chosen by default
+    if chosen is not None:  # the other groups have a default choice
         assert OmegaConf.select(configure(primary, f"{group}={chosen}"), part)
     assert OmegaConf.select(configure(primary), part) or chosen is not None
     assert not OmegaConf.select(configure(primary, f"{group}={choice}"), part)
-    # A recipe's choice gives way too, in whichever order the two are given.
+    # An override also replaces a recipe's choice, in either order.
     recipe = "experiment=mixture" if primary == "train" else "experiment=pretrain/digits"
     assert not OmegaConf.select(configure(primary, f"{group}={choice}", recipe), part)
 
@@ -73,7 +73,7 @@ def test_the_critics_levels_are_chosen_apart() -> None:
 )
 def test_the_levels_of_the_recipes(recipe: str, levels: tuple[float, ...], fake_levels: tuple[float, ...]) -> None:
     config = configure("train", f"experiment={recipe}")
-    for law, expected in ((config.sigma, levels), (config.fake_sigma, fake_levels)):
-        own = ("log_mean", "log_std") if "log_mean" in law else ("sigma_min", "sigma_max")
-        assert tuple(law[name] for name in own) == expected
-        assert law.get("rho", 7.0) == 7.0
+    for sigma, expected in ((config.sigma, levels), (config.fake_sigma, fake_levels)):
+        names = ("log_mean", "log_std") if "log_mean" in sigma else ("sigma_min", "sigma_max")
+        assert tuple(sigma[name] for name in names) == expected
+        assert sigma.get("rho", 7.0) == 7.0

@@ -1,4 +1,4 @@
-"""The command ``onestep`` and the repository's scripts, as a user starts them."""
+"""The command ``onestep`` and the repository's scripts, in processes of their own."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.scripts import run_python
 
 OBJECTIVES = sorted(file.stem for file in (CONF / "objective").glob("*.yaml"))
-# Runs a command, which must need none of the packages that take seconds to import.
+# Runs a command, which must not import packages with an import time of seconds.
 LIGHTLY = """
 import sys
 from onestep.commands import main
 main(sys.argv[1:])
 assert not {"torch", "diffusers", "accelerate", "numpy"} & sys.modules.keys()
 """
-# What bash has for a tab behind $1, after the script that $2 prints.
+# Bash's completions of $1, with the completion script that $2 prints.
 TAB = """
 eval "$($2 --shell-completion install=bash)"
 COMP_LINE="$1" COMP_POINT=${#1} words=($1)
@@ -36,7 +36,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A PATH with the commands ``onestep``, as pip installs it, and ``python``."""
+    """A PATH with the commands ``onestep``, as installed by pip, and ``python``."""
     folder = tmp_path_factory.mktemp("bin")
     (folder / "onestep").write_text(f"#!{sys.executable}\nfrom onestep.commands import main\nmain()\n")
     (folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -46,8 +46,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What ``onestep`` said, which needed no torch for it."""
-    return run_python("-c", LIGHTLY, *arguments, **environment)
+    """The output of ``onestep``, without an import of torch."""
+    return run_python("-c", LIGHTLY, *arguments, PYTHONPATH=str(REPOSITORY), **environment)
 
 
 def test_help_lists_the_commands() -> None:
@@ -114,7 +114,7 @@ def test_a_script_is_the_command_of_its_name(script: str) -> None:
         ("onestep train experiment=pretrain/f", ["experiment=pretrain/fashion"]),
         ("onestep pretrain features experiment=features/d", ["experiment=features/digits"]),
         ("onestep sample see", ["seed=", "seed_ranges="]),
-        ("onestep train teacher=null objective=si", [""]),  # which cannot be composed
+        ("onestep train teacher=null objective=si", [""]),  # not a valid configuration
         ("python train.py objective=", [f"objective={name}" for name in OBJECTIVES]),
         ("python sample.py see", ["seed=", "seed_ranges="]),
     ],
@@ -143,8 +143,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     assert "teacher" in trained.stdout and str(tmp_path / "run").replace("\n", "") in trained.stdout.replace("\n", "")
     networks = load_file(tmp_path / "run" / "checkpoints" / "iteration_00000002" / "generator.safetensors")
-    assert {value.dtype for value in networks.values()} == {torch.float32}  # bf16 is the computation's alone
-    images = ("count=2", f"run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'images'}", CPU)
+    assert {value.dtype for value in networks.values()} == {torch.float32}  # only the computation is in bf16
+    images = ("count=2", f"run={tmp_path / 'run'}", f"hydra.run.dir={tmp_path / 'images'}", "device=cpu")
     drawn = run_python(str(REPOSITORY / "sample.py"), *images)
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "images" / "000001.png").is_file()

@@ -1,4 +1,4 @@
-"""What a user gets wrong is refused with the value and the way to mend it, and nothing is lost."""
+"""User errors are reported with the value and a remedy, and nothing is lost."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.scripts import run_python
 from tests.helpers.updates import take_updates
 
-# One line, no traceback.
+# Errors in Hydra's command line: one line without a traceback.
 
 
 @pytest.mark.usefixtures("process_as_it_was")
@@ -143,11 +143,11 @@ def test_resuming_a_run_with_other_networks(finished_run: Path, tmp_path: Path) 
 def test_a_fresh_start_over_another_run(finished_run: Path) -> None:
     log = (finished_run / "log.jsonl").read_bytes()
     message = refused(tiny_config(finished_run))
-    assert message.startswith(f"{finished_run} holds the checkpoints of another run: go on with it by resume=auto")
+    assert message.startswith(f"{finished_run} holds the checkpoints of another run: continue it with resume=auto")
     assert (finished_run / "log.jsonl").read_bytes() == log
 
 
-# Numbers that stop being numbers.
+# Non-finite numbers.
 
 
 def poison_teacher(parts: Distillation) -> None:
@@ -209,7 +209,7 @@ def test_a_value_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     }  # fmt: skip
     saved = {file.stem: load_file(file) for file in files}
     assert all(value.isfinite().all() for tensors in saved.values() for value in tensors.values())
-    # Nothing of the step was applied.
+    # The step was skipped.
     generator = parts.student.state_dict()
     assert all(torch.equal(value, generator[key]) for key, value in saved["generator"].items())
 

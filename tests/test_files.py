@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, and hashes of content."""
+"""Atomic files and folders, and hashes of content."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 class KilledError(BaseException):
-    """Stands for a process that dies."""
+    """Simulates the death of a process."""
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of what is synced, and of what is renamed after ->, in order."""
+    """The names of synced paths, and of renamed ones after ->, in order."""
     seen: list[str] = []
     sync, replace = files.sync, os.replace
 
@@ -122,7 +122,7 @@ def test_hash_of_parts() -> None:
 
 
 def test_hash_of_tensors() -> None:
-    """By name, dtype, shape and every bit; not by order, strides or gradients."""
+    """The hash depends on name, dtype, shape and every bit; not on order, strides or gradients."""
     weight = torch.arange(6.0).reshape(2, 3)
     first = hash_tensors({"a": weight, "b": torch.tensor(1)})
     transposed = weight.T.contiguous().T.requires_grad_()

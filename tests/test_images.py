@@ -1,4 +1,4 @@
-"""Images between files, 8-bit pixels and [-1, 1]."""
+"""Conversion of images between files, 8-bit pixels and [-1, 1]."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_pixels_as_numbers() -> None:
 
 
 def test_decoding() -> None:
-    """A picture 6 wide and 4 high, whose central square is 4 columns of 10, 20, 30 and 40."""
+    """An image 6 wide and 4 high, whose central square has columns of 10, 20, 30 and 40."""
     columns = np.tile(np.array([0, 10, 20, 30, 40, 50], np.uint8), (4, 1))
     grey = Image.fromarray(columns)
     assert np.array_equal(decode_image(encode(grey)), columns[None])
@@ -50,15 +50,15 @@ def test_decoding() -> None:
     assert np.array_equal(decode_image(encode(Image.fromarray(rgb), "BMP")), rgb.transpose(2, 0, 1))
     with pytest.raises(ValueError, match=r"neither grey nor RGB .*channels=3"):
         decode_image(encode(Image.fromarray(rgb).convert("P")))
-    with pytest.raises(ValueError, match="more than 8 bits a channel"):
+    with pytest.raises(ValueError, match="more than 8 bits per channel"):
         decode_image(encode(Image.fromarray(columns.astype(np.uint16))), channels=1)
-    for kind in ("EPS", "GIF"):  # to show an EPS, Pillow runs Ghostscript
+    for kind in ("EPS", "GIF"):  # for an EPS, Pillow runs Ghostscript
         with pytest.raises(DamagedImageError):
             decode_image(encode(grey, kind))
 
 
 def test_rectangles_of_other_proportions() -> None:
-    """The largest central rectangle is taken: in a picture 9 wide and 4 high 3:1 lacks a row, 1:2 is 2 columns."""
+    """The largest central rectangle of an image 9 wide and 4 high: 9 x 3 for 3:1, 2 x 4 for 1:2."""
     picture = np.arange(36, dtype=np.uint8).reshape(4, 9)
     assert np.array_equal(decode_image(encode(Image.fromarray(picture)), size=(4, 2)), picture[None, :, 3:5])
     assert np.array_equal(decode_image(encode(Image.fromarray(picture)), size=(3, 9)), picture[None, :3])
@@ -70,7 +70,7 @@ def test_rectangles_of_other_proportions() -> None:
 
 
 def test_a_thin_image_is_not_enlarged_on_the_way() -> None:
-    """To cover the square, it would take 4,000,000 x 2,000 pixels."""
+    """Resized to cover the square, the image would have 4,000,000 x 2,000 pixels."""
     assert decode_image(encode(Image.new("L", (4_000_000, 2))), size=(2000, 2000)).shape == (1, 2000, 2000)
 
 

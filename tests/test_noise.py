@@ -1,4 +1,4 @@
-"""The noise convention and the laws of sigma."""
+"""The noise convention and the distributions of sigma."""
 
 import math
 
@@ -17,12 +17,14 @@ from onestep.noise import (
     per_sample_sum,
 )
 
-LAWS = {
+DISTRIBUTIONS = {
     "log_normal": (LogNormalSigma(-1.2, 1.2), stats.lognorm(s=1.2, scale=math.exp(-1.2))),
     "log_uniform": (LogUniformSigma(0.02, 80.0), stats.loguniform(0.02, 80.0)),
     "karras": (KarrasSigma(0.02, 80.0), None),
 }
-laws = pytest.mark.parametrize("law", [law for law, _ in LAWS.values()], ids=LAWS)
+distributions = pytest.mark.parametrize(
+    "distribution", [distribution for distribution, _ in DISTRIBUTIONS.values()], ids=DISTRIBUTIONS
+)
 
 
 def test_shapes_and_values_of_noising() -> None:
@@ -34,57 +36,61 @@ def test_shapes_and_values_of_noising() -> None:
 
 
 def test_karras_sigmas() -> None:
-    """EDM's 18 steps: the ends as given, decreasing, and the second level by eq. 5 in plain arithmetic."""
+    """EDM's 18 steps: given ends, decreasing, and the second level by eq. 5."""
     sigmas = karras_sigmas(18, 0.002, 80.0)
     assert sigmas.dtype == torch.float64 and (sigmas.diff() < 0).all()
     second = (80 ** (1 / 7) + 1 / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     assert sigmas[[0, 1, -1]].tolist() == pytest.approx([80, second, 0.002], rel=1e-12)
 
 
-@laws
-def test_cdf_undoes_quantile(law: SigmaDistribution) -> None:
+@distributions
+def test_cdf_undoes_quantile(distribution: SigmaDistribution) -> None:
     u = torch.linspace(0.001, 0.999, 101, dtype=torch.float64)
-    torch.testing.assert_close(law.cdf(law.quantile(u)), u, rtol=0, atol=1e-6)
+    torch.testing.assert_close(distribution.cdf(distribution.quantile(u)), u, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["log_normal", "log_uniform"])
 def test_cdf_against_scipy(name: str) -> None:
-    law, reference = LAWS[name]
+    distribution, reference = DISTRIBUTIONS[name]
     assert reference is not None
     sigma = torch.tensor([0.021, 0.1, 0.3, 1.0, 10.0, 79.0], dtype=torch.float64)
-    torch.testing.assert_close(law.cdf(sigma), torch.tensor(reference.cdf(sigma.numpy())), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        distribution.cdf(sigma), torch.tensor(reference.cdf(sigma.numpy())), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_karras_law_is_the_limit_of_the_karras_grid() -> None:
     grid = karras_sigmas(1001, 0.02, 80.0)
-    law = KarrasSigma(0.02, 80.0)
-    torch.testing.assert_close(law.quantile(torch.linspace(1, 0, 1001, dtype=torch.float64)), grid)
+    distribution = KarrasSigma(0.02, 80.0)
+    torch.testing.assert_close(distribution.quantile(torch.linspace(1, 0, 1001, dtype=torch.float64)), grid)
 
 
-@laws
-def test_samples_follow_the_law(law: SigmaDistribution) -> None:
-    sigma = law.sample(20_000, torch.Generator().manual_seed(0))
+@distributions
+def test_samples_follow_the_distribution(distribution: SigmaDistribution) -> None:
+    sigma = distribution.sample(20_000, torch.Generator().manual_seed(0))
     assert sigma.shape == (20_000,) and sigma.dtype == torch.float32 and (sigma > 0).all()
-    assert stats.kstest(law.cdf(sigma).numpy(), "uniform").statistic < 1.63 / math.sqrt(20_000)  # the 1 % level
-    assert torch.equal(sigma, law.sample(20_000, torch.Generator().manual_seed(0)))
+    assert stats.kstest(distribution.cdf(sigma).numpy(), "uniform").statistic < 1.63 / math.sqrt(
+        20_000
+    )  # the 1 % level
+    assert torch.equal(sigma, distribution.sample(20_000, torch.Generator().manual_seed(0)))
 
 
-@laws
-def test_ends_of_the_uniform_give_finite_positive_levels(law: SigmaDistribution) -> None:
-    ends = law.quantile(torch.tensor([0.0, 1.0]))
+@distributions
+def test_ends_of_the_uniform_give_finite_positive_levels(distribution: SigmaDistribution) -> None:
+    ends = distribution.quantile(torch.tensor([0.0, 1.0]))
     assert (ends > 0).all() and ends.isfinite().all()
 
 
 def test_levels_outside_a_bounded_law_have_cdf_zero_or_one() -> None:
-    for law in (LogUniformSigma(0.02, 80.0), KarrasSigma(0.02, 80.0)):
-        assert law.cdf(torch.tensor([0.001, 100.0])).tolist() == [0, 1]
+    for distribution in (LogUniformSigma(0.02, 80.0), KarrasSigma(0.02, 80.0)):
+        assert distribution.cdf(torch.tensor([0.001, 100.0])).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("law", [LogUniformSigma, KarrasSigma])
+@pytest.mark.parametrize("distribution", [LogUniformSigma, KarrasSigma])
 @pytest.mark.parametrize("sigma_min, sigma_max", [(0.0, 1.0), (2.0, 1.0), (-1.0, 1.0)])
-def test_bad_ranges_are_refused(law: type, sigma_min: float, sigma_max: float) -> None:
+def test_bad_ranges_are_refused(distribution: type, sigma_min: float, sigma_max: float) -> None:
     with pytest.raises(ValueError, match=f"sigma_min={sigma_min}"):
-        law(sigma_min, sigma_max)
+        distribution(sigma_min, sigma_max)
 
 
 def test_bad_log_std_is_refused() -> None:

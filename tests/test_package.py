@@ -1,4 +1,4 @@
-"""What the package needs and what it ships."""
+"""The package's requirements and files."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.helpers.configs import CPU
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.scripts import run_python
 
-# None in sys.modules makes an import fail, as it does where the package is not installed.
+# None in sys.modules makes an import fail, as for a package that is not installed.
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
 absent = ("torchvision", "wandb", "tensorboard", "xformers")
@@ -100,7 +100,7 @@ def test_the_bundled_teacher_is_float32_and_of_the_digits() -> None:
 
 
 def test_the_bundled_fashion_networks_agree_on_what_a_class_is() -> None:
-    """The teacher's and the generator's samples of each class, seen by the classifier, which knew neither."""
+    """The classifier names the classes of the teacher's and the generator's samples."""
     latents, condition = seeded_inputs(list(range(50)), (1, 32, 32), label_dim=10, classes=list(range(10)))
     classifier = load_classifier("fashion")
     assert classifier.config["held_out_accuracy"] > 0.9

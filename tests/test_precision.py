@@ -24,7 +24,7 @@ def test_auto_on_a_gpu(supported: bool, expected: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
-    # The CPU's does not matter.
+    # The CPU's capability does not matter.
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT" if supported else "AVX512")
     assert choose_precision("auto", "auto") == expected
 

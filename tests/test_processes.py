@@ -1,4 +1,4 @@
-"""Collective operations in one process and in two, and the features of a reference that two processes compute."""
+"""Collective operations in one and two processes, and the reference's features from two processes."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ IMAGES = torch.randn(7, 1, 2, 2, generator=torch.Generator().manual_seed(0)).cla
 
 
 class FirstPixels(FeatureNetwork):
-    """Two pixels as features. It counts the images that it has seen."""
+    """Two pixels as features. ``seen`` counts the images."""
 
     title = "two pixels"
     seen = 0
@@ -48,7 +48,7 @@ def start(rank: int, folder: str) -> None:
     rows = process_rows(7)
     seen: list[int] = []
     kinds: list[list[str]] = []
-    for _ in range(2):  # the second finds the moments that the first kept, and the vectors that it did not
+    for _ in range(2):  # the second iteration reads the cached moments and computes the vectors
         network = FirstPixels()
         wanted = {"moments"} if not kinds else {"moments", "vectors"}
         found = reference_features(ImagesInMemory(IMAGES), network, wanted, "cpu", f"{folder}/cache")  # type: ignore[arg-type]

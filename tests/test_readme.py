@@ -3,12 +3,15 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
 import torch
 from PIL import Image
 
+from onestep.images import to_uint8
+from onestep.metrics.classifier import load_classifier
 from tests.helpers.configs import TINY, TWO_ITERATIONS
 from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
 from tests.helpers.paths import REFERENCE, REPOSITORY
@@ -97,6 +100,21 @@ def test_any_module(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(f"{code}\n{check}\n")
     run(tmp_path, "mine.py")
     assert (tmp_path / "outputs" / "mine" / "summary.json").is_file()
+
+
+def test_the_losses_alone() -> None:
+    """The picture of docs/python.md becomes a three; its loop moves both networks."""
+    text = (REPOSITORY / "docs" / "python.md").read_text().partition("## The losses alone")[2]
+    first, second = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    values: dict[str, Any] = {}
+    exec(first, values)
+    classes = load_classifier("digits").classify(to_uint8(values["picture"].detach())).softmax(1)
+    assert classes[0, 3] > 0.9
+    values = {}
+    exec(second, values)
+    for network in (values["fake_score"], values["generator"].denoiser):
+        pairs = zip(network.parameters(), values["teacher"].parameters(), strict=True)
+        assert sum(not torch.equal(ours, theirs) for ours, theirs in pairs) > 50
 
 
 def test_it_is_read_in_a_minute() -> None:

@@ -1,4 +1,4 @@
-"""What the package computed before its parts were arranged anew, it computes still."""
+"""The results of short trainings equal those recorded before the redesign."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Randomness that depends on its key alone."""
+"""Random numbers as functions of their key."""
 
 from itertools import islice
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onestep.noise import LogUniformSigma
-from onestep.seeding import GlobalDraws, own_noise, seeded_inputs, seeded_rng
+from onestep.seeding import GlobalDraws, noise_from_latents, seeded_inputs, seeded_rng
 
 SHAPE = (3, 4, 4)
 
@@ -25,7 +25,7 @@ def test_latents_do_not_depend_on_the_classes() -> None:
 
 
 def test_latents_are_standard_normal() -> None:
-    """48,000 values: standard errors of mean and variance are 0.0046 and 0.0065; four of them are allowed."""
+    """48,000 values: within 4 standard errors of mean and variance, 0.0046 and 0.0065."""
     latents, condition = seeded_inputs(list(range(1000)), SHAPE, label_dim=0)
     assert condition == {}
     assert latents.mean().item() == pytest.approx(0, abs=0.0183)
@@ -33,7 +33,7 @@ def test_latents_are_standard_normal() -> None:
 
 
 def test_drawn_classes_are_uniform() -> None:
-    """Each of the 4 classes is expected 250 times of 1000, with a standard deviation of 13.7; four are allowed."""
+    """Each of the 4 classes is expected 250 times in 1000, within 4 standard deviations of 13.7."""
     labels = seeded_inputs(list(range(1000)), (1, 1, 1), label_dim=4)[1]["labels"]
     assert labels.shape == (1000, 4) and (labels.sum(1) == 1).all()
     assert (labels.sum(0) - 250).abs().max() <= 55
@@ -50,26 +50,26 @@ def test_class_that_the_network_does_not_have(classes: list[int], label_dim: int
         seeded_inputs([0], SHAPE, label_dim, classes)
 
 
-def test_generators_differ_by_their_whole_key() -> None:
+def test_rngs_differ_by_their_full_key() -> None:
     keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 2, 3), (3, 2, 1)]
     first = {key: torch.rand(4, generator=seeded_rng(*key)) for key in keys}
     assert len({tuple(values.tolist()) for values in first.values()}) == len(keys)
     assert all(torch.equal(torch.rand(4, generator=seeded_rng(*key)), first[key]) for key in keys)
 
 
-def test_own_noise_is_the_same_in_any_company() -> None:
+def test_noise_from_latents_is_the_same_in_any_company() -> None:
     latents, _ = seeded_inputs(list(range(8)), SHAPE, label_dim=0)
-    together = list(islice(own_noise(latents), 3))
+    together = list(islice(noise_from_latents(latents), 3))
     for i in (0, 5):
-        alone = list(islice(own_noise(latents[i : i + 1]), 3))
+        alone = list(islice(noise_from_latents(latents[i : i + 1]), 3))
         assert all(torch.equal(one[0], many[i]) for one, many in zip(alone, together, strict=True))
     assert len({noise[i].sum().item() for noise in together for i in range(8)}) == 24
 
 
-def test_own_noise_is_standard_normal_and_independent_of_the_latents() -> None:
-    """48,000 values, as above; the correlations' standard error is 0.0046 too."""
+def test_noise_from_latents_is_standard_normal_and_independent_of_the_latents() -> None:
+    """48,000 values, as above; the standard error of the correlations is also 0.0046."""
     latents, _ = seeded_inputs(list(range(1000)), SHAPE, label_dim=0)
-    first, second = islice(own_noise(latents, torch.float64), 2)
+    first, second = islice(noise_from_latents(latents, torch.float64), 2)
     assert first.dtype == torch.float64
     for noise in (first, second):
         assert noise.mean().item() == pytest.approx(0, abs=0.0183)
@@ -79,18 +79,18 @@ def test_own_noise_is_standard_normal_and_independent_of_the_latents() -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_shares_of_a_draw_make_up_the_whole(processes: int) -> None:
-    law = LogUniformSigma(0.1, 10.0)
+def test_the_rows_of_all_processes_are_the_global_batch(processes: int) -> None:
+    distribution = LogUniformSigma(0.1, 10.0)
 
     def draw(rows: slice) -> list[torch.Tensor]:
         draws = GlobalDraws(3, 0, 7, batch_size=8, rows=rows)
-        return [draws.normal(SHAPE), draws.sigma(law), draws.normal(SHAPE)]
+        return [draws.normal(SHAPE), draws.sigma(distribution), draws.normal(SHAPE)]
 
-    whole = draw(slice(None))
-    shares = [draw(slice(8 // processes * rank, 8 // processes * (rank + 1))) for rank in range(processes)]
-    for number, drawn in enumerate(whole):
-        assert torch.equal(torch.cat([share[number] for share in shares]), drawn) and len(drawn) == 8
-    # One process has the stream of its key.
-    random = seeded_rng(3, 0, 7)
-    expected = [torch.randn((8, *SHAPE), generator=random), law.sample(8, random)]
-    assert torch.equal(whole[0], expected[0]) and torch.equal(whole[1], expected[1])
+    batch = draw(slice(None))
+    parts = [draw(slice(8 // processes * rank, 8 // processes * (rank + 1))) for rank in range(processes)]
+    for number, drawn in enumerate(batch):
+        assert torch.equal(torch.cat([part[number] for part in parts]), drawn) and len(drawn) == 8
+    # The stream is that of the key.
+    rng = seeded_rng(3, 0, 7)
+    expected = [torch.randn((8, *SHAPE), generator=rng), distribution.sample(8, rng)]
+    assert torch.equal(batch[0], expected[0]) and torch.equal(batch[1], expected[1])

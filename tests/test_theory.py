@@ -1,6 +1,6 @@
-"""Training goes where theory says: the real loop, with everything learned, against a minimiser found by quadrature.
+"""Training converges to the theoretical minimum: the real loop with learned critics against quadrature.
 
-A generator ``m + A z`` has the Gaussian law N(m, A A^T), so what a run descends can be computed for any m and A.
+A generator ``m + A z`` has the distribution N(m, A A^T), so the minimised function is known for every m and A.
 """
 
 import math
@@ -21,16 +21,16 @@ from tests.helpers.configs import configure
 
 ALL = ("reverse_kl", "forward_kl", "jensen_shannon", "jeffreys", "softened_reverse_kl", "squared_hellinger", "le_cam",
        "pearson_chi2", "neyman_chi2")  # fmt: skip
-#: Its weight is largest where the learned ratio is known least, so that it takes longer.
+#: Longer, as its weight is largest where the learned ratio is least accurate.
 LONGER = {"neyman_chi2": ("training.total_images=1200000",)}
 PLANE = ("mixture=two_modes_plane", "data_dim=2", "sigma.sigma_max=1.0")
-# Uni-Instruct on modes near each other: on those far apart, with forward KL, the mean is missed by a fifth, as 0.14 %
-# of the descended value depend on it there.
+# Uni-Instruct on close modes: on distant ones, with forward KL, the mean is wrong by a fifth, as only 0.14 % of the
+# minimised value depend on it.
 CLOSE = ("objective=uni_instruct", "mixture=two_modes_close", "sigma.sigma_max=1.0")
 
 
 class Theory:
-    """What a run with ``config`` descends, as a function of the generator's mean [D] and factor A [D, D]; float64.
+    """The minimised function of a run with ``config``, of the generator's mean [D] and factor A [D, D]; float64.
 
     ``mean over sigma of sigma^exponent E_q[f(p/q)]`` for f-distill, ``E_q[h |score_p - score_q|^2]`` for Uni-Instruct.
     """
@@ -38,8 +38,8 @@ class Theory:
     def __init__(self, config: DictConfig) -> None:
         objective = instantiate(config.objective)
         self.divergence, self.is_expansion = objective.divergence, objective.differentiates_scores
-        law = config.mixture
-        weights, means, stds = (torch.tensor(law[key], dtype=torch.float64) for key in ("weights", "means", "stds"))
+        mixture = config.mixture
+        weights, means, stds = (torch.tensor(mixture[key], dtype=torch.float64) for key in ("weights", "means", "stds"))
         sigma: SigmaDistribution = instantiate(config.sigma)
         nodes = 24 if means.shape[1] == 1 else 8
         self.sigma = sigma.quantile((torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes)
@@ -51,7 +51,7 @@ class Theory:
 
     def __call__(self, mean: Tensor, matrix: Tensor) -> Tensor:
         log_q, score_q = self._law(mean.new_ones(1), mean[None], (matrix @ matrix.T)[None])
-        log_r = (self.log_p - log_q).clamp(-60, 60)  # beyond, the densities are too small to matter
+        log_r = (self.log_p - log_q).clamp(-60, 60)  # the densities outside are negligible
         if self.is_expansion:
             values = self.divergence.weight(log_r) * (self.score_p - score_q).square().sum(2)
         else:
@@ -70,9 +70,11 @@ class Theory:
         return joint.logsumexp(1), torch.einsum("skx,skxd->sxd", joint.softmax(1), scores)
 
     def minimum(self, mean: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and covariance where descent from there ends, in small steps so that no basin is left."""
+        """The mean and covariance at the local minimum, by small steps from the given start."""
         mean, matrix = mean.clone().requires_grad_(), matrix.clone().requires_grad_()
-        optimizer = torch.optim.Adam([mean, matrix], lr=0.02, betas=(0.8, 0.9))  # forgets a steep start soon
+        optimizer = torch.optim.Adam(
+            [mean, matrix], lr=0.02, betas=(0.8, 0.9)
+        )  # short memory of steep initial gradients
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 600)
         for _ in range(600):
             optimizer.zero_grad()
@@ -84,7 +86,7 @@ class Theory:
 
 
 def affine_map(generator: Generator) -> tuple[Tensor, Tensor]:
-    """m and A of the affine map that the generator is, float64."""
+    """m and A of the generator's affine map, float64."""
     dimensions = generator.denoiser.image_shape[0]
     z = torch.cat([torch.zeros(1, dimensions), torch.eye(dimensions)])[:, :, None, None]
     with torch.no_grad():
@@ -93,8 +95,8 @@ def affine_map(generator: Generator) -> tuple[Tensor, Tensor]:
 
 
 def trained_and_best(folder: Path, *overrides: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mean and standard deviations [D] of a run's generator, and of the minimum of what it descended."""
-    plain = ("experiment=affine", "objective.normalize_weight=false")
+    """Mean and standard deviations [D] of a run's generator, and those of the minimum."""
+    plain = ("experiment=affine", "objective.normalize_weight=false", "device=cpu")
     config = configure("train", *plain, f"output={folder}", *overrides)
     distill(config)
     mean, matrix = affine_map(Generator.from_pretrained(folder / "generator"))
@@ -117,7 +119,7 @@ def test_a_short_run_of_reverse_kl_sits_on_one_mode(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_lab_learns_the_mixture(tmp_path: Path) -> None:
-    """In a few seconds, to less than a tenth of the energy distance 0.35 that an untrained generator has."""
+    """In a few seconds, to less than a tenth of 0.35, the energy distance of an untrained generator."""
     overrides = ("experiment=mixture", "training.total_images=60000", "training.evaluate_every=100000")
     summary = distill(configure("train", *overrides, f"output={tmp_path}"))
     assert abs(summary["teacher"]["energy"]) < 0.002 and summary["teacher"]["modes"] == 25
@@ -125,7 +127,7 @@ def test_the_lab_learns_the_mixture(tmp_path: Path) -> None:
 
 
 def test_what_divergences_prefer() -> None:
-    """Reverse KL one mode, forward KL the moments of both, Jensen-Shannon between them."""
+    """Reverse KL finds one mode, forward KL the moments of both, Jensen-Shannon a solution between them."""
     best: dict[str, Any] = {}
     for name in ("reverse_kl", "jensen_shannon", "forward_kl"):
         theory = Theory(configure("train", "experiment=affine", f"divergence={name}"))

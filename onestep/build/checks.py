@@ -67,8 +67,8 @@ def check_terms(
         )
 
 
-def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any) -> None:
-    """Refuse a discriminator without real images, conditions that the teacher does not take, and pairs of prompts.
+def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any, student: Any) -> None:
+    """Refuse a discriminator without real images, conditions that the teacher does not take, and pairs that do not fit.
 
     Raises:
         ValueError: saying what to do instead.
@@ -84,6 +84,11 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any)
         raise ValueError(
             f"data=none has no condition but classes, and the teacher takes {', '.join(others)}: choose data=prompts "
             "data.path=..., which needs no images"
+        )
+    if config.get("pairs") is not None and tuple(student.noise_shape) != tuple(teacher.image_shape):
+        raise ValueError(
+            f"pairs of noise and teacher image have noise of the shape {tuple(teacher.image_shape)}, and the student "
+            f"takes {tuple(student.noise_shape)}: set pairs=none and generator.regression_weight=0"
         )
     if config.get("pairs") is not None and others:
         raise ValueError("pairs of noise and teacher image are drawn of classes, not of prompts: use objective=dmd2")

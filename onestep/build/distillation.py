@@ -61,20 +61,22 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     objective: Objective = parts["objective"]
     check_attention(config.attention, device)
     found = parts["data"]  # before the teacher: prompts load the text encoders once, and the empty prompt with them
-    teacher: Any = parts["teacher"].to(device)
+    teacher: Any = parts["teacher"].to(device).eval().requires_grad_(False)
     generator_settings, critics = build_settings(config, teacher)
     check_terms(config, generator_settings, objective, parts["divergence"])
     data = _training_data(found, teacher)
     check_fit(teacher, data)
-    check_data(config, data, teacher)
     if isinstance(teacher, DenoiserNetwork):
         teacher.set_guidance(teacher.guidance)  # by text, on its device
 
     sigma = parts.sigma("sigma", teacher)
     # Seeded before any network is made; the same weights in every process.
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
-    student = parts.given.get("student") or build_generator(config, generator_settings, teacher, data)
+    student: Any = parts.given.get("student")
+    if student is None:
+        student = build_generator(config, generator_settings, teacher, data)
     student.to(device)
+    check_data(config, data, teacher, student)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
         start = initial_network(config.fake_score.network, "fake_score.network", teacher, data)

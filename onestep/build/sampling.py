@@ -15,6 +15,7 @@ from onestep.config import instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
+from onestep.engine.records import read_record
 from onestep.evaluation.generate import Draw, SampleSpace
 from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
 from onestep.evaluation.writing import FORMATS
@@ -103,12 +104,11 @@ def _parts(config: DictConfig) -> DictConfig:
         raise ValueError(
             f"run={config.run}: no config.yaml there; give the folder of a run, which train.py names at its end"
         )
-    of_run = OmegaConf.load(saved)
+    of_run = read_record(Path(config.run))
     for name in names:
-        if parts[name] is None:
-            part = OmegaConf.select(of_run, name)
-            _refuse_foreign_code(part, saved)
-            parts[name] = part
+        if parts[name] is None and isinstance(of_run.get(name), dict):  # text is the class of an object, not rebuilt
+            _refuse_foreign_code(of_run[name], saved)
+            parts[name] = of_run[name]
     return parts
 
 

@@ -102,7 +102,7 @@ class ImagesInMemory(ImageDataset):
         return self.images[chosen], {} if self.labels is None else {"labels": self.labels[chosen]}
 
     def fingerprint(self) -> str:
-        return hash_tensors({"images": self.images})
+        return hash_tensors({"images": self.images, **({} if self.labels is None else {"labels": self.labels})})
 
 
 def keep_batch(batch: Any) -> Any:

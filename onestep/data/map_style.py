@@ -1,6 +1,5 @@
 """Any map-style dataset of torch as data of this package."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.utils.data import Dataset
 
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition
+from onestep.files import hash_parts, hash_tensors
 
 
 class MapDataset(ImageDataset):
@@ -48,13 +48,8 @@ class MapDataset(ImageDataset):
         return torch.stack(images), {name: torch.stack([one[name] for one in conditions]) for name in names}
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            image, condition = self._read(index)
-            for name, tensor in {"": image, **condition}.items():
-                content = tensor.contiguous().flatten().view(torch.uint8).numpy()
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + content.tobytes())
-        return digest.hexdigest()
+        items = (self._read(index) for index in range(len(self)))
+        return hash_parts(hash_tensors({"": image, **condition}) for image, condition in items)
 
     def _split(self, index: int) -> tuple[Any, Any]:
         item = self.items[index]

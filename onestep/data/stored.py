@@ -107,7 +107,8 @@ class StoredImages(ImageDataset):
     def fingerprint(self) -> str:
         positions = tqdm(self.positions, desc=f"hashing {self.path}", leave=False, delay=2)
         contents = (self.content(int(position)) for position in positions)
-        return hash_parts(chain([repr(self._processing())], contents))
+        labels = b"" if self.labels is None else np.ascontiguousarray(self.labels[self.positions]).tobytes()
+        return hash_parts(chain([repr(self._processing()), labels], contents))
 
     def _processing(self) -> dict[str, Any]:
         """What is done to the stored images before they are handed out."""

@@ -1,11 +1,9 @@
 """A finished run's generator as a diffusers pipeline folder with a model card."""
 
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from onestep.denoiser import beyond_labels
+from onestep.engine.records import read_record, select
 from onestep.evaluation.sample import WEIGHTS
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
@@ -46,12 +44,12 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
 
 def _write(run: Path, weights: str, output: Path) -> None:
     generator = Generator.from_pretrained(run / WEIGHTS[weights])
-    config: Any = OmegaConf.load(run / "config.yaml")
-    pipeline: Any = OmegaConf.select(config, "teacher.pipeline.path") or OmegaConf.select(config, "data.pipeline.path")
+    record = read_record(run)
+    pipeline = select(record, "teacher.pipeline.path") or select(record, "data.pipeline.path")
     if text_to_image := bool(beyond_labels(generator.denoiser.condition_keys)):
         usage = save_text_to_image(generator, pipeline_folder(pipeline), output)
     else:
-        latent = generator.denoiser.denoises_latents or OmegaConf.select(config, "data.pipeline") is not None
+        latent = generator.denoiser.denoises_latents or select(record, "data.pipeline") is not None
         vae = Autoencoder.from_pretrained(pipeline_folder(pipeline)).vae if latent else None
         with quiet():  # no remark that the autoencoder, which images do without, is not saved
             OneStepPipeline.from_generator(generator, vae).save_pretrained(output)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from omegaconf import OmegaConf
 
+from onestep.engine.records import read_record, select
 from onestep.models.generator import Generator
 from onestep.reports.tables import COSTS, descriptions_of, evaluated_sides, format_value, to_markdown
 
@@ -56,7 +56,7 @@ def write_card(
         text_to_image: whether it draws of prompts.
     """
     summary = json.loads((run / "summary.json").read_text())
-    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))  # type: ignore[assignment]
+    config = read_record(run)
     task = "text-to-image" if text_to_image else "unconditional-image-generation"
     steps = generator.network_evaluations
     kind = "one-step" if steps == 1 else f"{steps}-step"
@@ -65,7 +65,7 @@ def write_card(
         pipeline_tag=task,
         tags=["onestep", "distillation", "one-step" if steps == 1 else "few-step"],
         model_name=output.name,
-        base_model=_hub_id(config["teacher"].get("path") or ""),
+        base_model=_hub_id(select(config, "teacher.path") or ""),
         eval_results=_eval_results(summary, task, _name(config["data"])) or None,
     )
     if (run / _PICTURE).is_file():
@@ -131,7 +131,7 @@ def _facts(
         ("teacher", _describe(config["teacher"])),
         ("teacher's sampler", _describe(config["sampler"])),
         ("objective", _describe(objective)),
-        *((name, _describe(node)) for name, node in objective.items() if _is_part(node)),
+        *((name, _describe(node)) for name, node in _parts_of(objective)),
         ("discriminator", _describe(config["discriminator"]["head"])),
         ("adversarial weight", f"{weights_of['gan_weight']:g}"),
         ("regression weight", f"{weights_of['regression_weight']:g}"),
@@ -147,10 +147,14 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
-def _describe(node: dict[str, Any] | None) -> str:
+def _parts_of(node: dict[str, Any] | str) -> list[tuple[str, Any]]:
+    return [] if isinstance(node, str) else [(name, part) for name, part in node.items() if _is_part(part)]
+
+
+def _describe(node: dict[str, Any] | str | None) -> str:
     """The name of a part of the configuration and its plain values; of a path no more than may be seen."""
-    if node is None:
-        return "none"
+    if node is None or isinstance(node, str):
+        return _name(node)
     values = [
         f"{key.replace('_', ' ')} {_shown(value)}"
         for key, value in node.items()
@@ -159,8 +163,15 @@ def _describe(node: dict[str, Any] | None) -> str:
     return ", ".join([_name(node), *values])
 
 
-def _name(node: dict[str, Any]) -> str:
-    """The class of a part of the configuration with what it reads; of a function, such as load_teacher, that alone."""
+def _name(node: dict[str, Any] | str | None) -> str:
+    """The class of a part of the configuration with what it reads; of a function, such as load_teacher, that alone.
+
+    A part that was given as an object is recorded as the name of its class.
+    """
+    if node is None:
+        return "none"
+    if isinstance(node, str):
+        return node.rpartition(".")[2]
     name, path = str(node["_target_"]).rpartition(".")[2], node.get("path")
     if _is_part(node.get("images")):
         return f"{name} of {_name(node['images'])}"

@@ -15,7 +15,7 @@ from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.edm.denoiser import EDMDenoiser
-from onestep.seeding import own_noise
+from onestep.seeding import noise_from_latents
 
 _SETTINGS = "generator.json"
 _CLASSES: dict[str, Any] = {"EDMDenoiser": EDMDenoiser, "DiffusersDenoiser": DiffusersDenoiser}
@@ -83,7 +83,7 @@ class Generator(nn.Module):
         The later steps take their noise from ``noises`` [B, C, H, W]; without them, a sample's is a function of its
         latent, so that an image depends on nothing else in the batch.
         """
-        later = own_noise(latents) if noises is None else (noise.to(latents) for noise in noises)
+        later = noise_from_latents(latents) if noises is None else (noise.to(latents) for noise in noises)
         return self.simulate([latents, *islice(later, len(self.later_sigmas))], condition)
 
     def simulate(self, noises: Sequence[Tensor], condition: Condition = NO_CONDITION) -> Tensor:

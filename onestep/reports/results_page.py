@@ -1,7 +1,7 @@
 """A results page of the runs in a folder: table, curves and samples, with the papers' values.
 
-``python -m onestep.reports.results_page outputs/fashion docs/benchmark`` reads the list of runs and the papers' values
-from ``docs/benchmark.yaml``, and everything else from the runs' files. A missing, unfinished or incomparable run is an
+``python -m onestep.reports.results_page outputs/fashion docs/results`` reads the list of runs and the papers' values
+from ``docs/results.yaml``, and everything else from the runs' files. A missing, unfinished or incomparable run is an
 error that names the run. Rows are never left out.
 """
 
@@ -12,10 +12,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import yaml
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from torch import Tensor
 
+from onestep.engine.records import read_record
 from onestep.files import write_text
 from onestep.models.generator import Generator, load_denoiser
 from onestep.reports.compare import generate, save_panels
@@ -158,9 +159,8 @@ def generate_samples(row: Row, count: int) -> Tensor:
     if row.side == "student":
         return generate(Generator.from_pretrained(row.folder / "generator"), count)
     teacher = load_denoiser(row.folder / "teacher").requires_grad_(False)
-    options = OmegaConf.to_container(OmegaConf.load(row.folder / "config.yaml").sampler)
-    assert isinstance(options, dict)
-    sampler = HeunSampler(**{str(name): value for name, value in options.items() if not str(name).startswith("_")})
+    options = read_record(row.folder)["sampler"]
+    sampler = HeunSampler(**{name: value for name, value in options.items() if not name.startswith("_")})
     return sampler(teacher, *seeded_inputs(list(range(count)), teacher.image_shape, teacher.label_dim))
 
 
@@ -173,7 +173,7 @@ def write_page(folder: Path, output: Path, samples: int) -> None:
     plan_file = output.with_name(f"{output.name}.yaml")
     if not plan_file.is_file():
         raise ValueError(f"{plan_file}: no such file; expected the list of runs to compare")
-    plan: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(plan_file))  # type: ignore[assignment]
+    plan: dict[str, Any] = yaml.safe_load(plan_file.read_text())
     rows, features = read_rows(folder, plan), read_summary(folder / plan["features"])
     page = to_page(rows, features, plan, output.name)
     save_fid_curves(rows, output.with_name(f"{output.name}_curves.png"))

@@ -178,7 +178,8 @@ def test_the_fingerprint_knows_what_the_images_depend_on(original: Path, rewrite
         EDMZip(str(original), xflip=True).fingerprint(),
         EDMZip(str(original), max_size=10).fingerprint(),
         EDMZip(str(original), resolution=8).fingerprint(),
+        EDMZip(str(original), use_labels=False).fingerprint(),
         EDMZip(str(rewrite({"00000/img00000006.png": png}))).fingerprint(),
     ]
-    assert len(set(prints)) == 5
+    assert len(set(prints)) == 6
     assert EDMZip(str(rewrite({}))).fingerprint() == data.fingerprint()

@@ -165,9 +165,9 @@ class RecordingSigma(LogUniformSigma):
         super().__init__(0.1, 10.0)
         self.states: list[Tensor] = []
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        self.states.append(generator.get_state())
-        return super().sample(count, generator)
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        self.states.append(rng.get_state())
+        return super().sample(count, rng)
 
 
 def test_the_trained_steps_are_those_that_are_drawn(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_a_damaged_chunk_is_drawn_again(
     capsys.readouterr()
     assert torch.equal(prepare().images, straight.images)
     assert draws.chunks == [1]
-    assert f"{path} is damaged or cannot be read: making its pairs again" in capsys.readouterr().out
+    assert f"{path} is damaged or cannot be read: its pairs are computed again" in capsys.readouterr().out
     assert files(tmp_path / "cache") == intact
 
 
@@ -277,7 +277,7 @@ def test_numbers_that_must_be_positive(name: str) -> None:
 
 def test_a_cache_that_cannot_be_written(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    message = rf"the pairs cannot be written to {tmp_path}/file/.*: make room there, or choose .* by pairs\.cache="
+    message = rf"the pairs cannot be written to {tmp_path}/file/.*: free disk space, or choose .* with pairs\.cache="
     with pytest.raises(ValueError, match=message):
         PairCache(PairSettings(1, 1, f"{tmp_path}/file"), teacher, SAMPLER, accelerator)
 
@@ -287,7 +287,7 @@ def test_a_full_disk(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ValueError, match=r"cannot be written to .*No space left on device.*: make room there"):
+    with pytest.raises(ValueError, match=r"cannot be written to .*No space left on device.*: free disk space"):
         prepare()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
+from onestep.config import CONF
 from onestep.distillation import loop
 from tests.helpers.configs import TINY, TWO_ITERATIONS, configure, tiny_config
 from tests.helpers.updates import take_updates
@@ -26,6 +27,10 @@ EXPECTED = {
     "sid_lsg": ({"fake_score_loss"}, 2),
     "uni_instruct": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
 }
+
+
+def test_every_preset_is_here() -> None:
+    assert EXPECTED.keys() == {file.stem for file in (CONF / "objective").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("preset", EXPECTED)

@@ -45,7 +45,7 @@ def tiny_pretraining(output: Path, *overrides: str) -> DictConfig:
 
 
 def refused(config: DictConfig, task: Callable[[DictConfig], Any] = distill) -> str:
-    """The message with which ``task`` refuses the configuration."""
+    """The message of ``task``'s error for the configuration."""
     with pytest.raises(ValueError) as caught:
         check_config(config)
         task(config)

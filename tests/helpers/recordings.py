@@ -58,7 +58,7 @@ CASES: dict[str, tuple[str, ...]] = {
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Within it all networks compute in float64, those too that are loaded or cast to float32."""
+    """Context in which all networks compute in float64, also loaded ones and those cast to float32."""
     load_denoiser = generator.load_denoiser
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
@@ -93,7 +93,7 @@ def train(name: str, folder: Path) -> None:
 
 
 def measure(run: Path) -> dict[str, Any]:
-    """The log's lines, and of the last checkpoint's networks the norm and projections to random directions."""
+    """The log's lines, and norms and random projections of the last checkpoint's networks."""
     lines = [
         {key: value for key, value in line.items() if isinstance(value, float)} for line in read_log(run / "log.jsonl")
     ]
@@ -108,7 +108,7 @@ def measure(run: Path) -> dict[str, Any]:
 
 
 def main(names: list[str]) -> None:
-    """Record the cases, those of two processes apart."""
+    """Record the cases; those of two processes separately."""
     found: dict[str, Any] = json.loads(RECORDINGS.read_text()) if RECORDINGS.exists() else {}
     for name in names or CASES:
         with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def main(names: list[str]) -> None:
 
 
 def run_case(name: str, folder: Path) -> None:
-    """Run a case, in two processes if its name says so."""
+    """Run a case, in two processes if its name has the suffix for it."""
     if not name.endswith("two_processes"):
         train(name, folder)
         return

@@ -47,8 +47,8 @@ CASES = json.loads((REFERENCE / "divergence_gradients.json").read_text())["cases
 ROWS = [(case, row) for case in CASES for row in case["rows"]]
 
 
-def as_mixture(law: dict[str, list[float]]) -> GaussianMixture:
-    weight, mean, std = (torch.tensor(law[key], dtype=torch.float64) for key in ("weight", "mean", "std"))
+def as_mixture(parameters: dict[str, list[float]]) -> GaussianMixture:
+    weight, mean, std = (torch.tensor(parameters[key], dtype=torch.float64) for key in ("weight", "mean", "std"))
     return GaussianMixture.isotropic(weight, mean[:, None], std)
 
 

@@ -15,22 +15,24 @@ SIGMA_DISTRIBUTION = LogUniformSigma(1.0, 16.0)
 SIGMA = torch.tensor([1.5, 3.0, 6.0, 12.0])  # one in each of four bins
 
 
-@pytest.mark.parametrize("law", [LogNormalSigma(-1.2, 1.2), LogUniformSigma(0.02, 80.0), KarrasSigma(0.002, 80.0)])
-def test_a_ratio_of_sigma_alone_normalizes_to_one(law: SigmaDistribution) -> None:
+@pytest.mark.parametrize(
+    "distribution", [LogNormalSigma(-1.2, 1.2), LogUniformSigma(0.02, 80.0), KarrasSigma(0.002, 80.0)]
+)
+def test_a_ratio_of_sigma_alone_normalizes_to_one(distribution: SigmaDistribution) -> None:
     """The mean over each bin."""
-    normalizer = RatioNormalizer(law, bins=20, decay=0.99)
-    generator = torch.Generator().manual_seed(0)
+    normalizer = RatioNormalizer(distribution, bins=20, decay=0.99)
+    rng = torch.Generator().manual_seed(0)
 
     def log_ratio(sigma: Tensor) -> Tensor:
         return 2 * torch.sin(sigma.log())
 
     for _ in range(50):
-        sigma = law.sample(2000, generator)
+        sigma = distribution.sample(2000, rng)
         normalizer.update(log_ratio(sigma), sigma)
     assert normalizer.counts.max() / normalizer.counts.min() < 1.1  # equally many samples in each bin
-    sigma = law.sample(40_000, generator)
+    sigma = distribution.sample(40_000, rng)
     ratio = normalizer(log_ratio(sigma), sigma).exp()
-    in_bin = (law.cdf(sigma) * 20).long()
+    in_bin = (distribution.cdf(sigma) * 20).long()
     for k in range(20):
         assert ratio[in_bin == k].mean().item() == pytest.approx(1, abs=0.03)
 

@@ -7,21 +7,18 @@ from typing import Any
 import mpmath
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
+from onestep.config import CONF, instantiate
 from onestep.objectives.divergences import (
     Alpha,
     CustomDivergence,
     Divergence,
     ForwardKL,
-    Jeffreys,
     JensenShannon,
-    LeCam,
-    NeymanChi2,
-    PearsonChi2,
     ReverseKL,
     SoftenedReverseKL,
-    SquaredHellinger,
 )
 
 
@@ -29,17 +26,27 @@ def alpha_f(a: float) -> Callable[[Any], Any]:
     return lambda r: (r**a - a * r + a - 1) / (mpmath.mpf(a) * (a - 1))
 
 
-# f as in the papers, for mpmath: written independently of onestep.objectives.divergences.
+# f as in the papers, for mpmath, by the name of the choice: written independently of onestep.objectives.divergences.
+CHOICES: dict[str, Callable[[Any], Any]] = {
+    "reverse_kl": lambda r: -mpmath.log(r),
+    "forward_kl": lambda r: r * mpmath.log(r),
+    "jeffreys": lambda r: (r - 1) * mpmath.log(r),
+    "jensen_shannon": lambda r: r * mpmath.log(r) - (r + 1) * mpmath.log((r + 1) / 2),
+    "softened_reverse_kl": lambda r: (r + 1) * mpmath.log((r + 1) / (2 * r)),
+    "squared_hellinger": lambda r: 1 - mpmath.sqrt(r),
+    "pearson_chi2": lambda r: (r - 1) ** 2,
+    "neyman_chi2": lambda r: (1 - r) ** 2 / r,
+    "le_cam": lambda r: (r - 1) ** 2 / (r + 1),
+    "alpha": alpha_f(0.5),
+    "custom": lambda r: r**2,
+}
+FILES = CONF / "divergence"
+CUSTOM = {"custom": {"f": "torch.square"}}
 TABLE: list[tuple[Divergence, Callable[[Any], Any]]] = [
-    (ReverseKL(), lambda r: -mpmath.log(r)),
-    (ForwardKL(), lambda r: r * mpmath.log(r)),
-    (Jeffreys(), lambda r: (r - 1) * mpmath.log(r)),
-    (JensenShannon(), lambda r: r * mpmath.log(r) - (r + 1) * mpmath.log((r + 1) / 2)),
-    (SoftenedReverseKL(), lambda r: (r + 1) * mpmath.log((r + 1) / (2 * r))),
-    (SquaredHellinger(), lambda r: 1 - mpmath.sqrt(r)),
-    (PearsonChi2(), lambda r: (r - 1) ** 2),
-    (NeymanChi2(), lambda r: (1 - r) ** 2 / r),
-    (LeCam(), lambda r: (r - 1) ** 2 / (r + 1)),
+    *(
+        (instantiate(OmegaConf.merge(OmegaConf.load(FILES / f"{name}.yaml"), CUSTOM.get(name, {}))), f)
+        for name, f in CHOICES.items()
+    ),
     (Alpha(-2.0), alpha_f(-2.0)),
     (Alpha(-0.5), alpha_f(-0.5)),
     (Alpha(0.0), lambda r: r - 1 - mpmath.log(r)),
@@ -52,6 +59,7 @@ IDS = [f"{type(d).__name__}{getattr(d, 'alpha', '')}" for d, _ in TABLE]
 table = pytest.mark.parametrize("divergence, f", TABLE, ids=IDS)
 divergences = pytest.mark.parametrize("divergence", [d for d, _ in TABLE], ids=IDS)
 LOG_R = torch.linspace(-6, 6, 49, dtype=torch.float64) * torch.log(torch.tensor(10.0, dtype=torch.float64))
+LOG_E = torch.tensor([1.0], dtype=torch.float64)
 
 
 def high_precision(function: Callable[[Any], Any], log_ratio: Tensor) -> Tensor:
@@ -59,11 +67,19 @@ def high_precision(function: Callable[[Any], Any], log_ratio: Tensor) -> Tensor:
         return torch.tensor([float(function(mpmath.exp(log_r))) for log_r in log_ratio.tolist()], dtype=torch.float64)
 
 
+def test_every_choice_is_in_the_table() -> None:
+    assert CHOICES.keys() == {file.stem for file in FILES.glob("*.yaml")}
+
+
 @table
 def test_weight_is_r_squared_times_the_second_derivative_of_f(divergence: Divergence, f: Callable[[Any], Any]) -> None:
     """Finite differences in 60 digits, of f as written in the papers."""
-    h = high_precision(lambda r: r**2 * mpmath.diff(f, r, 2, h=r * mpmath.mpf(10) ** -20), LOG_R)
-    torch.testing.assert_close(divergence.weight(LOG_R), h, rtol=1e-10, atol=0)
+
+    def h(r: Any) -> Any:
+        return r**2 * mpmath.diff(f, r, 2, h=r * mpmath.mpf(10) ** -20)
+
+    torch.testing.assert_close(divergence.weight(LOG_R), high_precision(h, LOG_R), rtol=1e-10, atol=0)
+    torch.testing.assert_close(divergence.weight(LOG_E), high_precision(h, LOG_E), rtol=1e-12, atol=0)
 
 
 @table

@@ -35,13 +35,13 @@ def world(request: pytest.FixtureRequest, make_world: Callable[..., Any]) -> Any
     return make_world(case, {"sigma": 0.3 + float(torch.rand((), generator=random)), "divergence": "reverse_kl"})
 
 
-class Law:
+class NoisedMixture:
     """A noised mixture on a fine grid, written out here; differentiable by its means and standard deviations."""
 
     grid = torch.linspace(-25, 25, 40001, dtype=torch.float64)
 
-    def __init__(self, law: dict[str, Any], sigma: float, mean: Tensor, std: Tensor) -> None:
-        weight = torch.tensor(law["weight"], dtype=torch.float64)[:, None]
+    def __init__(self, mixture: dict[str, Any], sigma: float, mean: Tensor, std: Tensor) -> None:
+        weight = torch.tensor(mixture["weight"], dtype=torch.float64)[:, None]
         variance = std.square()[:, None] + sigma**2
         offset = self.grid - mean[:, None]
         joint = weight.log() - 0.5 * (offset.square() / variance + variance.log() + math.log(2 * math.pi))
@@ -49,8 +49,8 @@ class Law:
         self.score = (joint.softmax(0) * -offset / variance).sum(0)
 
     @classmethod
-    def fixed(cls, law: dict[str, Any], sigma: float) -> "Law":
-        return cls(law, sigma, *(torch.tensor(law[key], dtype=torch.float64) for key in ("mean", "std")))
+    def fixed(cls, mixture: dict[str, Any], sigma: float) -> "NoisedMixture":
+        return cls(mixture, sigma, *(torch.tensor(mixture[key], dtype=torch.float64) for key in ("mean", "std")))
 
     @classmethod
     def integral(cls, values: Tensor) -> Tensor:
@@ -66,10 +66,10 @@ def preset(name: str, *overrides: str) -> Objective:
     return objective
 
 
-def expected_gradient(world: Any, descended: Callable[[Law, Law], Tensor]) -> Tensor:
+def expected_gradient(world: Any, descended: Callable[[NoisedMixture, NoisedMixture], Tensor]) -> Tensor:
     mean, std = (world.mean.detach().requires_grad_(), world.std.detach().requires_grad_())
-    p = Law.fixed(world.case["teacher"], world.row["sigma"])
-    q = Law(world.case["generator"], world.row["sigma"], mean, std)
+    p = NoisedMixture.fixed(world.case["teacher"], world.row["sigma"])
+    q = NoisedMixture(world.case["generator"], world.row["sigma"], mean, std)
     return torch.cat(torch.autograd.grad(descended(p, q), (mean, std)))
 
 
@@ -88,7 +88,7 @@ def test_distribution_matching(world: Any, name: str) -> None:
     objective: Any = preset(name)
     divergence: Divergence = objective.divergence
     expected = expected_gradient(
-        world, lambda p, q: Law.integral(q.log.exp() * divergence.f((p.log - q.log).clamp(-300, 300).exp()))
+        world, lambda p, q: NoisedMixture.integral(q.log.exp() * divergence.f((p.log - q.log).clamp(-300, 300).exp()))
     )
     assert_gradient(world, objective, expected)
 
@@ -99,7 +99,9 @@ def test_expansion(world: Any, name: str) -> None:
     divergence: Divergence = objective.divergence
     expected = expected_gradient(
         world,
-        lambda p, q: Law.integral(q.log.exp() * divergence.weight(p.log - q.log) * (p.score - q.score).square()),
+        lambda p, q: NoisedMixture.integral(
+            q.log.exp() * divergence.weight(p.log - q.log) * (p.score - q.score).square()
+        ),
     )
     assert_gradient(world, objective, expected)
 
@@ -108,11 +110,11 @@ def test_expansion(world: Any, name: str) -> None:
 def test_sid(world: Any, name: str) -> None:
     """``grad E_q|d|^2 + (1 - 2 alpha) E_q'|d|^2``, where q' moves the samples through two fixed scores."""
     objective: Any = preset(name)
-    frozen = Law.fixed(world.case["generator"], world.row["sigma"])
+    frozen = NoisedMixture.fixed(world.case["generator"], world.row["sigma"])
 
-    def descended(p: Law, q: Law) -> Tensor:
-        exact = Law.integral(q.log.exp() * (p.score - q.score).square())
-        moved = Law.integral(q.log.exp() * (p.score - frozen.score).square())
+    def descended(p: NoisedMixture, q: NoisedMixture) -> Tensor:
+        exact = NoisedMixture.integral(q.log.exp() * (p.score - q.score).square())
+        moved = NoisedMixture.integral(q.log.exp() * (p.score - frozen.score).square())
         return exact + (1 - 2 * objective.alpha) * moved
 
     assert_gradient(world, objective, expected_gradient(world, descended))
@@ -120,5 +122,5 @@ def test_sid(world: Any, name: str) -> None:
 
 def test_sds_descends_the_cross_entropy(world: Any) -> None:
     """``E_q[-log p]``: reverse KL without the entropy term."""
-    expected = expected_gradient(world, lambda p, q: -Law.integral(q.log.exp() * p.log))
+    expected = expected_gradient(world, lambda p, q: -NoisedMixture.integral(q.log.exp() * p.log))
     assert_gradient(world, preset("sds"), expected)

@@ -67,7 +67,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The path of the page, without suffix."""
-    output = tmp_path_factory.mktemp("docs") / "benchmark"
+    output = tmp_path_factory.mktemp("docs") / "results"
     output.with_suffix(".yaml").write_text(OmegaConf.to_yaml(PLAN))
     write_page(runs, output, samples=4)
     return output
@@ -127,10 +127,10 @@ def test_a_student_that_was_trained_longer_has_a_table_of_its_own(runs: Path, pa
 
 
 def test_the_pictures(page: Path) -> None:
-    samples = np.array(Image.open(page.with_name("benchmark_samples.png")).convert("L"))
+    samples = np.array(Image.open(page.with_name("results_samples.png")).convert("L"))
     assert samples.shape == (340, 1200)  # three panels of four
     assert samples[:, 900:].min() == 255 and all(samples[:, 300 * i : 300 * (i + 1)].std() > 20 for i in range(3))
-    curves = np.array(Image.open(page.with_name("benchmark_curves.png")).convert("RGB")).reshape(-1, 3)
+    curves = np.array(Image.open(page.with_name("results_curves.png")).convert("RGB")).reshape(-1, 3)
     colours = {tuple(colour) for colour in curves.tolist()}
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # a line for each student
 
@@ -164,10 +164,10 @@ def test_a_row_that_is_missing_ends_it(
 ) -> None:
     copied = shutil.copytree(runs, tmp_path / "runs", ignore=shutil.ignore_patterns("checkpoints"))
     change(copied)
-    (tmp_path / "benchmark.yaml").write_text(OmegaConf.to_yaml(PLAN))
+    (tmp_path / "results.yaml").write_text(OmegaConf.to_yaml(PLAN))
     with pytest.raises(ValueError, match=message):
-        write_page(copied, tmp_path / "benchmark", samples=2)
-    assert not (tmp_path / "benchmark.md").exists()
+        write_page(copied, tmp_path / "results", samples=2)
+    assert not (tmp_path / "results.md").exists()
 
 
 def edit(run: Path, side: str | None = None, **values: Any) -> None:
@@ -226,7 +226,7 @@ def test_the_papers_name_rows_alone(runs: Path) -> None:
 def test_the_shipped_plan_is_whole() -> None:
     """Each column has a value or null for each method, and each of its runs is a row."""
     plan: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
-        OmegaConf.load(REPOSITORY / "docs" / "benchmark.yaml")
+        OmegaConf.load(REPOSITORY / "docs" / "results.yaml")
     )
     assert len(plan["students"]) == 10
     assert len(plan["longer"]) == 1
@@ -237,5 +237,5 @@ def test_the_shipped_plan_is_whole() -> None:
 
 
 def test_a_page_that_is_not_described(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"benchmark\.yaml: no such file"):
-        write_page(runs, tmp_path / "benchmark", samples=2)
+    with pytest.raises(ValueError, match=r"results\.yaml: no such file"):
+        write_page(runs, tmp_path / "results", samples=2)
