@@ -57,11 +57,7 @@ REQUIRED = {
     "data/fashion_mnist": ["data.path={stores}/idx"],
     "data/hugging_face": ["data.path={stores}/table", "data.label_column=label"],
     **{f"teacher/{name}": ["teacher.path={text}"] for name in ("sd15", "sdxl", "sd3", "flux")},
-    "data/latents": [
-        "data.images.path={stores}/classes",
-        "data.images.channels=3",
-        *TEXT,
-    ],
+    "data/latents": ["data.images.path={stores}/classes", "data.images.channels=3", *TEXT],
     "data/prompts": ["data.path=[a cat]", *TEXT],
     **{
         f"experiment/{file.stem}": [

@@ -92,11 +92,7 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
     ids=["os", "nested", "by_way_of_onestep", "by_the_builder", "inside_a_part", "interpolation"],
 )
 def test_a_run_from_anyone_runs_nothing(
-    node: dict[str, Any],
-    part: str,
-    sample_config: Configure,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    node: dict[str, Any], part: str, sample_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({part: node}))

@@ -146,10 +146,7 @@ def test_bombs_and_paths_out_of_the_zip(rewrite: Rewrite, tmp_path: Path) -> Non
         ({"labels": [["00000/img00000000.png", 1]]}, r"no label for '00000/img00000001\.png', and 63 are missing"),
         ({"labels": 3}, r'expected \{"labels"'),
         ([], r'expected \{"labels"'),
-        (
-            {"labels": [[f"00000/img{i:08d}.png", -1] for i in range(64)]},
-            r"of '00000/img00000000\.png' is -1",
-        ),
+        ({"labels": [[f"00000/img{i:08d}.png", -1] for i in range(64)]}, r"of '00000/img00000000\.png' is -1"),
         ({"labels": [[f"00000/img{i:08d}.png", [0.5, 1]] for i in range(64)]}, r"is \[0\.5, 1\], and a class is"),
     ],
 )

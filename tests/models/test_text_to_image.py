@@ -35,10 +35,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 ONE_STEP = {"sd": [14.6146], "sdxl": [14.6146], "sd3": [1e9], "flux": [1e9]}
 # Timesteps that are not the scheduler's own; t a quarter apart, for flow matching.
 SD_TABLE = VariancePreservingSchedule(SCHEDULERS["sd"]()).sigmas
-FOUR_STEPS = {
-    "sd": [SD_TABLE[t].item() for t in (899, 700, 400, 10)],
-    "sd3": [1e9, 3.0, 1.0, 1 / 3],
-}
+FOUR_STEPS = {"sd": [SD_TABLE[t].item() for t in (899, 700, 400, 10)], "sd3": [1e9, 3.0, 1.0, 1 / 3]}
 #: Runs the code of a model card as a stranger does, once for each prompt and seed.
 STRANGER = """
 import json, sys
@@ -198,11 +195,7 @@ def test_the_folder_is_a_pipeline_with_a_card(exported: dict[Case, tuple[Path, n
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_a_run_is_resumed_as_the_same_run(
-    kind: str,
-    straight_runs: dict[str, Path],
-    text_config: Configure,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, straight_runs: dict[str, Path], text_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = (*LORA, "training.checkpoint_every=3")
     distill_until_iteration_5(monkeypatch, text_config(kind, tmp_path, *overrides))

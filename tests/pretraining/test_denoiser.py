@@ -86,11 +86,7 @@ def test_the_network_gets_the_augmentation_labels(tmp_path: Path, monkeypatch: p
         return predict(network, x_sigma, sigma, condition, augment_labels, **options)
 
     monkeypatch.setattr(EDMDenoiser, "predict", predict_and_keep)
-    overrides = (
-        "augment=edm",
-        "network.options.augment_dim=9",
-        "training.accumulation=2",
-    )
+    overrides = ("augment=edm", "network.options.augment_dim=9", "training.accumulation=2")
     config = tiny_pretraining(tmp_path, *overrides)
     pretrain(config)
     labels = torch.cat([labels for _, labels in seen[:2]])

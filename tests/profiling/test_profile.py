@@ -110,10 +110,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "arguments, expected",
-    [
-        (["objective=nothing"], "nothing"),
-        (["--against-revision", "no-such-revision"], "revision 'no-such-revision'"),
-    ],
+    [(["objective=nothing"], "nothing"), (["--against-revision", "no-such-revision"], "revision 'no-such-revision'")],
 )
 def test_what_cannot_be_measured(arguments: list[str], expected: str) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -140,22 +140,10 @@ def test_the_pictures(page: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder / "second"), r"second: no finished run \(no summary.json\)"),
         (lambda folder: shutil.rmtree(folder / "features"), "features: no finished run"),
-        (
-            lambda folder: edit(folder / "second", "student", recall=None),
-            "second: summary.json has no recall of",
-        ),
-        (
-            lambda folder: edit(folder / "second", images_seen=80),
-            "second: it saw 80 images, .*first 48",
-        ),
-        (
-            lambda folder: edit(folder / "long", images_seen=48),
-            "long: it saw 48 images, no more than the others' 48",
-        ),
-        (
-            lambda folder: edit_record(folder / "first", samples=31),
-            "first: its FID is of .*31.*teacher's of .*32",
-        ),
+        (lambda folder: edit(folder / "second", "student", recall=None), "second: summary.json has no recall of"),
+        (lambda folder: edit(folder / "second", images_seen=80), "second: it saw 80 images, .*first 48"),
+        (lambda folder: edit(folder / "long", images_seen=48), "long: it saw 48 images, no more than the others' 48"),
+        (lambda folder: edit_record(folder / "first", samples=31), "first: its FID is of .*31.*teacher's of .*32"),
         (lambda folder: (folder / "first" / "log.jsonl").write_text(""), "first: log.jsonl has no FID"),
     ],
 )
