@@ -1,12 +1,10 @@
 """The package from Python, as its users write it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from onestep.objectives.divergences import ForwardKL, ReverseKL
 from onestep.objectives.f_distill import FDistill
 from onestep.objectives.weighting import PowerWeighting
 from onestep.seeding import seeded_inputs
+from tests.helpers.configs import configure
 
 SMALL: dict[str, Any] = {
     "device": "cpu", "precision": "no", "sampler": "heun",
@@ -60,7 +59,7 @@ def weights_of(run: Path) -> dict[str, Tensor]:
     return load_file(run / "generator" / WEIGHTS)
 
 
-def test_the_same_run_from_python_and_from_hydra(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_the_same_run_from_python_and_from_hydra(tmp_path: Path) -> None:
     """Objects and names give the same weights, bit for bit, and the same metrics."""
     distilled = onestep.distill(
         onestep.load_teacher("digits"),
@@ -73,7 +72,7 @@ def test_the_same_run_from_python_and_from_hydra(compose_config: Callable[..., D
     flat = [f"{block}.{name}={value}" for block, values in SMALL.items() if isinstance(values, dict)
             for name, value in values.items()]  # fmt: skip
     flags = [f"{name}={value}" for name, value in SMALL.items() if not isinstance(value, dict)]
-    by_hydra = distill(compose_config("train", *flags, *flat, "metrics=[fid]", f"output={tmp_path / 'hydra'}"))
+    by_hydra = distill(configure("train", *flags, *flat, "metrics=[fid]", f"output={tmp_path / 'hydra'}"))
     ours, theirs = weights_of(tmp_path / "python"), weights_of(tmp_path / "hydra")
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert distilled.summary["student"]["fid"] == by_hydra["student"]["fid"]

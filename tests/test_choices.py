@@ -1,42 +1,41 @@
 """Choices of groups in conf/: none, null, and the noise levels of each recipe."""
 
-from collections.abc import Callable
-
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from onestep.config import CONF, accept_null
+from tests.helpers.configs import configure
 
 OPTIONAL = ("augment", "data", "discriminator", "features", "lora", "metrics", "mixture", "pairs")
 
 
 @pytest.mark.parametrize("choice", ["null", "none"])
 @pytest.mark.parametrize("group", OPTIONAL)
-def test_optional_groups_can_be_left_out(group: str, choice: str, compose_config: Callable[..., DictConfig]) -> None:
+def test_optional_groups_can_be_left_out(group: str, choice: str) -> None:
     primary = "pretrain" if group == "augment" else "train"
     part = {"discriminator": "discriminator.head"}.get(group, group)
     chosen = {"augment": "edm", "lora": "attention", "mixture": "grid", "pairs": "teacher"}.get(group)
     if chosen is not None:  # the other groups have a default choice
-        assert OmegaConf.select(compose_config(primary, f"{group}={chosen}"), part)
-    assert OmegaConf.select(compose_config(primary), part) or chosen is not None
-    assert not OmegaConf.select(compose_config(primary, f"{group}={choice}"), part)
+        assert OmegaConf.select(configure(primary, f"{group}={chosen}"), part)
+    assert OmegaConf.select(configure(primary), part) or chosen is not None
+    assert not OmegaConf.select(configure(primary, f"{group}={choice}"), part)
     # An override also replaces a recipe's choice, in either order.
     recipe = "experiment=mixture" if primary == "train" else "experiment=pretrain/digits"
-    assert not OmegaConf.select(compose_config(primary, f"{group}={choice}", recipe), part)
+    assert not OmegaConf.select(configure(primary, f"{group}={choice}", recipe), part)
 
 
 def test_optional_groups_are_those_with_none() -> None:
     assert sorted(file.parent.name for file in CONF.glob("*/none.yaml")) == sorted([*OPTIONAL, "experiment"])
 
 
-def test_an_empty_list_of_metrics(compose_config: Callable[..., DictConfig]) -> None:
+def test_an_empty_list_of_metrics() -> None:
     for primary in ("train", "pretrain", "sample"):
-        assert compose_config(primary, "metrics=[]").metrics == {}
+        assert configure(primary, "metrics=[]").metrics == {}
 
 
 @pytest.mark.parametrize("group", ["teacher", "sampler", "data", "features", "metrics", "mixture"])
-def test_null_is_the_runs_own_for_sample(group: str, compose_config: Callable[..., DictConfig]) -> None:
-    assert not compose_config("sample", f"{group}=null").get(group)
+def test_null_is_the_runs_own_for_sample(group: str) -> None:
+    assert not configure("sample", f"{group}=null").get(group)
 
 
 def test_null_among_the_values_of_a_sweep() -> None:
@@ -53,10 +52,10 @@ def test_null_for_a_group_that_needs_a_choice(override: str) -> None:
         accept_null("train", [override])
 
 
-def test_the_critics_levels_are_chosen_apart(compose_config: Callable[..., DictConfig]) -> None:
-    config = compose_config("train", "sigma.sigma_max=7", "sigma@fake_sigma=log_normal")
+def test_the_critics_levels_are_chosen_apart() -> None:
+    config = configure("train", "sigma.sigma_max=7", "sigma@fake_sigma=log_normal")
     assert (config.sigma.sigma_max, config.fake_sigma.log_mean, config.fake_sigma.log_std) == (7, -1.2, 1.2)
-    assert compose_config("train").fake_sigma == compose_config("train").sigma
+    assert configure("train").fake_sigma == configure("train").sigma
 
 
 @pytest.mark.parametrize(
@@ -72,10 +71,8 @@ def test_the_critics_levels_are_chosen_apart(compose_config: Callable[..., DictC
         ("sd3_dmd2", (0.0204, 49.0), (0.0204, 49.0)),
     ],
 )
-def test_the_levels_of_the_recipes(
-    recipe: str, levels: tuple[float, ...], fake_levels: tuple[float, ...], compose_config: Callable[..., DictConfig]
-) -> None:
-    config = compose_config("train", f"experiment={recipe}")
+def test_the_levels_of_the_recipes(recipe: str, levels: tuple[float, ...], fake_levels: tuple[float, ...]) -> None:
+    config = configure("train", f"experiment={recipe}")
     for sigma, expected in ((config.sigma, levels), (config.fake_sigma, fake_levels)):
         names = ("log_mean", "log_std") if "log_mean" in sigma else ("sigma_min", "sigma_max")
         assert tuple(sigma[name] for name in names) == expected

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from onestep.commands import COMMANDS, CONFIGURED, main
 from onestep.config import CONF
-from tests.scripts import REPOSITORY, run_python
+from tests.helpers.configs import CPU
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.scripts import run_python
 
 OBJECTIVES = sorted(file.stem for file in (CONF / "objective").glob("*.yaml"))
 # Runs a command, which must not import packages with an import time of seconds.
@@ -54,7 +56,7 @@ def test_help_lists_the_commands() -> None:
     assert [line.split("  ")[1] for line in finished.stdout.splitlines() if line[:2] == "  "] == list(COMMANDS)
     assert run_command().stdout == finished.stdout
     assert run_command("--version").stdout == "onestep 0.1.0\n"
-    assert run_python("-m", "onestep", "--help", PYTHONPATH=str(REPOSITORY)).stdout == finished.stdout
+    assert run_python("-m", "onestep", "--help").stdout == finished.stdout
 
 
 @pytest.mark.parametrize("name", CONFIGURED)
@@ -135,7 +137,7 @@ def test_completion_needs_no_torch() -> None:
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
-    small = ("device=cpu", "precision=bf16", "training.total_images=32", "training.batch_size=16", "sampler.steps=2",
+    small = (CPU, "precision=bf16", "training.total_images=32", "training.batch_size=16", "sampler.steps=2",
              "evaluation.samples=16", "evaluation.grid=10")  # fmt: skip
     trained = run_python(str(REPOSITORY / "train.py"), f"hydra.run.dir={tmp_path / 'run'}", *small)
     assert trained.returncode == 0, trained.stderr

@@ -1,7 +1,7 @@
 """Every file under conf/ composes, passes the checks, and its objects can be built."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from onestep.config import CONF, check_config, compose, explain, instantiate, run_entry_point
-from tests.diffusers_models import build_network
-from tests.tiny_pipelines import build_pipeline
+from tests.helpers.configs import configure
+from tests.helpers.diffusers_models import build_network
+from tests.helpers.paths import REFERENCE
+from tests.helpers.tiny_pipelines import build_pipeline
 
 FILES = sorted(
     str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/**/*.yaml") if "hydra" not in file.parts
 )
-SID = Path(__file__).parent / "reference" / "sid_ddpmpp_cond10_16.pkl"
+SID = REFERENCE / "sid_ddpmpp_cond10_16.pkl"
 PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", "ffhq64", "afhqv2_64")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
@@ -55,11 +57,7 @@ REQUIRED = {
     "data/fashion_mnist": ["data.path={stores}/idx"],
     "data/hugging_face": ["data.path={stores}/table", "data.label_column=label"],
     **{f"teacher/{name}": ["teacher.path={text}"] for name in ("sd15", "sdxl", "sd3", "flux")},
-    "data/latents": [
-        "data.images.path={stores}/classes",
-        "data.images.channels=3",
-        *TEXT,
-    ],
+    "data/latents": ["data.images.path={stores}/classes", "data.images.channels=3", *TEXT],
     "data/prompts": ["data.path=[a cat]", *TEXT],
     **{
         f"experiment/{file.stem}": [
@@ -146,10 +144,8 @@ def assert_builds(config: DictConfig) -> list[str]:
 
 @pytest.mark.usefixtures("other_protocols")
 @pytest.mark.parametrize("file", FILES)
-def test_each_file_builds_what_it_names(
-    file: str, compose_config: Callable[..., DictConfig], places: dict[str, object]
-) -> None:
-    config = compose_config(primary_of(file), *overrides_for(file, places), "output=nowhere")
+def test_each_file_builds_what_it_names(file: str, places: dict[str, object]) -> None:
+    config = configure(primary_of(file), *overrides_for(file, places), "output=nowhere")
     built = assert_builds(config)
     # Unresolved: its interpolations refer to nodes outside of it.
     content = OmegaConf.to_container(OmegaConf.load(CONF / f"{file}.yaml"))
@@ -161,58 +157,52 @@ def test_each_file_builds_what_it_names(
 
 @pytest.mark.usefixtures("other_protocols")
 @pytest.mark.parametrize("file", [file for file in FILES if file.split("/")[0] in GROUPS_OF_SAMPLE])
-def test_sample_takes_each_of_its_groups(
-    file: str, compose_config: Callable[..., DictConfig], places: dict[str, object]
-) -> None:
+def test_sample_takes_each_of_its_groups(file: str, places: dict[str, object]) -> None:
     overrides = overrides_for(file, places)
-    built = assert_builds(compose_config("sample", *overrides, "save_to=nowhere"))
+    built = assert_builds(configure("sample", *overrides, "save_to=nowhere"))
     assert len(built) == (not file.endswith("/none")) + ("mixture=grid" in overrides) + (
         "teacher=diffusers" in overrides[1:]
     )
 
 
-def test_every_default_of_train_is_built(compose_config: Callable[..., DictConfig]) -> None:
-    built = assert_builds(compose_config("train", "output=nowhere"))
+def test_every_default_of_train_is_built() -> None:
+    built = assert_builds(configure("train", "output=nowhere"))
     # objective, divergence, weighting, sigma, fake_sigma, normalizer, discriminator, data, teacher, sampler, features,
     # training, evaluation, three optimisers, two metrics
     assert len(built) == 18
     assert built.count("torch.optim.Adam") == 3
 
 
-def test_pretraining_told_nothing_is_the_digits(compose_config: Callable[..., DictConfig]) -> None:
-    config = compose_config("pretrain", "output=nowhere")
+def test_pretraining_told_nothing_is_the_digits() -> None:
+    config = configure("pretrain", "output=nowhere")
     assert (config.sigma.log_mean, config.network.label_dim, config.training.batch_size) == (-0.8, 10, 256)
     # network, data, sampler, sigma, features, training, evaluation, optimiser, two metrics
     assert len(assert_builds(config)) == 10
-    assert compose_config("pretrain_features", "output=nowhere").classifier.channels == [32, 64, 64]
+    assert configure("pretrain_features", "output=nowhere").classifier.channels == [32, 64, 64]
 
 
 @pytest.mark.parametrize("primary", ["pretrain", "pretrain_features"])
-def test_pretraining_of_other_data_is_never_of_the_digits(
-    primary: str, compose_config: Callable[..., DictConfig]
-) -> None:
+def test_pretraining_of_other_data_is_never_of_the_digits(primary: str) -> None:
     with pytest.raises(HydraException, match="must specify '(data|evaluation)'"):
-        compose_config(primary, "experiment=null")
+        configure(primary, "experiment=null")
     groups = ["features=none", "training=pretrain_digits", "evaluation=digits"] if primary == "pretrain" else []
-    config = compose_config(primary, "experiment=null", "data=digits", *groups, "output=nowhere")
+    config = configure(primary, "experiment=null", "data=digits", *groups, "output=nowhere")
     with pytest.raises(ValueError, match=r"settings without a value: .*\.image_shape"):
         check_config(config)
 
 
-def test_the_objective_gets_the_chosen_divergence_and_weighting(compose_config: Callable[..., DictConfig]) -> None:
+def test_the_objective_gets_the_chosen_divergence_and_weighting() -> None:
     for objective in ("f_distill", "uni_instruct", "dmd"):
-        config = compose_config("train", f"objective={objective}", "divergence=alpha", "divergence.alpha=0.25",
+        config = configure("train", f"objective={objective}", "divergence=alpha", "divergence.alpha=0.25",
                                 "weighting=unit")  # fmt: skip
         built = instantiate(config.objective)
         assert built.divergence.alpha == 0.25
         assert type(built.weighting).__name__ == "UnitWeighting"
 
 
-def test_dmd_is_distribution_matching_with_a_regression(
-    compose_config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dmd_is_distribution_matching_with_a_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    config = compose_config("train", "objective=dmd")
+    config = configure("train", "objective=dmd")
     objective = instantiate(config.objective)
     assert (type(objective).__name__, type(objective.divergence).__name__) == ("FDistill", "ReverseKL")
     assert type(objective.weighting).__name__ == "DMDWeighting"
@@ -223,8 +213,8 @@ def test_dmd_is_distribution_matching_with_a_regression(
     assert instantiate(config.pairs).cache == "/elsewhere/onestep/pairs"
 
 
-def test_the_command_line_goes_before_a_preset(compose_config: Callable[..., DictConfig]) -> None:
-    config = compose_config(
+def test_the_command_line_goes_before_a_preset() -> None:
+    config = configure(
         "train", "objective=dmd", "discriminator=teacher_features", "divergence=forward_kl", "generator.gan_weight=0.1",
         "pairs.count=10", "output=nowhere",
     )  # fmt: skip
@@ -233,9 +223,9 @@ def test_the_command_line_goes_before_a_preset(compose_config: Callable[..., Dic
     assert (config.generator.gan_weight, config.pairs.count) == (0.1, 10)
 
 
-def test_no_pairs_unless_they_are_asked_for(compose_config: Callable[..., DictConfig]) -> None:
+def test_no_pairs_unless_they_are_asked_for() -> None:
     for objective in ("f_distill", "uni_instruct"):
-        config = compose_config("train", f"objective={objective}")
+        config = configure("train", f"objective={objective}")
         assert config.pairs is None and config.generator.regression_weight == 0
 
 

@@ -1,7 +1,5 @@
 """Conditions: dicts of named tensors that are split, joined, and refused where a network takes others."""
 
-from collections.abc import Callable
-
 import diffusers
 import pytest
 import torch
@@ -9,7 +7,8 @@ from torch import nn
 
 from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions, micro_batches
 from onestep.models.edm.denoiser import EDMDenoiser
-from tests.diffusers_models import build_denoiser
+from tests.helpers.diffusers_models import build_denoiser
+from tests.helpers.edm_models import tiny_denoiser
 
 CAMERA: Condition = {"image": torch.arange(12.0).reshape(4, 3), "camera": torch.arange(4.0)[:, None]}
 
@@ -38,7 +37,7 @@ def test_an_unfit_condition_names_both_sides(
         check_condition(condition, taken, required)
 
 
-def test_networks_declare_what_they_take(tiny_denoiser: Callable[..., EDMDenoiser]) -> None:
+def test_networks_declare_what_they_take() -> None:
     x, sigma = torch.randn(1, 1, 8, 8), torch.ones(1)
     assert tiny_denoiser().condition_keys == ("labels",) and tiny_denoiser(label_dim=0).condition_keys == ()
     for denoiser in (tiny_denoiser(), tiny_denoiser(label_dim=0)):

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from onestep.commands import CONFIGURED
 from onestep.config import CONF, add_recipe, check_config, compose
+from tests.helpers.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 OBJECTIVES = REPOSITORY / "docs" / "objectives.md"
 PAGES = [*sorted(REPOSITORY.glob("docs/*.md")), REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
 #: The primary file of each command that takes overrides.

@@ -2,68 +2,69 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from onestep.build.distillation import build_distillation, distill
+from onestep.commands import main
 from onestep.config import explain
 from onestep.distillation import loop
 from onestep.distillation.parts import Distillation
 from onestep.engine.log import read_log
 from onestep.engine.optimizer import SkippedStepError
-from tests.fixtures.runs import take_updates
-from tests.refusals import refused
+from tests.helpers.configs import CPU, configure, refused, tiny_config
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.scripts import run_python
+from tests.helpers.updates import take_updates
 
-REPOSITORY = Path(__file__).parents[1]
-Compose = Callable[..., DictConfig]
-
-
-def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *arguments],
-        capture_output=True, text=True, timeout=300, env=environment,
-    )  # fmt: skip
+# Errors in Hydra's command line: one line without a traceback.
 
 
-# Errors in Hydra's command line, through the scripts: one line without a traceback.
-
-
+@pytest.mark.usefixtures("process_as_it_was")
 @pytest.mark.parametrize(
-    "script, arguments, expected",
+    "command, argument, expected",
     [
-        ("train.py", ["training.total_imagez=3"], "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
-        ("train.py", ["+imagez=3"], "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
-        ("train.py", ["generator.gan_weight=-1"], "generator.gan_weight must not be negative, got -1"),
-        ("train.py", ["teacher=null"], "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
-        ("sample.py", ["run=nowhere/at/all"], "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
+        ("train", "training.total_imagez=3", "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
+        ("train", "+imagez=3", "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
+        ("train", "teacher=null", "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
+        ("sample", "run=nowhere/at/all", "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
     ],
 )
-def test_a_mistake_ends_in_one_line(script: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
-    finished = run_script(script, *arguments, f"hydra.run.dir={tmp_path}", "device=cpu", "precision=no")
-    assert finished.returncode == 1
-    (line,) = finished.stderr.splitlines()
+def test_a_mistake_ends_in_one_line(
+    command: str, argument: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["onestep"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as caught:
+        main([command, argument, f"hydra.run.dir={tmp_path}", CPU, "precision=no"])
+    (line,) = str(caught.value.code).splitlines()  # which Python prints, and ends with 1
     assert line.startswith(f"error: {expected}")
-    assert "Traceback" not in finished.stdout
+    printed = capfd.readouterr()
+    assert printed.err == "" and "Traceback" not in printed.out
 
 
-def composition_error(compose_config: Compose, *overrides: str) -> str:
+def test_a_mistake_ends_a_script_in_one_line(tmp_path: Path) -> None:
+    given = ("generator.gan_weight=-1", f"hydra.run.dir={tmp_path}", CPU, "precision=no")
+    finished = run_python(str(REPOSITORY / "train.py"), *given, HYDRA_FULL_ERROR="0")
+    assert (finished.returncode, "Traceback" in finished.stdout) == (1, False)
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("error: generator.gan_weight must not be negative, got -1")
+
+
+def composition_error(*overrides: str) -> str:
     with pytest.raises(HydraException) as caught:
-        compose_config("train", *overrides)
+        configure("train", *overrides)
     return explain(caught.value)
 
 
-def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
-    message = composition_error(compose_config, "training.total_imagez=3")
+def test_an_unknown_key_lists_the_valid_ones() -> None:
+    message = composition_error("training.total_imagez=3")
     assert message == (
         "unknown key 'training.total_imagez'; did you mean 'total_images'? The keys of training are: accumulation, "
         "batch_size, checkpoint_every, ema_halflife, ema_rampup, evaluate_every, final_lr, grad_clip, keep_last, "
@@ -71,32 +72,32 @@ def test_an_unknown_key_lists_the_valid_ones(compose_config: Compose) -> None:
     )
 
 
-def test_an_unknown_key_of_the_top_lists_the_valid_ones(compose_config: Compose) -> None:
-    message = composition_error(compose_config, "sead=3")
+def test_an_unknown_key_of_the_top_lists_the_valid_ones() -> None:
+    message = composition_error("sead=3")
     assert "unknown key 'sead'; did you mean 'seed'?" in message
     assert "precision" in message and "normalizer" in message
 
 
-def test_an_added_key_that_nothing_takes_is_refused(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "+training.foo=1"))
+def test_an_added_key_that_nothing_takes_is_refused(tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, "+training.foo=1"))
     assert message.startswith("unknown key 'training.foo'. The keys of training are: accumulation, ")
-    message = refused(train_config(tmp_path, "+discriminator.head.hiden=3"))
+    message = refused(tiny_config(tmp_path, "+discriminator.head.hiden=3"))
     assert "unknown key 'discriminator.head.hiden'; did you mean 'hidden'?" in message
 
 
-def test_an_unknown_choice_lists_the_options(compose_config: Compose) -> None:
-    message = composition_error(compose_config, "objective=foo")
+def test_an_unknown_choice_lists_the_options() -> None:
+    message = composition_error("objective=foo")
     assert "objective/foo" in message
     assert all(option in message for option in ("f_distill", "uni_instruct"))
 
 
-def test_a_setting_without_a_value_is_named(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "teacher=local"))
+def test_a_setting_without_a_value_is_named(tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, "teacher=local"))
     assert message == "settings without a value: teacher.path; give each as KEY=VALUE"
 
 
-def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "weighting._target_=onestep.nothing.Here"))
+def test_a_target_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, "weighting._target_=onestep.nothing.Here"))
     assert "weighting._target_=onestep.nothing.Here cannot be imported" in message
 
 
@@ -109,7 +110,7 @@ def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_pa
         ("fake_score.steps=0", "fake_score.steps must be at least 1, got 0"),
         ("training.log_every=0", "training.log_every must be positive, got 0"),
         ("training.final_lr=1.5", r"training.final_lr .*\(0, 1\], got 1.5"),
-        ("training.total_images=8", "training.total_images=8 is less than one batch"),
+        ("training.total_images=8", "training.total_images=8 .* training.batch_size=16"),
         ("training.ema_halflife=0", "halflife > 0 .* got halflife=0"),
         ("evaluation.samples=0", "evaluation.samples must be positive, got 0"),
         ("sampler.steps=1", "steps >= 2.* got steps=1"),
@@ -122,26 +123,26 @@ def test_a_target_that_cannot_be_imported_is_named(train_config: Compose, tmp_pa
         ("resume=no/such/run", "resume=no/such/run: no checkpoint there; give a run's folder, a checkpoint's folder"),
     ],
 )
-def test_a_value_out_of_range(override: str, expected: str, train_config: Compose, tmp_path: Path) -> None:
+def test_a_value_out_of_range(override: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=expected):
-        distill(train_config(tmp_path, override))
+        distill(tiny_config(tmp_path, override))
 
 
-def test_resuming_a_run_without_checkpoints(train_config: Compose, tmp_path: Path) -> None:
+def test_resuming_a_run_without_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    message = refused(train_config(tmp_path / "run", f"resume={tmp_path / 'empty'}"))
+    message = refused(tiny_config(tmp_path / "run", f"resume={tmp_path / 'empty'}"))
     assert message.startswith(f"resume={tmp_path / 'empty'}: no checkpoint there; give a run's folder, a checkpoint's ")
 
 
-def test_resuming_a_run_with_other_networks(train_config: Compose, finished_run: Path, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, f"resume={finished_run}", "discriminator.head.hidden=32"))
+def test_resuming_a_run_with_other_networks(finished_run: Path, tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, f"resume={finished_run}", "discriminator.head.hidden=32"))
     assert message.startswith(f"cannot resume from {finished_run / 'checkpoints' / 'iteration_00000006'}: ")
     assert "size mismatch" in message
 
 
-def test_a_fresh_start_over_another_run(train_config: Compose, finished_run: Path) -> None:
+def test_a_fresh_start_over_another_run(finished_run: Path) -> None:
     log = (finished_run / "log.jsonl").read_bytes()
-    message = refused(train_config(finished_run))
+    message = refused(tiny_config(finished_run))
     assert message.startswith(f"{finished_run} holds the checkpoints of another run: continue it with resume=auto")
     assert (finished_run / "log.jsonl").read_bytes() == log
 
@@ -174,9 +175,9 @@ def poison_gradient(parts: Distillation) -> None:
     ],
 )
 def test_a_step_that_is_not_finite_changes_nothing(
-    update: str, poison: Callable[[Distillation], None], term: str, train_config: Compose, tmp_path: Path
+    update: str, poison: Callable[[Distillation], None], term: str, tmp_path: Path
 ) -> None:
-    parts = build_distillation(train_config(tmp_path, "generator.gan_weight=0.1"))
+    parts = build_distillation(tiny_config(tmp_path, "generator.gan_weight=0.1"))
     updates = take_updates(parts, iterations=2)
     next(updates), next(updates)
     if update == "generator":
@@ -191,9 +192,9 @@ def test_a_step_that_is_not_finite_changes_nothing(
         torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_value_that_is_not_finite_stops_the_run(train_config: Compose, tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     overrides = ("generator.gan_weight=0.1", "training.total_images=64", "evaluation.samples=16")
-    parts = build_distillation(train_config(tmp_path, *overrides))
+    parts = build_distillation(tiny_config(tmp_path, *overrides))
     factors = iter([1.0, 1.0, torch.inf])
     next(parts.student.parameters()).register_hook(lambda gradient: gradient * next(factors))
     with pytest.raises(ValueError, match="non-finite value in iteration 2: .*'generator_gradient': (nan|inf)"):
@@ -212,6 +213,6 @@ def test_a_value_that_is_not_finite_stops_the_run(train_config: Compose, tmp_pat
     generator = parts.student.state_dict()
     assert all(torch.equal(value, generator[key]) for key, value in saved["generator"].items())
 
-    summary = distill(train_config(tmp_path, "resume=auto", *overrides))
+    summary = distill(tiny_config(tmp_path, "resume=auto", *overrides))
     assert summary["images_seen"] == 64
     assert [line["iteration"] for line in read_log(tmp_path / "log.jsonl") if "loss" in line] == [1, 2, 3, 4]

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from onestep.images import DamagedImageError, decode_image, from_uint8, to_uint8
-from tests.pictures import encode, huge_png
+from tests.helpers.pictures import encode, huge_png
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from onestep.metrics.classifier import load_classifier
 from onestep.models.loading import load_generator, load_teacher
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
-
-REPOSITORY = Path(__file__).parents[1]
+from tests.helpers.configs import CPU
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.scripts import run_python
 
 # None in sys.modules makes an import fail, as for a package that is not installed.
 IMPORT_EVERYTHING = """
@@ -34,11 +35,7 @@ print(len(names))
 
 
 def test_every_module_imports_without_the_optional_packages() -> None:
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    finished = subprocess.run(
-        [sys.executable, "-c", IMPORT_EVERYTHING],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": path},
-    )  # fmt: skip
+    finished = run_python("-c", IMPORT_EVERYTHING)
     assert finished.returncode == 0, finished.stderr
     files = [file for file in (REPOSITORY / "onestep").rglob("*.py") if file.parent != REPOSITORY / "onestep"]
     assert int(finished.stdout) >= len(files)
@@ -65,10 +62,10 @@ def test_an_installed_wheel_runs_in_an_empty_folder(tmp_path: Path) -> None:
         assert finished.returncode == 0, finished.stderr
         return finished.stdout
 
-    onestep("train", "device=cpu", "training.total_images=256", "sampler.steps=2", "evaluation.samples=64",
+    onestep("train", CPU, "training.total_images=256", "sampler.steps=2", "evaluation.samples=64",
             "evaluation.interim_samples=64", "hydra.run.dir=run")  # fmt: skip
     assert json.loads((folder / "run" / "summary.json").read_text())["images_seen"] == 256
-    onestep("sample", "run=run", "count=2", "hydra.run.dir=images", "device=cpu")
+    onestep("sample", "run=run", "count=2", "hydra.run.dir=images", CPU)
     onestep("export", "run", "exported")
     assert (folder / "images" / "000001.png").is_file() and (folder / "exported" / "README.md").is_file()
     files = {str(file.relative_to(target / "onestep")) for file in (target / "onestep").rglob("*.*")}

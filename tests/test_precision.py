@@ -7,7 +7,7 @@ import torch
 
 from onestep.build.run import build_run
 from onestep.precision import choose_precision
-from tests.conftest import TrainConfig
+from tests.helpers.configs import tiny_config
 
 
 @pytest.mark.parametrize("capability, expected", [("AVX512", "bf16"), ("AVX2", "no"), ("DEFAULT", "no")])
@@ -29,11 +29,9 @@ def test_auto_on_a_gpu(supported: bool, expected: str, monkeypatch: pytest.Monke
     assert choose_precision("auto", "auto") == expected
 
 
-def test_a_run_keeps_a_record_of_what_was_chosen(
-    train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_keeps_a_record_of_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    run = build_run(train_config(tmp_path, "precision=auto"))
+    run = build_run(tiny_config(tmp_path, "precision=auto"))
     run.write_config()
     assert run.accelerator.mixed_precision == "no"
     assert "\nprecision: 'no'\n" in (tmp_path / "config.yaml").read_text()

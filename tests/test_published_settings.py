@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
 from PIL import Image
 
 from onestep.build.distillation import distill
@@ -19,7 +18,8 @@ from onestep.engine.log import read_log
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
-from tests.models.edm_format import pickled, snapshot
+from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
+from tests.helpers.edm_format import pickled, snapshot
 
 OBJECTIVES = ("f_distill", "uni_instruct", "sid", "sida", "dmd2")
 # Resolution, classes, architecture, and the published batch, rate and first noise level.
@@ -39,10 +39,8 @@ RUNS = (
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_each_setting_composes_with_each_method(
-    setting: str, objective: str, compose_config: Callable[..., DictConfig]
-) -> None:
-    config = compose_config("train", f"experiment={setting}", f"objective={objective}", "output=nowhere")
+def test_each_setting_composes_with_each_method(setting: str, objective: str) -> None:
+    config = configure("train", f"experiment={setting}", f"objective={objective}", "output=nowhere")
     check_config(config)
     batch, rate, sigma_init = SETTINGS[setting][3]
     assert (config.training.batch_size, config.generator.sigma_init) == (batch, sigma_init)
@@ -82,17 +80,15 @@ def files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting, objective", RUNS)
 def test_two_steps(
-    setting: str, objective: str, files: Callable[..., tuple[Path, Path]], train_config: Callable[..., DictConfig],
-    tmp_path: Path,
+    setting: str, objective: str, files: Callable[..., tuple[Path, Path]], tmp_path: Path
 ) -> None:  # fmt: skip
     teacher, data = files(*SETTINGS[setting][:3])
-    small = ("training.total_images=8", "training.batch_size=4", "evaluation.samples=4", "evaluation.interim_samples=4",
-             "evaluation.batch_size=4", "evaluation.grid=4")  # fmt: skip
     chosen = (f"experiment={setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}",
               "features=null", "metrics=[]")  # fmt: skip
-    distill(train_config(tmp_path / "run", *chosen, *small))
+    distill(tiny_config(tmp_path / "run", *chosen, *TWO_ITERATIONS))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert [line["images_seen"] for line in lines] == [4, 8]
     assert all(np.isfinite(list(line.values())).all() and line["generator_gradient"] > 0 for line in lines)

@@ -1,10 +1,7 @@
 """The README's three ways to bring a teacher, run as they are written in an empty folder, on tiny models."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +12,14 @@ from PIL import Image
 
 from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
-from tests.diffusers_models import UNET_BLOCKS, randomize
-from tests.scripts import REPOSITORY
+from tests.helpers.configs import TINY, TWO_ITERATIONS
+from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
+from tests.helpers.paths import REFERENCE, REPOSITORY
+from tests.helpers.scripts import run_python
 
 README = (REPOSITORY / "README.md").read_text()
-# Sizes that a test can afford, behind the command as it stands.
-SHORT = ("device=cpu", "precision=no", "training.total_images=8", "training.batch_size=4", "fake_score.steps=1",
-         "sampler.steps=2", "evaluation.grid=4", "evaluation.batch_size=4", "evaluation.samples=4",
-         "evaluation.interim_samples=4", "hydra.run.dir=run")  # fmt: skip
+# Behind the command as it stands.
+SHORT = (*TINY, *TWO_ITERATIONS, "fake_score.steps=1", "hydra.run.dir=run")
 MY_MODEL = """
 import torch
 from torch import nn
@@ -59,10 +56,7 @@ def save_images(folder: Path) -> None:
 
 
 def run(folder: Path, *words: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    finished = run_python(*words, cwd=folder)
     assert finished.returncode == 0, finished.stderr[-2000:]
 
 
@@ -85,9 +79,9 @@ def test_a_diffusers_pipeline(tmp_path: Path) -> None:
     assert settings.startswith('{"sigma_init": 157.')  # the last level of the pipeline's own schedule
 
 
-def test_an_edm_file(data_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "edm.pkl").write_bytes((data_folder / "sid_ddpmpp_cond10_16.pkl").read_bytes())
-    (tmp_path / "images.zip").write_bytes((data_folder / "rand-16x16-10c.zip").read_bytes())
+def test_an_edm_file(tmp_path: Path) -> None:
+    (tmp_path / "edm.pkl").write_bytes((REFERENCE / "sid_ddpmpp_cond10_16.pkl").read_bytes())
+    (tmp_path / "images.zip").write_bytes((REFERENCE / "rand-16x16-10c.zip").read_bytes())
     folder = run_block(tmp_path, blocks("bash")[1])
     assert (folder / "generator" / "generator.json").read_text().startswith('{"sigma_init": 80.0')
     assert not (folder / "checkpoints" / "iteration_00000002" / "discriminator.safetensors").exists()

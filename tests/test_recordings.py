@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.recordings import CASES, RECORDINGS, measure, run_case
+from tests.helpers.recordings import CASES, RECORDINGS, measure, run_case
+
+# One case of two processes is enough for every day.
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "sida_two_processes" else name for name in CASES]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_short_training_gives_what_was_recorded(name: str, tmp_path: Path) -> None:
     run_case(name, tmp_path)
     found, expected = measure(tmp_path / "run"), json.loads(RECORDINGS.read_text())[name]

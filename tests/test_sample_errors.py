@@ -1,6 +1,5 @@
 """What a user of sample.py gets wrong is refused with the value and the way to mend it, and nothing is run."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from onestep.build.sampling import sample
 from onestep.models.generator import load_denoiser
-
-Compose = Callable[..., DictConfig]
+from tests.helpers.configs import Configure, configure
 
 
 @pytest.fixture
-def sample_config(compose_config: Compose, tmp_path: Path) -> Compose:
+def sample_config(tmp_path: Path) -> Configure:
     """The configuration of a small sampling into ``tmp_path``."""
 
     def build(*overrides: str) -> DictConfig:
-        return compose_config("sample", "device=cpu", "count=4", f"save_to={tmp_path / 'samples'}", *overrides)
+        return configure("sample", "count=4", f"save_to={tmp_path / 'samples'}", *overrides)
 
     return build
 
@@ -39,7 +37,7 @@ def sample_config(compose_config: Compose, tmp_path: Path) -> Compose:
         ("checkpoint=elsewhere", "give either run=.* or checkpoint="),
     ],
 )
-def test_sample_refuses(override: str, expected: str, sample_config: Compose, finished_run: Path) -> None:
+def test_sample_refuses(override: str, expected: str, sample_config: Configure, finished_run: Path) -> None:
     config = sample_config(f"run={finished_run}", override)
     with pytest.raises(ValueError, match=expected):
         sample(config)
@@ -55,18 +53,18 @@ def test_sample_refuses(override: str, expected: str, sample_config: Compose, fi
         (["model=teacher", "teacher=digits"], "model=teacher needs run=..., or teacher=... and sampler=..."),
     ],
 )
-def test_sample_without_what_it_draws_from(overrides: list[str], expected: str, sample_config: Compose) -> None:
+def test_sample_without_what_it_draws_from(overrides: list[str], expected: str, sample_config: Configure) -> None:
     with pytest.raises(ValueError, match=expected):
         sample(sample_config(*overrides))
 
 
-def test_sample_scores_nothing_without_a_reference(sample_config: Compose, finished_run: Path) -> None:
+def test_sample_scores_nothing_without_a_reference(sample_config: Configure, finished_run: Path) -> None:
     config = sample_config(f"checkpoint={finished_run / 'generator'}", "metrics=[fid]")
     with pytest.raises(ValueError, match=r"metrics=\['fid'\] .* give data=\.\.\. with images and features="):
         sample(config)
 
 
-def test_a_run_that_has_not_finished_has_no_generator(sample_config: Compose, tmp_path: Path) -> None:
+def test_a_run_that_has_not_finished_has_no_generator(sample_config: Configure, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("teacher: null\n")
     with pytest.raises(ValueError, match=r"generator holds no one-step generator: expected generator\.json"):
         sample(sample_config(f"run={tmp_path}"))
@@ -94,7 +92,7 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
     ids=["os", "nested", "by_way_of_onestep", "by_the_builder", "inside_a_part", "interpolation"],
 )
 def test_a_run_from_anyone_runs_nothing(
-    node: dict[str, Any], part: str, sample_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: dict[str, Any], part: str, sample_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({part: node}))

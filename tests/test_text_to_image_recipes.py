@@ -11,13 +11,15 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
+from onestep.build.distillation import distill
 from onestep.build.sampling import sample
 from onestep.engine.log import read_log
 from onestep.models.diffusers.export import match_scheduler
 from onestep.models.diffusers.schedule import VariancePreservingSchedule, tabulated_timesteps
 from onestep.models.generator import Generator
-from tests.diffusers_models import build_denoiser
-from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
+from tests.helpers.configs import Configure, configure, tiny_config
+from tests.helpers.diffusers_models import build_denoiser
+from tests.helpers.tiny_pipelines import SCHEDULERS
 
 RECIPES = {  # the tiny pipeline, and the generator's steps
     "sd15_f_distill": ("sd", 1),
@@ -44,9 +46,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(train_config: Callable[..., DictConfig], pipelines: Pipelines, images: Path, tmp_path: Path) -> Callable:
+def recipe(pipelines: Pipelines, images: Path, tmp_path: Path) -> Callable:
     def build(experiment: str, kind: str, *overrides: str) -> DictConfig:
-        return train_config(
+        return tiny_config(
             tmp_path / "run", f"experiment={experiment}", f"teacher.path={pipelines(kind)}", "teacher.size=8",
             f"data.path={images}", f"teacher.pipeline.cache={images.parent / 'cache'}", "training.total_images=4",
             "training.batch_size=2", "evaluation.samples=2", "evaluation.grid=2", "training.evaluate_every=9",
@@ -57,9 +59,9 @@ def recipe(train_config: Callable[..., DictConfig], pipelines: Pipelines, images
 
 
 @pytest.mark.parametrize("experiment", RECIPES)
-def test_a_recipe_takes_two_steps(experiment: str, recipe: Callable[..., DictConfig], tmp_path: Path) -> None:
+def test_a_recipe_takes_two_steps(experiment: str, recipe: Configure, tmp_path: Path) -> None:
     kind, steps = RECIPES[experiment]
-    summary = distill_without_pictures(recipe(experiment, kind))
+    summary = distill(recipe(experiment, kind))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert len(lines) == 2
     assert {name for name in lines[1] if name.endswith("_loss")} == {
@@ -123,16 +125,14 @@ def test_the_scheduler_takes_these_steps(timesteps: list[int], arguments: dict[s
     ],
 )
 def test_what_is_refused(
-    overrides: tuple[str, ...], message: str, recipe: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+    overrides: tuple[str, ...], message: str, recipe: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=message):
-        distill_without_pictures(recipe("text_to_image", "sd", "data.image_column=image", *overrides))
+        distill(recipe("text_to_image", "sd", "data.image_column=image", *overrides))
 
 
-def test_prompts_for_a_network_that_takes_none(
-    finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
-    options = (f"run={finished_run}", "count=1", "device=cpu", f"save_to={tmp_path}", "prompts=[a cat]")
+def test_prompts_for_a_network_that_takes_none(finished_run: Path, tmp_path: Path) -> None:
+    options = (f"run={finished_run}", "count=1", f"save_to={tmp_path}", "prompts=[a cat]")
     with pytest.raises(ValueError, match="this network takes none"):
-        sample(compose_config("sample", *options))
+        sample(configure("sample", *options))

@@ -4,7 +4,6 @@ A generator ``m + A z`` has the distribution N(m, A A^T), so the minimised funct
 """
 
 import math
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from onestep.build.distillation import distill
 from onestep.config import instantiate
 from onestep.models.generator import Generator
 from onestep.noise import SigmaDistribution
+from tests.helpers.configs import configure
 
 ALL = ("reverse_kl", "forward_kl", "jensen_shannon", "jeffreys", "softened_reverse_kl", "squared_hellinger", "le_cam",
        "pearson_chi2", "neyman_chi2")  # fmt: skip
@@ -94,12 +94,10 @@ def affine_map(generator: Generator) -> tuple[Tensor, Tensor]:
     return x[0], (x[1:] - x[0]).T
 
 
-def trained_and_best(
-    compose_config: Callable[..., DictConfig], folder: Path, *overrides: str
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def trained_and_best(folder: Path, *overrides: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Mean and standard deviations [D] of a run's generator, and those of the minimum."""
     plain = ("experiment=affine", "objective.normalize_weight=false", "device=cpu")
-    config = compose_config("train", *plain, f"output={folder}", *overrides)
+    config = configure("train", *plain, f"output={folder}", *overrides)
     distill(config)
     mean, matrix = affine_map(Generator.from_pretrained(folder / "generator"))
     untrained = Generator(instantiate(config.generator.network), config.generator.sigma_init)
@@ -112,25 +110,27 @@ def assert_within(got: tuple[Tensor, Tensor], best: tuple[Tensor, Tensor], share
     assert errors.max() < share, f"mean and std {got} against {best}"
 
 
-def test_a_short_run_of_reverse_kl_sits_on_one_mode(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    got, best = trained_and_best(compose_config, tmp_path, "divergence=reverse_kl", "training.total_images=450000")
+@pytest.mark.slow
+def test_a_short_run_of_reverse_kl_sits_on_one_mode(tmp_path: Path) -> None:
+    got, best = trained_and_best(tmp_path, "divergence=reverse_kl", "training.total_images=450000")
     assert_within(best, (torch.tensor([0.876]), torch.tensor([0.285])), 0.01)  # the mode at 0.9 +- 0.25
     assert_within(got, best, 0.05)
 
 
-def test_the_lab_learns_the_mixture(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_lab_learns_the_mixture(tmp_path: Path) -> None:
     """In a few seconds, to less than a tenth of 0.35, the energy distance of an untrained generator."""
     overrides = ("experiment=mixture", "training.total_images=60000", "training.evaluate_every=100000")
-    summary = distill(compose_config("train", *overrides, f"output={tmp_path}", "device=cpu"))
+    summary = distill(configure("train", *overrides, f"output={tmp_path}"))
     assert abs(summary["teacher"]["energy"]) < 0.002 and summary["teacher"]["modes"] == 25
     assert abs(summary["student"]["energy"]) < 0.035
 
 
-def test_what_divergences_prefer(compose_config: Callable[..., DictConfig]) -> None:
+def test_what_divergences_prefer() -> None:
     """Reverse KL finds one mode, forward KL the moments of both, Jensen-Shannon a solution between them."""
     best: dict[str, Any] = {}
     for name in ("reverse_kl", "jensen_shannon", "forward_kl"):
-        theory = Theory(compose_config("train", "experiment=affine", f"divergence={name}"))
+        theory = Theory(configure("train", "experiment=affine", f"divergence={name}"))
         best[name] = theory.minimum(torch.zeros(1).double(), torch.full((1, 1), 0.4).double())
     mean, variance = best["forward_kl"]
     assert float(mean) == pytest.approx(0.36, abs=1e-3)
@@ -145,9 +145,7 @@ def test_what_divergences_prefer(compose_config: Callable[..., DictConfig]) -> N
     ("world", "divergence"),
     [*product([()], ALL), *product([PLANE, CLOSE], ("reverse_kl", "forward_kl", "jensen_shannon"))],
 )
-def test_a_run_reaches_its_minimum(
-    compose_config: Callable[..., DictConfig], tmp_path: Path, world: tuple[str, ...], divergence: str, seed: int
-) -> None:
+def test_a_run_reaches_its_minimum(tmp_path: Path, world: tuple[str, ...], divergence: str, seed: int) -> None:
     overrides = (*world, *LONGER.get(divergence, ()), f"divergence={divergence}", f"seed={seed}")
-    got, best = trained_and_best(compose_config, tmp_path, *overrides)
+    got, best = trained_and_best(tmp_path, *overrides)
     assert_within(got, best, 0.05)

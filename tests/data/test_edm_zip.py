@@ -13,20 +13,21 @@ from torch.utils.data import DataLoader
 from onestep.data.dataset import PositionSampler, keep_batch
 from onestep.data.edm_zip import EDMZip
 from onestep.images import DamagedImageError, to_uint8
-from tests.pictures import huge_png
+from tests.helpers.paths import REFERENCE
+from tests.helpers.pictures import huge_png
 
 Rewrite = Callable[..., Path]
 
 
 @pytest.fixture
-def recorded(data_folder: Path) -> dict[str, np.ndarray]:
+def recorded() -> dict[str, np.ndarray]:
     """What EDM's ImageFolderDataset returned."""
-    return dict(np.load(data_folder / "rand-16x16-10c.expected.npz"))
+    return dict(np.load(REFERENCE / "rand-16x16-10c.expected.npz"))
 
 
 @pytest.fixture
-def original(data_folder: Path) -> Path:
-    return data_folder / "rand-16x16-10c.zip"
+def original() -> Path:
+    return REFERENCE / "rand-16x16-10c.zip"
 
 
 @pytest.fixture
@@ -145,10 +146,7 @@ def test_bombs_and_paths_out_of_the_zip(rewrite: Rewrite, tmp_path: Path) -> Non
         ({"labels": [["00000/img00000000.png", 1]]}, r"no label for '00000/img00000001\.png', and 63 are missing"),
         ({"labels": 3}, r'expected \{"labels"'),
         ([], r'expected \{"labels"'),
-        (
-            {"labels": [[f"00000/img{i:08d}.png", -1] for i in range(64)]},
-            r"of '00000/img00000000\.png' is -1",
-        ),
+        ({"labels": [[f"00000/img{i:08d}.png", -1] for i in range(64)]}, r"of '00000/img00000000\.png' is -1"),
         ({"labels": [[f"00000/img{i:08d}.png", [0.5, 1]] for i in range(64)]}, r"is \[0\.5, 1\], and a class is"),
     ],
 )

@@ -26,8 +26,8 @@ from onestep.data.idx import IDXImages
 from onestep.data.image_folder import ImageFolder
 from onestep.data.webdataset import WebDataset, find_shards
 from onestep.images import to_uint8
+from tests.helpers.configs import tiny_config
 
-REPOSITORY = Path(__file__).parents[2]
 READERS: dict[str, Callable[..., ImageDataset]] = {
     "images.zip": EDMZip,
     "classes": ImageFolder,
@@ -63,9 +63,7 @@ def test_every_format_gives_the_same(place: str, stores: Path, digits: ImagesInM
     assert len({data.fingerprint(), few.fingerprint()}) == 2
 
 
-def test_a_training_reads_a_zip_and_its_workers_change_nothing(
-    stores: Path, tmp_path: Path, train_config: Callable[..., DictConfig]
-) -> None:
+def test_a_training_reads_a_zip_and_its_workers_change_nothing(stores: Path, tmp_path: Path) -> None:
     overrides = (
         "data=edm_zip",
         f"data.path={stores / 'images.zip'}",
@@ -73,7 +71,7 @@ def test_a_training_reads_a_zip_and_its_workers_change_nothing(
         "evaluation.samples=16",
     )
     for workers in (0, 2):
-        distill(train_config(tmp_path / str(workers), *overrides, f"num_workers={workers}"))
+        distill(tiny_config(tmp_path / str(workers), *overrides, f"num_workers={workers}"))
     weights = [(tmp_path / str(n) / "generator" / "diffusion_pytorch_model.safetensors").read_bytes() for n in (0, 2)]
     assert weights[0] == weights[1]
 

@@ -1,7 +1,6 @@
 """A teacher that denoises the latents of images with classes (DiT), from a folder to a generator and out again."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -9,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from omegaconf import DictConfig
 from PIL import Image
 
+from onestep.build.distillation import distill
 from onestep.build.evaluation import reference_of
 from onestep.build.sampling import sample
 from onestep.data.image_folder import ImageFolder
@@ -22,8 +21,9 @@ from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.pipeline_parts import Autoencoder
 from onestep.models.generator import Generator
 from onestep.seeding import seeded_inputs
-from tests.diffusers_models import build_network, randomize
-from tests.tiny_pipelines import distill_without_pictures, vae
+from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
+from tests.helpers.diffusers_models import build_network, randomize
+from tests.helpers.tiny_pipelines import vae
 
 CLASSES = 10
 
@@ -49,19 +49,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(
-    dit: Path, pictures: Path, train_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def run(dit: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished distillation of three iterations, with guidance and a discriminator."""
     folder = tmp_path_factory.mktemp("latents") / "run"
-    config = train_config(
+    config = tiny_config(
         folder, "teacher=diffusers", f"teacher.path={dit}", "teacher.guidance=2.0", "sampler=euler", "data=latents",
         f"data.images.path={pictures}", f"teacher.pipeline.cache={folder.parent / 'cache'}", "sigma=vp",
         "sigma@fake_sigma=vp", "features=null", "metrics=[]", "generator.sigma_init=100.0",
-        "training.total_images=12", "training.batch_size=4", "evaluation.samples=4",
-        "evaluation.interim_samples=4", "evaluation.batch_size=4", "evaluation.grid=4", "optimizer.generator.lr=1e-2",
+        *TWO_ITERATIONS, "training.total_images=12", "optimizer.generator.lr=1e-2",
     )  # fmt: skip
-    distill_without_pictures(config)
+    distill(config)
     return folder
 
 
@@ -98,11 +95,9 @@ def test_latents_are_the_autoencoders_and_computed_once(
     assert encoded == [4, 8, 8, 8, 8, 8]
 
 
-def test_what_sample_draws_is_decoded_and_so_is_the_export(
-    run: Path, dit: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_what_sample_draws_is_decoded_and_so_is_the_export(run: Path, dit: Path, tmp_path: Path) -> None:
     seeds = [5, 6, 7]
-    sample(compose_config("sample", f"run={run}", "seed=5", "count=3", "device=cpu", f"save_to={tmp_path / 'drawn'}"))
+    sample(configure("sample", f"run={run}", "seed=5", "count=3", f"save_to={tmp_path / 'drawn'}"))
     drawn = np.stack([np.asarray(Image.open(tmp_path / "drawn" / f"{seed:06d}.png")) for seed in seeds])
     with torch.no_grad():
         latents = Generator.from_pretrained(run / "generator")(*seeded_inputs(seeds, (4, 8, 8), CLASSES))
@@ -117,12 +112,10 @@ def test_what_sample_draws_is_decoded_and_so_is_the_export(
     assert re.search(r"\| data \| LatentDataset of ImageFolder \(pictures\d+\) \|", card)
 
 
-def test_what_is_refused(
-    run: Path, dit: Path, pictures: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
-    options = (f"checkpoint={run / 'generator'}", "count=1", "device=cpu", f"save_to={tmp_path / 'drawn'}")
+def test_what_is_refused(run: Path, dit: Path, pictures: Path, tmp_path: Path) -> None:
+    options = (f"checkpoint={run / 'generator'}", "count=1", f"save_to={tmp_path / 'drawn'}")
     with pytest.raises(ValueError, match=r"latents of 4 channels, .* give teacher=diffusers with teacher\.path"):
-        sample(compose_config("sample", *options))
+        sample(configure("sample", *options))
     with pytest.raises(ValueError, match="multiples of 2, not 3x7x7: choose others by data.images.res"):
         LatentDataset(
             ImageFolder(str(pictures), resolution=7), TeacherPipeline(str(dit), None, "float32", 8, str(tmp_path))
@@ -131,16 +124,14 @@ def test_what_is_refused(
         TeacherPipeline(str(dit), None, "float32", 0, str(tmp_path))
 
 
-def test_a_student_of_latents_needs_no_training_images(
-    run: Path, dit: Path, pictures: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_a_student_of_latents_needs_no_training_images(run: Path, dit: Path, pictures: Path, tmp_path: Path) -> None:
     """The student and the teacher's pipeline are enough, by the run or without: no training image is opened."""
-    options, drawn = ("seed=5", "count=2", "device=cpu"), []
+    options, drawn = ("seed=5", "count=2"), []
     without_run = ("teacher=diffusers", f"teacher.path={dit}", f"checkpoint={run / 'generator'}")
     away = pictures.rename(pictures.with_name("away"))
     try:
         for name, model in (("run", (f"run={run}",)), ("checkpoint", without_run)):
-            sample(compose_config("sample", *model, *options, f"save_to={tmp_path / name}"))
+            sample(configure("sample", *model, *options, f"save_to={tmp_path / name}"))
             drawn.append([np.asarray(Image.open(tmp_path / name / f"{seed:06d}.png")) for seed in (5, 6)])
     finally:
         away.rename(pictures)

@@ -19,7 +19,7 @@ from onestep.evaluation.generate import SampleSpace
 from onestep.images import decode_image, from_uint8
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, quiet
-from tests.pictures import encode, huge_png
+from tests.helpers.pictures import encode, huge_png
 
 PROMPTS = ["a cat", "the sea", "red", "a dog", "blue"]
 KINDS = ("sd", "sdxl", "sd3", "flux")

@@ -1,44 +1,40 @@
 """Incompatible parts are rejected with the setting's value and a remedy."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
-from omegaconf import DictConfig
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.models.edm.denoiser import EDMDenoiser
-from tests.refusals import refused
-
-Compose = Callable[..., DictConfig]
+from tests.helpers.configs import refused, tiny_config
 
 
-def test_a_ratio_without_a_discriminator(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "discriminator=none", "divergence=forward_kl", "generator.gan_weight=0"))
+def test_a_ratio_without_a_discriminator(tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, "discriminator=none", "divergence=forward_kl", "generator.gan_weight=0"))
     assert message.startswith("this divergence needs the density ratio, and there is none: choose discriminator=teach")
     assert "divergence=reverse_kl with generator.gan_weight=0" in message
 
 
-def test_an_adversarial_term_without_a_discriminator(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "discriminator=none", "divergence=reverse_kl", "generator.gan_weight=0.5"))
+def test_an_adversarial_term_without_a_discriminator(tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, "discriminator=none", "divergence=reverse_kl", "generator.gan_weight=0.5"))
     assert message.startswith(
         "generator.gan_weight=0.5 needs a discriminator, and there is none: choose discriminator="
     )
 
 
-def test_a_regression_without_pairs(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "generator.regression_weight=0.25"))
+def test_a_regression_without_pairs(tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, "generator.regression_weight=0.25"))
     assert message.startswith(
         "generator.regression_weight=0.25 needs pairs of noise and teacher image, and there are none: choose "
         "pairs=teacher, or set generator.regression_weight=0"
     )
 
 
-def test_pairs_without_a_regression(train_config: Compose, tmp_path: Path) -> None:
+def test_pairs_without_a_regression(tmp_path: Path) -> None:
     pairs = tmp_path / "pairs"
     overrides = ("objective=dmd", f"pairs.cache={pairs}")
-    message = refused(train_config(tmp_path / "run", *overrides, "generator.regression_weight=0"))
+    message = refused(tiny_config(tmp_path / "run", *overrides, "generator.regression_weight=0"))
     assert message == (
         "pairs of noise and teacher image would be drawn for nothing, as generator.regression_weight is 0: give it a "
         "weight, or set pairs=none"
@@ -56,19 +52,17 @@ def test_pairs_without_a_regression(train_config: Compose, tmp_path: Path) -> No
         ("pairs.count=0", "pairs.count must be positive, got 0"),
     ],
 )
-def test_nothing_is_drawn_for_parts_that_are_refused(
-    override: str, expected: str, train_config: Compose, tmp_path: Path
-) -> None:
+def test_nothing_is_drawn_for_parts_that_are_refused(override: str, expected: str, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs"
     with pytest.raises(ValueError, match=expected):
-        distill(train_config(tmp_path / "run", "objective=dmd", f"pairs.cache={pairs}", override))
+        distill(tiny_config(tmp_path / "run", "objective=dmd", f"pairs.cache={pairs}", override))
     assert not pairs.exists()
 
 
-def test_optimisers_of_two_kinds(train_config: Compose, tmp_path: Path) -> None:
+def test_optimisers_of_two_kinds(tmp_path: Path) -> None:
     """Fake score and discriminator have separate optimisers, with the class and learning rate of their settings."""
     overrides = ("optimizer.discriminator._target_=torch.optim.AdamW", "optimizer.discriminator.lr=0.125")
-    critics = build_distillation(train_config(tmp_path, *overrides)).optimizers["critics"].optimizers
+    critics = build_distillation(tiny_config(tmp_path, *overrides)).optimizers["critics"].optimizers
     assert {name: type(optimizer).__name__ for name, optimizer in critics.items()} == {
         "fake_score": "Adam", "discriminator": "AdamW",
     }  # fmt: skip
@@ -76,8 +70,8 @@ def test_optimisers_of_two_kinds(train_config: Compose, tmp_path: Path) -> None:
     assert rates["discriminator"] == 0.125 != rates["fake_score"]
 
 
-def test_a_missing_teacher(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "teacher=local", "teacher.path=no/such/teacher"))
+def test_a_missing_teacher(tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, "teacher=local", "teacher.path=no/such/teacher"))
     assert message.startswith("no teacher at 'no/such/teacher': expected a folder with config.json and safetensors")
     assert "bundled teacher: digits" in message
 
@@ -92,16 +86,16 @@ def test_a_missing_teacher(train_config: Compose, tmp_path: Path) -> None:
     ],
 )
 def test_a_teacher_of_other_images(
-    image_shape: tuple[int, int, int], label_dim: int, expected: str, train_config: Compose, tmp_path: Path
+    image_shape: tuple[int, int, int], label_dim: int, expected: str, tmp_path: Path
 ) -> None:
     options = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": []}
     EDMDenoiser(image_shape, label_dim, options=options).save_pretrained(tmp_path / "teacher")
-    message = refused(train_config(tmp_path, "teacher=local", f"teacher.path={tmp_path / 'teacher'}"))
+    message = refused(tiny_config(tmp_path, "teacher=local", f"teacher.path={tmp_path / 'teacher'}"))
     assert message.startswith(f"the teacher does not fit the data: {expected}; choose another teacher (teacher=...)")
 
 
-def test_a_noise_level_that_the_teacher_does_not_know(train_config: Compose, tmp_path: Path) -> None:
-    message = refused(train_config(tmp_path, "generator.sigma_init=100"))
+def test_a_noise_level_that_the_teacher_does_not_know(tmp_path: Path) -> None:
+    message = refused(tiny_config(tmp_path, "generator.sigma_init=100"))
     assert message == "sigma_init=100 is outside the noise levels that the network knows, [0.002, 80.0]"
 
 
@@ -114,17 +108,13 @@ def test_a_noise_level_that_the_teacher_does_not_know(train_config: Compose, tmp
         ("[.9,.8,.7,.6,.5,.4,.3,.2]", "later_sigmas=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2] makes 9 steps: at most 8"),
     ],
 )
-def test_steps_that_a_generator_cannot_take(
-    later_sigmas: str, expected: str, train_config: Compose, tmp_path: Path
-) -> None:
-    assert refused(train_config(tmp_path, f"generator.later_sigmas={later_sigmas}")).startswith(expected)
+def test_steps_that_a_generator_cannot_take(later_sigmas: str, expected: str, tmp_path: Path) -> None:
+    assert refused(tiny_config(tmp_path, f"generator.later_sigmas={later_sigmas}")).startswith(expected)
 
 
-def test_a_batch_that_the_processes_do_not_divide(
-    train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_that_the_processes_do_not_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", 3)
-    message = refused(train_config(tmp_path), build_distillation)
+    message = refused(tiny_config(tmp_path), build_distillation)
     assert message == (
         "training.batch_size=16 cannot be divided among 3 processes: choose a multiple, such as 18"
     )  # fmt: skip

@@ -1,7 +1,6 @@
 """Distillations of a tiny class-conditional network of diffusers: LoRA, smaller and full students."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from torch import Tensor
 from onestep.build.distillation import distill
 from onestep.build.sampling import sample
 from onestep.models.generator import Generator
-from tests.diffusers_models import UNET_BLOCKS, randomize
-
-TrainConfig = Callable[..., DictConfig]
+from tests.helpers.configs import Configure, configure, tiny_config
+from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
 
 
 def digits_unet(folder: Path, **options: Any) -> Path:
@@ -34,9 +32,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(train_config: TrainConfig, pipeline: Path) -> TrainConfig:
+def config(pipeline: Path) -> Configure:
     def build(output: Path, *overrides: str) -> DictConfig:
-        return train_config(
+        return tiny_config(
             output, "teacher=diffusers", f"teacher.path={pipeline}", "sampler=euler", "generator.sigma_init=10.0",
             "optimizer.generator.lr=0.01", "training.total_images=48", "training.evaluate_every=100", *overrides,
         )  # fmt: skip
@@ -48,7 +46,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
-def test_lora_generator(config: TrainConfig, pipeline: Path, tmp_path: Path) -> None:
+def test_lora_generator(config: Configure, pipeline: Path, tmp_path: Path) -> None:
     """LoRA trains only its adapters, resumes bitwise from a checkpoint, and generates samples."""
     lora = ("lora=attention", "lora.rank=2")
     distill(config(tmp_path / "full", *lora))
@@ -76,21 +74,17 @@ def test_lora_generator(config: TrainConfig, pipeline: Path, tmp_path: Path) -> 
     assert len(groups[0]["params"]) == trained < len(raw) / 2
 
 
-def test_sampling_from_a_lora_generator(
-    config: TrainConfig, compose_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_sampling_from_a_lora_generator(config: Configure, tmp_path: Path) -> None:
     distill(
         config(tmp_path / "run", "lora=attention", "lora.students=[generator,fake_score]", "training.total_images=16")
     )
     generator = Generator.from_pretrained(tmp_path / "run" / "generator")
     assert generator.denoiser.config["lora"]["rank"] == 64
-    result = sample(
-        compose_config("sample", f"run={tmp_path / 'run'}", "count=3", "device=cpu", f"save_to={tmp_path / 'drawn'}")
-    )
+    result = sample(configure("sample", f"run={tmp_path / 'run'}", "count=3", f"save_to={tmp_path / 'drawn'}"))
     assert result["count"] == 3 and len(list((tmp_path / "drawn").glob("*.png"))) == 3
 
 
-def test_smaller_generator_and_full_fake_score(config: TrainConfig, tmp_path: Path) -> None:
+def test_smaller_generator_and_full_fake_score(config: Configure, tmp_path: Path) -> None:
     smaller = digits_unet(tmp_path / "smaller", block_out_channels=(4, 8))
     node = f"generator.network={{_target_:onestep.models.diffusers.loading.load_diffusers,path:{smaller},guidance:1.0,"
     node += "size:null,dtype:bfloat16,variant:null,revision:null,local_files_only:true}"
@@ -102,8 +96,8 @@ def test_smaller_generator_and_full_fake_score(config: TrainConfig, tmp_path: Pa
     assert all(value.dtype == torch.float32 for value in after.values())
 
 
-def test_refused_before_training(config: TrainConfig, train_config: TrainConfig, tmp_path: Path) -> None:
+def test_refused_before_training(config: Configure, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="attention=xformers needs CUDA, and this run is on cpu"):
         distill(config(tmp_path, "attention=xformers"))
     with pytest.raises(ValueError, match="lora changes networks of diffusers alone"):
-        distill(train_config(tmp_path, "lora=attention"))
+        distill(tiny_config(tmp_path, "lora=attention"))

@@ -1,14 +1,13 @@
 """The loop: trained parameters, gradients, and the order of updates."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,19 +22,18 @@ from onestep.models.loading import load_teacher
 from onestep.noise import LogUniformSigma
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs, seeded_rng
-from tests.fixtures.runs import FEW_STEPS, take_updates
-
-TrainConfig = Callable[..., DictConfig]
+from tests.helpers.configs import FEW_STEPS, tiny_config
+from tests.helpers.updates import take_updates
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jensen_shannon"])
 @pytest.mark.parametrize("discriminator", ["teacher_features", "shared_encoder"])
 @pytest.mark.parametrize("objective", ["f_distill", "uni_instruct"])
 def test_every_method_moves_the_student_and_not_the_teacher(
-    objective: str, discriminator: str, divergence: str, train_config: TrainConfig, tmp_path: Path
+    objective: str, discriminator: str, divergence: str, tmp_path: Path
 ) -> None:
     overrides = (f"objective={objective}", f"discriminator={discriminator}", f"divergence={divergence}")
-    parts = build_distillation(train_config(tmp_path, *overrides, "generator.gan_weight=0.1"))
+    parts = build_distillation(tiny_config(tmp_path, *overrides, "generator.gan_weight=0.1"))
     list(take_updates(parts, iterations=2))
     method = parts.method
     original = load_file(ASSETS / "digits" / "diffusion_pytorch_model.safetensors")
@@ -53,9 +51,9 @@ def test_every_method_moves_the_student_and_not_the_teacher(
 
 
 @pytest.mark.parametrize("objective", ["f_distill", "uni_instruct"])
-def test_reverse_kl_needs_no_discriminator(objective: str, train_config: TrainConfig, tmp_path: Path) -> None:
+def test_reverse_kl_needs_no_discriminator(objective: str, tmp_path: Path) -> None:
     overrides = (f"objective={objective}", "divergence=reverse_kl", "discriminator=none", "generator.gan_weight=0")
-    parts = build_distillation(train_config(tmp_path, *overrides))
+    parts = build_distillation(tiny_config(tmp_path, *overrides))
     assert parts.method.discriminator is None and parts.method.normalizer is None
     assert parts.trained_networks.keys() == {"generator", "fake_score"}  # the networks of a checkpoint
     critics, generator = take_updates(parts)
@@ -63,8 +61,8 @@ def test_reverse_kl_needs_no_discriminator(objective: str, train_config: TrainCo
     assert generator["generator_gradient"] > 0
 
 
-def test_fake_score_steps_are_steps_of_the_critics(train_config: TrainConfig, tmp_path: Path) -> None:
-    parts = build_distillation(train_config(tmp_path, "fake_score.steps=3"))
+def test_fake_score_steps_are_steps_of_the_critics(tmp_path: Path) -> None:
+    parts = build_distillation(tiny_config(tmp_path, "fake_score.steps=3"))
     assert len(list(take_updates(parts, iterations=2))) == 2 * (3 + 1)
     taken = {
         name: {int(state["step"]) for state in optimizer.state.values()}
@@ -74,13 +72,11 @@ def test_fake_score_steps_are_steps_of_the_critics(train_config: TrainConfig, tm
     assert taken == {"generator": {2}, "fake_score": {6}, "discriminator": {6}}
 
 
-def test_the_regression_is_added_to_the_objective(
-    dmd: tuple[str, ...], train_config: TrainConfig, tmp_path: Path
-) -> None:
+def test_the_regression_is_added_to_the_objective(dmd: tuple[str, ...], tmp_path: Path) -> None:
     """The gradient with the regression minus that without is the weighted mean squared error's, from the seeds."""
     without_pairs = ("objective=dmd", "generator.regression_weight=0", "pairs=none")
     with_it, without_it = (
-        build_distillation(train_config(tmp_path, *overrides, "training.grad_clip=1e9"))
+        build_distillation(tiny_config(tmp_path, *overrides, "training.grad_clip=1e9"))
         for overrides in ((*dmd, "generator.regression_weight=0.5"), without_pairs)
     )
     assert without_it.pairs is None
@@ -107,23 +103,19 @@ def test_the_regression_is_added_to_the_objective(
     assert full.norm() > 0.01
 
 
-def test_the_pairs_are_drawn_once(
-    dmd: tuple[str, ...], train_config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_pairs_are_drawn_once(dmd: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for drawn in (True, False):
-        build_distillation(train_config(tmp_path, *dmd))
+        build_distillation(tiny_config(tmp_path, *dmd))
         assert ("0 of 3 chunks are in" in capsys.readouterr().out) is drawn
 
 
 @pytest.mark.parametrize("objective, largest", [("f_distill", 0.0), ("uni_instruct", 1e-6)])
-def test_a_fake_score_that_is_the_teacher_gives_no_gradient(
-    objective: str, largest: float, train_config: TrainConfig, tmp_path: Path
-) -> None:
+def test_a_fake_score_that_is_the_teacher_gives_no_gradient(objective: str, largest: float, tmp_path: Path) -> None:
     """Exactly 0 for f-distill. Uni-Instruct's gradient is a sum of terms that cancel up to rounding."""
     overrides = (f"objective={objective}", "divergence=reverse_kl", "weighting=unit", "discriminator=none",
                  "generator.gan_weight=0")  # fmt: skip
     fixed, trained = (
-        build_distillation(train_config(tmp_path, *overrides, f"optimizer.fake_score.lr={lr}")) for lr in (0.0, 1e-3)
+        build_distillation(tiny_config(tmp_path, *overrides, f"optimizer.fake_score.lr={lr}")) for lr in (0.0, 1e-3)
     )
     (_, equal), (_, learnt) = take_updates(fixed), take_updates(trained)
     assert (equal["score_gap"] == 0).all() and (equal["loss"] == 0).all()
@@ -178,8 +170,8 @@ class RecordingSigma(LogUniformSigma):
         return super().sample(count, rng)
 
 
-def test_the_trained_steps_are_those_that_are_drawn(train_config: TrainConfig, tmp_path: Path) -> None:
-    parts = build_distillation(train_config(tmp_path, *FEW_STEPS))
+def test_the_trained_steps_are_those_that_are_drawn(tmp_path: Path) -> None:
+    parts = build_distillation(tiny_config(tmp_path, *FEW_STEPS))
     student = parts.student = RecordingStudent(parts.student)
     list(take_updates(parts, iterations=9))
     exit_steps = [len(noises) - 1 for noises in student.kept]
@@ -188,7 +180,7 @@ def test_the_trained_steps_are_those_that_are_drawn(train_config: TrainConfig, t
 
 
 def test_what_a_run_of_several_steps_says_and_saves(
-    few_step_run: Path, train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_step_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     summary = json.loads((few_step_run / "summary.json").read_text())
     assert summary["student"]["network_evaluations"] == 3
@@ -196,13 +188,13 @@ def test_what_a_run_of_several_steps_says_and_saves(
         assert Generator.from_pretrained(few_step_run / folder).later_sigmas == [0.5, 0.2]
     titles: list[tuple[str, str]] = []
     monkeypatch.setattr(report, "save_side_by_side", lambda teacher, student, both, path: titles.append(both))
-    distill(train_config(tmp_path, *FEW_STEPS, "training.total_images=16", "evaluation.samples=16"))
+    distill(tiny_config(tmp_path, *FEW_STEPS, "training.total_images=16", "evaluation.samples=16"))
     assert titles == [("teacher, 3 evaluations", "student, 3 evaluations")]
 
 
-def test_one_step_takes_one_draw_of_its_iteration_s_randomness(train_config: TrainConfig, tmp_path: Path) -> None:
+def test_one_step_takes_one_draw_of_its_iteration_s_randomness(tmp_path: Path) -> None:
     """The random numbers after the latents do not depend on the number of steps."""
-    parts = build_distillation(train_config(tmp_path))
+    parts = build_distillation(tiny_config(tmp_path))
     student = parts.student = RecordingStudent(parts.student)
     levels = parts.fake_sigma = RecordingSigma()  # the first random numbers after the latents
     list(take_updates(parts, iterations=2))

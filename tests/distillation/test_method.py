@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
 from onestep.models.discriminator import Discriminator
-from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.noise import LogUniformSigma, add_noise
 from onestep.objectives.adversarial import discriminator_loss
 from onestep.objectives.base import Objective, Predictions
@@ -21,6 +20,7 @@ from onestep.objectives.f_distill import FDistill
 from onestep.objectives.losses import Losses, Term
 from onestep.objectives.uni_instruct import UniInstruct
 from onestep.objectives.weighting import UnitWeighting
+from tests.helpers.edm_models import tiny_denoiser
 
 Home = Literal["teacher", "fake_score"]
 homes = pytest.mark.parametrize("home", ["teacher", "fake_score"])
@@ -43,7 +43,7 @@ class StubObjective(Objective):
 class World:
     """A method with random weights, and a noised batch."""
 
-    def __init__(self, tiny_denoiser: Callable[..., EDMDenoiser], home: Home | None) -> None:
+    def __init__(self, home: Home | None) -> None:
         torch.manual_seed(0)
         discriminator = None
         if home is not None:
@@ -89,8 +89,8 @@ class World:
 
 
 @pytest.fixture
-def world(tiny_denoiser: Callable[..., EDMDenoiser], home: Home | None) -> World:
-    return World(tiny_denoiser, home)
+def world(home: Home | None) -> World:
+    return World(home)
 
 
 # The generator's losses.

@@ -19,13 +19,14 @@ from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
+from tests.helpers.edm_models import tiny_denoiser
 
 SAMPLER = HeunSampler(steps=3, sigma_min=0.1, sigma_max=10.0)
 Prepare = Callable[..., TeacherPairs]
 
 
 @pytest.fixture
-def teacher(tiny_denoiser: Callable[..., EDMDenoiser]) -> EDMDenoiser:
+def teacher() -> EDMDenoiser:
     return tiny_denoiser(seed=1).requires_grad_(False)
 
 
@@ -89,7 +90,7 @@ def test_the_images_are_those_of_the_sampler(prepare: Prepare, teacher: EDMDenoi
     assert files(tmp_path / "cache").keys() == THREE_CHUNKS
 
 
-def test_without_classes(tiny_denoiser: Callable[..., EDMDenoiser], accelerator: Accelerator, tmp_path: Path) -> None:
+def test_without_classes(accelerator: Accelerator, tmp_path: Path) -> None:
     teacher = tiny_denoiser(label_dim=0)
     pairs = prepare_pairs(PairSettings(3, 4, str(tmp_path)), teacher, SAMPLER, accelerator, 5, seed=0)
     latents, condition, images = pairs.batch(0)
@@ -224,9 +225,7 @@ def test_the_generation_is_divided_among_processes(
 # The key of the cache.
 
 
-def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(
-    tiny_denoiser: Callable[..., EDMDenoiser], tmp_path: Path
-) -> None:
+def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: Path) -> None:
     def folder(
         teacher: EDMDenoiser,
         sampler: HeunSampler = SAMPLER,

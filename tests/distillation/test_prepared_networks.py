@@ -11,10 +11,10 @@ from onestep.config import CONF
 from onestep.engine.shard import full_state_dict
 from onestep.models.generator import Generator
 from onestep.profiling.subject import Subject
+from tests.helpers.configs import TINY
 
 pytestmark = pytest.mark.usefixtures("process_as_it_was")
 
-OPTIONS = ("device=cpu", "precision=no", "training.warmup_images=0")
 PRESETS = sorted(file.stem for file in (CONF / "objective").glob("*.yaml"))
 
 
@@ -25,7 +25,7 @@ def gradients(subject: Subject, iterations: int) -> list[float]:
 
 
 def test_channels_last_is_the_same_training(tmp_path: Path) -> None:
-    plain, laid_out = Subject("digits", OPTIONS, 4), Subject("digits", [*OPTIONS, "channels_last=true"], 4)
+    plain, laid_out = Subject("digits", TINY, 4), Subject("digits", [*TINY, "channels_last=true"], 4)
     assert gradients(laid_out, 2) == pytest.approx(gradients(plain, 2), rel=1e-3)
     generator = laid_out.parts.student
     weights = [
@@ -40,17 +40,17 @@ def test_channels_last_is_the_same_training(tmp_path: Path) -> None:
 
 def test_channels_last_and_shared_networks_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="channels_last=true and shard=true"):
-        Subject("digits", [*OPTIONS, "channels_last=true", "shard=true"], 4)
+        Subject("digits", [*TINY, "channels_last=true", "shard=true"], 4)
 
 
 def test_the_mode_of_compile_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="compile=fastest: expected true, false or a mode of torch.compile"):
-        Subject("digits", [*OPTIONS, "compile=fastest"], 4)
+        Subject("digits", [*TINY, "compile=fastest"], 4)
     modes: list[str | None] = []
     monkeypatch.setattr(nn.Module, "compile", lambda _, mode: modes.append(mode))
     for choice, mode in (("true", None), ("reduce-overhead", "reduce-overhead")):
         modes.clear()
-        Subject("digits", [*OPTIONS, f"compile={choice}"], 4)
+        Subject("digits", [*TINY, f"compile={choice}"], 4)
         assert modes == [mode] * 4  # generator, fake score, teacher, average
 
 
@@ -61,7 +61,7 @@ def test_every_preset_compiles(preset: str, monkeypatch: pytest.MonkeyPatch, tmp
     torch._dynamo.reset()
     counters: Any = torch._dynamo.utils.counters
     counters.clear()
-    options = [*OPTIONS, f"objective={preset}"]
+    options = [*TINY, f"objective={preset}"]
     eager, compiled = Subject("digits", options, 16), Subject("digits", [*options, "compile=true"], 16)
     assert gradients(compiled, 2) == pytest.approx(gradients(eager, 2), rel=1e-2)
     assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]

@@ -1,17 +1,17 @@
-"""Every preset runs without further overrides, and trains the networks of its method."""
+"""Every preset without further overrides trains the networks of its method."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
 from onestep.config import CONF
 from onestep.distillation import loop
-from onestep.engine.log import read_log
+from tests.helpers.configs import TINY, TWO_ITERATIONS, configure, tiny_config
+from tests.helpers.updates import take_updates
 
 # Diagnostics of critics and pairs in a log line, and the fake score's updates per update of the generator.
 EXPECTED = {
@@ -27,13 +27,6 @@ EXPECTED = {
     "sid_lsg": ({"fake_score_loss"}, 2),
     "uni_instruct": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
 }
-TINY = ("device=cpu", "precision=no", "sampler.steps=2", "evaluation.samples=16", "evaluation.interim_samples=16",
-        "training.total_images=32", "training.batch_size=16", "training.warmup_images=0",
-        "training.log_every=1")  # fmt: skip
-
-
-def run_config(compose_config: Callable[..., DictConfig], folder: Path, *overrides: str) -> DictConfig:
-    return compose_config("train", *TINY, *overrides, f"output={folder / 'run'}")
 
 
 def test_every_preset_is_here() -> None:
@@ -41,21 +34,15 @@ def test_every_preset_is_here() -> None:
 
 
 @pytest.mark.parametrize("preset", EXPECTED)
-def test_a_preset_trains_what_it_should(
-    preset: str, compose_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    pairs = ("pairs.count=16", "pairs.batch_size=16") if preset == "dmd" else ()
-    config = run_config(compose_config, tmp_path, f"objective={preset}", *pairs)
+def test_a_preset_trains_what_it_should(preset: str, tmp_path: Path) -> None:
+    pairs = ("pairs.count=16", "pairs.batch_size=16", f"pairs.cache={tmp_path}") if preset == "dmd" else ()
+    parts = build_distillation(configure("train", *TINY, f"objective={preset}", *pairs, f"output={tmp_path / 'run'}"))
     losses, steps = EXPECTED[preset]
-    assert steps in (0, config.fake_score.steps)
-    distill(config)
-    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
-    assert len(lines) == 2
-    assert {key for key in lines[-1] if key.endswith("_loss")} == losses
-    assert lines[-1]["generator_gradient"] > 0
-    checkpoint = tmp_path / "run" / "checkpoints" / "iteration_00000002"
-    trained = {name for name in ("fake_score", "discriminator") if (checkpoint / f"{name}.safetensors").exists()}
+    *critics, generator = take_updates(parts)
+    assert len(critics) == steps
+    assert {key for update in (*critics, generator) for key in update if key.endswith("_loss")} == losses
+    assert generator["generator_gradient"] > 0
+    trained = {name for name in ("fake_score", "discriminator") if name in parts.trained_networks}
     assert trained == {name for name in ("fake_score", "discriminator") if f"{name}_loss" in losses}
     assert ("fake_score" in trained) == (steps > 0)
 
@@ -75,17 +62,13 @@ def test_a_preset_trains_what_it_should(
         (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
     ],
 )
-def test_parts_that_do_not_go_together(
-    compose_config: Callable[..., DictConfig], tmp_path: Path, overrides: tuple[str, ...], message: str
-) -> None:
+def test_parts_that_do_not_go_together(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        distill(run_config(compose_config, tmp_path, *overrides))
+        distill(tiny_config(tmp_path, *overrides))
 
 
-def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(
-    compose_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
-    parts = build_distillation(run_config(compose_config, tmp_path, "objective=sid_lsg", "fake_score.guidance=1.25"))
+def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(tmp_path: Path) -> None:
+    parts = build_distillation(tiny_config(tmp_path, "objective=sid_lsg", "fake_score.guidance=1.25"))
     summary = loop.distill(parts)
     assert parts.method.fake_score is not None
     assert (parts.method.teacher.guidance, parts.method.fake_score.guidance) == (1.5, 1.25)
@@ -93,12 +76,12 @@ def test_guidance_reaches_teacher_and_fake_score_but_not_the_generator(
     assert summary["teacher"]["network_evaluations"] == 2 * 3 and summary["student"]["network_evaluations"] == 1
 
 
-def test_points_are_drawn_as_numbers(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
-    distill(run_config(compose_config, tmp_path, "experiment=mixture", "mixture=ring"))
-    options = (f"run={tmp_path / 'run'}", f"save_to={tmp_path / 'drawn'}", "device=cpu", "count=200", "model=teacher")
-    result = sample(compose_config("sample", *options, "format=npz", "metrics=[energy]", "sampler=heun"))
+def test_points_are_drawn_as_numbers(tiny_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = tiny_run("experiment=mixture", "mixture=ring", *TWO_ITERATIONS)
+    options = (f"run={run}", f"save_to={tmp_path / 'drawn'}", "count=200", "model=teacher")
+    result = sample(configure("sample", *options, "format=npz", "metrics=[energy]", "sampler=heun"))
     points = np.load(tmp_path / "drawn" / "samples.npz")["images"]
     assert points.dtype == np.float32 and points.shape == (200, 2, 1, 1)
     assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's samples, up to the noise of 200 samples
     with pytest.raises(ValueError, match="points, no images; choose format=npz"):
-        sample(compose_config("sample", *options, "format=png"))
+        sample(configure("sample", *options, "format=png"))

@@ -1,21 +1,17 @@
 """Two real processes have equal networks and different images, and the metrics of a single process."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from onestep.build.distillation import distill
 from onestep.distillation.loop import exit_step
 from onestep.engine.log import read_log
-from tests.fixtures.runs import FEW_STEPS
-from tests.scripts import REPOSITORY, run_python
-
-TrainConfig = Callable[..., DictConfig]
+from tests.helpers.configs import FEW_STEPS, TINY, configure
+from tests.helpers.scripts import run_python
 
 TWO_PROCESSES = """
 import sys
@@ -50,17 +46,14 @@ print(distill(config))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["f_distill", "dmd"])
-def test_two_processes_stay_one_run(
-    method: str, dmd: tuple[str, ...], compose_config: TrainConfig, tmp_path: Path
-) -> None:
+def test_two_processes_stay_one_run(method: str, dmd: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    overrides = ("device=cpu", "precision=no", "training.total_images=48", "training.batch_size=16", "sampler.steps=2",
-                 "training.warmup_images=0", "training.log_every=1", "training.evaluate_every=2", *FEW_STEPS,
+    overrides = (*TINY, "training.total_images=48", "training.evaluate_every=2", *FEW_STEPS,
                  "evaluation.samples=33", "evaluation.interim_samples=17")  # fmt: skip
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "two.py"))
     finished = run_python(
         *launch, str(tmp_path), *overrides, f"output={tmp_path / 'run'}",
-        *(dmd if method == "dmd" else ()), PYTHONPATH=str(REPOSITORY),
+        *(dmd if method == "dmd" else ()),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     exit_steps = []
@@ -77,7 +70,7 @@ def test_two_processes_stay_one_run(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["images_seen"] == 48
     # Each process has the features of half of the samples; the metrics are those of one process with all samples.
-    one = distill(compose_config("train", *overrides, f"output={tmp_path / 'one'}", *(dmd if method == "dmd" else ())))
+    one = distill(configure("train", *overrides, f"output={tmp_path / 'one'}", *(dmd if method == "dmd" else ())))
     interim = [read_log(tmp_path / run / "log.jsonl") for run in ("run", "one")]
     figures = [[line["fid"] for line in lines if "fid" in line] for lines in interim]
     figures = [[*fids, *(of[side][name] for side in ("teacher", "student") for name in ("fid", "recall"))]

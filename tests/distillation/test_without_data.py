@@ -5,29 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
 
 from onestep.build.distillation import distill
 from onestep.data.dataset import NoData
 from onestep.data.digits import Digits
 from onestep.engine.log import read_log
 from onestep.seeding import GlobalDraws
-from tests.refusals import refused
+from tests.helpers.configs import refused, tiny_config
 
-Compose = Callable[..., DictConfig]
 FREE = ("data=none", "discriminator=none", "divergence=reverse_kl", "generator.gan_weight=0")
 
 
 @pytest.mark.parametrize("objective", ["sid", "sds", "diff_instruct", "vsd", "sim", "sid_lsg"])
-def test_a_method_without_data(
-    objective: str, train_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_without_data(objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled digits are the only images, and the run reads none."""
     monkeypatch.setattr(Digits, "__init__", None)
     small = ("training.total_images=32", "training.evaluate_every=10", "evaluation.samples=4",
              "evaluation.interim_samples=4", "evaluation.grid=4")  # fmt: skip
     run = ("metrics=[]", f"objective={objective}", "data=none", *small)
-    summary = distill(train_config(tmp_path / "run", *run))
+    summary = distill(tiny_config(tmp_path / "run", *run))
     assert summary["images_seen"] == 32
     losses = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert len(losses) == 2 and all(torch.tensor(losses).isfinite())
@@ -56,13 +52,11 @@ def test_labels_are_uniform_and_depend_on_iteration_and_place_alone() -> None:
         ((*FREE, "metrics=[fid]"), r"metrics=['fid'] need real images, and there are none: give data=..."),
     ],
 )
-def test_images_that_are_needed(
-    overrides: tuple[str, ...], expected: str, train_config: Compose, tmp_path: Path
-) -> None:
-    assert refused(train_config(tmp_path / "run", *overrides)).startswith(expected)
+def test_images_that_are_needed(overrides: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    assert refused(tiny_config(tmp_path / "run", *overrides)).startswith(expected)
 
 
-def test_prompts_are_data_of_their_own(pipelines: Callable[[str], Path], train_config: Compose, tmp_path: Path) -> None:
+def test_prompts_are_data_of_their_own(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
     given = (
         "experiment=text_to_image",
         "data=none",
@@ -70,5 +64,5 @@ def test_prompts_are_data_of_their_own(pipelines: Callable[[str], Path], train_c
         *FREE,
         "generator.sigma_init=14.6",
     )
-    message = refused(train_config(tmp_path / "run", *given))
+    message = refused(tiny_config(tmp_path / "run", *given))
     assert "teacher takes encoder_hidden_states: choose data=prompts data.path=..." in message

@@ -15,26 +15,27 @@ from onestep.engine.optimizer import BadSample, GuardedOptimizer, SkippedStepErr
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.shard import full_tensor, shard
 from onestep.objectives.losses import Losses, Term
+from tests.helpers.updates import make_settings
 
 Settings = Callable[..., TrainingSettings]
 
 
-def test_lr_without_warmup_and_decay_is_constant(make_settings: Settings) -> None:
+def test_lr_without_warmup_and_decay_is_constant() -> None:
     assert {lr_factor(make_settings(), images) for images in (0, 500, 1000, 2000)} == {1.0}
 
 
-def test_lr_warms_up_linearly(make_settings: Settings) -> None:
+def test_lr_warms_up_linearly() -> None:
     settings = make_settings(warmup_images=200)
     assert [lr_factor(settings, images) for images in (0, 50, 200, 900)] == pytest.approx([0, 0.25, 1, 1])
 
 
-def test_lr_decays_by_a_cosine_to_its_final_share(make_settings: Settings) -> None:
+def test_lr_decays_by_a_cosine_to_its_final_share() -> None:
     settings = make_settings(final_lr=0.1)
     expected = [1, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 0.55, 0.1, 0.1]
     assert [lr_factor(settings, images) for images in (0, 250, 500, 1000, 5000)] == pytest.approx(expected)
 
 
-def test_warmup_and_decay_multiply(make_settings: Settings) -> None:
+def test_warmup_and_decay_multiply() -> None:
     settings = make_settings(warmup_images=1000, final_lr=0.2)
     assert lr_factor(settings, 500) == pytest.approx(0.5 * 0.6)
 
@@ -69,7 +70,7 @@ def take_step(optimizer: GuardedOptimizer, terms: dict[str, Term], iteration: in
 
 @pytest.mark.parametrize("grad_clip, gradient", [(10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])])
 def test_step_descends_the_sum_of_the_clipped_terms(
-    make_settings: Settings, weights: nn.Parameter, grad_clip: float, gradient: list[float]
+    weights: nn.Parameter, grad_clip: float, gradient: list[float]
 ) -> None:
     optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(grad_clip=grad_clip))
     assert take_step(optimizer, terms_of(weights)) == pytest.approx(5)
@@ -77,7 +78,7 @@ def test_step_descends_the_sum_of_the_clipped_terms(
     assert weights.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_micro_batches_add_up_to_their_mean(make_settings: Settings, weights: nn.Parameter) -> None:
+def test_micro_batches_add_up_to_their_mean(weights: nn.Parameter) -> None:
     """Gradients (3, 4) and (9, 12): the mean is (6, 8), of norm 10."""
     optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(accumulation=2))
     optimizer.backward(Losses(terms_of(weights)), SIGMA)
@@ -85,13 +86,13 @@ def test_micro_batches_add_up_to_their_mean(make_settings: Settings, weights: nn
     assert weights.tolist() == pytest.approx([0.4, 1.2])
 
 
-def test_gradients_of_earlier_backward_passes_do_not_enter(make_settings: Settings, weights: nn.Parameter) -> None:
+def test_gradients_of_earlier_backward_passes_do_not_enter(weights: nn.Parameter) -> None:
     weights.grad = torch.full((2,), 100.0)
     take_step(guard(torch.optim.SGD([weights], lr=0.1), make_settings()), terms_of(weights))
     assert weights.tolist() == pytest.approx([0.7, 1.6])
 
 
-def test_every_groups_lr_follows_the_course(make_settings: Settings, weights: nn.Parameter) -> None:
+def test_every_groups_lr_follows_the_course(weights: nn.Parameter) -> None:
     other = nn.Parameter(torch.zeros(2))
     sgd = torch.optim.SGD([{"params": [weights], "lr": 0.4}, {"params": [other], "lr": 0.02}], lr=1.0)
     optimizer = guard(sgd, make_settings(warmup_images=200))  # ten iterations are half of it
@@ -104,9 +105,7 @@ def test_every_groups_lr_follows_the_course(make_settings: Settings, weights: nn
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_term_is_skipped_and_changes_nothing(
-    make_settings: Settings, weights: nn.Parameter, value: float
-) -> None:
+def test_non_finite_term_is_skipped_and_changes_nothing(weights: nn.Parameter, value: float) -> None:
     adam = torch.optim.Adam([weights], lr=0.1)
     optimizer = guard(adam, make_settings(accumulation=2))
     optimizer.backward(Losses(terms_of(weights)), SIGMA)
@@ -125,7 +124,7 @@ def test_non_finite_term_is_skipped_and_changes_nothing(
     assert take_step(optimizer, terms_of(weights), iteration=7) == pytest.approx(5)
 
 
-def test_non_finite_gradient_of_a_finite_term(make_settings: Settings) -> None:
+def test_non_finite_gradient_of_a_finite_term() -> None:
     weight = nn.Parameter(torch.zeros(1))
     optimizer = guard(torch.optim.SGD([weight], lr=0.1), make_settings())
     with pytest.raises(SkippedStepError, match=r"'root': 0\.0, 'network_gradient': inf") as skipped:
@@ -153,7 +152,7 @@ def half_terms(weight: nn.Parameter, factor: float) -> dict[str, Term]:
 
 
 @pytest.mark.parametrize("fp16, gradient", [(False, 0.0), (True, 1e-8)])
-def test_a_gradient_below_half_precision(make_settings: Settings, fp16: bool, gradient: float) -> None:
+def test_a_gradient_below_half_precision(fp16: bool, gradient: float) -> None:
     """1e-8 underflows to 0 in fp16; times 65536 it is 6.6e-4."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = guard(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16=fp16)
@@ -161,7 +160,7 @@ def test_a_gradient_below_half_precision(make_settings: Settings, fp16: bool, gr
     assert weight.item() == pytest.approx(-gradient, rel=1e-3)
 
 
-def test_overflow_halves_the_scale_of_this_optimizer_alone(make_settings: Settings) -> None:
+def test_overflow_halves_the_scale_of_this_optimizer_alone() -> None:
     weight, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizers = [guard(torch.optim.SGD([w], lr=1.0), make_settings(), fp16=True) for w in (weight, other)]
     for _ in range(2):  # 3 * 65536 and 3 * 32768 exceed 65504, fp16's largest number
@@ -179,7 +178,7 @@ def test_overflow_halves_the_scale_of_this_optimizer_alone(make_settings: Settin
     assert resumed.loss_scale == 2.0**15
 
 
-def test_a_term_that_is_not_finite_is_no_overflow(make_settings: Settings, weights: nn.Parameter) -> None:
+def test_a_term_that_is_not_finite_is_no_overflow(weights: nn.Parameter) -> None:
     optimizer = guard(torch.optim.SGD([weights], lr=1.0), make_settings(), fp16=True)
     with pytest.raises(SkippedStepError) as skipped:
         take_step(optimizer, {"loss": Term(weights.sum() * torch.tensor([math.nan, 1.0]))})
@@ -187,7 +186,7 @@ def test_a_term_that_is_not_finite_is_no_overflow(make_settings: Settings, weigh
 
 
 @pytest.mark.parametrize("fp16", [False, True])
-def test_full_and_sharded_parameters_of_one_optimizer(make_settings: Settings, fp16: bool, tmp_path: Path) -> None:
+def test_full_and_sharded_parameters_of_one_optimizer(fp16: bool, tmp_path: Path) -> None:
     """A sharded fake score and its discriminator: all gradients of (h1 + h2) (w . x) are 3."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -209,7 +208,7 @@ def test_full_and_sharded_parameters_of_one_optimizer(make_settings: Settings, f
         torch.distributed.destroy_process_group()
 
 
-def test_optimizers_of_one_backward_pass_are_clipped_each_by_itself(make_settings: Settings) -> None:
+def test_optimizers_of_one_backward_pass_are_clipped_each_by_itself() -> None:
     """Gradients 3 and 4: separate norms, and clipped steps of the size of the learning rates."""
     slow, fast = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizers = {"slow": torch.optim.SGD([slow], lr=0.1), "fast": torch.optim.SGD([fast], lr=0.5)}
@@ -220,7 +219,7 @@ def test_optimizers_of_one_backward_pass_are_clipped_each_by_itself(make_setting
     assert [slow.item(), fast.item()] == pytest.approx([-0.1, -0.5], rel=1e-5)
 
 
-def test_a_step_that_one_optimizer_cannot_take_is_skipped_by_all(make_settings: Settings) -> None:
+def test_a_step_that_one_optimizer_cannot_take_is_skipped_by_all() -> None:
     good, bad = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizers = {"good": torch.optim.SGD([good], lr=0.1), "bad": torch.optim.SGD([bad], lr=0.1)}
     optimizer = GuardedOptimizer(optimizers, make_settings())

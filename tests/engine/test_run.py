@@ -2,32 +2,28 @@
 
 import errno
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
 from torch import nn
 
 from onestep.build.distillation import distill
 from onestep.build.run import build_run
 from onestep.engine.checkpoint import list_checkpoints
 from onestep.engine.log import RunLog, read_log
-from onestep.engine.settings import TrainingSettings
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
+from tests.helpers.configs import tiny_config
+from tests.helpers.updates import make_settings
 
-TrainConfig = Callable[..., DictConfig]
 VALUES = {1: 5.0, 2: 3.0, 3: 4.0, 4: 6.0, 5: 3.5, 6: 7.0}
 
 
 @pytest.mark.parametrize("key", ["fid", "fid50k", "recall"])
-def test_the_best_is_saved_and_kept(
-    key: str, train_config: TrainConfig, make_settings: Callable[..., TrainingSettings], tmp_path: Path
-) -> None:
+def test_the_best_is_saved_and_kept(key: str, tmp_path: Path) -> None:
     """The smallest value or, if higher is better, the largest of the negated values."""
-    run, state = build_run(train_config(tmp_path)), TrainingState({"network": nn.Linear(2, 2)}, {})
+    run, state = build_run(tiny_config(tmp_path)), TrainingState({"network": nn.Linear(2, 2)}, {})
     settings = make_settings(total_images=60, checkpoint_every=4, keep_last=1)
     higher_is_better = key == "recall"
     sign = -1 if higher_is_better else 1
@@ -41,8 +37,8 @@ def test_the_best_is_saved_and_kept(
     assert all(measured["key"] == key and measured["higher_is_better"] is higher_is_better for measured in kept)
 
 
-def test_a_distillation_keeps_the_best_by_recall(train_config: TrainConfig, tmp_path: Path) -> None:
-    distill(train_config(tmp_path, "evaluation.best=recall", "training.evaluate_every=1", "training.keep_last=1"))
+def test_a_distillation_keeps_the_best_by_recall(tmp_path: Path) -> None:
+    distill(tiny_config(tmp_path, "evaluation.best=recall", "training.evaluate_every=1", "training.keep_last=1"))
     recalls = {line["iteration"]: line["recall"] for line in read_log(tmp_path / "log.jsonl") if "recall" in line}
     assert list(recalls) == [1, 2, 3, 4, 5, 6] and len(set(recalls.values())) > 1
     best = max(recalls, key=lambda iteration: recalls[iteration])
@@ -51,9 +47,7 @@ def test_a_distillation_keeps_the_best_by_recall(train_config: TrainConfig, tmp_
     assert manifest["measured"] == {"key": "recall", "value": recalls[best], "higher_is_better": True}
 
 
-def test_a_disk_that_fills_between_checkpoints(
-    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_disk_that_fills_between_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write = RunLog.write
 
     def write_until_full(log: RunLog, iteration: int, values: dict[str, Any]) -> None:
@@ -64,5 +58,5 @@ def test_a_disk_that_fills_between_checkpoints(
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "write", write_until_full)
         with pytest.raises(ValueError, match=r"stopped: .*No space left on device.* continue with resume=auto"):
-            distill(train_config(tmp_path, "training.checkpoint_every=2", "training.evaluate_every=100"))
+            distill(tiny_config(tmp_path, "training.checkpoint_every=2", "training.evaluate_every=100"))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_00000002"]

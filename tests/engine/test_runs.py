@@ -1,23 +1,20 @@
 """The files of a distillation, and its bitwise resumption."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
 from onestep.build.distillation import distill
 from onestep.engine.log import read_log
 from onestep.models.generator import Generator
-from tests.fixtures.runs import FEW_STEPS
-from tests.killed_run import assert_same_checkpoint, distill_until_iteration_5
-
-TrainConfig = Callable[..., DictConfig]
+from tests.helpers.configs import FEW_STEPS, tiny_config
+from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5
 
 
 def test_the_summary(finished_run: Path) -> None:
@@ -47,11 +44,11 @@ def test_the_log(finished_run: Path) -> None:
     assert training[0]["weight_mean"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_the_config_is_written_resolved(finished_run: Path, train_config: TrainConfig) -> None:
+def test_the_config_is_written_resolved(finished_run: Path) -> None:
     text = (finished_run / "config.yaml").read_text()
     assert "${" not in text
     saved = OmegaConf.create(text)
-    assert saved == OmegaConf.create(OmegaConf.to_container(train_config(finished_run), resolve=True))
+    assert saved == OmegaConf.create(OmegaConf.to_container(tiny_config(finished_run), resolve=True))
     assert saved.fake_sigma == saved.sigma and saved.objective.divergence == saved.divergence
 
 
@@ -81,9 +78,9 @@ def test_the_generators_are_those_of_the_last_checkpoint(finished_run: Path) -> 
         assert all(torch.equal(value, saved[key]) for key, value in generator.state_dict().items())
 
 
-def test_a_run_shorter_than_its_first_log_line(train_config: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_shorter_than_its_first_log_line(tmp_path: Path) -> None:
     overrides = ("training.total_images=16", "training.log_every=5", "training.checkpoint_every=5")
-    assert distill(train_config(tmp_path, *overrides))["images_seen"] == 16
+    assert distill(tiny_config(tmp_path, *overrides))["images_seen"] == 16
     assert (tmp_path / "log.jsonl").read_text() == ""
     assert (tmp_path / "checkpoints" / "iteration_00000001").is_dir()  # the last iteration is always saved
 
@@ -96,18 +93,17 @@ def test_a_resumed_run_is_the_same_run(
     straight_run: str,
     overrides: tuple[str, ...],
     request: pytest.FixtureRequest,
-    train_config: TrainConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finished: Path = request.getfixturevalue(straight_run)
     overrides = (*overrides, "training.checkpoint_every=3")
     # The checkpoint is of iteration 3; the log extends to 5 and must be cut.
-    distill_until_iteration_5(monkeypatch, train_config(tmp_path, *overrides))
+    distill_until_iteration_5(monkeypatch, tiny_config(tmp_path, *overrides))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_00000003"]
     assert read_log(tmp_path / "log.jsonl")[-1]["iteration"] == 5
 
-    summary = distill(train_config(tmp_path, *overrides, "resume=auto"))
+    summary = distill(tiny_config(tmp_path, *overrides, "resume=auto"))
     for iteration in ("iteration_00000003", "iteration_00000006"):
         assert_same_checkpoint(finished / "checkpoints" / iteration, tmp_path / "checkpoints" / iteration)
     assert read_log(tmp_path / "log.jsonl") == read_log(finished / "log.jsonl")
@@ -118,12 +114,12 @@ def test_a_resumed_run_is_the_same_run(
 
 
 def test_a_resumed_run_reads_on_in_the_pairs(
-    dmd: tuple[str, ...], train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dmd: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    distill(train_config(straight, *dmd))
-    distill_until_iteration_5(monkeypatch, train_config(resumed, "training.checkpoint_every=3", *dmd))
-    distill(train_config(resumed, "training.checkpoint_every=3", "resume=auto", *dmd))
+    distill(tiny_config(straight, *dmd))
+    distill_until_iteration_5(monkeypatch, tiny_config(resumed, "training.checkpoint_every=3", *dmd))
+    distill(tiny_config(resumed, "training.checkpoint_every=3", "resume=auto", *dmd))
     assert_same_checkpoint(*(folder / "checkpoints" / "iteration_00000006" for folder in (straight, resumed)))
     losses = [
         [line.get("regression_loss") for line in read_log(folder / "log.jsonl")] for folder in (straight, resumed)
@@ -132,13 +128,13 @@ def test_a_resumed_run_reads_on_in_the_pairs(
 
 
 @pytest.mark.parametrize("of", [".", "checkpoints/iteration_00000006"])
-def test_resuming_in_another_folder(of: str, finished_run: Path, train_config: TrainConfig, tmp_path: Path) -> None:
+def test_resuming_in_another_folder(of: str, finished_run: Path, tmp_path: Path) -> None:
     overrides = ("training.total_images=112", "evaluation.samples=16", f"resume={finished_run / of}")
-    assert distill(train_config(tmp_path, *overrides))["images_seen"] == 112
+    assert distill(tiny_config(tmp_path, *overrides))["images_seen"] == 112
     assert [line["iteration"] for line in read_log(tmp_path / "log.jsonl")] == [7]
 
 
-def test_the_seed_decides_the_run(finished_run: Path, train_config: TrainConfig, tmp_path: Path) -> None:
-    distill(train_config(tmp_path, "seed=1", "evaluation.samples=16"))
+def test_the_seed_decides_the_run(finished_run: Path, tmp_path: Path) -> None:
+    distill(tiny_config(tmp_path, "seed=1", "evaluation.samples=16"))
     ours, theirs = (read_log(folder / "log.jsonl")[0] for folder in (tmp_path, finished_run))
     assert ours["fake_score_loss"] != theirs["fake_score_loss"]

@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
+from tests.helpers.updates import make_settings
 
 Settings = Callable[..., TrainingSettings]
 
 
-def test_iterations_and_images_of_each_process(make_settings: Settings) -> None:
+def test_iterations_and_images_of_each_process() -> None:
     settings = make_settings(total_images=1007, batch_size=24)
     assert settings.iterations == 41
     assert [settings.per_process(processes) for processes in (1, 2, 8)] == [24, 12, 3]
 
 
-def test_batch_that_the_processes_do_not_divide(make_settings: Settings) -> None:
+def test_batch_that_the_processes_do_not_divide() -> None:
     message = r"training\.batch_size=10 cannot be divided among 4 processes: choose a multiple, such as 12$"
     with pytest.raises(ValueError, match=message):
         make_settings(batch_size=10).per_process(4)
@@ -42,7 +43,7 @@ def test_batch_that_the_processes_do_not_divide(make_settings: Settings) -> None
         "max_skipped_steps",
     ],
 )
-def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> None:
+def test_numbers_that_must_be_positive(name: str) -> None:
     with pytest.raises(ValueError, match=rf"training\.{name} must be positive, got 0"):
         make_settings(**{name: 0})
 
@@ -57,7 +58,7 @@ def test_numbers_that_must_be_positive(make_settings: Settings, name: str) -> No
         ({"total_images": 5}, r"training\.total_images=5 .*batch_size=10"),
     ],
 )
-def test_numbers_out_of_range(make_settings: Settings, changes: dict[str, Any], message: str) -> None:
+def test_numbers_out_of_range(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_settings(**changes)
 

@@ -1,21 +1,17 @@
 """Activation checkpointing does not change gradients, and adds none for frozen parameters."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
 from onestep.distillation.method import frozen
 from onestep.engine.shard import checkpoint_activations
-from onestep.models.edm.denoiser import EDMDenoiser
+from tests.helpers.edm_models import tiny_denoiser
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("freeze", [False, True])
-def test_gradients_without_kept_activations(
-    tiny_denoiser: Callable[..., EDMDenoiser], freeze: bool, compiled: bool
-) -> None:
+def test_gradients_without_kept_activations(freeze: bool, compiled: bool) -> None:
     """Also for a critic that is frozen in the forward pass and trainable again before the backward pass."""
 
     def gradients(saving: bool) -> tuple[Tensor, list[Tensor | None]]:

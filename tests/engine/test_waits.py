@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onestep.profiling.subject import Subject
+from tests.helpers.configs import CPU
 
 
 class AskedValues(TorchDispatchMode):
@@ -24,7 +25,7 @@ class AskedValues(TorchDispatchMode):
 @pytest.mark.parametrize("objective", ["f_distill", "sida", "uni_instruct"])
 def test_one_wait_an_update(objective: str) -> None:
     # A distribution of sigma that would validate its input, and a normalizer that calls it.
-    overrides = [f"objective={objective}", "sigma=log_normal", "fake_score.steps=3", "device=cpu"]
+    overrides = [f"objective={objective}", "sigma=log_normal", "fake_score.steps=3", CPU]
     subject = Subject("digits", overrides, 2)
     list(subject.iteration())
     with AskedValues() as asked:

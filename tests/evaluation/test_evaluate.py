@@ -22,17 +22,18 @@ from onestep.build.sampling import sample
 from onestep.metrics.inception import PUBLISHED_SHA256
 from onestep.metrics.statistics import Moments
 from onestep.models.generator import Generator
+from tests.helpers.configs import configure
 
 Evaluate = Callable[..., dict[str, Any]]
 ALL = "metrics=[fid,is,kid,prdc]"
 
 
 @pytest.fixture
-def evaluate(finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path) -> Evaluate:
+def evaluate(finished_run: Path, tmp_path: Path) -> Evaluate:
     """Runs ``sample`` on the finished run."""
 
     def run(*overrides: str) -> dict[str, Any]:
-        return sample(compose_config("sample", f"run={finished_run}", "device=cpu", f"save_to={tmp_path}", *overrides))
+        return sample(configure("sample", f"run={finished_run}", f"save_to={tmp_path}", *overrides))
 
     return run
 
@@ -67,12 +68,10 @@ def sample_in_a_process(rank: int, config: DictConfig, folder: Path, port: int) 
     (folder / f"{rank}.json").write_text(json.dumps(sample(config)))
 
 
-def test_two_processes_share_the_samples(
-    evaluate: Evaluate, finished_run: Path, compose_config: Callable[..., DictConfig], tmp_path: Path
-) -> None:
+def test_two_processes_share_the_samples(evaluate: Evaluate, finished_run: Path, tmp_path: Path) -> None:
     options = ("count=61", "seed_ranges=2", ALL, "format=npz", "features_cache=null")
     alone = evaluate(*options, f"save_to={tmp_path / 'one'}")
-    config = compose_config("sample", f"run={finished_run}", "device=cpu", f"save_to={tmp_path / 'two'}", *options)
+    config = configure("sample", f"run={finished_run}", f"save_to={tmp_path / 'two'}", *options)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -109,19 +108,17 @@ def test_an_exported_pipeline(evaluate: Evaluate, finished_run: Path, tmp_path: 
         evaluate("run=null", f"checkpoint={tmp_path / 'exported'}")
 
 
-def test_a_published_value_needs_its_protocol(
-    compose_config: Callable[..., DictConfig], inception_file: Path, stores: Path, tmp_path: Path
-) -> None:
+def test_a_published_value_needs_its_protocol(inception_file: Path, stores: Path, tmp_path: Path) -> None:
     def run(*overrides: str) -> dict[str, Any]:
-        config = compose_config(
-            "sample", "device=cpu", f"images={stores / 'classes'}",
+        config = configure(
+            "sample", f"images={stores / 'classes'}",
             "data=edm_zip", f"data.path={stores / 'images.zip'}", "features=inception",
             f"features.path={inception_file}", f"save_to={tmp_path}",
             f"features.sha256={hashlib.sha256(inception_file.read_bytes()).hexdigest()}", *overrides,
         )  # fmt: skip
         return sample(config)
 
-    assert compose_config("sample", "features=inception").features.sha256 == PUBLISHED_SHA256
+    assert configure("sample", "features=inception").features.sha256 == PUBLISHED_SHA256
     with pytest.raises(ValueError, match=r"fid50k needs 50,000 samples, got 60"):
         run("metrics=[fid50k]")
     result = run("metrics=[fid]")
@@ -146,9 +143,7 @@ PROGRAMS = ("inception.InceptionFeatures", "protocols.InceptionFeatures", "proto
 
 
 @pytest.mark.parametrize("target", PROGRAMS)
-def test_a_run_s_folder_cannot_name_a_program(
-    target: str, compose_config: Callable[..., DictConfig], inception_file: Path, tmp_path: Path
-) -> None:
+def test_a_run_s_folder_cannot_name_a_program(target: str, inception_file: Path, tmp_path: Path) -> None:
     """Its hash beside it proves nothing, as both are the folder's; the published one is let through."""
     content_hash = hashlib.sha256(inception_file.read_bytes()).hexdigest()
     features = {"_target_": f"onestep.metrics.{target}", "path": str(inception_file), "url": None}
@@ -156,11 +151,11 @@ def test_a_run_s_folder_cannot_name_a_program(
         config = {"teacher": None, "sampler": None, "data": None, "features": features | {"sha256": trusted}}
         (tmp_path / "config.yaml").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=message):
-            sample(compose_config("sample", f"run={tmp_path}", "device=cpu", f"save_to={tmp_path}"))
+            sample(configure("sample", f"run={tmp_path}", f"save_to={tmp_path}"))
     weights = {"_target_": "onestep.metrics.protocols.TorchFidelityFeatures", "weights": "a.pth"}
     (tmp_path / "config.yaml").write_text(json.dumps({"features": weights}))
     with pytest.raises(ValueError, match=r"asks to run the program 'a\.pth'"):
-        sample(compose_config("sample", f"run={tmp_path}", "device=cpu", f"save_to={tmp_path}"))
+        sample(configure("sample", f"run={tmp_path}", f"save_to={tmp_path}"))
 
 
 def test_what_cannot_be_evaluated(evaluate: Evaluate, tmp_path: Path) -> None:

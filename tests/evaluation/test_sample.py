@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
@@ -22,19 +21,17 @@ from onestep.models.generator import Generator
 from onestep.models.loading import load_teacher
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
-
-TrainConfig = Callable[..., DictConfig]
-
+from tests.helpers.configs import configure
 
 Draw = Callable[..., tuple[Tensor, dict[str, Any]]]
 
 
 @pytest.fixture
-def draw(finished_run: Path, compose_config: TrainConfig, drawn: list[Tensor], tmp_path: Path) -> Draw:
+def draw(finished_run: Path, drawn: list[Tensor], tmp_path: Path) -> Draw:
     """Draws from the finished run into ``tmp_path``: the images and what ``sample`` returns."""
 
     def run(*overrides: str) -> tuple[Tensor, dict[str, Any]]:
-        config = compose_config("sample", f"run={finished_run}", "device=cpu", f"save_to={tmp_path}", *overrides)
+        config = configure("sample", f"run={finished_run}", f"save_to={tmp_path}", *overrides)
         result = sample(config)
         return drawn[-1], result
 

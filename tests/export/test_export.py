@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from omegaconf import DictConfig
 from PIL import Image
 
 from onestep.build.sampling import sample
@@ -19,6 +17,8 @@ from onestep.export.export import export
 from onestep.export.pipeline import OneStepPipeline
 from onestep.models.generator import Generator
 from onestep.seeding import seeded_inputs, seeded_noise
+from tests.helpers.configs import configure
+from tests.helpers.edm_models import tiny_denoiser
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,10 @@ def test_the_folder_holds_safetensors_a_card_and_a_picture(exported: Path, finis
 
 @pytest.mark.parametrize("classes", [None, [3, 7]])
 def test_a_seed_gives_what_sample_draws(
-    classes: list[int] | None,
-    exported: Path,
-    finished_run: Path,
-    compose_config: Callable[..., DictConfig],
-    tmp_path: Path,
+    classes: list[int] | None, exported: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     choice = "classes=null" if classes is None else f"classes={classes}"
-    config = compose_config(
-        "sample", f"run={finished_run}", "count=5", "seed=3", choice, "device=cpu", f"save_to={tmp_path}"
-    )
+    config = configure("sample", f"run={finished_run}", "count=5", "seed=3", choice, f"save_to={tmp_path}")
     sample(config)
     drawn = [np.asarray(Image.open(tmp_path / f"{seed:06d}.png")) for seed in range(3, 8)]
     pipeline = OneStepPipeline.from_pretrained(exported)
@@ -75,8 +69,8 @@ def test_the_other_output_types(exported: Path) -> None:
         pipeline([0], classes=[10])
 
 
-def test_a_few_step_generator_keeps_its_levels(tiny_denoiser: Callable[..., torch.nn.Module], tmp_path: Path) -> None:
-    generator = Generator(tiny_denoiser(seed=2), 2.5, [1.0, 0.5])  # type: ignore[arg-type]
+def test_a_few_step_generator_keeps_its_levels(tmp_path: Path) -> None:
+    generator = Generator(tiny_denoiser(seed=2), 2.5, [1.0, 0.5])
     OneStepPipeline.from_generator(generator).save_pretrained(tmp_path)
     pipeline = OneStepPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,12 +1,10 @@
 """Each metric of conf/metrics has a title and a direction for each of its values."""
 
-from collections.abc import Callable
-
 import pytest
 from hydra.utils import get_class
-from omegaconf import DictConfig
 
 from onestep.config import CONF
+from tests.helpers.configs import configure
 
 DESCRIPTIONS = {
     "fid": {"fid": ("FID", False)},
@@ -29,9 +27,9 @@ def test_every_metric_is_listed_here() -> None:
 
 
 @pytest.mark.parametrize("name", DESCRIPTIONS)
-def test_a_metric_s_keys_titles_and_directions(name: str, compose_config: Callable[..., DictConfig]) -> None:
+def test_a_metric_s_keys_titles_and_directions(name: str) -> None:
     """Descriptions need only the class and its configuration: features of transformers are not fetched."""
-    config = compose_config("train", f"metrics=[{name}]", "mixture=grid").metrics[name]
+    config = configure("train", f"metrics=[{name}]", "mixture=grid").metrics[name]
     metric = get_class(config._target_)
     titles = config.get("title", getattr(metric, "title", None))
     by_key = {name: titles} if isinstance(titles, str) else titles

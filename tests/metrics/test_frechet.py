@@ -13,6 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from onestep.metrics.frechet import FrechetDistance
 from onestep.metrics.statistics import FeatureStatistics, Moments
 from onestep.processes import gather_rows, process_rows
+from tests.helpers.paths import REFERENCE
 
 
 def recorded_features(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,23 +21,23 @@ def recorded_features(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return real, generated
 
 
-def test_equals_the_original_code(data_folder: Path) -> None:
+def test_equals_the_original_code() -> None:
     """8.6304786 is the result of EDM's fid.py for these random features."""
-    real, generated = recorded_features(data_folder)
+    real, generated = recorded_features(REFERENCE)
     assert FrechetDistance()(real, generated) == pytest.approx(8.630478593676743, rel=1e-9)
     assert FrechetDistance()(generated, real) == pytest.approx(8.630478593676782, rel=1e-9)
 
 
-def test_statistics_are_the_original_code_s(data_folder: Path, tmp_path: Path) -> None:
-    real, generated = recorded_features(data_folder)
+def test_statistics_are_the_original_code_s(tmp_path: Path) -> None:
+    real, generated = recorded_features(REFERENCE)
     for features, name in ((real, "fid-refs"), (generated, "gen_stats")):
-        ours, theirs = Moments.of(features), Moments.load(data_folder / f"fid_random64_{name}.npz")
+        ours, theirs = Moments.of(features), Moments.load(REFERENCE / f"fid_random64_{name}.npz")
         torch.testing.assert_close(ours.mean, theirs.mean, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(ours.covariance, theirs.covariance, rtol=1e-9, atol=1e-13)
         ours.save(tmp_path / f"{name}.npz")
         with np.load(tmp_path / f"{name}.npz") as file:
             assert np.array_equal(file["mu"], ours.mean) and np.array_equal(file["sigma"], ours.covariance)
-    reference = Moments.load(data_folder / "fid_random64_fid-refs.npz")
+    reference = Moments.load(REFERENCE / "fid_random64_fid-refs.npz")
     assert FrechetDistance()(reference, generated) == pytest.approx(8.630478593676743, rel=1e-9)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -100,8 +101,8 @@ def test_few_samples_of_many_dimensions() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 600])
-def test_batches_and_their_order_do_not_matter(batch: int, data_folder: Path) -> None:
-    real, _ = recorded_features(data_folder)
+def test_batches_and_their_order_do_not_matter(batch: int) -> None:
+    real, _ = recorded_features(REFERENCE)
     expected = Moments.of(real)
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(batch))
     statistics = FeatureStatistics(64)
@@ -113,9 +114,9 @@ def test_batches_and_their_order_do_not_matter(batch: int, data_folder: Path) ->
     torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
 
 
-def accumulate_part(rank: int, processes: int, folder: str, data_folder: str) -> None:
+def accumulate_part(rank: int, processes: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=processes)
-    real, generated = recorded_features(Path(data_folder))
+    real, generated = recorded_features(Path(REFERENCE))
     generated = generated[:499]  # parts of different lengths
     statistics = FeatureStatistics(64)
     for part in real[process_rows(600)].split(50):
@@ -126,9 +127,9 @@ def accumulate_part(rank: int, processes: int, folder: str, data_folder: str) ->
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_have_what_one_has(data_folder: Path, tmp_path: Path) -> None:
-    mp.start_processes(accumulate_part, (2, str(tmp_path), str(data_folder)), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
-    real, generated = recorded_features(data_folder)
+def test_two_processes_have_what_one_has(tmp_path: Path) -> None:
+    mp.start_processes(accumulate_part, (2, str(tmp_path), str(REFERENCE)), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
+    real, generated = recorded_features(REFERENCE)
     expected = Moments.of(real)
     for rank in (0, 1):
         rows, mean, covariance, count = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -12,8 +12,9 @@ from onestep.commands import main
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.generator import Generator, load_denoiser
 from onestep.models.loading import load_generator, load_teacher
+from tests.helpers.paths import REFERENCE
 
-SID = Path(__file__).parents[1] / "reference" / "sid_ddpmpp_cond10_16.pkl"
+SID = REFERENCE / "sid_ddpmpp_cond10_16.pkl"
 
 
 def test_a_generator_folder_draws_the_recorded_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.loading import load_diffusers
-from tests.diffusers_models import build_denoiser, build_network
+from tests.helpers.diffusers_models import build_denoiser, build_network
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -13,7 +13,7 @@ from onestep.denoiser import Condition, map_condition
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.generator import load_denoiser
 from onestep.samplers import EulerSampler
-from tests.diffusers_models import FLOWS, NETWORKS, build_denoiser, build_network, random_condition, unet
+from tests.helpers.diffusers_models import FLOWS, NETWORKS, build_denoiser, build_network, random_condition, unet
 
 STEPS, GUIDANCE = 5, 3.0  # DDIM steps evenly where the steps divide 1000
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.schedule import read_schedule
-from tests.diffusers_models import FLOWS, NETWORKS, build_denoiser, random_condition
+from tests.helpers.diffusers_models import FLOWS, NETWORKS, build_denoiser, random_condition
 
 TIMESTEPS = torch.tensor([0, 1, 2, 10, 50, 137, 250, 400, 500, 613, 750, 888, 950, 998, 999])
 BETAS: dict[str, dict[str, Any]] = {

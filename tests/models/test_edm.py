@@ -4,7 +4,6 @@ The files ``tests/data/edm_ddpmpp_cond10_16.*`` hold what EDM's own code compute
 which are random: nothing was trained. The files of the original format are held to theirs in test_edm_fixtures.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,9 @@ from onestep.denoiser import Condition
 from onestep.images import to_uint8
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.samplers import HeunSampler
+from tests.helpers.edm_models import tiny_denoiser
+from tests.helpers.paths import REFERENCE
 
-Denoisers = Callable[..., EDMDenoiser]
 TOLERANCE = 1e-5  # of each sample's largest value
 
 
@@ -49,7 +49,7 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def edm() -> Reference:
-    return Reference(Path(__file__).parents[1] / "reference", "edm_ddpmpp_cond10_16", num_blocks=2)
+    return Reference(REFERENCE, "edm_ddpmpp_cond10_16", num_blocks=2)
 
 
 def test_state_dict_fits_exactly(edm: Reference) -> None:
@@ -113,7 +113,7 @@ class ConstantModel(nn.Module):
         return torch.full_like(encoded[-1], self.output)
 
 
-def test_preconditioning_numbers(tiny_denoiser: Denoisers) -> None:
+def test_preconditioning_numbers() -> None:
     """Table 1 of arXiv 2206.00364 at sigma_data = 0.5 and sigma = 1.2, where sqrt(sigma^2 + sigma_data^2) = 1.3."""
     denoiser = tiny_denoiser()
     x, sigma = torch.full((1, 1, 8, 8), 2.6), torch.tensor([1.2])
@@ -126,7 +126,7 @@ def test_preconditioning_numbers(tiny_denoiser: Denoisers) -> None:
     torch.testing.assert_close(denoiser(x, sigma), torch.full_like(x, (0.5 / 1.3) ** 2 * 2.6 + 1.2 * 0.5 / 1.3))
 
 
-def test_denoising_weight(tiny_denoiser: Denoisers) -> None:
+def test_denoising_weight() -> None:
     """It makes the raw network's own error count the same at every sigma: weight * c_out^2 = 1."""
     sigma = torch.tensor([0.002, 0.5, 1.2, 80.0])
     weight = tiny_denoiser().loss_weight(sigma)
@@ -143,7 +143,7 @@ def batch() -> tuple[Tensor, Tensor, Condition]:
     return x_sigma, torch.tensor([0.3, 5.0]), {"labels": torch.eye(3)[[2, 0]]}
 
 
-def test_outputs_agree_with_each_other(tiny_denoiser: Denoisers, batch: tuple[Tensor, Tensor, Condition]) -> None:
+def test_outputs_agree_with_each_other(batch: tuple[Tensor, Tensor, Condition]) -> None:
     denoiser = tiny_denoiser()
     prediction, features = denoiser(*batch, outputs="both")
     assert torch.equal(prediction, denoiser(*batch))
@@ -152,9 +152,7 @@ def test_outputs_agree_with_each_other(tiny_denoiser: Denoisers, batch: tuple[Te
     assert prediction.requires_grad and features.requires_grad
 
 
-def test_prediction_without_graph_beside_features_with(
-    tiny_denoiser: Denoisers, batch: tuple[Tensor, Tensor, Condition]
-) -> None:
+def test_prediction_without_graph_beside_features_with(batch: tuple[Tensor, Tensor, Condition]) -> None:
     denoiser = tiny_denoiser()
     prediction, features = denoiser(*batch, outputs="both", prediction_grad=False)
     assert torch.equal(prediction, denoiser(*batch)) and not prediction.requires_grad
@@ -183,7 +181,7 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
         EDMDenoiser(**({"image_shape": (3, 8, 8)} | arguments))
 
 
-def test_guidance_extrapolates_from_the_unconditional_prediction(tiny_denoiser: Denoisers) -> None:
+def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
     """Eq. 6 of arXiv 2207.12598, with the zero vector as no class; the features stay the conditional ones."""
     denoiser, random = tiny_denoiser(), torch.Generator().manual_seed(0)
     x, sigma = torch.randn(4, 1, 8, 8, generator=random), torch.tensor([0.1, 0.5, 1.0, 4.0])

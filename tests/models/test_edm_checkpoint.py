@@ -11,7 +11,7 @@ import torch
 
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
-from tests.models.edm_format import Call, persistent, pickled, recorded, repickled, snapshot
+from tests.helpers.edm_format import Call, persistent, pickled, recorded, repickled, snapshot
 
 SMALL: dict[str, Any] = {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 ADM = SMALL | {"model_channels": 32, "channel_mult_emb": 2}

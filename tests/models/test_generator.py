@@ -3,7 +3,6 @@
 import json
 import math
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition
-from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator, load_denoiser
+from tests.helpers.edm_models import tiny_denoiser
 
-Denoisers = Callable[..., EDMDenoiser]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def test_generator_is_the_denoiser_at_sigma_init(tiny_denoiser: Denoisers) -> None:
+def test_generator_is_the_denoiser_at_sigma_init() -> None:
     denoiser = tiny_denoiser()
     latents = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     condition = {"labels": torch.eye(3)[:2]}
@@ -30,7 +28,7 @@ def test_generator_is_the_denoiser_at_sigma_init(tiny_denoiser: Denoisers) -> No
 
 
 @pytest.mark.parametrize("sigma_init", [0.001, 81.0])
-def test_sigma_init_outside_the_networks_levels(tiny_denoiser: Denoisers, sigma_init: float) -> None:
+def test_sigma_init_outside_the_networks_levels(sigma_init: float) -> None:
     with pytest.raises(ValueError, match=rf"sigma_init={sigma_init} is outside .* \[0.002, 80.0\]"):
         Generator(tiny_denoiser(), sigma_init)
 
@@ -78,7 +76,7 @@ def test_steps_of_a_linear_denoiser_have_a_known_law(steps: int, training: bool)
     assert images.var().item() == pytest.approx(variance, rel=4 * math.sqrt(2 / count))
 
 
-def test_forward_is_the_loop_by_hand(tiny_denoiser: Denoisers) -> None:
+def test_forward_is_the_loop_by_hand() -> None:
     denoiser = tiny_denoiser()
     (latents,), labels = noise_like_images(1), torch.eye(3)
     with torch.no_grad():
@@ -94,7 +92,7 @@ def test_forward_is_the_loop_by_hand(tiny_denoiser: Denoisers) -> None:
 
 @pytest.mark.parametrize("exit_step", [0, 1, 2])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.dtype, tiny_denoiser: Denoisers) -> None:
+def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.dtype) -> None:
     denoiser, sigmas, condition = tiny_denoiser(), [2.5, 0.9, 0.3], {"labels": torch.eye(3)}
     noises = noise_like_images(exit_step + 1)
 
@@ -126,7 +124,7 @@ def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.d
     assert apart > 0.05 if exit_step else apart == 0
 
 
-def test_noise_for_more_steps_than_there_are(tiny_denoiser: Denoisers) -> None:
+def test_noise_for_more_steps_than_there_are() -> None:
     with pytest.raises(ValueError, match="zip"):
         Generator(tiny_denoiser(), 2.5, [0.9]).simulate(noise_like_images(3), {"labels": torch.eye(3)})
 
@@ -142,12 +140,12 @@ def test_noise_for_more_steps_than_there_are(tiny_denoiser: Denoisers) -> None:
         ([2.0 - 0.1 * k for k in range(8)], r"later_sigmas=\[2.0, .* makes 9 steps: at most 8 in all"),
     ],
 )
-def test_later_sigmas_that_do_not_descend(tiny_denoiser: Denoisers, later_sigmas: list[float], message: str) -> None:
+def test_later_sigmas_that_do_not_descend(later_sigmas: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Generator(tiny_denoiser(), 2.5, later_sigmas)
 
 
-def test_most_steps_and_the_lowest_level_are_allowed(tiny_denoiser: Denoisers) -> None:
+def test_most_steps_and_the_lowest_level_are_allowed() -> None:
     generator = Generator(tiny_denoiser(), 2.5, [2.0, 1.5, 1.0, 0.5, 0.1, 0.01, 0.002])
     assert generator.network_evaluations == 8
 
@@ -155,7 +153,7 @@ def test_most_steps_and_the_lowest_level_are_allowed(tiny_denoiser: Denoisers) -
 # To a folder and back.
 
 
-def test_the_steps_come_back(tiny_denoiser: Denoisers, tmp_path: Path) -> None:
+def test_the_steps_come_back(tmp_path: Path) -> None:
     Generator(tiny_denoiser(), 2.5, [0.9, 0.3]).save_pretrained(tmp_path)
     restored = Generator.from_pretrained(tmp_path)
     assert (restored.sigma_init, restored.later_sigmas, restored.network_evaluations) == (2.5, [0.9, 0.3], 3)
@@ -166,7 +164,7 @@ def test_a_generator_that_was_saved_without_later_steps_has_one(folder: Path) ->
     assert Generator.from_pretrained(folder).network_evaluations == 1
 
 
-def test_generator_comes_back_bit_for_bit(tiny_denoiser: Denoisers, tmp_path: Path) -> None:
+def test_generator_comes_back_bit_for_bit(tmp_path: Path) -> None:
     generator = Generator(tiny_denoiser(dropout=0.3).train(), sigma_init=3.25)
     generator.save_pretrained(tmp_path)
     restored = Generator.from_pretrained(tmp_path)
@@ -179,7 +177,7 @@ def test_generator_comes_back_bit_for_bit(tiny_denoiser: Denoisers, tmp_path: Pa
 
 
 @pytest.fixture
-def folder(tiny_denoiser: Denoisers, tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A saved generator."""
     Generator(tiny_denoiser(), sigma_init=2.5).save_pretrained(tmp_path)
     return tmp_path
@@ -200,7 +198,7 @@ def test_folder_without_a_network(tmp_path: Path) -> None:
         load_denoiser(tmp_path / "absent")
 
 
-def test_denoiser_is_no_generator(tiny_denoiser: Denoisers, tmp_path: Path) -> None:
+def test_denoiser_is_no_generator(tmp_path: Path) -> None:
     tiny_denoiser().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds no one-step generator: expected generator.json"):
         Generator.from_pretrained(tmp_path)

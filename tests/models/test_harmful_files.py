@@ -14,7 +14,7 @@ import torch
 
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.torch_file import read_checkpoint
-from tests.models.edm_format import Call, Raw, assemble, blob, persistent, pickled, recorded, text
+from tests.helpers.edm_format import Call, Raw, assemble, blob, persistent, pickled, recorded, text
 
 SHELL = Call("os", "system", ("touch PWNED_MARKER",))
 EVALUATED = Call("builtins", "eval", ("open('PWNED_MARKER', 'w')",))

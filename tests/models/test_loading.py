@@ -1,17 +1,16 @@
 """Teachers from checkpoints."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from onestep.data.digits import Digits
-from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
+from tests.helpers.edm_models import tiny_denoiser
 
 
-def test_saved_teacher_comes_back_frozen(tiny_denoiser: Callable[..., EDMDenoiser], tmp_path: Path) -> None:
+def test_saved_teacher_comes_back_frozen(tmp_path: Path) -> None:
     network = tiny_denoiser(dropout=0.3).train()
     network.save_pretrained(tmp_path)
     teacher = load_teacher(str(tmp_path), guidance=1.0)
@@ -41,7 +40,7 @@ def test_bundled_teacher_denoises_the_digits() -> None:
     assert error(2.0, labels) < 0.9 * error(2.0, labels.roll(1, dims=1))
 
 
-def test_guidance_needs_a_teacher_trained_for_it(tiny_denoiser: Callable[..., EDMDenoiser], tmp_path: Path) -> None:
+def test_guidance_needs_a_teacher_trained_for_it(tmp_path: Path) -> None:
     assert load_teacher("digits", guidance=1.5).guidance == 1.5
     tiny_denoiser().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"guidance=1\.5: .* without label dropout"):

@@ -13,7 +13,7 @@ from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.lora import LoRA
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import load_denoiser
-from tests.diffusers_models import FLOWS, build_denoiser, random_condition
+from tests.helpers.diffusers_models import FLOWS, build_denoiser, random_condition
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 

@@ -1,7 +1,6 @@
 """The U-Net's parts, and NCSN++ as a whole, against independent computations; test_edm holds DDPM++ to the original."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from torch import Tensor
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.edm.layers import FourierEmbedding, PositionalEmbedding, ResampleConv2d, attend
 from onestep.models.edm.song_unet import SongUNet
+from tests.helpers.edm_models import tiny_denoiser
 
 NCSNPP = {
     "embedding_type": "fourier",
@@ -158,8 +158,8 @@ def run_ncsnpp(network: SongUNet, x: Tensor, c_noise: Tensor) -> Tensor:
     return conv("dec.8x8_aux_conv", F.silu(norm("dec.8x8_aux_norm", x)), padding=1)
 
 
-def test_ncsnpp_against_a_forward_pass_by_hand(tiny_denoiser: Callable[..., EDMDenoiser]) -> None:
-    network = tiny_denoiser(label_dim=0, channels=3, channel_mult=[1, 2, 2], **NCSNPP).model.double()
+def test_ncsnpp_against_a_forward_pass_by_hand() -> None:
+    network = tiny_denoiser(label_dim=0, channels=3, channel_mult=[1, 2, 2], **NCSNPP).model.double()  # type: ignore[arg-type]
     random = torch.Generator().manual_seed(1)
     x, c_noise = torch.randn(2, 3, 8, 8, generator=random).double(), torch.tensor([-1.0, 0.7], dtype=torch.float64)
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_published_parameter_count() -> None:
     assert network.feature_channels == 256
 
 
-def test_label_dropout_drops_in_training_only(tiny_denoiser: Callable[..., EDMDenoiser]) -> None:
+def test_label_dropout_drops_in_training_only() -> None:
     network = tiny_denoiser(label_dropout=0.25).model
     labels = torch.eye(3)[[1] * 400]
     c_noise = torch.zeros(400)

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
+from onestep.build.distillation import distill
 from onestep.build.sampling import sample
 from onestep.config import instantiate
 from onestep.engine.log import read_log
@@ -24,8 +25,9 @@ from onestep.export.export import export
 from onestep.models.diffusers.pipeline_parts import TextEncoder
 from onestep.models.diffusers.schedule import VariancePreservingSchedule
 from onestep.models.generator import Generator
-from tests.killed_run import assert_same_checkpoint, distill_until_iteration_5
-from tests.tiny_pipelines import SCHEDULERS, distill_without_pictures
+from tests.helpers.configs import Configure, configure, tiny_config
+from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5
+from tests.helpers.tiny_pipelines import SCHEDULERS
 
 PROMPTS = ["a cat", "the sea", "red"]
 SEEDS = [3, 4]
@@ -33,10 +35,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 ONE_STEP = {"sd": [14.6146], "sdxl": [14.6146], "sd3": [1e9], "flux": [1e9]}
 # Timesteps that are not the scheduler's own; t a quarter apart, for flow matching.
 SD_TABLE = VariancePreservingSchedule(SCHEDULERS["sd"]()).sigmas
-FOUR_STEPS = {
-    "sd": [SD_TABLE[t].item() for t in (899, 700, 400, 10)],
-    "sd3": [1e9, 3.0, 1.0, 1 / 3],
-}
+FOUR_STEPS = {"sd": [SD_TABLE[t].item() for t in (899, 700, 400, 10)], "sd3": [1e9, 3.0, 1.0, 1 / 3]}
 #: Runs the code of a model card as a stranger does, once for each prompt and seed.
 STRANGER = """
 import json, sys
@@ -54,18 +53,14 @@ assert not [name for name in sys.modules if name.startswith("onestep")]
 
 
 @pytest.fixture(scope="session")
-def text_config(
-    pipelines: Callable[[str], Path],
-    train_config: Callable[..., DictConfig],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[..., DictConfig]:
+def text_config(pipelines: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Configure:
     """The configuration of six small iterations with the pipeline of a kind, prompts and guidance, into a folder."""
     root = tmp_path_factory.mktemp("text")
     (root / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n")
 
     def build(kind: str, output: Path, *overrides: str, sigmas: list[float] | None = None) -> DictConfig:
         first, *later = sigmas or ONE_STEP[kind]
-        return train_config(
+        return tiny_config(
             output, "experiment=text_to_image", f"teacher.path={pipelines(kind)}", f"data.path={root / 'prompts.txt'}",
             f"teacher.pipeline.cache={root / 'cache'}",
             "teacher.guidance=3.0", "teacher.size=8", f"generator.sigma_init={first}",
@@ -77,14 +72,14 @@ def text_config(
     return build
 
 
-def draw(run: Path, compose_config: Callable[..., DictConfig]) -> np.ndarray:
+def draw(run: Path) -> np.ndarray:
     """What sample.py draws of SEEDS [N, H, W, C], as floats in [0, 1]."""
     drawn: list[torch.Tensor] = []
     seeds, place = (f"seed={SEEDS[0]}", f"count={len(SEEDS)}"), run.parent / "drawn"
-    options = (f"run={run}", *seeds, "device=cpu", f"save_to={place}", "format=npz")
+    options = (f"run={run}", *seeds, f"save_to={place}", "format=npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SampleWriter, "finish", lambda _, images, seeds: drawn.append(images))
-        sample(compose_config("sample", *options))
+        sample(configure("sample", *options))
     return (drawn[0] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
@@ -115,11 +110,11 @@ def lora_code(code: str, teacher: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def straight_runs(text_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def straight_runs(text_config: Configure, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Finished distillations of six iterations of tiny teachers by LoRA; not to be written to."""
     runs = {kind: tmp_path_factory.mktemp("straight") / kind for kind in ("sd", "sd3", "flux")}
     for kind, folder in runs.items():
-        distill_without_pictures(text_config(kind, folder, *LORA))
+        distill(text_config(kind, folder, *LORA))
     return runs
 
 
@@ -141,8 +136,7 @@ def stand_in(config: DictConfig) -> None:
 
 @pytest.fixture(scope="session")
 def exported(
-    text_config: Callable[..., DictConfig],
-    compose_config: Callable[..., DictConfig],
+    text_config: Configure,
     pipelines: Callable[[str], Path],
     straight_runs: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
@@ -159,7 +153,7 @@ def exported(
         else:
             stand_in(text_config(kind, run, sigmas=sigmas))
         export(run, folder)
-        results[case] = (folder, draw(run, compose_config))
+        results[case] = (folder, draw(run))
         code = card_code(folder)
         told.append(for_stranger(code, root / f"{kind}_{steps}.npy"))
         if lora:
@@ -201,16 +195,12 @@ def test_the_folder_is_a_pipeline_with_a_card(exported: dict[Case, tuple[Path, n
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
 def test_a_run_is_resumed_as_the_same_run(
-    kind: str,
-    straight_runs: dict[str, Path],
-    text_config: Callable[..., DictConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, straight_runs: dict[str, Path], text_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = (*LORA, "training.checkpoint_every=3")
     distill_until_iteration_5(monkeypatch, text_config(kind, tmp_path, *overrides))
     monkeypatch.setattr(TextEncoder, "__call__", refuse)  # the embeddings are in the cache
-    distill_without_pictures(text_config(kind, tmp_path, *overrides, "resume=auto"))
+    distill(text_config(kind, tmp_path, *overrides, "resume=auto"))
     assert_same_checkpoint(
         *(folder / "checkpoints" / "iteration_00000006" for folder in (straight_runs[kind], tmp_path))
     )

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from onestep.objectives.divergences import (
     SquaredHellinger,
 )
 from onestep.toy.gaussian_mixture import GaussianMixture
+from tests.helpers.paths import REFERENCE
 
 DIVERGENCES: dict[str, Divergence] = {
     "reverse_kl": ReverseKL(),
@@ -43,7 +43,7 @@ DIVERGENCES: dict[str, Divergence] = {
     "alpha(0.3)": Alpha(0.3),
     "alpha(1.5)": Alpha(1.5),
 }
-CASES = json.loads((Path(__file__).parents[1] / "reference" / "divergence_gradients.json").read_text())["cases"]
+CASES = json.loads((REFERENCE / "divergence_gradients.json").read_text())["cases"]
 ROWS = [(case, row) for case in CASES for row in case["rows"]]
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from onestep.config import CONF, instantiate
 from onestep.objectives.base import Objective
 from onestep.objectives.divergences import Divergence
+from tests.helpers.configs import configure
 
 CONF_OBJECTIVE = CONF / "objective"
 MATCHING = ["diff_instruct", "vsd", "dmd2", "f_distill"]  # gradients of D_f(p||q)
@@ -57,9 +57,9 @@ class NoisedMixture:
         return values.sum() * (cls.grid[1] - cls.grid[0])
 
 
-def preset(compose_config: Callable[..., DictConfig], name: str, *overrides: str) -> Objective:
+def preset(name: str, *overrides: str) -> Objective:
     """The preset's objective with weight 1 at every noise level, for which the minimised quantity has a closed form."""
-    config = compose_config("train", f"objective={name}", "weighting=unit", *overrides)
+    config = configure("train", f"objective={name}", "weighting=unit", *overrides)
     if "normalize_weight" in config.objective:
         config.objective.normalize_weight = False
     objective: Objective = instantiate(config.objective)
@@ -84,8 +84,8 @@ def test_every_preset_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", MATCHING)
-def test_distribution_matching(world: Any, name: str, compose_config: Callable[..., DictConfig]) -> None:
-    objective: Any = preset(compose_config, name)
+def test_distribution_matching(world: Any, name: str) -> None:
+    objective: Any = preset(name)
     divergence: Divergence = objective.divergence
     expected = expected_gradient(
         world, lambda p, q: NoisedMixture.integral(q.log.exp() * divergence.f((p.log - q.log).clamp(-300, 300).exp()))
@@ -94,8 +94,8 @@ def test_distribution_matching(world: Any, name: str, compose_config: Callable[.
 
 
 @pytest.mark.parametrize("name", EXPANSIONS)
-def test_expansion(world: Any, name: str, compose_config: Callable[..., DictConfig]) -> None:
-    objective: Any = preset(compose_config, name)
+def test_expansion(world: Any, name: str) -> None:
+    objective: Any = preset(name)
     divergence: Divergence = objective.divergence
     expected = expected_gradient(
         world,
@@ -107,9 +107,9 @@ def test_expansion(world: Any, name: str, compose_config: Callable[..., DictConf
 
 
 @pytest.mark.parametrize("name", SID)
-def test_sid(world: Any, name: str, compose_config: Callable[..., DictConfig]) -> None:
+def test_sid(world: Any, name: str) -> None:
     """``grad E_q|d|^2 + (1 - 2 alpha) E_q'|d|^2``, where q' moves the samples through two fixed scores."""
-    objective: Any = preset(compose_config, name)
+    objective: Any = preset(name)
     frozen = NoisedMixture.fixed(world.case["generator"], world.row["sigma"])
 
     def descended(p: NoisedMixture, q: NoisedMixture) -> Tensor:
@@ -120,7 +120,7 @@ def test_sid(world: Any, name: str, compose_config: Callable[..., DictConfig]) -
     assert_gradient(world, objective, expected_gradient(world, descended))
 
 
-def test_sds_descends_the_cross_entropy(world: Any, compose_config: Callable[..., DictConfig]) -> None:
+def test_sds_descends_the_cross_entropy(world: Any) -> None:
     """``E_q[-log p]``: reverse KL without the entropy term."""
     expected = expected_gradient(world, lambda p, q: -NoisedMixture.integral(q.log.exp() * p.log))
-    assert_gradient(world, preset(compose_config, "sds"), expected)
+    assert_gradient(world, preset("sds"), expected)

@@ -1,12 +1,10 @@
 """Small complete pretrainings: a teacher, with and without augmentation, and a feature network."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from onestep.build.pretraining import pretrain, pretrain_features
@@ -17,16 +15,12 @@ from onestep.metrics.classifier import load_classifier
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
 from onestep.seeding import GlobalDraws
-from tests.conftest import SMALL
-
-Compose = Callable[..., DictConfig]
-# Keys of a distillation alone do not exist in a pretraining.
-TINY = tuple(override for override in SMALL if "fake_score" not in override)
+from tests.helpers.configs import configure, tiny_pretraining
 
 
-def test_a_teacher_is_kept_and_scored(compose_config: Compose, tmp_path: Path) -> None:
+def test_a_teacher_is_kept_and_scored(tmp_path: Path) -> None:
     overrides = ("evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]")
-    summary = pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
+    summary = pretrain(tiny_pretraining(tmp_path, *overrides))
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     of_run = [line for line in read_log(tmp_path / "log.jsonl") if "fid" in line]
     assert [line["iteration"] for line in of_run] == [3, 6] and not any("recall" in line for line in of_run)
@@ -49,10 +43,10 @@ def assert_kept(run: Path, iteration: int) -> None:
     assert len(kept) > 10 and all(torch.equal(value, average[name]) for name, value in kept.items())
 
 
-def test_the_teacher_of_the_best_recall_is_kept(compose_config: Compose, tmp_path: Path) -> None:
+def test_the_teacher_of_the_best_recall_is_kept(tmp_path: Path) -> None:
     """The largest recall of the evaluations, the first of equals."""
     overrides = ("metrics=[recall]", "training.evaluate_every=2")
-    summary = pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
+    summary = pretrain(tiny_pretraining(tmp_path, *overrides))
     of_run = [line for line in read_log(tmp_path / "log.jsonl") if "recall" in line]
     assert [line["iteration"] for line in of_run] == [2, 4, 6] and not any("fid" in line for line in of_run)
     best = max(of_run, key=lambda line: line["recall"])
@@ -60,8 +54,8 @@ def test_the_teacher_of_the_best_recall_is_kept(compose_config: Compose, tmp_pat
     assert_kept(tmp_path, best["iteration"])
 
 
-def test_without_metrics_the_last_teacher_is_kept(compose_config: Compose, tmp_path: Path) -> None:
-    summary = pretrain(compose_config("pretrain", *TINY, "metrics=[]", "features=null", f"output={tmp_path}"))
+def test_without_metrics_the_last_teacher_is_kept(tmp_path: Path) -> None:
+    summary = pretrain(tiny_pretraining(tmp_path, "metrics=[]", "features=null"))
     assert summary["images_seen"] == 96 and summary["results"] == {"teacher": []}
     assert summary["teacher"].keys() == {"network_evaluations", "samples", "samples_per_second"}
     assert (tmp_path / "samples" / "iteration_00000006.png").is_file() and (tmp_path / "curves.png").is_file()
@@ -76,17 +70,13 @@ def test_without_metrics_the_last_teacher_is_kept(compose_config: Compose, tmp_p
         (("evaluation.best=fid", "metrics=[]"), r"evaluation\.best=fid .*: none"),
     ],
 )
-def test_a_best_value_that_is_not_measured(
-    overrides: tuple[str, ...], message: str, compose_config: Compose, tmp_path: Path
-) -> None:
+def test_a_best_value_that_is_not_measured(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        pretrain(compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}"))
+        pretrain(tiny_pretraining(tmp_path, *overrides))
     assert not (tmp_path / "config.yaml").exists()
 
 
-def test_the_network_gets_the_augmentation_labels(
-    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_network_gets_the_augmentation_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     predict = EDMDenoiser.predict
 
@@ -96,12 +86,8 @@ def test_the_network_gets_the_augmentation_labels(
         return predict(network, x_sigma, sigma, condition, augment_labels, **options)
 
     monkeypatch.setattr(EDMDenoiser, "predict", predict_and_keep)
-    overrides = (
-        "augment=edm",
-        "network.options.augment_dim=9",
-        "training.accumulation=2",
-    )
-    config = compose_config("pretrain", *TINY, *overrides, f"output={tmp_path}")
+    overrides = ("augment=edm", "network.options.augment_dim=9", "training.accumulation=2")
+    config = tiny_pretraining(tmp_path, *overrides)
     pretrain(config)
     labels = torch.cat([labels for _, labels in seen[:2]])
     assert labels.shape == (16, 9) and len(seen) == 12  # six iterations of two micro-batches
@@ -117,25 +103,25 @@ def test_the_network_gets_the_augmentation_labels(
     assert not torch.allclose(teacher(x_sigma, sigma, {}), teacher(x_sigma, sigma, {}, labels[:8]), atol=1e-6)
 
 
-def test_a_network_without_a_place_for_the_labels(compose_config: Compose, tmp_path: Path) -> None:
-    config = compose_config("pretrain", *TINY, "augment=edm", f"output={tmp_path}")
+def test_a_network_without_a_place_for_the_labels(tmp_path: Path) -> None:
+    config = tiny_pretraining(tmp_path, "augment=edm")
     with pytest.raises(ValueError, match=r"must take its 9 labels, and takes 0: set network\.options\.augment_dim=9"):
         pretrain(config)
 
 
-def test_metrics_of_the_run_that_are_not_measured(compose_config: Compose, tmp_path: Path) -> None:
+def test_metrics_of_the_run_that_are_not_measured(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"interim_metrics names kid, which is none of the metrics: fid, recall"):
-        pretrain(compose_config("pretrain", *TINY, "evaluation.interim_metrics=[kid]", f"output={tmp_path}"))
+        pretrain(tiny_pretraining(tmp_path, "evaluation.interim_metrics=[kid]"))
 
 
-FEATURES = ("device=cpu", "precision=no", "features_training.epochs=2")
+FEATURES = ("precision=no", "features_training.epochs=2")
 
 
-def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
+def test_a_feature_network_is_tested_on_other_data(stores: Path, tmp_path: Path) -> None:
     """The training images as held-out data: the accuracy is that of the saved network on them."""
     given = ("data=idx", f"data.path={stores / 'idx'}", "features_training.batch_size=20")
     held_out = {"_target_": "onestep.data.idx.IDXImages", "path": str(stores / "idx"), "split": "train"}
-    config = compose_config("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
+    config = configure("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
     config.held_out = held_out
     summary = pretrain_features(config)
     network = load_classifier(str(tmp_path / "features.safetensors"))
@@ -145,10 +131,10 @@ def test_a_feature_network_is_tested_on_other_data(compose_config: Compose, stor
     assert network.config["held_out_accuracy"] == right / 60 and network.title == "digits classifier"
 
 
-def test_a_feature_network_of_another_size(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
+def test_a_feature_network_of_another_size(stores: Path, tmp_path: Path) -> None:
     """The network of experiment=features/fashion, on digits padded to 32 x 32."""
     given = (f"data.path={stores / 'idx'}", "held_out.split=train", "features_training.batch_size=60")
-    config = compose_config("pretrain_features", "experiment=features/fashion", *FEATURES, *given, f"output={tmp_path}")
+    config = configure("pretrain_features", "experiment=features/fashion", *FEATURES, *given, f"output={tmp_path}")
     summary = pretrain_features(config)
     network = load_classifier(str(tmp_path / "features.safetensors"))
     assert network(torch.zeros(2, 1, 32, 32, dtype=torch.uint8)).shape == (2, 64)
@@ -161,9 +147,9 @@ def test_a_file_that_holds_no_feature_network(tmp_path: Path) -> None:
         load_classifier(str(tmp_path / "features.safetensors"))
 
 
-def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: Path) -> None:
+def test_data_without_classes(stores: Path, tmp_path: Path) -> None:
     given = ("data=idx", f"data.path={stores / 'idx'}", "data.use_labels=false")
-    config = compose_config("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
+    config = configure("pretrain_features", *FEATURES, *given, f"output={tmp_path}")
     with pytest.raises(ValueError, match="a classifier needs images with classes"):
         pretrain_features(config)
 
@@ -177,10 +163,8 @@ def test_data_without_classes(compose_config: Compose, stores: Path, tmp_path: P
         ("batch_size=4000", r"features_training\.batch_size=4000: .* 1438"),
     ],
 )
-def test_a_training_of_features_that_is_refused(
-    override: str, message: str, compose_config: Compose, tmp_path: Path
-) -> None:
+def test_a_training_of_features_that_is_refused(override: str, message: str, tmp_path: Path) -> None:
     given = (*FEATURES, "features_training.epochs=1", f"features_training.{override}")
-    config = compose_config("pretrain_features", *given, f"output={tmp_path}")
+    config = configure("pretrain_features", *given, f"output={tmp_path}")
     with pytest.raises(ValueError, match=message):
         pretrain_features(config)

@@ -13,6 +13,7 @@ from onestep.profiling import subject
 from onestep.profiling.measure import peak_memory
 from onestep.profiling.passes import count
 from onestep.profiling.subject import CIFAR10, Subject
+from tests.helpers.configs import CPU
 
 pytestmark = pytest.mark.usefixtures("process_as_it_was")
 
@@ -84,7 +85,7 @@ def test_two_presets_interleaved(
 
     monkeypatch.setattr("onestep.profiling.report.peak_memory", stand_in)
     file = tmp_path / "report.json"
-    options = ["device=cpu", "fake_score.steps=1"]
+    options = [CPU, "fake_score.steps=1"]
     arguments = ["objective=sid", *options, "--against", "objective=diff_instruct", *options]
     main(["profile", "--network", "digits", "--batch-size", "8", "--iterations", "1", "--json", str(file), *arguments])
     left, right = json.loads(file.read_text())["subjects"]
@@ -102,17 +103,14 @@ def test_two_presets_interleaved(
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
     """The graph of 1,500 digits holds 1,500 x 64 pixels x 32 channels, 12 MB, of more than 20 layers."""
     taken = torch.zeros(2**28)  # 1 GB of this process
-    overrides = ["objective=sds", "device=cpu", "precision=no"]
+    overrides = ["objective=sds", CPU, "precision=no"]
     few, many = (peak_memory("digits", overrides, count, None) for count in (8, 1500))
     assert 0.1 < few < taken.nbytes / 1e9 and few + 0.2 < many < 10
 
 
 @pytest.mark.parametrize(
     "arguments, expected",
-    [
-        (["objective=nothing"], "nothing"),
-        (["--against-revision", "no-such-revision"], "revision 'no-such-revision'"),
-    ],
+    [(["objective=nothing"], "nothing"), (["--against-revision", "no-such-revision"], "revision 'no-such-revision'")],
 )
 def test_what_cannot_be_measured(arguments: list[str], expected: str) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -68,3 +68,5 @@ def test_curves_read_the_metrics_descriptions(tmp_path: Path, monkeypatch: pytes
     save_curves([first, second], metrics, ["fake_score_loss", "other"], tmp_path / "curves.png")
     expected = [("KID", "linear"), ("FD-DINOv2", "log"), ("recall", "linear"), ("fake score loss", "linear")]
     assert drawn == expected and (tmp_path / "curves.png").is_file()
+    save_curves([{"iteration": 5}], metrics, ["loss"], tmp_path / "none.png")  # a run shorter than its first log line
+    assert not (tmp_path / "none.png").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,8 +23,8 @@ from onestep.models.generator import Generator
 from onestep.reports.compare import generate
 from onestep.reports.results_page import orderings, write_page
 from onestep.reports.results_rows import Row, Rows, read_rows
-from tests.conftest import SMALL
-from tests.scripts import REPOSITORY
+from tests.helpers.configs import tiny_config, tiny_pretraining
+from tests.helpers.paths import REPOSITORY
 
 PLAN: dict[str, Any] = {
     "title": "Digits",
@@ -44,13 +44,12 @@ PLAN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher, three students of it, and the summary of a classifier; read-only."""
     folder = tmp_path_factory.mktemp("runs")
     evaluated = ("metrics=[fid,prdc]", "evaluation.seed_ranges=2", "evaluation.interim_metrics=[fid]",
               "training.total_images=48", "training.checkpoint_every=3")  # fmt: skip
-    of_teacher = [override for override in SMALL if "fake_score" not in override]
-    pretrain(compose_config("pretrain", *of_teacher, *evaluated, f"output={folder / 'teacher'}"))
+    pretrain(tiny_pretraining(folder / "teacher", *evaluated))
     from_it = (
         "experiment=digits",
         "teacher=local",
@@ -58,8 +57,8 @@ def runs(compose_config: Callable[..., DictConfig], tmp_path_factory: pytest.Tem
         "evaluation.evaluate_teacher=false",
     )
     for name, objective, images in (("first", "f_distill", 48), ("second", "sid", 48), ("long", "sid", 96)):
-        own = (f"objective={objective}", f"training.total_images={images}", f"output={folder / name}")
-        distill(compose_config("train", *SMALL, *evaluated, *from_it, *own))
+        own = (f"objective={objective}", f"training.total_images={images}")
+        distill(tiny_config(folder / name, *evaluated, *from_it, *own))
     (folder / "features").mkdir()
     (folder / "features" / "summary.json").write_text('{"held_out_accuracy": 0.98765, "held_out_images": 359}')
     return folder
@@ -141,22 +140,10 @@ def test_the_pictures(page: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder / "second"), r"second: no finished run \(no summary.json\)"),
         (lambda folder: shutil.rmtree(folder / "features"), "features: no finished run"),
-        (
-            lambda folder: edit(folder / "second", "student", recall=None),
-            "second: summary.json has no recall of",
-        ),
-        (
-            lambda folder: edit(folder / "second", images_seen=80),
-            "second: it saw 80 images, .*first 48",
-        ),
-        (
-            lambda folder: edit(folder / "long", images_seen=48),
-            "long: it saw 48 images, no more than the others' 48",
-        ),
-        (
-            lambda folder: edit_record(folder / "first", samples=31),
-            "first: its FID is of .*31.*teacher's of .*32",
-        ),
+        (lambda folder: edit(folder / "second", "student", recall=None), "second: summary.json has no recall of"),
+        (lambda folder: edit(folder / "second", images_seen=80), "second: it saw 80 images, .*first 48"),
+        (lambda folder: edit(folder / "long", images_seen=48), "long: it saw 48 images, no more than the others' 48"),
+        (lambda folder: edit_record(folder / "first", samples=31), "first: its FID is of .*31.*teacher's of .*32"),
         (lambda folder: (folder / "first" / "log.jsonl").write_text(""), "first: log.jsonl has no FID"),
     ],
 )

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from onestep.build.distillation import build_distillation, distill
@@ -21,8 +20,8 @@ from onestep.engine.checkpoint import list_checkpoints
 from onestep.engine.log import read_log
 from onestep.engine.signals import STOPPED
 from onestep.objectives.losses import Losses
-from tests.stress.conftest import StartRun, Survived
-from tests.stress.harness import (
+from tests.helpers.configs import CPU, tiny_config
+from tests.helpers.harness import (
     assert_same_run,
     is_saving,
     kill,
@@ -31,8 +30,8 @@ from tests.stress.harness import (
     start_workers,
     wait_until,
 )  # fmt: skip
+from tests.stress.conftest import StartRun, Survived
 
-TrainConfig = Callable[..., DictConfig]
 OVERRIDES = (
     "training.total_images=192",
     "training.evaluate_every=100",
@@ -42,15 +41,15 @@ OVERRIDES = (
 
 
 @pytest.fixture(scope="module")
-def straight(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run with nothing done to it."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    distill(train_config(folder, *OVERRIDES))
+    distill(tiny_config(folder, *OVERRIDES))
     return folder
 
 
-def go_on(train_config: TrainConfig, run: Path, *overrides: str) -> None:
-    distill(train_config(run, *OVERRIDES, "resume=auto", *overrides))
+def go_on(run: Path, *overrides: str) -> None:
+    distill(tiny_config(run, *OVERRIDES, "resume=auto", *overrides))
 
 
 def flip(path: Path) -> None:
@@ -66,8 +65,8 @@ def cut(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault, damage", [("a byte flipped", flip), ("cut short", cut), ("deleted", Path.unlink)])
 def test_damaged_files(
-    fault: str, damage: Callable[[Path], None], straight: Path, train_config: TrainConfig, survived: Survived,
-    tmp_path: Path,
+    fault: str, damage: Callable[[Path], None], straight: Path, survived: Survived,
+    tmp_path: Path
 ) -> None:  # fmt: skip
     """Of each file in the newest checkpoint in turn: the run goes on from the one before, 2 iterations earlier."""
     names = sorted(path.name for path in list_checkpoints(straight)[-1].iterdir())
@@ -76,16 +75,14 @@ def test_damaged_files(
         shutil.copytree(straight, run)
         damage(list_checkpoints(run)[-1] / name)
         with pytest.warns(UserWarning, match="is damaged and passed over"):
-            go_on(train_config, run)
+            go_on(run)
         assert_same_run(straight, run)
     survived(f"a checkpoint's file {fault}", len(names), len(names), "2 iterations, of a checkpoint every 2")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spare", [1.5, 0.4])
-def test_full_disk(
-    spare: float, straight: Path, train_config: TrainConfig, start_run: StartRun, survived: Survived, tmp_path: Path
-) -> None:
+def test_full_disk(spare: float, straight: Path, start_run: StartRun, survived: Survived, tmp_path: Path) -> None:
     """A file system of a few checkpoints' size, filled beforehand or by the run itself."""
     disk, run = tmp_path / "disk", tmp_path / "disk" / "run"
     disk.mkdir()
@@ -94,7 +91,7 @@ def test_full_disk(
     if mounted.returncode:
         pytest.skip("no right to mount a file system")
     try:
-        process = start_run(train_config(run, *OVERRIDES))
+        process = start_run(tiny_config(run, *OVERRIDES))
         wait_until(lambda: newest_intact(run) >= 4)
         (disk / "ballast").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - int(spare * size))))
         process.join()
@@ -102,7 +99,7 @@ def test_full_disk(
         kept = newest_intact(run)
         assert kept >= 4
         (disk / "ballast").unlink()
-        go_on(train_config, run, "training.keep_last=1")
+        go_on(run, "training.keep_last=1")
         assert_same_run(straight, run)
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -110,13 +107,11 @@ def test_full_disk(
 
 
 @pytest.mark.slow
-def test_signals_during_saving(
-    straight: Path, train_config: TrainConfig, start_run: StartRun, survived: Survived, tmp_path: Path
-) -> None:
+def test_signals_during_saving(straight: Path, start_run: StartRun, survived: Survived, tmp_path: Path) -> None:
     codes = []
     for attempt, times in enumerate((1, 2, 1, 2)):
         run = tmp_path / str(attempt)
-        process = start_run(train_config(run, *OVERRIDES))
+        process = start_run(tiny_config(run, *OVERRIDES))
         wait_until(lambda: newest_intact(run) >= 2 and is_saving(run))  # noqa: B023
         for number in (signal.SIGTERM, signal.SIGINT)[:times]:
             kill(process, number)
@@ -124,7 +119,7 @@ def test_signals_during_saving(
         process.join()
         codes.append(process.exitcode)
         assert newest_intact(run) >= 2
-        go_on(train_config, run)
+        go_on(run)
         assert_same_run(straight, run)
     # Of two that wait while the process is busy Python handles the lower number first, so either may be the second.
     assert codes[0::2] == [STOPPED] * 2
@@ -140,7 +135,7 @@ def test_one_of_two_processes_is_lost(how: signal.Signals, survived: Survived, t
     """The other one ends by itself, within the timeout, and says why."""
     timeout = 20
     settings = (
-        "float32", "device=cpu", "precision=no", f"process_timeout={timeout}", f"output={tmp_path}",
+        "float32", CPU, "precision=no", f"process_timeout={timeout}", f"output={tmp_path}",
         "training.total_images=64000", "training.batch_size=16", "training.log_every=1", "training.checkpoint_every=2",
     )  # fmt: skip
     workers = start_workers(2, *settings)
@@ -178,12 +173,12 @@ class BreakingMethod(Method):
 
 @pytest.mark.parametrize("bad, rollbacks", [(2, 0), (3, 1)])
 def test_numbers_that_are_not_finite(
-    bad: int, rollbacks: int, train_config: TrainConfig, survived: Survived, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    bad: int, rollbacks: int, survived: Survived, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     """In ``bad`` iterations in a row, of 3 that would be too many: skipped, and named; or back to a checkpoint."""
     overrides = (*OVERRIDES, "training.max_skipped_steps=3", f"training.rollbacks={rollbacks}")
-    parts = build_distillation(train_config(tmp_path, *overrides))
+    parts = build_distillation(tiny_config(tmp_path, *overrides))
     parts.method = BreakingMethod(**vars(parts.method), broken=range(5, 5 + bad))
     critics, iterations = parts.optimizers["critics"], list[int]()
     step = critics.step

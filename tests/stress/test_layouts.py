@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from onestep.engine.log import read_log
+from tests.helpers.configs import CPU
+from tests.helpers.harness import largest_difference, start_workers
 from tests.stress.conftest import Differs
-from tests.stress.harness import largest_difference, start_workers
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
 ITERATIONS = 20  # of a full comparison
 SETTINGS = (
-    "device=cpu", "precision=no", "process_timeout=300", f"training.total_images={16 * ITERATIONS}",
+    CPU, "precision=no", "process_timeout=300", f"training.total_images={16 * ITERATIONS}",
     "training.batch_size=16",
     "training.warmup_images=0", "training.log_every=1", f"training.checkpoint_every={ITERATIONS}",
 )  # fmt: skip

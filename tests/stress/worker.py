@@ -11,7 +11,7 @@ import torch
 from onestep.build.distillation import distill
 from onestep.config import compose
 from onestep.distillation.report import DistillationReport
-from tests.recordings import double_precision
+from tests.helpers.recordings import double_precision
 
 dtype, *overrides = sys.argv[1:]
 torch.set_num_threads(1)

@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import pytest
 import torch
 import transformers
-from omegaconf import DictConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from onestep.build.distillation import distill
-from tests.diffusers_models import build_network, randomize
+from tests.helpers.diffusers_models import build_network, randomize
 
 CLIP_LENGTH = 8
 SCHEDULERS = {
@@ -25,14 +22,6 @@ SCHEDULERS = {
     "sd3": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     "flux": lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
 }
-
-
-def distill_without_pictures(config: DictConfig) -> dict[str, Any]:
-    """A whole distillation but for its curves and side by side, which take longer than a tiny network's training."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("save_curves", "save_side_by_side"):
-            patch.setattr(f"onestep.distillation.report.{name}", lambda *_: None)
-        return distill(config)
 
 
 def clip_tokenizer(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Short trainings in float64, whose losses, gradients and final weights were recorded: ``python -m tests.recordings``.
+"""Short trainings in float64 and what they give: ``python -m tests.helpers.recordings`` records it.
 
 In float64 every machine computes the same to far more digits than are compared, so that one recording serves all.
 """
@@ -23,17 +23,15 @@ from onestep.config import compose
 from onestep.engine.log import read_log
 from onestep.models import generator
 from onestep.models.diffusers.pipeline import DTYPES
-from tests.diffusers_models import UNET_BLOCKS, randomize
+from tests.helpers.configs import TINY, TWO_ITERATIONS
+from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
+from tests.helpers.paths import REFERENCE
+from tests.helpers.scripts import run_python
 
-REPOSITORY = Path(__file__).parents[1]
-RECORDINGS = Path(__file__).parent / "reference" / "recordings.json"
+RECORDINGS = REFERENCE / "recordings.json"
 
-SMALL = (
-    "device=cpu", "precision=no", "metrics=[]", "sampler.steps=2", "evaluation.samples=8",
-    "evaluation.interim_samples=8",
-    "evaluation.batch_size=8", "evaluation.grid=4", "training.total_images=24", "training.batch_size=8",
-    "training.warmup_images=0", "training.log_every=1", "training.grad_clip=1e6",
-)  # fmt: skip
+SMALL = (*TINY, *TWO_ITERATIONS, "metrics=[]", "training.total_images=24", "training.batch_size=8",
+         "training.checkpoint_every=3", "training.grad_clip=1e6")  # fmt: skip
 RATES = ("optimizer.generator.lr=2e-3", "optimizer.fake_score.lr=2e-3", "optimizer.discriminator.lr=4e-3")
 PRESETS = ("f_distill", "uni_instruct", "sds", "diff_instruct", "vsd", "dmd", "dmd2", "sim", "sid", "sida", "sid_lsg")
 PAIRS = ("pairs.count=16", "pairs.batch_size=8", "pairs.cache={folder}/pairs")
@@ -124,10 +122,9 @@ def run_case(name: str, folder: Path) -> None:
     if not name.endswith("two_processes"):
         train(name, folder)
         return
-    from tests.scripts import run_python
 
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.recordings")
-    finished = run_python(*launch, "run", name, str(folder), PYTHONPATH=str(REPOSITORY))
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.helpers.recordings")
+    finished = run_python(*launch, "run", name, str(folder))
     assert finished.returncode == 0, finished.stderr
 
 

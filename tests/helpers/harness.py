@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from onestep.engine.checkpoint import damage, list_checkpoints
 from onestep.engine.log import read_log
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.helpers.paths import REPOSITORY
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
@@ -75,7 +74,7 @@ def start_workers(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
         environment = os.environ | {key: str(value) for key, value in together.items()} if count > 1 else os.environ
         workers.append(
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).parent / "worker.py"), *arguments],
+                [sys.executable, str(REPOSITORY / "tests" / "stress" / "worker.py"), *arguments],
                 env=environment | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )

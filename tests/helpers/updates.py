@@ -1,0 +1,28 @@
+"""Parts of a training without a run around them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from onestep.distillation import loop
+from onestep.distillation.parts import Distillation
+from onestep.engine.settings import TrainingSettings
+
+
+def take_updates(parts: Distillation, iterations: int = 1) -> Iterator[dict[str, Tensor]]:
+    """The diagnostics of every update of the first iterations, without a folder, EMA or evaluation."""
+    batches = parts.run.batches(parts.data, parts.settings, start=0)
+    for iteration, (x_real, condition) in zip(range(iterations), batches, strict=False):
+        yield from loop.updates(parts, iteration, parts.run.draws(parts.settings, iteration), x_real, condition)
+
+
+def make_settings(**changes: Any) -> TrainingSettings:
+    """Settings of 100 steps with 10 images, without warm-up or decay, and with ineffective clipping."""
+    values: dict[str, Any] = {
+        "total_images": 1000, "batch_size": 10, "warmup_images": 0, "final_lr": 1.0, "grad_clip": 1e6,
+        "ema_halflife": 100.0, "ema_rampup": 0.05, "log_every": 1, "checkpoint_every": 10, "evaluate_every": 10,
+        "keep_last": 2, "accumulation": 1, "max_skipped_steps": 1, "rollbacks": 0, "rollback_lr_factor": 0.5,
+    }  # fmt: skip
+    assert changes.keys() <= values.keys()
+    return TrainingSettings(**(values | changes))
