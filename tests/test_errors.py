@@ -45,7 +45,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
         ("train.py", ["+imagez=3"], "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
         ("train.py", ["generator.gan_weight=-1"], "generator.gan_weight must not be negative, got -1"),
         ("train.py", ["teacher=null"], "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
-        ("sample.py", ["run=nowhere/at/all"], "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
+        ("sample.py", ["run=nowhere/at/all"], "run=nowhere/at/all: it has no config.yaml"),
     ],
 )
 def test_a_mistake_ends_in_one_line(script: str, arguments: list[str], expected: str, tmp_path: Path) -> None:

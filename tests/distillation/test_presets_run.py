@@ -63,14 +63,14 @@ def test_a_preset_trains_what_it_should(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("objective=sid", "divergence=forward_kl"), "SiD descends no other divergence"),
+        (("objective=sid", "divergence=forward_kl"), "SiD minimises reverse KL only, got divergence=ForwardKL"),
         (("objective=sim", "weighting=dreamfusion"), "weighting=dreamfusion is for distribution matching"),
         (("experiment=mixture", "objective=sid_lsg"), "guidance=1.5: a mixture has no classes"),
         (("experiment=mixture", "fake_score.guidance=1.5"), "guidance=1.5: .* without classes"),
         (("experiment=mixture", "discriminator=teacher_features"), "the teacher has no features"),
         (
             ("experiment=mixture", "fake_score.network=null"),
-            "no network that could be copied: describe one as fake_score.network=",
+            "fake_score.network=null .* is not a network: describe a network as fake_score.network=",
         ),
         (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
     ],
