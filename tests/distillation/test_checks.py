@@ -99,12 +99,12 @@ def test_a_teacher_of_other_images(
     options = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": []}
     EDMDenoiser(image_shape, label_dim, options=options).save_pretrained(tmp_path / "teacher")
     message = refused(train_config(tmp_path, "teacher=local", f"teacher.path={tmp_path / 'teacher'}"))
-    assert message.startswith(f"the teacher does not fit the data: {expected}; choose another teacher (teacher=...)")
+    assert message.startswith(f"the teacher does not fit the data: {expected}; use another teacher (teacher=...)")
 
 
 def test_a_noise_level_that_the_teacher_does_not_know(train_config: Compose, tmp_path: Path) -> None:
     message = refused(train_config(tmp_path, "generator.sigma_init=100"))
-    assert message == "sigma_init=100 is outside the noise levels that the network knows, [0.002, 80.0]"
+    assert message == "sigma_init=100 is outside the noise levels of the network, [0.002, 80.0]"
 
 
 @pytest.mark.parametrize(

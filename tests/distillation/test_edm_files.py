@@ -51,7 +51,7 @@ def test_a_pickle_draws_as_a_teacher(compose_config: Compose, tmp_path: Path) ->
 
 
 def test_a_one_step_pickle_needs_its_noise_level(compose_config: Compose) -> None:
-    with pytest.raises(ValueError, match=r"does not tell at which noise level .* give sigma_init=\.\.\."):
+    with pytest.raises(ValueError, match=r"does not contain the noise level .* set sigma_init=\.\.\."):
         sample(compose_config("sample", f"checkpoint={SID}", "device=cpu"))
 
 

@@ -100,5 +100,5 @@ def test_points_are_drawn_as_numbers(compose_config: Callable[..., DictConfig], 
     points = np.load(tmp_path / "drawn" / "samples.npz")["images"]
     assert points.dtype == np.float32 and points.shape == (200, 2, 1, 1)
     assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's samples, up to the noise of 200 samples
-    with pytest.raises(ValueError, match="points, no images; choose format=npz"):
+    with pytest.raises(ValueError, match="format=png: .* points, not images: use format=npz"):
         sample(compose_config("sample", *options, "format=png"))

@@ -71,4 +71,4 @@ def test_prompts_are_data_of_their_own(pipelines: Callable[[str], Path], train_c
         "generator.sigma_init=14.6",
     )
     message = refused(train_config(tmp_path / "run", *given))
-    assert "teacher takes encoder_hidden_states: choose data=prompts data.path=..." in message
+    assert "teacher takes encoder_hidden_states: use data=prompts data.path=..." in message

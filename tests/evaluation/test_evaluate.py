@@ -169,7 +169,7 @@ def test_what_cannot_be_evaluated(evaluate: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no images there"):
         evaluate(f"images={tmp_path}", "metrics=[fid]")
     for name, arrays, message in (
-        ("other", {"x": np.zeros(3)}, "its arrays are x: expected images"),
+        ("other", {"x": np.zeros(3)}, "its arrays are x, expected images"),
         ("floats", {"images": np.zeros((3, 8, 8, 1))}, r"got float64 \(3, 8, 8, 1\)"),
         ("pickled", {"images": np.array([{}], dtype=object)}, "allow_pickle=False"),
     ):
