@@ -27,7 +27,7 @@ from onestep.distillation import loop
 from onestep.distillation.report import DistillationReport
 from onestep.engine.run import Run
 from onestep.engine.settings import TrainingSettings
-from onestep.seeding import GlobalDraws
+from onestep.seeding import BatchRandom
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES_EACH = 32
@@ -58,15 +58,15 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
     Run.save = lambda *_: None  # type: ignore[method-assign]
     parts = build_distillation(compose("train", overrides))
-    draws = parts.run.draws
+    random = parts.run.random
 
-    def record_and_draw(settings: TrainingSettings, iteration: int, *stream: int) -> GlobalDraws:
+    def record_and_return(settings: TrainingSettings, iteration: int, *stream: int) -> BatchRandom:
         if iteration == skip:
             count.sent.clear()
         clock.append(time.monotonic())
-        return draws(settings, iteration, *stream)
+        return random(settings, iteration, *stream)
 
-    parts.run.draws = record_and_draw  # type: ignore[method-assign]
+    parts.run.random = record_and_return  # type: ignore[method-assign]
     with count:
         loop.distill(parts)
     iterations, gradients = len(clock) - skip, 0

@@ -18,7 +18,7 @@ def seeded_rng(*key: int, device: torch.device | str = "cpu") -> torch.Generator
     return torch.Generator(device).manual_seed(seed)
 
 
-class GlobalDraws:
+class BatchRandom:
     """This process's rows of the random numbers of a global batch.
 
     Every process computes the numbers of the full batch and keeps its rows. Sample ``i`` of the batch thus gets the

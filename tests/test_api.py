@@ -152,7 +152,10 @@ def test_objects_for_the_method_and_a_student_of_ones_own(tmp_path: Path) -> Non
         ({"training": {"images": 3}}, "unknown key 'training.images'"),
         ({"objective": "best"}, "'objective/best'"),
         ({"generator": {"gan_weight": -1.0}}, "generator.gan_weight.* -1.0"),
-        ({"divergence": ForwardKL(), "objective": "sid", "discriminator": None}, "SiD descends no other divergence"),
+        (
+            {"divergence": ForwardKL(), "objective": "sid", "discriminator": None},
+            "SiD minimises reverse KL only, got divergence=ForwardKL",
+        ),
     ],
 )
 def test_mistakes_are_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tests.helpers.updates import take_updates
         ("train", "training.total_imagez=3", "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
         ("train", "+imagez=3", "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
         ("train", "teacher=null", "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
-        ("sample", "run=nowhere/at/all", "run=nowhere/at/all: no config.yaml there; give the folder of a run"),
+        ("sample", "run=nowhere/at/all", "run=nowhere/at/all: it has no config.yaml"),
     ],
 )
 def test_a_mistake_ends_in_one_line(

@@ -34,7 +34,7 @@ def sample_config(tmp_path: Path) -> Configure:
         ("classes=[-1]", r"classes=\[-1\]: this network has 10 classes, numbered from 0"),
         ("classes=[]", r"classes=\[\]: expected a list such as \[3,7\]"),
         ("classes=3", r"classes=3: expected a list such as \[3,7\]"),
-        ("checkpoint=elsewhere", "give either run=.* or checkpoint="),
+        ("checkpoint=elsewhere", "expected either run=.* or checkpoint="),
     ],
 )
 def test_sample_refuses(override: str, expected: str, sample_config: Configure, finished_run: Path) -> None:
@@ -47,10 +47,10 @@ def test_sample_refuses(override: str, expected: str, sample_config: Configure, 
 @pytest.mark.parametrize(
     "overrides, expected",
     [
-        ([], "give either run=.* or checkpoint="),
-        (["run=no/such/run"], "run=no/such/run: no config.yaml there; give the folder of a run"),
+        ([], "expected either run=.* or checkpoint="),
+        (["run=no/such/run"], "run=no/such/run: it has no config.yaml"),
         (["checkpoint=no/such/generator"], "no/such/generator holds no one-step generator: expected generator.json"),
-        (["model=teacher", "teacher=digits"], "model=teacher needs run=..., or teacher=... and sampler=..."),
+        (["model=teacher", "teacher=digits"], "model=teacher: expected run=..., or teacher=... and sampler=..."),
     ],
 )
 def test_sample_without_what_it_draws_from(overrides: list[str], expected: str, sample_config: Configure) -> None:
@@ -96,6 +96,6 @@ def test_a_run_from_anyone_runs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({part: node}))
-    with pytest.raises(ValueError, match=r"config\.yaml (asks to run .*: give that part|has an interpolation)"):
+    with pytest.raises(ValueError, match=r"config\.yaml (asks to run .*: give that part|has the interpolation)"):
         sample(sample_config(f"run={tmp_path}", "model=teacher", "metrics=[fid]"))
     assert not (tmp_path / "MARKER").exists()

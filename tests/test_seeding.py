@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onestep.noise import LogUniformSigma
-from onestep.seeding import GlobalDraws, noise_from_latents, seeded_inputs, seeded_rng
+from onestep.seeding import BatchRandom, noise_from_latents, seeded_inputs, seeded_rng
 
 SHAPE = (3, 4, 4)
 
@@ -83,8 +83,8 @@ def test_the_rows_of_all_processes_are_the_global_batch(processes: int) -> None:
     distribution = LogUniformSigma(0.1, 10.0)
 
     def draw(rows: slice) -> list[torch.Tensor]:
-        draws = GlobalDraws(3, 0, 7, batch_size=8, rows=rows)
-        return [draws.normal(SHAPE), draws.sigma(distribution), draws.normal(SHAPE)]
+        random = BatchRandom(3, 0, 7, batch_size=8, rows=rows)
+        return [random.normal(SHAPE), random.sigma(distribution), random.normal(SHAPE)]
 
     batch = draw(slice(None))
     parts = [draw(slice(8 // processes * rank, 8 // processes * (rank + 1))) for rank in range(processes)]

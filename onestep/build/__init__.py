@@ -1,1 +1,1 @@
-"""From a configuration to objects: the only place, with the commands, that knows configurations."""
+"""Construction of a run's objects from its configuration. Only this room and the commands read configurations."""

@@ -1,4 +1,4 @@
-"""What is refused before training: parts that do not fit each other, each with how to mend it."""
+"""Checks before training that the parts of a run fit each other."""
 
 from typing import Any
 
@@ -15,19 +15,19 @@ from onestep.objectives.divergences import Divergence, ReverseKL
 
 
 def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher") -> None:
-    """Refuse a network that was made for other images or classes.
+    """Check that a network has the image shape and the classes of the data.
 
     Raises:
-        ValueError: naming both sides.
+        ValueError: if they differ.
     """
-    for what, network_has, data_has in (
+    for name_of_value, of_network, of_data in (
         ("channels", network.image_shape[0], data.image_shape[0]),
         ("resolution", network.image_shape[1:], data.image_shape[1:]),
         ("classes", network.label_dim, data.label_dim),
     ):
-        if network_has != data_has:
+        if of_network != of_data:
             raise ValueError(
-                f"the {name} does not fit the data: {what} {network_has} against {data_has}; choose another {name} "
+                f"the {name} does not fit the data: {name_of_value} {of_network} against {of_data}; use another {name} "
                 f"({name}=...) or other data (data=...)"
             )
 
@@ -35,10 +35,10 @@ def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher
 def check_terms(
     config: DictConfig, settings: GeneratorSettings, objective: Objective, divergence: Divergence | None
 ) -> None:
-    """Refuse terms of the loss that lack what they need, and pairs that no term needs.
+    """Check that each term of the loss has its inputs, and that a term uses the pairs.
 
     Raises:
-        ValueError: saying how to have both or neither.
+        ValueError: for a term without its inputs, or pairs without a term.
     """
     if (objective.needs_ratio or settings.gan_weight > 0) and config.discriminator.head is None:
         reason = (
@@ -47,42 +47,42 @@ def check_terms(
             else f"generator.gan_weight={settings.gan_weight} needs a discriminator"
         )
         raise ValueError(
-            f"{reason}, and there is none: choose discriminator=teacher_features or "
+            f"{reason}, but discriminator.head is null: use discriminator=teacher_features or "
             "discriminator=shared_encoder, or divergence=reverse_kl with generator.gan_weight=0"
         )
     if not hasattr(objective, "divergence") and not isinstance(divergence, ReverseKL | None):
         raise ValueError(
-            f"{type(objective).__name__} descends no other divergence than reverse KL's: leave divergence=... out, or "
-            "choose objective=f_distill or objective=uni_instruct"
+            f"{type(objective).__name__} minimises reverse KL only, got divergence={type(divergence).__name__}: remove "
+            "divergence=..., or use objective=f_distill or objective=uni_instruct"
         )
     if settings.regression_weight > 0 and config.get("pairs") is None:
         raise ValueError(
-            f"generator.regression_weight={settings.regression_weight} needs pairs of noise and teacher image, and "
-            "there are none: choose pairs=teacher, or set generator.regression_weight=0"
+            f"generator.regression_weight={settings.regression_weight} needs pairs of noise and teacher image: "
+            "use pairs=teacher, or set generator.regression_weight=0"
         )
     if settings.regression_weight == 0 and config.get("pairs") is not None:
         raise ValueError(
-            "pairs of noise and teacher image would be drawn for nothing, as generator.regression_weight is 0: give it "
-            "a weight, or set pairs=none"
+            "pairs of noise and teacher image are not used with generator.regression_weight=0: set a positive weight, "
+            "or pairs=none"
         )
 
 
 def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any, student: Any) -> None:
-    """Refuse a discriminator without real images, conditions that the teacher does not take, and pairs that do not fit.
+    """Check that the data has real images for a discriminator and conditions for the teacher, and that pairs fit.
 
     Raises:
-        ValueError: saying what to do instead.
+        ValueError: if the data lacks either, or for pairs with prompts.
     """
     if config.discriminator.head is not None and not has_images(data):
         raise ValueError(
-            "the discriminator compares with real images, and there are none: choose data=... with images, of prompts "
-            "a parquet file with data.image_column=..., or discriminator=none with divergence=reverse_kl and "
+            "the discriminator needs real images, and this data has none: use data=... with images (for prompts a "
+            "parquet file with data.image_column=...), or discriminator=none with divergence=reverse_kl and "
             "generator.gan_weight=0"
         )
     others = beyond_labels(teacher.condition_keys)
     if others and isinstance(data, NoData):
         raise ValueError(
-            f"data=none has no condition but classes, and the teacher takes {', '.join(others)}: choose data=prompts "
+            f"data=none has no conditions but classes, and the teacher takes {', '.join(others)}: use data=prompts "
             "data.path=..., which needs no images"
         )
     if config.get("pairs") is not None and tuple(student.noise_shape) != tuple(teacher.image_shape):
@@ -91,11 +91,17 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any,
             f"takes {tuple(student.noise_shape)}: set pairs=none and generator.regression_weight=0"
         )
     if config.get("pairs") is not None and others:
-        raise ValueError("pairs of noise and teacher image are drawn of classes, not of prompts: use objective=dmd2")
+        raise ValueError(
+            "pairs of noise and teacher image support classes, not prompts: set pairs=none, or use objective=dmd2"
+        )
 
 
 def check_steps(generator: Generator) -> None:
-    """Refuse, before it is trained, a text-to-image generator that no pipeline of diffusers could draw with."""
+    """Check that a pipeline of diffusers supports the noise levels of a text-to-image generator.
+
+    Raises:
+        ValueError: see :func:`onestep.models.diffusers.schedule.tabulated_timesteps`.
+    """
     denoiser = generator.denoiser
     if isinstance(denoiser, DiffusersDenoiser) and beyond_labels(denoiser.condition_keys):
         tabulated_timesteps(denoiser.schedule, [generator.sigma_init, *generator.later_sigmas])

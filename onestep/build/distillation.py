@@ -1,4 +1,4 @@
-"""From the configuration to the parts of a distillation, with every check that can be made before training."""
+"""The parts of a distillation, built and checked from its configuration."""
 
 import copy
 from collections.abc import Mapping
@@ -42,16 +42,16 @@ def distill(config: DictConfig, given: Mapping[str, Any] | None = None) -> dict[
 
 
 def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = None) -> Distillation:
-    """Build all parts, the networks under the run's seed, each on the run's device.
+    """Build all parts on the run's device, with networks initialised from the run's seed.
 
-    Pairs that the cache lacks are drawn here, which can take longer than all the rest.
+    This generates the pairs that the cache lacks, which can take longer than everything else.
 
     Args:
-        config: of train.py.
-        given: parts that are objects already, by their key in ``config``, which they replace.
+        config: configuration of ``onestep train``.
+        given: objects that replace the parts of ``config`` under their keys.
 
     Raises:
-        ValueError: for parts that do not fit each other, saying which and how to mend it.
+        ValueError: for parts that do not fit each other.
     """
     parts = Parts(config, given or {})
     settings: TrainingSettings = instantiate(config.training)
@@ -60,17 +60,17 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     settings.per_process(accelerator.num_processes)
     objective: Objective = parts["objective"]
     check_attention(config.attention, device)
-    found = parts["data"]  # before the teacher: prompts load the text encoders once, and the empty prompt with them
+    source = parts["data"]  # before the teacher, so that the text encoders encode the empty prompt with the others
     teacher: Any = parts["teacher"].to(device).eval().requires_grad_(False)
     generator_settings, critics = build_settings(config, teacher)
     check_terms(config, generator_settings, objective, parts["divergence"])
-    data = _training_data(found, teacher)
+    data = _training_data(source, teacher)
     check_fit(teacher, data)
     if isinstance(teacher, DenoiserNetwork):
-        teacher.set_guidance(teacher.guidance)  # by text, on its device
+        teacher.set_guidance(teacher.guidance)  # encodes the empty prompt on the device, for guidance by text
 
     sigma = parts.sigma("sigma", teacher)
-    # Seeded before any network is made; the same weights in every process.
+    # The seed precedes all initialisations: every process gets the same weights.
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
     student: Any = parts.given.get("student")
     if student is None:
@@ -94,12 +94,12 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     check_evaluation(evaluator, evaluation, accelerator.num_processes)
     ema = EMA(student, settings.ema_halflife, settings.ema_rampup)
-    # After all that may be refused, and before the networks are sharded: each process draws its pairs alone.
+    # After all checks, and before the networks are sharded: each process generates its pairs alone.
     pairs: PairSettings | None = instantiate(config.get("pairs"))
     layout = build_layout(config)
-    drawn_pairs = None
+    teacher_pairs = None
     if pairs is not None:
-        drawn_pairs = prepare_pairs(pairs, teacher, sampler, accelerator, settings.batch_size, config.seed)
+        teacher_pairs = prepare_pairs(pairs, teacher, sampler, accelerator, settings.batch_size, config.seed)
     trained = [*student.networks, *([] if fake_score is None else [fake_score])]
     prepare_networks(layout, device, trained, others=[teacher, *ema.average.networks])
     return Distillation(
@@ -123,22 +123,22 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
         fake_sigma=parts.sigma("fake_sigma", teacher),
         data=data,
         space=sample_space(teacher, data),
-        pairs=drawn_pairs,
+        pairs=teacher_pairs,
         sampler=sampler,
         evaluator=evaluator,
         evaluation=evaluation,
     )
 
 
-def _training_data(found: Any, teacher: Any) -> TrainingDataset | NoData:
-    """The data of a training: what was ``found``, any map-style dataset in the package's terms, or none at all."""
-    if found is None:
+def _training_data(source: Any, teacher: Any) -> TrainingDataset | NoData:
+    """The training data of ``source``: a package dataset, any other map-style dataset, or None for no data."""
+    if source is None:
         return NoData(teacher.image_shape, teacher.label_dim)
-    return found if isinstance(found, TrainingDataset) else MapDataset(found, teacher.label_dim)
+    return source if isinstance(source, TrainingDataset) else MapDataset(source, teacher.label_dim)
 
 
 class Parts:
-    """The parts of a run by their key in the configuration: those that were given as objects, else built when asked."""
+    """The parts of a run by key: the given objects, and parts that each access builds from the configuration."""
 
     def __init__(self, config: DictConfig, given: Mapping[str, Any]) -> None:
         self.config, self.given = config, given
@@ -151,7 +151,7 @@ class Parts:
         return instantiate(node, **inner)
 
     def sigma(self, name: str, teacher: Any) -> SigmaDistribution:
-        """A distribution of noise levels, between the ``teacher``'s where its bounds are null."""
+        """A distribution of noise levels; the ``teacher``'s levels replace bounds of null."""
         if name in self.given:
             return self.given[name]
         bounds = {
@@ -161,7 +161,10 @@ class Parts:
 
 
 def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings, CriticSettings]:
-    """The numbers of the blocks ``generator``, ``fake_score`` and ``discriminator``; the teacher's where null."""
+    """The numbers of the blocks ``generator``, ``fake_score`` and ``discriminator``.
+
+    A ``generator.sigma_init`` of null is the teacher's ``sigma_max``.
+    """
     generator: dict[str, Any] = OmegaConf.to_container(config.generator, resolve=True)  # type: ignore[assignment]
     if generator["sigma_init"] is None:
         generator["sigma_init"] = teacher.sigma_max
@@ -180,7 +183,7 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
 def build_generator(
     config: DictConfig, settings: GeneratorSettings, teacher: Any, data: TrainingDataset | NoData
 ) -> Generator:
-    """The student that the configuration describes: a network, evaluated in one or several steps."""
+    """The student of the configuration: a network that is evaluated in one or several steps."""
     network = initial_generator(config, settings, teacher, data)
     generator = Generator(network, settings.sigma_init, settings.later_sigmas)
     check_steps(generator)
@@ -190,12 +193,16 @@ def build_generator(
 def initial_generator(
     config: DictConfig, settings: GeneratorSettings, teacher: Any, data: TrainingDataset | NoData
 ) -> DenoiserNetwork:
-    """The generator's network at the start: that of another generator if the configuration names one."""
+    """The generator's initial network: a description, another generator's network, or a copy of the teacher.
+
+    Raises:
+        ValueError: if ``generator.init`` and ``generator.network`` are both set, or the network does not fit the data.
+    """
     start = config.generator
     if start.init is None:
         return trainable(config, "generator", initial_network(start.network, "generator.network", teacher, data))
     if start.network is not None:
-        raise ValueError("generator.network and generator.init are two ways to start: give one of them")
+        raise ValueError(f"generator.network and generator.init={start.init} are both set: set one of them to null")
     try:
         network = load_generator(start.init, settings.sigma_init).denoiser
         check_fit(network, data, "generator")
@@ -207,44 +214,52 @@ def initial_generator(
 def initial_network(
     description: DictConfig | None, name: str, teacher: Any, data: TrainingDataset | NoData
 ) -> DenoiserNetwork:
-    """The network of this ``description`` or, where it is null, the teacher."""
+    """The network of ``description``, or the teacher if it is None."""
     if description is not None:
         network: DenoiserNetwork = instantiate(description)
         check_fit(network, data, name)
         return network
     if not isinstance(teacher, DenoiserNetwork):
-        raise ValueError(f"this teacher is no network that could be copied: describe one as {name}=...")
+        raise ValueError(
+            f"{name}=null copies the teacher, and this teacher is not a network: describe a network as {name}=..."
+        )
     return teacher
 
 
 def trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> DenoiserNetwork:
-    """A copy of ``network`` to be trained: as a whole, or by LoRA where ``config.lora`` names it.
+    """A trainable copy of ``network``: all parameters, or LoRA if ``config.lora.students`` includes ``name``.
 
-    In eval mode, as dropout would make its two uses disagree.
+    It is in eval mode, because dropout would make its two uses in an iteration disagree.
     """
     lora: LoRA | None = instantiate(config.get("lora"))
     if lora is not None and name in lora.students:
         return lora.apply(network).set_guidance(1.0).eval()
-    # Trained in float32, whatever the teacher is kept in.
+    # Trained in float32, for every precision of the teacher.
     return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0).eval()
 
 
 def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNetwork | None) -> Discriminator:
-    """The head on the features of its host, which must have some."""
+    """The discriminator's head on the features of the teacher or the fake score.
+
+    Raises:
+        ValueError: if that network does not exist or has no features.
+    """
     make = instantiate(config.discriminator.head)
     host = fake_score if make.keywords.get("features_from") == "fake_score" else teacher
     if host is None:
-        raise ValueError("this objective trains no fake score to share an encoder: use discriminator=teacher_features")
+        raise ValueError(
+            "this objective has no fake score with an encoder to share: use discriminator=teacher_features"
+        )
     if not host.feature_channels:
         name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
-        raise ValueError(f"the {name} has no features for a discriminator to read: read the {other}'s")
+        raise ValueError(f"the {name} has no features for the discriminator: use the features of the {other}")
     return make(host.feature_channels)
 
 
 def build_optimizers(
     config: DictConfig, settings: TrainingSettings, student: nn.Module, **critics: nn.Module | None
 ) -> dict[str, GuardedOptimizer]:
-    """The generator's optimiser and, stepped together as one backward pass feeds both, those of the critics."""
+    """The generator's optimiser, and one for all critics, because one backward pass computes their gradients."""
     groups = {"generator": {"generator": student}, "critics": {name: c for name, c in critics.items() if c is not None}}
     fp16 = config.precision == "fp16"
     return {

@@ -1,4 +1,4 @@
-"""From the configuration to the evaluation of samples: metrics, their reference, and the decoder of latents."""
+"""The evaluation of samples, built from a configuration: metrics, their reference and the decoder of latents."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,31 +21,31 @@ def build_evaluator(
     config: DictConfig, metrics: Mapping[str, Metric], features: FeatureNetwork | None, reference: Reference | None,
     device: torch.device,
 ) -> Evaluator:  # fmt: skip
-    """The ``metrics`` against the moments that ``config.reference`` names, else ``reference``.
+    """The evaluator of ``metrics`` against the moments in the file ``config.reference``, or against ``reference``.
 
     Args:
-        config: of a training or of ``sample.py``.
-        metrics: by name.
-        features: the feature network of those without one; None for points.
-        reference: the real images; None where there are none.
-        device: where the feature networks run.
+        config: configuration of a training or of ``onestep sample``.
+        metrics: metrics by name.
+        features: feature network of the metrics that do not have one; None for points.
+        reference: real images; None for none.
+        device: device of the feature networks.
     """
     real = reference if config.reference is None else Moments.load(config.reference)
     return Evaluator(features, dict(metrics), real, device, config.features_cache)
 
 
 def reference_of(data: TrainingDataset | NoData) -> Reference | None:
-    """The images that samples of a network trained on ``data`` are compared with; None where it holds none."""
+    """The real images with which samples are compared; None if ``data`` has none."""
     if isinstance(data, LatentDataset):
         return data.images
     return data if isinstance(data, ImageDataset) else None
 
 
 def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
-    """The space in which a training on ``data`` samples from ``network``: its conditions are the prompts in turn.
+    """The sample space of ``network`` with the prompts and the decoder of ``data``.
 
     Raises:
-        ValueError: for latents without an autoencoder, and for a network of other conditions than there are.
+        ValueError: for latents without an autoencoder, or a network whose conditions ``data`` does not have.
     """
     conditions = data.embeddings if isinstance(data, PromptDataset) else None
     return SampleSpace.of(network, conditions=conditions, decode=_decoder(network, data))
@@ -57,5 +57,7 @@ def _decoder(network: Any, data: TrainingDataset | NoData) -> Callable[[Tensor],
     if not network.denoises_latents:
         return None
     if network.pipeline is None:
-        raise ValueError("the teacher denoises latents, and teacher.pipeline, which decodes them, is null")
+        raise ValueError(
+            "teacher.pipeline=null: expected a pipeline with an autoencoder, because the teacher denoises latents"
+        )
     return network.pipeline.decode

@@ -1,4 +1,4 @@
-"""From the configuration to the parts of a pretraining, with every check that can be made before it."""
+"""The parts of a pretraining, built and checked from its configuration."""
 
 from dataclasses import fields
 from typing import Any
@@ -35,22 +35,22 @@ def pretrain_features(config: DictConfig) -> dict[str, Any]:
     settings = ClassifierSettings(**{field.name: options[field.name] for field in fields(ClassifierSettings)})
     run = build_run(config)
     data, held_out = instantiate(config.data), instantiate(config.held_out)
-    torch.manual_seed(config.seed)  # of the network and of its training
+    torch.manual_seed(config.seed)  # for the initialisation and the training
     return classifier.pretrain_features(run, instantiate(config.classifier), data, held_out, settings)
 
 
 def build_pretraining(config: DictConfig) -> Pretraining:
-    """Build all parts, the network under the run's seed.
+    """Build all parts, with the network initialised from the run's seed.
 
     Raises:
-        ValueError: for parts that do not fit each other, saying which and how to mend it.
+        ValueError: for parts that do not fit each other.
     """
     settings: TrainingSettings = instantiate(config.training)
     run = build_run(config)
     settings.per_process(run.accelerator.num_processes)
     data: ImageDataset | None = instantiate(config.data)
     if not isinstance(data, ImageDataset):
-        raise ValueError("a pretraining needs images: choose data=... other than none and prompts")
+        raise ValueError("a pretraining needs a dataset of images: use data=... other than none or prompts")
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
@@ -58,8 +58,8 @@ def build_pretraining(config: DictConfig) -> Pretraining:
     taken = getattr(network, "augment_dim", 0)
     if augment is not None and taken != augment.label_dim:
         raise ValueError(
-            f"augment=...: the network must take its {augment.label_dim} labels, and takes {taken}: set "
-            f"network.options.augment_dim={augment.label_dim}"
+            f"network.options.augment_dim={taken}: expected {augment.label_dim}, the labels of augment=...; set "
+            f"network.options.augment_dim={augment.label_dim}, or augment=none"
         )
     ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
     prepare_networks(build_layout(config), run.device, trained=[network], others=[ema.average])

@@ -1,4 +1,4 @@
-"""What every run is built of: its processes, folder and records, and the layout of its networks."""
+"""The parts of every run: processes, folder, records and the layout of its networks."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from onestep.precision import choose_precision
 
 
 def build_run(config: DictConfig) -> Run:
-    """Start the run that ``config`` describes; nothing is written yet.
+    """Start the processes of the run of ``config``; nothing is written yet.
 
     Raises:
         ValueError: see :class:`onestep.engine.run.Run`.
     """
-    config.precision = choose_precision(config.precision, config.device)  # the record says which it was
+    config.precision = choose_precision(config.precision, config.device)  # recorded in place of "auto"
     return Run(
         RunSettings(
             output=Path(config.output),

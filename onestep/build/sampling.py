@@ -1,4 +1,4 @@
-"""The command ``sample``: from its configuration, and that of a run, to objects. A run may come from anyone."""
+"""The command ``sample``, built from its configuration and that of a run. A run's folder is untrusted."""
 
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
 from onestep.engine.records import read_record
-from onestep.evaluation.generate import Draw, SampleSpace
+from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
 from onestep.evaluation.writing import FORMATS
 from onestep.metrics.evaluator import Evaluator
@@ -31,7 +31,7 @@ from onestep.samplers import Sampler
 
 MODELS = ("student", "teacher")
 
-_PARTS_LIVE_IN = (
+_MODULES_OF_PARTS = (
     "onestep.models.loading",
     "onestep.models.diffusers.loading",
     "onestep.models.diffusers.pipeline",
@@ -43,7 +43,7 @@ _PARTS_LIVE_IN = (
 
 
 def sample(config: DictConfig) -> dict[str, Any]:
-    """Generate ``config.count`` images as ``config`` says, write them, and measure them where it names metrics.
+    """Generate ``config.count`` images, write them, and evaluate ``config.metrics``; or evaluate ``config.images``.
 
     Returns:
         The printed result, see :func:`onestep.evaluation.sample.write_samples`.
@@ -57,11 +57,11 @@ def sample(config: DictConfig) -> dict[str, Any]:
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     if config.images is not None:
         if not config.get("metrics"):
-            raise ValueError(f"images={config.images}: say what to measure of them, such as metrics=[fid]")
+            raise ValueError(f"images={config.images}: expected metrics, such as metrics=[fid]")
         return evaluate_files(config.images, _evaluator(config, parts, accelerator.device))
-    draw, network, evaluations = _model(config, parts, accelerator.device)
+    function, network, evaluations = _model(config, parts, accelerator.device)
     result = write_samples(
-        draw,
+        function,
         evaluations,
         _space(config, parts, network),
         range(config.seed, config.seed + config.count),
@@ -94,7 +94,7 @@ def _check_choices(config: DictConfig) -> None:
 
 
 def _parts(config: DictConfig) -> DictConfig:
-    """The teacher, sampler, data and features: those given here, else those of the run."""
+    """The teacher, sampler, data and features of ``config``, or the run's where null."""
     names = ("teacher", "sampler", "data", "features")
     parts = OmegaConf.create({name: config.get(name) for name in names})
     if config.run is None:
@@ -102,40 +102,44 @@ def _parts(config: DictConfig) -> DictConfig:
     saved = Path(config.run) / "config.yaml"
     if not saved.is_file():
         raise ValueError(
-            f"run={config.run}: no config.yaml there; give the folder of a run, which train.py names at its end"
+            f"run={config.run}: it has no config.yaml; expected the folder that a training printed at its end"
         )
-    of_run = read_record(Path(config.run))
+    record = read_record(Path(config.run))
     for name in names:
-        if parts[name] is None and isinstance(of_run.get(name), dict):  # text is the class of an object, not rebuilt
-            _refuse_foreign_code(of_run[name], saved)
-            parts[name] = of_run[name]
+        if parts[name] is None and isinstance(record.get(name), dict):  # a string names the class of an object
+            _check_code(record[name], saved)
+            parts[name] = record[name]
     return parts
 
 
-def _refuse_foreign_code(node: Any, saved: Path) -> None:
-    """A run's folder may come from anyone: what its config names is built only if it is of this package."""
+def _check_code(node: Any, saved: Path) -> None:
+    """Check that every class in a part of an untrusted config belongs to this package.
+
+    Raises:
+        ValueError: for any other class, a TorchScript program with an unknown hash, or an interpolation.
+    """
     plain = _plain(node)
     if isinstance(plain, dict):
         if "_target_" in plain and not _is_part(plain["_target_"]):
             raise ValueError(
-                f"{saved} asks to run {plain['_target_']!r}, which is no part of this package: give that part yourself"
+                f"{saved} asks to run {plain['_target_']!r}, expected a part of this package: give that part yourself"
             )
         if "_target_" in plain and _runs_a_file(plain):
             raise ValueError(
-                f"{saved} asks to run the program {plain.get('path', plain.get('weights'))!r}, whose hash is not the "
-                "published network's: if you trust it, give that part yourself, such as features=inception"
+                f"{saved} asks to run the program {plain.get('path', plain.get('weights'))!r}, whose hash is not "
+                "that of the published network: if you trust it, give that part yourself, such as features=inception"
             )
         for value in plain.values():
-            _refuse_foreign_code(value, saved)
+            _check_code(value, saved)
     elif isinstance(plain, list):
         for value in plain:
-            _refuse_foreign_code(value, saved)
-    elif isinstance(plain, str) and "${" in plain:  # train.py writes none, and one can become any of the above
-        raise ValueError(f"{saved} has an interpolation, {plain!r}, where a run's config has values: give that part")
+            _check_code(value, saved)
+    elif isinstance(plain, str) and "${" in plain:  # runs are saved without any, and it can resolve to any of the above
+        raise ValueError(f"{saved} has the interpolation {plain!r}, expected a value: give that part yourself")
 
 
 def _runs_a_file(part: dict[Any, Any]) -> bool:
-    """Whether building a ``part`` would run a file that is not NVIDIA's published network, or let pickle read one."""
+    """True if building ``part`` runs a program other than NVIDIA's published network, or unpickles a file."""
     target = get_object(part["_target_"])
     if not isinstance(target, type):
         return False
@@ -145,43 +149,43 @@ def _runs_a_file(part: dict[Any, Any]) -> bool:
 
 
 def _is_part(target: Any) -> bool:
-    """Whether ``target`` is defined where such parts live; 'onestep.config.os.system' only goes by way of it."""
+    """True if a module of parts defines ``target``; 'onestep.config.os.system' is defined elsewhere."""
     if not str(target).startswith("onestep."):
         return False
     try:
         defined_in = get_object(target).__module__
     except Exception:
         return False
-    return str(defined_in).startswith(_PARTS_LIVE_IN)
+    return str(defined_in).startswith(_MODULES_OF_PARTS)
 
 
-def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[Draw, DenoiserNetwork, int]:
-    """The function that generates, its network, and the network's evaluations a sample."""
+def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[SampleFunction, DenoiserNetwork, int]:
+    """The function that samples, its network, and network evaluations per sample."""
     if config.model == "teacher":
         if parts.teacher is None or parts.sampler is None:
-            raise ValueError("model=teacher needs run=..., or teacher=... and sampler=...")
+            raise ValueError("model=teacher: expected run=..., or teacher=... and sampler=...")
         teacher: DenoiserNetwork = instantiate(parts.teacher).to(device)
         if isinstance(teacher, DenoiserNetwork):
-            teacher.set_guidance(teacher.guidance)  # by text, on its device
+            teacher.set_guidance(teacher.guidance)  # encodes the empty prompt on the device, for guidance by text
         sampler: Sampler = instantiate(parts.sampler)
         return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):
-        raise ValueError("give either run=... (a run's folder) or checkpoint=... (a generator's folder or file)")
-    place = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
-    generator = load_generator(place, config.sigma_init).to(device)
+        raise ValueError("expected either run=... (a run's folder) or checkpoint=... (a generator's folder or file)")
+    path = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
+    generator = load_generator(path, config.sigma_init).to(device)
     return generator, generator.denoiser, generator.network_evaluations
 
 
 def _space(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> SampleSpace:
-    """The classes or prompts that are asked for, and the decoder of latents; no training data is opened."""
+    """The requested classes or prompts, and the decoder of latents. It does not open the training data."""
     channels, height, width = network.image_shape
     latent = network.denoises_latents or _describes(parts.data, LatentDataset)
     latent = latent or (channels not in (1, 3) and height * width > 1)  # one pixel is a point
     pipeline = network.pipeline or _pipeline(parts)
     if latent and pipeline is None:
         raise ValueError(
-            f"these samples are latents of {channels} channels, and nothing decodes them: give teacher=diffusers with "
-            "teacher.path=..., the pipeline with the autoencoder"
+            f"these samples are latents of {channels} channels, and no autoencoder decodes them: set teacher=diffusers "
+            "and teacher.path=..., the pipeline with the autoencoder"
         )
     prompts = None if config.prompts is None else read_prompts(_plain(config.prompts), "prompt")
     takes_prompts = bool(beyond_labels(network.condition_keys))
@@ -193,14 +197,14 @@ def _space(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> S
             "pipeline with the text encoders"
         )
     if prompts is not None and not takes_prompts:
-        raise ValueError(f"prompts={prompts}: this network takes none")
+        raise ValueError(f"prompts={prompts}: this network takes no prompts; set prompts=null")
     classes = None if config.classes is None else list(config.classes)
     conditions = pipeline.encode_prompts(prompts) if pipeline is not None and prompts is not None else None
     return SampleSpace.of(network, classes, conditions, pipeline.decode if latent and pipeline is not None else None)
 
 
 def _pipeline(parts: DictConfig) -> TeacherPipeline | None:
-    """The text encoders and the autoencoder of the teacher or, for one that has none, of the data's latents."""
+    """The text encoders and the autoencoder of the teacher or, if it has none, of the data's latents."""
     for name in ("teacher", "data"):
         node = None if parts[name] is None else parts[name].get("pipeline")
         if node is not None:
@@ -211,7 +215,7 @@ def _pipeline(parts: DictConfig) -> TeacherPipeline | None:
 def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> Evaluator:
     reference: Reference | None = None
     if config.reference is None and not _describes(parts.data, PromptDataset):
-        # Samples are images: latents' are compared with the images that these are of.
+        # Decoded samples are compared with the images of the latents.
         reference = instantiate(parts.data.images if _describes(parts.data, LatentDataset) else parts.data)
     features = instantiate(parts.features)
     evaluator = build_evaluator(config, instantiate(config.metrics), features, reference, device)
@@ -221,7 +225,7 @@ def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> E
 
 
 def _describes(node: Any, kind: type) -> bool:
-    """Whether a part of a configuration is of ``kind``; nothing is imported to find out."""
+    """True if the part of a configuration is of class ``kind``; nothing is imported."""
     return node is not None and node.get("_target_") == f"{kind.__module__}.{kind.__name__}"
 
 

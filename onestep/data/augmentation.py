@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onestep.seeding import GlobalDraws
+from onestep.seeding import BatchRandom
 
 PARAMETERS = ("x_flip", "y_flip", "scale", "rotation", "anisotropy_angle", "anisotropy", "x_shift", "y_shift")
 
@@ -39,14 +39,14 @@ class EDMAugmentation:
                 raise ValueError(f"augment.{name} must be positive, got {value}")
         self.probability, self.scale, self.anisotropy, self.translation = probability, scale, anisotropy, translation
 
-    def __call__(self, images: Tensor, draws: GlobalDraws) -> tuple[Tensor, Tensor]:
-        """Augmented ``images`` [B, C, H, W] in [-1, 1] and their labels [B, 9], sample ``i`` from its own draws."""
-        parameters = self.draw(draws).to(images)
+    def __call__(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+        """Augmented ``images`` [B, C, H, W] in [-1, 1] and their labels [B, 9]; the labels describe the transform."""
+        parameters = self.parameters(random).to(images)
         return self.transform(images, parameters), to_labels(parameters)
 
-    def draw(self, draws: GlobalDraws) -> Tensor:
+    def parameters(self, random: BatchRandom) -> Tensor:
         """The ``PARAMETERS`` [B, 8], a_0 to a_7 of table 6; 0 where nothing is done."""
-        uniform, normal = draws.uniform((9,)), draws.normal((4,))
+        uniform, normal = random.uniform((9,)), random.normal((4,))
         flips = (uniform[:, :2] < 0.5).float()
         angles = (2 * uniform[:, 2:4] - 1) * math.pi
         done = (uniform[:, 4:9] < self.probability).float()  # y-flip, scale, rotation, anisotropy, translation

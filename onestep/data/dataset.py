@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from onestep.denoiser import Condition, map_condition
 from onestep.files import hash_tensors
-from onestep.seeding import GlobalDraws, seeded_rng
+from onestep.seeding import BatchRandom, seeded_rng
 
 #: Images [B, C, H, W] in [-1, 1], None where there are none; and the condition, tensors [B, ...] by name.
 Batch = tuple[Tensor | None, Condition]
@@ -75,9 +75,9 @@ class NoData:
     def __init__(self, image_shape: tuple[int, int, int], label_dim: int) -> None:
         self.image_shape, self.label_dim = image_shape, label_dim
 
-    def batch(self, draws: GlobalDraws) -> Batch:
-        """No images, and the conditions of the rows of ``draws``, on their device."""
-        return None, {"labels": draws.labels(self.label_dim)} if self.label_dim else {}
+    def batch(self, random: BatchRandom) -> Batch:
+        """No images, and the conditions of the rows of ``random``, on their device."""
+        return None, {"labels": random.labels(self.label_dim)} if self.label_dim else {}
 
 
 def has_images(data: TrainingDataset | NoData) -> bool:

@@ -25,7 +25,7 @@ from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.state import TrainingState
 from onestep.objectives.losses import Term
 from onestep.objectives.regression import regression_loss
-from onestep.seeding import GlobalDraws, seeded_rng
+from onestep.seeding import BatchRandom, seeded_rng
 
 
 @dataclass
@@ -63,9 +63,9 @@ def train(parts: Distillation, state: TrainingState, report: DistillationReport)
     run, settings = parts.run, parts.settings
     for x_real, condition in run.batches(parts.data, settings, start=state.iteration):
         started = time.monotonic()
-        draws = run.draws(settings, state.iteration)
+        random = run.random(settings, state.iteration)
         try:
-            for diagnostics in updates(parts, state.iteration, draws, x_real, condition):
+            for diagnostics in updates(parts, state.iteration, random, x_real, condition):
                 run.log.add(diagnostics)
             parts.ema.update(parts.student, state.iteration * settings.batch_size, settings.batch_size)
             state.skipped_steps = 0
@@ -82,7 +82,7 @@ def train(parts: Distillation, state: TrainingState, report: DistillationReport)
 
 
 def updates(
-    parts: Distillation, iteration: int, draws: GlobalDraws, x_real: Tensor | None, condition: Condition
+    parts: Distillation, iteration: int, random: BatchRandom, x_real: Tensor | None, condition: Condition
 ) -> Iterator[dict[str, Tensor]]:
     """Perform the updates of one iteration on this process's rows of a batch; yields the diagnostics of each.
 
@@ -92,7 +92,7 @@ def updates(
     step = exit_step(parts.run.seed, iteration, parts.student.network_evaluations)
 
     def generate(keep_graph: bool) -> list[MicroBatch]:
-        noises = [draws.normal(parts.student.noise_shape) for _ in range(step + 1)]
+        noises = [random.normal(parts.student.noise_shape) for _ in range(step + 1)]
         return [
             MicroBatch(real, given, noise, _simulate(parts, noise, given, keep_graph))
             for real, given, *noise in _split(parts, x_real, condition, *noises)
@@ -100,8 +100,8 @@ def updates(
 
     batches = generate(keep_graph=parts.settings.accumulation == 1)
     for _ in range(parts.critics.steps if "critics" in parts.optimizers else 0):
-        yield update_critics(parts, iteration, generate(False) if parts.critics.fresh_latents else batches, draws)
-    yield update_generator(parts, iteration, batches, draws)
+        yield update_critics(parts, iteration, generate(False) if parts.critics.fresh_latents else batches, random)
+    yield update_generator(parts, iteration, batches, random)
 
 
 def exit_step(seed: int, iteration: int, steps: int) -> int:
@@ -113,11 +113,11 @@ def exit_step(seed: int, iteration: int, steps: int) -> int:
 
 
 def update_critics(
-    parts: Distillation, iteration: int, batches: list[MicroBatch], draws: GlobalDraws
+    parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom
 ) -> dict[str, Tensor]:
     """One step of fake score and discriminator; returns their losses, the logits and the gradient norms."""
     optimizer, shape = parts.optimizers["critics"], batches[0].x_generated.shape[1:]
-    levels_and_noise = draws.sigma(parts.fake_sigma), draws.normal(shape), draws.normal(shape)
+    levels_and_noise = random.sigma(parts.fake_sigma), random.normal(shape), random.normal(shape)
     diagnostics = []
     for batch, (sigma, noise, noise_real) in zip(batches, _split(parts, *levels_and_noise), strict=True):
         with parts.run.accelerator.autocast():
@@ -130,11 +130,11 @@ def update_critics(
 
 
 def update_generator(
-    parts: Distillation, iteration: int, batches: list[MicroBatch], draws: GlobalDraws
+    parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom
 ) -> dict[str, Tensor]:
     """One step of the generator; returns its loss terms, the objective's diagnostics and the gradient norm."""
     method, optimizer = parts.method, parts.optimizers["generator"]
-    sigmas, noises = draws.sigma(parts.sigma), draws.normal(batches[0].x_generated.shape[1:])
+    sigmas, noises = random.sigma(parts.sigma), random.normal(batches[0].x_generated.shape[1:])
     noised = list(zip(batches, _split(parts, sigmas, noises), strict=True))
     pairs = (None, None, None) if parts.pairs is None else parts.pairs.batch(iteration)
 

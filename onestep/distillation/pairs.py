@@ -18,7 +18,7 @@ from torch import Tensor
 from onestep.cache import ChunkCache, fingerprint
 from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition, map_condition
-from onestep.evaluation.generate import SampleSpace, draw_batches
+from onestep.evaluation.generate import SampleSpace, generate_batches
 from onestep.models.base import DenoiserNetwork
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_inputs
@@ -142,7 +142,7 @@ class PairCache:
         self.accelerator.print(
             f"pairs of noise and teacher image: {len(held)} of {len(chunks)} chunks are in {self.folder}"
         )
-        batches = draw_batches(
+        batches = generate_batches(
             partial(self.sampler, self.teacher),
             [seed for chunk in missing for seed in self._seeds(chunk)],
             self.batch_size,

@@ -12,7 +12,7 @@ from onestep.engine.log import read_log
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
 from onestep.evaluation.evaluate import RunEvaluator
-from onestep.evaluation.generate import Draw
+from onestep.evaluation.generate import SampleFunction
 from onestep.metrics.result import Measurement
 from onestep.reports.plots import save_curves, save_side_by_side
 from onestep.reports.tables import print_summary
@@ -60,13 +60,13 @@ class DistillationReport:
 
         teacher_nfe = parts.sampler.network_evaluations * parts.method.teacher.network_evaluations
         student_nfe = average.network_evaluations
-        draw_teacher = partial(parts.sampler, parts.method.teacher)
+        sample_teacher = partial(parts.sampler, parts.method.teacher)
         teacher: dict[str, Any] = {"network_evaluations": teacher_nfe}
         records = {}
         if parts.evaluation.evaluate_teacher:
-            teacher, records["teacher"] = self.of_teacher.final("teacher", draw_teacher, teacher_nfe)
+            teacher, records["teacher"] = self.of_teacher.final("teacher", sample_teacher, teacher_nfe)
         student, records["student"] = self.of_student.final("student", average, student_nfe)
-        teacher_images = self._grid(self.of_teacher, draw_teacher)
+        teacher_images = self._grid(self.of_teacher, sample_teacher)
         student_images = self._grid(self.of_student, average)
         if not self.run.accelerator.is_main_process:
             return {}
@@ -86,10 +86,12 @@ class DistillationReport:
         self.run.finish()
         return summary
 
-    def _grid(self, evaluator: RunEvaluator, draw: Draw) -> Tensor:
+    def _grid(self, evaluator: RunEvaluator, sample: SampleFunction) -> Tensor:
         """Images for a grid, one class per column if there are classes."""
         label_dim = self.parts.data.label_dim
-        return evaluator.draw(draw, self.parts.evaluation.grid, classes=list(range(label_dim)) if label_dim else None)
+        return evaluator.generate(
+            sample, self.parts.evaluation.grid, classes=list(range(label_dim)) if label_dim else None
+        )
 
 
 def count_evaluations(count: int) -> str:

@@ -32,7 +32,7 @@ from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
 from onestep.files import write_text
 from onestep.metrics.result import Measurement
-from onestep.seeding import GlobalDraws
+from onestep.seeding import BatchRandom
 
 _OF_CONDITIONS = 2  # the random stream of conditions; 1 is the distillation's exit step
 
@@ -132,7 +132,7 @@ class Run:
         """
         if isinstance(data, NoData):
             for iteration in count(start):
-                yield data.batch(self.draws(settings, iteration, _OF_CONDITIONS))
+                yield data.batch(self.random(settings, iteration, _OF_CONDITIONS))
             return
         pinned = self.device.type == "cuda"  # for asynchronous copies
         loader = DataLoader(
@@ -147,12 +147,12 @@ class Run:
         for images, condition in prefetch(iter(loader)):
             yield None if images is None else move(images), map_condition(move, condition)
 
-    def draws(self, settings: TrainingSettings, iteration: int, *stream: int) -> GlobalDraws:
+    def random(self, settings: TrainingSettings, iteration: int, *stream: int) -> BatchRandom:
         """This process's rows of the randomness of an iteration's global batch; ``stream`` selects another stream."""
         count = settings.per_process(self.accelerator.num_processes)
         rows = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
         size = settings.batch_size
-        return GlobalDraws(self.seed, 0, iteration, *stream, batch_size=size, rows=rows, device=self.device)
+        return BatchRandom(self.seed, 0, iteration, *stream, batch_size=size, rows=rows, device=self.device)
 
     def skip_step(
         self,

@@ -1,4 +1,4 @@
-"""Metrics of samples: of files and of what a run draws, with a record of where each value came from."""
+"""Metrics of samples, of files or of a run's networks, with a record of how each value was measured."""
 
 import time
 import zipfile
@@ -17,7 +17,7 @@ from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
-from onestep.evaluation.generate import Draw, SampleSpace, draw_all, draw_share
+from onestep.evaluation.generate import SampleFunction, SampleSpace, generate_all, generate_local
 from onestep.images import from_uint8
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
@@ -28,12 +28,12 @@ from onestep.reports.plots import save_samples
 
 @dataclass(frozen=True)
 class SampleFiles:
-    """Samples that are files.
+    """Samples read from files.
 
     Args:
-        samples: the images in batches; or points.
-        count: how many.
-        seeds: the first and the last of the seeds that the files name; None where they name none.
+        samples: a dataset of images, or batches of images or points.
+        count: number of samples.
+        seeds: the first and the last seed in the files; None if they have no seeds.
     """
 
     samples: Reference | Sequence[Tensor]
@@ -49,7 +49,7 @@ def open_samples(path: str) -> SampleFiles:
     """The samples of a folder of images, an EDM zip, or an .npz as ``sample.py`` or ADM's scripts write it.
 
     Raises:
-        ValueError: if there is no such thing, or it holds no samples. Nothing is unpickled.
+        ValueError: if the path does not exist or holds no samples. Nothing is unpickled.
     """
     place = Path(path)
     if place.suffix == ".npz":
@@ -66,11 +66,11 @@ def _open_array(path: Path) -> SampleFiles:
         with np.load(path, allow_pickle=False) as file:
             key = next((key for key in ("images", "arr_0") if key in file), None)
             if key is None:
-                raise ValueError(f"its arrays are {', '.join(file)}: expected images, or ADM's arr_0")
+                raise ValueError(f"its arrays are {', '.join(file)}, expected images, or arr_0 as ADM writes it")
             array = file[key]
             seeds = file.get("seeds")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: no samples ({error})") from error
+        raise ValueError(f"{path}: cannot read samples: {error}") from error
     named = None if seeds is None or not len(seeds) else [int(seeds.min()), int(seeds.max())]
     if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3):
         pixels = torch.from_numpy(array).permute(0, 3, 1, 2)
@@ -85,36 +85,36 @@ def _open_array(path: Path) -> SampleFiles:
 def evaluate(
     evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int, prompts: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """A record of each value of the samples of ``seeds``, see :meth:`Evaluator.results`; in the first process.
+    """The records of the metrics of the samples of ``seeds``, in the first process; see :meth:`Evaluator.results`.
 
     Args:
-        evaluator: what measures.
-        images: this process's share of them [N, C, H, W].
-        seeds: those of all processes.
-        network_evaluations: evaluations of the network a sample.
-        prompts: taken in turn by the seeds; None for samples of no prompts.
+        evaluator: the metrics.
+        images: this process's rows [N, C, H, W] of the samples.
+        seeds: the seeds of all processes.
+        network_evaluations: network evaluations per sample.
+        prompts: seed ``s`` has ``prompts[s % len(prompts)]``; None for samples without prompts.
     """
-    values = evaluator([images], distributed=True, prompts=_take(prompts, seeds))
+    values = evaluator([images], distributed=True, prompts=_prompts_of(prompts, seeds))
     return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
 
 
-def _take(prompts: Sequence[str] | None, seeds: range) -> list[str] | None:
-    """The prompt of each sample of this process's share of ``seeds``, which take them in turn."""
+def _prompts_of(prompts: Sequence[str] | None, seeds: range) -> list[str] | None:
+    """The prompts of this process's rows of ``seeds``."""
     return None if prompts is None else [prompts[seeds[place] % len(prompts)] for place in process_rows(len(seeds))]
 
 
 @dataclass(frozen=True)
 class RunEvaluator:
-    """Evaluates what the networks of a run draw of the same seeds; every process must call its methods.
+    """Evaluates the networks of a run on samples of the same seeds; every process must call its methods.
 
     Args:
-        run: its processes, folder and log.
-        evaluator: what measures.
-        settings: how many samples, and of what.
-        space: gives the conditions of the samples, and decodes them.
+        run: processes, folder and log.
+        evaluator: the metrics.
+        settings: numbers of samples, and the interim metrics.
+        space: inputs of the samples, and their decoder.
 
     Raises:
-        ValueError: for a metric that compares with prompts where the conditions are none.
+        ValueError: for a metric that compares images with prompts if the data has no prompts.
     """
 
     run: Run
@@ -125,43 +125,43 @@ class RunEvaluator:
     def __post_init__(self) -> None:
         for name, metric in self.evaluator.metrics.items():
             if metric.reads == "similarities" and self.space.prompts is None:
-                raise ValueError(f"metrics: {name} compares images with their prompts, and this data has none")
+                raise ValueError(f"metrics: {name} compares images with prompts, and this data has none: remove {name}")
 
     @property
     def best(self) -> str | None:
-        """The key of the value that picks the best checkpoint, see :func:`best_key`."""
+        """The key of the value that selects the best checkpoint, see :func:`best_key`."""
         return best_key(self.evaluator, self.settings)
 
-    def draw(self, draw: Draw, count: int, classes: Sequence[int] | None = None) -> Tensor:
+    def generate(self, sample: SampleFunction, count: int, classes: Sequence[int] | None = None) -> Tensor:
         """Images [count, C, H, W] in every process."""
         space = replace(self.space, classes=classes)
-        return draw_all(draw, range(count), self.settings.batch_size, space, self.run.accelerator)
+        return generate_all(sample, range(count), self.settings.batch_size, space, self.run.accelerator)
 
-    def interim(self, iteration: int, draw: Draw) -> Measurement | None:
-        """Evaluate after an ``iteration``: the values go to the log, and a grid of samples into ``samples/``.
+    def interim(self, iteration: int, sample: SampleFunction) -> Measurement | None:
+        """Evaluate after an ``iteration``: log the values, and save a grid of samples in ``samples/``.
 
         Returns:
-            the value that picks the best checkpoint; None where there is none, and outside the main process.
+            The value that selects the best checkpoint; None without interim metrics, and outside the main process.
         """
         settings, values = self.settings, {}
         if self.evaluator.keys(settings.interim_metrics):
-            share = self._share(draw, range(settings.interim_samples))
-            prompts = _take(self.space.prompts, range(settings.interim_samples))
-            values = self.evaluator(share, distributed=True, prompts=prompts, only=settings.interim_metrics)
-        shown = self.draw(draw, settings.grid)
+            samples = self._generate_local(sample, range(settings.interim_samples))
+            prompts = _prompts_of(self.space.prompts, range(settings.interim_samples))
+            values = self.evaluator(samples, distributed=True, prompts=prompts, only=settings.interim_metrics)
+        grid = self.generate(sample, settings.grid)
         if not self.run.accelerator.is_main_process:
             return None
-        save_samples(shown, self.run.folder / "samples" / f"iteration_{iteration:08d}.png")
+        save_samples(grid, self.run.folder / "samples" / f"iteration_{iteration:08d}.png")
         if not values:
             return None
         self.run.log.write(iteration, values)
         measured = self.measurement(values)
-        assert measured is not None  # best_key is of what is measured during the run
+        assert measured is not None  # best_key is among the interim values
         self.run.log.show({self.evaluator.descriptions[measured.key].title: measured.value})
         return measured
 
     def measurement(self, line: dict[str, Any] | None) -> Measurement | None:
-        """The value of ``line``, of the log or of an evaluation, that picks the best; None where it has none."""
+        """The value in a ``line`` of the log or of an evaluation that selects the best; None if it is absent."""
         if line is None or (key := self.best) is None or key not in line:
             return None
         return Measurement(key, line[key], self.evaluator.descriptions[key].higher_is_better)
@@ -175,36 +175,38 @@ class RunEvaluator:
                 best = line
         return best
 
-    def final(self, name: str, draw: Draw, network_evaluations: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The values of the first range of seeds, with their cost; and the records of all ranges.
+    def final(
+        self, name: str, sample: SampleFunction, network_evaluations: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The values of the first range of seeds, with the cost, and the records of all ranges.
 
         Returns:
-            every metric, ``network_evaluations``, ``samples`` and ``samples_per_second``; and a record of each value
-            of each range, see :meth:`Evaluator.results`. Of the metrics there is none outside the main process.
+            The metrics (in the main process alone), ``network_evaluations``, ``samples`` and ``samples_per_second``;
+            and the records of :meth:`Evaluator.results` of each range.
         """
-        # Without metrics, samples show the speed alone.
+        # Without metrics, the samples serve to measure the speed alone.
         count = self.settings.samples if self.evaluator.metrics else self.settings.grid
-        title = f"drawing from the {name}" if self.run.accelerator.is_main_process else None
+        title = f"sampling the {name}" if self.run.accelerator.is_main_process else None
         side: dict[str, Any] = {}
         records: list[dict[str, Any]] = []
         for number in range(self.settings.seed_ranges):
             first = number * count
-            share = Clock(self._share(draw, range(first, first + count), title))
+            samples = Clock(self._generate_local(sample, range(first, first + count), title))
             only = self.settings.interim_metrics if number else None
-            prompts = _take(self.space.prompts, range(first, first + count))
-            values = self.evaluator(share, distributed=True, prompts=prompts, only=only)
+            prompts = _prompts_of(self.space.prompts, range(first, first + count))
+            values = self.evaluator(samples, distributed=True, prompts=prompts, only=only)
             records += self.evaluator.results(values, count, [first, first + count - 1], network_evaluations)
             if not number:
-                cost = {"samples": count, "samples_per_second": round(count / share.seconds, 1)}
+                cost = {"samples": count, "samples_per_second": round(count / samples.seconds, 1)}
                 side = values | {"network_evaluations": network_evaluations} | cost
         return side, records
 
-    def _share(self, draw: Draw, seeds: range, progress: str | None = None) -> Iterator[Tensor]:
-        return draw_share(draw, seeds, self.settings.batch_size, self.space, self.run.accelerator, progress)
+    def _generate_local(self, sample: SampleFunction, seeds: range, progress: str | None = None) -> Iterator[Tensor]:
+        return generate_local(sample, seeds, self.settings.batch_size, self.space, self.run.accelerator, progress)
 
 
 class Clock:
-    """Hands on what ``items`` give, and counts the ``seconds`` that they took, without what is done with them."""
+    """Iterates over ``items`` and counts the ``seconds`` that they take, without the time of the consumer."""
 
     def __init__(self, items: Iterator[Tensor]) -> None:
         self.items, self.seconds = items, 0.0
@@ -218,10 +220,11 @@ class Clock:
 
 
 def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, processes: int) -> None:
-    """Refuse numbers of samples that a metric's name does not promise, and names of values that are not measured.
+    """Check the numbers of samples and the names of metrics and values in ``settings``.
 
     Raises:
-        ValueError: naming the metric or the value; for fewer samples than ``processes``, naming both.
+        ValueError: for fewer samples than ``processes``, a number of samples that contradicts a metric's name, or the
+            name of a metric or value that is not measured.
     """
     settings.check_processes(processes)
     for count in {settings.samples, settings.interim_samples}:
@@ -229,31 +232,31 @@ def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, process
     for name in settings.interim_metrics or []:
         if name not in evaluator.metrics:
             known = ", ".join(evaluator.metrics) or "none"
-            raise ValueError(f"evaluation.interim_metrics names {name}, which is none of the metrics: {known}")
+            raise ValueError(f"evaluation.interim_metrics: {name} is not among the metrics: {known}")
     best_key(evaluator, settings)
 
 
 def best_key(evaluator: Evaluator, settings: EvaluationSettings) -> str | None:
-    """The key of the value that picks the best checkpoint: ``evaluation.best``, else the first; None without metrics.
+    """The key of the value that selects the best checkpoint: ``evaluation.best``, or the first; None without metrics.
 
     Raises:
-        ValueError: if ``evaluation.best`` names no value that is measured during the run.
+        ValueError: if ``evaluation.best`` is not measured during the run.
     """
     keys = evaluator.keys(settings.interim_metrics)
     if settings.best is None:
         return keys[0] if keys else None
     if settings.best not in keys:
         raise ValueError(
-            f"evaluation.best={settings.best} is none of the values that are measured during the run: "
+            f"evaluation.best={settings.best} is not among the values that are measured during the run: "
             f"{', '.join(keys) or 'none'}; choose one of them, or null for the first"
         )
     return settings.best
 
 
 def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """EDM's protocol: the least of each value, of which less is better, over several ranges of seeds.
+    """EDM's protocol: the least value over several ranges of seeds, for each metric whose lower values are better.
 
-    Its name and title say so.
+    The record's name and title say so.
     """
     found = []
     for records in zip(*ranges, strict=True):
@@ -266,7 +269,7 @@ def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def print_results(records: list[dict[str, Any]]) -> None:
-    """Show each value with where it comes from."""
+    """Print each value with its features, reference, samples and seeds."""
     table = Table()
     for title in ("metric", "value", "features", "reference", "samples", "seeds", "evaluations"):
         justify: Literal["left", "right"] = "right" if title in ("value", "samples", "evaluations") else "left"

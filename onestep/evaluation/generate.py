@@ -1,4 +1,4 @@
-"""Generating many samples, each from its own seed, in one process or distributed over several."""
+"""Generation of many samples, each from its own seed, in one process or several."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from onestep.engine.prefetch import prefetch
 from onestep.processes import gather_rows, process_rows, rank_and_count
 from onestep.seeding import seeded_inputs, seeded_noise
 
-#: From latents [B, C, H, W], condition and further noise to samples [B, C, H, W] in data units.
-Draw = Callable[[Tensor, Condition, Iterator[Tensor]], Tensor]
+#: Maps latents [B, C, H, W], their condition and further noise to samples [B, C, H, W] in data units.
+SampleFunction = Callable[[Tensor, Condition, Iterator[Tensor]], Tensor]
 
 
 class Conditions(Protocol):
-    """Conditions by position, such as embeddings of prompts; of no text, ``prompts`` is None."""
+    """Conditions by position, such as embeddings of prompts. ``prompts`` is None if they have no text."""
 
     prompts: Sequence[str] | None
 
@@ -29,7 +29,7 @@ class Conditions(Protocol):
 
 
 class Network(Protocol):
-    """A network as far as its inputs and outputs are concerned, see :class:`onestep.models.base.DenoiserNetwork`."""
+    """The inputs and outputs of a network, see :class:`onestep.models.base.DenoiserNetwork`."""
 
     image_shape: tuple[int, int, int]
     label_dim: int
@@ -40,14 +40,14 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class SampleSpace:
-    """From seeds to the inputs of a network, and from its outputs to images.
+    """Maps seeds to the inputs of a network, and its outputs to images.
 
     Args:
-        noise_shape: the shape of one sample's noise; of a denoiser, (channels, height, width).
+        noise_shape: shape of one sample's noise; (channels, height, width) for a denoiser.
         label_dim: number of classes; 0 for none.
-        classes: taken in turn by the seeds; None draws each seed's class from it.
-        conditions: taken in turn by the seeds, of a network whose condition is no class; None for one that has none.
-        decode: images [B, C, H, W] in [-1, 1] of outputs, both on the CPU; None where they are images.
+        classes: seed ``s`` gets ``classes[s % len(classes)]``; None for a random class, a function of the seed.
+        conditions: conditions other than classes; seed ``s`` gets ``conditions[s % len(conditions)]``.
+        decode: maps outputs to images [B, C, H, W] in [-1, 1], both on the CPU; None if the outputs are images.
     """
 
     noise_shape: tuple[int, ...]
@@ -67,19 +67,18 @@ class SampleSpace:
         """The space of ``network``.
 
         Raises:
-            ValueError: for a network with conditions other than classes, if none are given; for one without, if some
-                are.
+            ValueError: if the network takes conditions other than classes and ``conditions`` is None, or the reverse.
         """
         others = beyond_labels(network.condition_keys)
         if others and conditions is None:
-            raise ValueError(f"this network takes {', '.join(others)}, and is given none: give prompts=...")
+            raise ValueError(f"this network takes {', '.join(others)}, got no prompts: set prompts=[...]")
         if conditions is not None and not others:
-            raise ValueError("prompts are given, and this network takes none")
+            raise ValueError("this network takes no prompts, but prompts are given: remove them")
         return cls(network.image_shape, network.label_dim, classes, conditions, decode)
 
     @property
     def prompts(self) -> Sequence[str] | None:
-        """The prompts that the seeds take in turn; None for other conditions."""
+        """The prompts of the conditions; None for other conditions."""
         return None if self.conditions is None else self.conditions.prompts
 
     def inputs(self, seeds: Sequence[int]) -> tuple[Tensor, Condition]:
@@ -96,8 +95,8 @@ class SampleSpace:
 
 
 @torch.no_grad()
-def draw_batches(
-    draw: Draw,
+def generate_batches(
+    sample: SampleFunction,
     seeds: Sequence[int],
     batch_size: int,
     space: SampleSpace,
@@ -107,12 +106,12 @@ def draw_batches(
     """Outputs [<= batch_size, C, H, W] for ``seeds``, float32 on the CPU, computed in the accelerator's precision.
 
     Args:
-        draw: the generator, or a sampler of a teacher.
-        seeds: of the samples.
-        batch_size: samples at a time.
-        space: where the inputs come from.
-        accelerator: gives device and precision.
-        progress: the progress bar's title; None for no bar.
+        sample: a generator, or a sampler with its teacher.
+        seeds: one per sample.
+        batch_size: samples per batch.
+        space: inputs of the seeds.
+        accelerator: device and precision.
+        progress: title of the progress bar; None for no bar.
     """
 
     def inputs() -> Iterator[tuple[list[int], Tensor, Condition]]:
@@ -124,28 +123,36 @@ def draw_batches(
         for batch, latents, given in prefetch(inputs()):
             condition = map_condition(lambda tensor: tensor.to(accelerator.device), given)
             with accelerator.autocast():
-                images = draw(latents.to(accelerator.device), condition, space.noise(batch))
+                images = sample(latents.to(accelerator.device), condition, space.noise(batch))
             yield images.float().cpu()
             bar.update(len(batch))
 
 
-def draw_share(
-    draw: Draw, seeds: range, batch_size: int, space: SampleSpace, accelerator: Accelerator, progress: str | None = None
+def generate_local(
+    sample: SampleFunction,
+    seeds: range,
+    batch_size: int,
+    space: SampleSpace,
+    accelerator: Accelerator,
+    progress: str | None = None,
 ) -> Iterator[Tensor]:
-    """This process's share of the images of ``seeds``, decoded; the first process has the first.
+    """This process's rows of the images of ``seeds``, decoded; the first process has the first rows.
 
-    Every process must take all of it: each computes as many batches as the others, as those with a sharded network
-    must, and some a seed more than it keeps. See :func:`draw_batches` for the arguments.
+    Every process must consume the full iterator. All compute equally many batches, because a sharded network needs all
+    processes in each call; some thus compute one image more than they keep. For the arguments see
+    :func:`generate_batches`.
     """
-    share, longest = process_rows(len(seeds)), -(-len(seeds) // rank_and_count()[1])
-    kept = len(share)
-    own = [*seeds[share.start : share.stop], *[seeds[0]] * (longest - kept)]
-    for batch in draw_batches(draw, own, batch_size, space, accelerator, progress):
+    rows, longest = process_rows(len(seeds)), -(-len(seeds) // rank_and_count()[1])
+    kept = len(rows)
+    padded = [*seeds[rows.start : rows.stop], *[seeds[0]] * (longest - kept)]
+    for batch in generate_batches(sample, padded, batch_size, space, accelerator, progress):
         yield (batch if space.decode is None else space.decode(batch))[:kept]
         kept = max(0, kept - len(batch))
 
 
-def draw_all(draw: Draw, seeds: range, batch_size: int, space: SampleSpace, accelerator: Accelerator) -> Tensor:
+def generate_all(
+    sample: SampleFunction, seeds: range, batch_size: int, space: SampleSpace, accelerator: Accelerator
+) -> Tensor:
     """All images of ``seeds`` [N, C, H, W], in every process."""
-    share = list(draw_share(draw, seeds, batch_size, space, accelerator))
-    return gather_rows(torch.cat(share), accelerator.device)
+    batches = list(generate_local(sample, seeds, batch_size, space, accelerator))
+    return gather_rows(torch.cat(batches), accelerator.device)

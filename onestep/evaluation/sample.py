@@ -1,4 +1,4 @@
-"""Samples of a generator or a teacher: generated, written, and measured."""
+"""Samples of a generator or a teacher: generated, written and evaluated."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from onestep.evaluation.evaluate import evaluate, least_of, open_samples, print_results
-from onestep.evaluation.generate import Draw, SampleSpace, draw_share
+from onestep.evaluation.generate import SampleFunction, SampleSpace, generate_local
 from onestep.evaluation.writing import SampleWriter
 from onestep.metrics.evaluator import Evaluator
 from onestep.processes import gather_rows, process_rows, rank_and_count
@@ -19,7 +19,7 @@ WEIGHTS = {"ema": "generator", "raw": "generator_raw"}
 
 
 def write_samples(
-    draw: Draw,
+    sample: SampleFunction,
     network_evaluations: int,
     space: SampleSpace,
     seeds: range,
@@ -30,34 +30,36 @@ def write_samples(
     evaluator: Evaluator | None = None,
     seed_ranges: int = 1,
 ) -> dict[str, Any]:
-    """Generate the images of ``seeds``, write them into ``folder``, and measure them if there is an ``evaluator``.
+    """Generate the images of ``seeds``, write them into ``folder``, and evaluate them if there is an ``evaluator``.
 
     Args:
-        draw: the generator, or a sampler of a teacher.
-        network_evaluations: evaluations of the network a sample.
-        space: see :class:`SampleSpace`.
+        sample: a generator, or a sampler with its teacher.
+        network_evaluations: network evaluations per sample.
+        space: inputs and decoder of the samples.
         seeds: image ``i`` depends on ``seeds[i]`` alone.
-        batch_size: images at a time.
-        accelerator: gives device, precision and processes.
+        batch_size: images per batch.
+        accelerator: device, precision and processes.
         folder, format: see :class:`SampleWriter`.
         evaluator: the metrics; None for none.
-        seed_ranges: disjoint ranges of as many seeds to measure, this first.
+        seed_ranges: number of disjoint ranges of ``len(seeds)`` seeds to evaluate; ``seeds`` is the first.
 
     Returns:
-        Where the images lie, how many, network evaluations an image, images a second, generated and written, and the
-        metrics.
+        Path of the images, their count, network evaluations per image, images per second (generated and written), and
+        the metrics.
 
     Raises:
-        ValueError: for fewer samples than processes, or than a metric's name promises.
+        ValueError: for fewer samples than processes, or a number of samples that contradicts a metric's name.
     """
     if evaluator is not None:
         evaluator.check_samples(len(seeds))  # before anything is generated
     main, device = accelerator.is_main_process, accelerator.device
     if len(seeds) < accelerator.num_processes:
-        raise ValueError(f"count={len(seeds)}: {accelerator.num_processes} processes have not one sample each")
+        raise ValueError(
+            f"count={len(seeds)}: expected at least one sample for each of {accelerator.num_processes} processes"
+        )
 
     def generate(seeds: range) -> Any:
-        return draw_share(draw, seeds, batch_size, space, accelerator, "drawing" if main else None)
+        return generate_local(sample, seeds, batch_size, space, accelerator, "sampling" if main else None)
 
     started = time.monotonic()
     writer = SampleWriter(folder, format, space.noise_shape)
@@ -83,7 +85,7 @@ def write_samples(
 
 
 def evaluate_files(path: str, evaluator: Evaluator) -> dict[str, Any]:
-    """Measure the samples at ``path``, see :func:`onestep.evaluation.evaluate.open_samples`."""
+    """Evaluate the samples at ``path``, see :func:`onestep.evaluation.evaluate.open_samples`."""
     files = open_samples(path)
     evaluator.check_samples(files.count)
     records = evaluator.results(evaluator(files.batches()), files.count, files.seeds, None)
@@ -91,13 +93,13 @@ def evaluate_files(path: str, evaluator: Evaluator) -> dict[str, Any]:
 
 
 def _finish(writer: SampleWriter, images: Tensor, seeds: range, device: torch.device) -> Path | None:
-    """Have the first process write the file of all samples; ``images`` are this process's."""
+    """Write the single file of all samples, in the first process; ``images`` are this process's rows."""
     every_image = gather_rows(images, device) if writer.format != "png" else images
     return writer.finish(every_image, seeds) if rank_and_count()[0] == 0 else None
 
 
 def _with_results(ranges: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The values of the first range of seeds by name, the least of several, and the records of all."""
+    """The values of the first range of seeds by name, the least over several ranges, and all records."""
     least = least_of(ranges) if len(ranges) > 1 else []
     records = [record for records in ranges for record in records]
     print_results(records + least)

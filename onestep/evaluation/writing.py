@@ -1,4 +1,4 @@
-"""Samples as files: PNG files that threads write while more is drawn, one picture, or one array."""
+"""Samples as files: PNG files, written by threads during the sampling, one grid, or one array."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,14 +12,14 @@ from onestep.images import to_uint8
 from onestep.reports.plots import save_image, save_samples
 
 FORMATS = ("png", "grid", "npz")
-_AT_A_TIME = 50  # images that a thread writes in one go
+_IMAGES_PER_TASK = 50  # PNG files that a thread writes per task
 
 
 class SampleWriter:
-    """Writes images [B, C, H, W] in [-1, 1], or points, into ``folder``, which is made once there is one.
+    """Writes images [B, C, H, W] in [-1, 1], or points, into ``folder``, which the first write creates.
 
-    PNG files are named by their seeds, and each process writes its own. A grid and an array are of all samples:
-    :meth:`finish` is given them.
+    PNG files are named by their seeds, and each process writes its rows. A grid or an array has all samples;
+    :meth:`finish` writes it.
 
     Raises:
         ValueError: for PNG files of points.
@@ -29,21 +29,21 @@ class SampleWriter:
         self.folder, self.format = folder, format
         self.points = tuple(image_shape[1:]) == (1, 1)
         if self.points and format == "png":
-            raise ValueError("format=png: these samples are points, no images; choose format=npz or format=grid")
-        # zlib runs without Python's lock, so that threads do; more of them would only fight for it.
+            raise ValueError("format=png: these samples are points, not images: use format=npz or format=grid")
+        # zlib releases Python's lock, so threads suffice; more than two would contend for it.
         self._threads = ThreadPoolExecutor(2, "png")
         self._writing: list[Future[None]] = []
 
     def add(self, samples: Tensor, seeds: Sequence[int]) -> None:
-        """Begin to write the ``samples`` of ``seeds``, on the CPU, if they are to be files of their own."""
+        """Start to write the ``samples`` (on the CPU) of ``seeds`` if each has its own file."""
         if self.format == "png":
             self.folder.mkdir(parents=True, exist_ok=True)
-            for start in range(0, len(seeds), _AT_A_TIME):
-                end = start + _AT_A_TIME
+            for start in range(0, len(seeds), _IMAGES_PER_TASK):
+                end = start + _IMAGES_PER_TASK
                 self._writing.append(self._threads.submit(self._write_png, samples[start:end], seeds[start:end]))
 
     def write(self, batches: Iterable[Tensor], seeds: Sequence[int]) -> Iterator[Tensor]:
-        """``batches`` of the samples of ``seeds``, of which each is begun to be written as it is handed on."""
+        """Yield the ``batches`` of the samples of ``seeds``, and :meth:`add` each."""
         start = 0
         for batch in batches:
             self.add(batch, seeds[start : start + len(batch)])
@@ -55,13 +55,13 @@ class SampleWriter:
             save_image(image, self.folder / f"{seed:06d}.png")
 
     def wait(self) -> None:
-        """Until what was added is written; raises what kept it from being so."""
+        """Wait until all added samples are written; raises the error of a failed write."""
         self._threads.shutdown()
         for part in self._writing:
             part.result()
 
     def finish(self, samples: Tensor, seeds: Sequence[int]) -> Path:
-        """Write all ``samples`` if they are to be one file; returns that file, or the folder of many."""
+        """Write all ``samples`` if they are one file; returns that file, or the folder of the PNG files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.format == "grid":
             save_samples(samples, self.folder / "grid.png")

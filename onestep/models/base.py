@@ -1,4 +1,4 @@
-"""The interface of every denoiser that is a network: its outputs, its guidance, and how the package uses it."""
+"""The interface of denoisers that are networks: predictions, features, guidance, saving and loading."""
 
 import copy
 import json
@@ -26,25 +26,25 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class _FeaturesReachedError(Exception):
-    """Ends a pass of which only the features are needed."""
+    """Ends a forward pass once the features are computed."""
 
 
 class DenoiserNetwork(nn.Module, ABC):
-    """A network in the package's convention: it predicts x0 from ``x0 + sigma * noise``, whatever its family.
+    """A network that predicts x0 from ``x0 + sigma * noise``, the package's convention for every family.
 
-    A wrapper of your own sets ``image_shape``, ``sigma_min`` and ``sigma_max`` and implements :meth:`denoise`; all else
-    has a default.
+    A subclass sets ``image_shape``, ``sigma_min`` and ``sigma_max`` and implements :meth:`denoise`; everything else has
+    a default.
 
     Attributes:
-        image_shape: (channels, height, width) of what it denoises, for a latent model the latents.
+        image_shape: (channels, height, width) of the images, or of the latents of a latent model.
         label_dim: number of classes; 0 for none.
-        sigma_min, sigma_max: the noise levels between which it was trained, in data units.
+        sigma_min, sigma_max: range of the training noise levels, in data units.
         sigma_data: standard deviation of the data, in data units.
-        denoises_latents: whether ``image_shape`` is of latents, which an autoencoder decodes.
-        pipeline: the autoencoder and text encoders that it came with; None where none are known.
-        feature_channels: channels F of the features that a discriminator can read; 0 for none.
-        feature_block: the submodule whose output the features are; None for none.
-        supports_guidance: whether it was trained without a condition too, as guidance needs.
+        denoises_latents: True if ``image_shape`` is that of latents, which an autoencoder decodes.
+        pipeline: autoencoder and text encoders of its checkpoint; None for none.
+        feature_channels: channels F of the features for a discriminator; 0 for none.
+        feature_block: the submodule whose output is the features; None for none.
+        supports_guidance: True if it was also trained without a condition, which guidance needs.
     """
 
     image_shape: tuple[int, int, int]
@@ -52,62 +52,62 @@ class DenoiserNetwork(nn.Module, ABC):
     sigma_min: float
     sigma_max: float
     sigma_data: float = 0.5
-    guidance = 1.0  # a way of using the network, and so no part of its config
-    unconditional: Condition = NO_CONDITION  # of one sample; none for zeros
-    pipeline: TeacherPipeline | None = None  # which students share with their teacher
+    guidance = 1.0  # set by the user of the network, so it is not in the config
+    unconditional: Condition = NO_CONDITION  # of one sample; empty for zeros
+    pipeline: TeacherPipeline | None = None  # the same object in students and teacher
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """The x0-prediction [B, C, H, W], without guidance; the arguments are those of :meth:`forward`."""
+        """The x0-prediction [B, C, H, W] without guidance, for the arguments of :meth:`forward`."""
         raise NotImplementedError(f"{type(self).__name__} must implement denoise")
 
     @property
     def denoises_latents(self) -> bool:
-        """Whether an autoencoder decodes what it denoises."""
+        """True if it denoises latents, which an autoencoder decodes."""
         return False
 
     @property
     def condition_keys(self) -> tuple[str, ...]:
-        """Names of the tensors in its condition; by default the labels, if it has classes."""
+        """Names of the tensors in its condition; by default ``labels`` if it has classes."""
         return ("labels",) if self.label_dim else ()
 
     @property
     def requires_condition(self) -> bool:
-        """Whether it is never called without its condition; if not, that is the zero vector of classes."""
+        """True if every call needs a condition; otherwise an empty condition is the zero vector of classes."""
         return False
 
     @property
     def feature_channels(self) -> int:
-        """Channels F of the features that a discriminator can read; 0 for none."""
+        """Channels F of the features for a discriminator; 0 for none."""
         return 0
 
     @property
     def feature_block(self) -> nn.Module | None:
-        """The submodule whose output the features are; None for none."""
+        """The submodule whose output is the features; None for none."""
         return None
 
     def read_features(self, output: Any, x_sigma: Tensor) -> Tensor:
-        """The features [B, F, h, w] from the output of :attr:`feature_block`; by default the output itself."""
+        """The features [B, F, h, w], given the output of :attr:`feature_block`; by default that output."""
         return output
 
     @property
     def supports_guidance(self) -> bool:
-        """Whether it was trained without a condition too, as guidance needs."""
+        """True if it was also trained without a condition, which guidance needs."""
         return False
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """The device of its parameters."""
         return next(self.parameters()).device
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Plain values that describe it."""
+        """Its class and settings, as plain values."""
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "image_shape": list(self.image_shape)}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write its weights as safetensors, with a ``config.json`` that names its class.
+        """Write its weights as safetensors, and its class and config as ``config.json``.
 
-        A :class:`StoredDenoiser` is rebuilt of its folder alone; one of your own by :meth:`load_weights`.
+        A :class:`StoredDenoiser` loads from its folder alone. Other classes load the weights by :meth:`load_weights`.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
         with atomic_file(Path(folder) / WEIGHTS) as temporary:
@@ -115,10 +115,10 @@ class DenoiserNetwork(nn.Module, ABC):
         write_text(Path(folder) / "config.json", json.dumps({"_class_name": type(self).__name__, **self.config}) + "\n")
 
     def load_weights(self, folder: str | Path) -> Self:
-        """Take over the weights that :meth:`save_pretrained` wrote into ``folder``, and return itself, in eval mode.
+        """Load the weights that :meth:`save_pretrained` wrote into ``folder``; returns itself, in eval mode.
 
         Raises:
-            ValueError: if there are none, or they do not fit.
+            ValueError: if the file is absent or does not fit the network.
         """
         try:
             self.load_state_dict(load_file(Path(folder) / WEIGHTS))
@@ -127,18 +127,18 @@ class DenoiserNetwork(nn.Module, ABC):
         return self.eval()
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """The weight [B] of the squared x0-error at ``sigma`` [B] in the loss that it is trained by.
+        """The weight [B] of the squared x0-error at ``sigma`` [B] in its training loss.
 
         By default EDM's, ``1 / sigma^2 + 1 / sigma_data^2`` (arXiv 2206.00364, table 1).
         """
         return sigma**-2 + self.sigma_data**-2
 
     def sampling_sigmas(self, steps: int) -> list[float]:
-        """The descending noise levels by which its own sampler takes ``steps`` steps, the end, 0, included."""
+        """The descending noise levels of its own sampler with ``steps`` steps; the last is 0."""
         return [*self.round_sigma(karras_sigmas(steps, self.sigma_min, self.sigma_max)).tolist(), 0.0]
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The levels next to ``sigma`` (of any shape) among those that it was trained at: by default, all."""
+        """The training levels nearest to ``sigma`` (any shape); by default ``sigma`` itself."""
         return sigma
 
     def predict(
@@ -162,7 +162,7 @@ class DenoiserNetwork(nn.Module, ABC):
                 raise _FeaturesReachedError
             torch.set_grad_enabled(torch.is_grad_enabled() and prediction_grad)
 
-        assert self.feature_block is not None  # a discriminator was refused when the run was built
+        assert self.feature_block is not None  # checked when the discriminator was built
         hook = self.feature_block.register_forward_hook(read)
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()):
@@ -174,33 +174,33 @@ class DenoiserNetwork(nn.Module, ABC):
         return prediction, features[0]
 
     def init_noise_sigma(self, sigma: float) -> float:
-        """The standard deviation of the noise that a generator starts from at ``sigma``, in data units."""
+        """The standard deviation of a generator's initial noise at ``sigma``, in data units."""
         return sigma
 
     def set_guidance(self, guidance: float, unconditional: Condition = NO_CONDITION) -> Self:
-        """From now on a conditional prediction is ``unconditional + guidance * (conditional - unconditional)``.
+        """Set classifier-free guidance (arXiv 2207.12598) for all later predictions; returns itself.
 
-        Classifier-free guidance (arXiv 2207.12598); 1 for none.
+        A conditional prediction becomes ``unconditional + guidance * (conditional - unconditional)``.
 
         Args:
-            guidance: its scale.
-            unconditional: the condition of one sample [1, ...] to guide away from, such as the empty prompt's
-                embeddings; none for zeros.
+            guidance: the scale; 1 for no guidance.
+            unconditional: the condition [1, ...] of the unconditional prediction, such as the embeddings of the empty
+                prompt; empty for zeros.
 
         Raises:
-            ValueError: if the network was not trained to do without a condition.
+            ValueError: if the network was not trained without a condition.
         """
         if guidance != 1 and not self.supports_guidance:
             raise ValueError(
-                f"guidance={guidance}: this network was trained without classes or without label dropout, so it knows "
-                "no unconditional prediction to guide by; use a guidance of 1, or another teacher"
+                f"guidance={guidance}: this network was trained without classes or without label dropout, so it has "
+                "no unconditional prediction; use guidance=1, or another teacher"
             )
         self.guidance, self.unconditional = guidance, unconditional
         return self
 
     @property
     def network_evaluations(self) -> int:
-        """Evaluations of the raw network that a prediction costs: two under guidance, in one batch."""
+        """Evaluations of the raw network per prediction: two with guidance, in one batch."""
         return 1 if self.guidance == 1 else 2
 
     @overload
@@ -236,20 +236,20 @@ class DenoiserNetwork(nn.Module, ABC):
         outputs: Outputs = "prediction",
         prediction_grad: bool = True,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The x0-prediction [B, C, H, W], the features [B, F, h, w] of its middle, or both from one pass.
+        """The x0-prediction [B, C, H, W], the features [B, F, h, w] of the middle, or both from one pass.
+
+        With guidance, the features are those of the conditional half of the batch.
 
         Args:
             x_sigma: noised images [B, C, H, W], in data units.
-            sigma: their noise levels [B], in data units.
-            condition: of the names in :attr:`condition_keys` [B, ...]; empty for none.
-            extra: what else this kind of network takes [B, ...], see its ``predict``.
-            outputs: "prediction", "features" (nothing behind them is run) or "both".
-            prediction_grad: False runs what is behind the features without a graph: they alone carry gradients.
-
-        Under guidance the features are those of the conditional half.
+            sigma: noise levels [B], in data units.
+            condition: tensors [B, ...] with the names in :attr:`condition_keys`; empty for none.
+            extra: further tensors [B, ...], see ``predict`` of the class.
+            outputs: "prediction", "features" (the pass ends there) or "both".
+            prediction_grad: False computes the layers after the features without a graph.
 
         Raises:
-            ValueError: for a condition of other names than the network takes.
+            ValueError: if the names in ``condition`` are not those in :attr:`condition_keys`.
         """
         check_condition(condition, self.condition_keys, self.requires_condition)
         options: dict[str, Any] = {"outputs": outputs, "prediction_grad": prediction_grad}
@@ -274,14 +274,14 @@ class DenoiserNetwork(nn.Module, ABC):
             return {name: self.unconditional[name].to(given).expand_as(given) for name, given in condition.items()}
         if self.requires_condition:
             raise ValueError(
-                f"guidance={self.guidance} by {', '.join(self.condition_keys)} needs the condition to guide away from, "
+                f"guidance={self.guidance} by {', '.join(self.condition_keys)} needs an unconditional condition, "
                 "such as the embeddings of the empty prompt: set_guidance(guidance, unconditional={...})"
             )
         return {name: torch.zeros_like(given) for name, given in condition.items()}
 
 
 class StoredDenoiser(ModelMixin, DenoiserNetwork, ConfigMixin):
-    """A denoiser that saves and loads as a diffusers model does: safetensors beside a config that rebuilds it."""
+    """A denoiser that saves and loads like a diffusers model: safetensors and a config that rebuilds it."""
 
     config = ConfigMixin.config
     register_to_config: Any  # of ConfigMixin
@@ -289,5 +289,5 @@ class StoredDenoiser(ModelMixin, DenoiserNetwork, ConfigMixin):
 
 
 def copy_trained(network: Network) -> Network:
-    """A copy of ``network`` with parameters of its own where they are trained; the frozen ones are the very same."""
+    """A copy of ``network`` that copies the trained parameters and keeps the same frozen ones."""
     return copy.deepcopy(network, {id(p): p for p in network.parameters() if not p.requires_grad})

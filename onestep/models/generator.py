@@ -1,4 +1,4 @@
-"""The generator: a denoiser evaluated once, at a fixed high noise level, or a few times at falling ones."""
+"""The generator: a denoiser, evaluated once at a fixed high noise level, or a few times at falling levels."""
 
 import copy
 import json
@@ -19,42 +19,42 @@ from onestep.seeding import noise_from_latents
 
 _SETTINGS = "generator.json"
 _CLASSES: dict[str, Any] = {"EDMDenoiser": EDMDenoiser, "DiffusersDenoiser": DiffusersDenoiser}
-_MOST_STEPS = 8  # more are a mistake: a student of this kind takes few
+_MAX_STEPS = 8  # few-step students use fewer; more indicate a mistake
 
 
 class Generator(nn.Module):
     """``x_generated = D(sigma_init * z, sigma_init, condition)`` with ``z ~ N(0, I)`` (SiD, arXiv 2404.04057, sec. 3).
 
-    A network of diffusers sees ``z`` itself at first, as in its pipelines, see its ``init_noise_sigma``.
+    A network of diffusers gets ``z`` itself in the first step, as in its pipelines, see its ``init_noise_sigma``.
 
-    Each later step noises the image anew and predicts again, ``x = D(x + sigma * z, sigma, condition)`` with a fresh
+    Each later step adds noise to the image and predicts again, ``x = D(x + sigma * z, sigma, condition)`` with a fresh
     ``z`` (DMD2, arXiv 2405.14867, sec. 4.4).
 
     Args:
-        denoiser: the network; usually it starts as a copy of the teacher.
-        sigma_init: the noise level at which it is evaluated first, in data units.
-        later_sigmas: those of the further steps, strictly descending; none for a one-step generator.
+        denoiser: the network, usually initialised as a copy of the teacher.
+        sigma_init: noise level of the first step, in data units.
+        later_sigmas: noise levels of the later steps, strictly descending; empty for a one-step generator.
 
     Raises:
-        ValueError: for noise levels that the network does not know or that do not descend, or too many of them.
+        ValueError: for noise levels outside the network's range or not descending, or more than eight steps.
     """
 
     def __init__(self, denoiser: DenoiserNetwork, sigma_init: float, later_sigmas: Sequence[float] = ()) -> None:
         super().__init__()
         if not denoiser.sigma_min <= sigma_init <= denoiser.sigma_max:
             raise ValueError(
-                f"sigma_init={sigma_init} is outside the noise levels that the network knows, "
+                f"sigma_init={sigma_init} is outside the noise levels of the network, "
                 f"[{denoiser.sigma_min}, {denoiser.sigma_max}]"
             )
-        if len(later_sigmas) >= _MOST_STEPS:
+        if len(later_sigmas) >= _MAX_STEPS:
             raise ValueError(
-                f"later_sigmas={list(later_sigmas)} makes {1 + len(later_sigmas)} steps: at most {_MOST_STEPS} in all"
+                f"later_sigmas={list(later_sigmas)} makes {1 + len(later_sigmas)} steps: expected at most {_MAX_STEPS}"
             )
         for above, sigma in pairwise((sigma_init, *later_sigmas)):
             if not denoiser.sigma_min <= sigma < above:
                 raise ValueError(
                     f"later_sigmas={list(later_sigmas)}: {sigma} must be below {above}, the level before it (the first "
-                    f"is sigma_init), and no less than the network's lowest, {denoiser.sigma_min}"
+                    f"is sigma_init), and at least {denoiser.sigma_min}, the network's lowest"
                 )
         self.denoiser = denoiser
         self.sigma_init = sigma_init
@@ -62,7 +62,7 @@ class Generator(nn.Module):
 
     @property
     def network_evaluations(self) -> int:
-        """Network evaluations a sample costs: the number of steps."""
+        """Network evaluations per sample: the number of steps."""
         return 1 + len(self.later_sigmas)
 
     @property
@@ -72,7 +72,7 @@ class Generator(nn.Module):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """Its one network."""
+        """The denoiser alone."""
         return [self.denoiser]
 
     def forward(
@@ -80,21 +80,21 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I), after all steps.
 
-        The later steps take their noise from ``noises`` [B, C, H, W]; without them, a sample's is a function of its
-        latent, so that an image depends on nothing else in the batch.
+        The later steps use ``noises`` [B, C, H, W]. If it is None, a sample's noise is a function of its latent, so
+        that an image does not depend on the rest of the batch.
         """
         later = noise_from_latents(latents) if noises is None else (noise.to(latents) for noise in noises)
         return self.simulate([latents, *islice(later, len(self.later_sigmas))], condition)
 
     def simulate(self, noises: Sequence[Tensor], condition: Condition = NO_CONDITION) -> Tensor:
-        """Images [B, C, H, W] after the first ``len(noises)`` steps; the gradient is that of the last of these alone.
+        """Images [B, C, H, W] after the first ``len(noises)`` steps, with a graph of the last of these alone.
 
-        DMD2's backward simulation (arXiv 2405.14867, sec. 4.5): what a step is trained on is what the steps before it
-        make, as in drawing, and they run without a graph.
+        DMD2's backward simulation (arXiv 2405.14867, sec. 4.5): a step is trained on the outputs of the steps before
+        it, as in sampling; those steps run without a graph.
 
         Args:
-            noises: the noise [B, C, H, W] ~ N(0, I) of each step, the latents first; as many as steps, or fewer.
-            condition: of the images; empty for none.
+            noises: noise [B, C, H, W] ~ N(0, I) of each step, the latents first; at most one per step.
+            condition: condition of the images; empty for none.
         """
         sigmas = (self.sigma_init, *self.later_sigmas)[: len(noises)]
         *earlier, (last_sigma, last_noise) = zip(sigmas, noises, strict=True)
@@ -102,8 +102,8 @@ class Generator(nn.Module):
         with torch.no_grad():
             for sigma, noise in earlier:
                 x = self._step(x, noise, sigma, condition)
-        # In older versions of torch autocast goes on with the copies of the weights that it made without a graph
-        # (pytorch issue 112583): the last step would have no gradient.
+        # Autocast of older versions of torch reuses the weights that it cast without a graph (pytorch issue 112583):
+        # the last step would have no gradient.
         torch.clear_autocast_cache()
         return self._step(x, last_noise, last_sigma, condition)
 
@@ -113,26 +113,26 @@ class Generator(nn.Module):
         return self.denoiser(x_sigma, level, condition)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the network as safetensors with its config, and this class's settings beside them."""
+        """Write the network's weights as safetensors, its config, and the noise levels into ``folder``."""
         self.denoiser.save_pretrained(folder)
         settings = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
         write_text(Path(folder) / _SETTINGS, json.dumps(settings) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, denoiser: DenoiserNetwork | None = None) -> Self:
-        """Read what :meth:`save_pretrained` wrote, in eval mode.
+        """Load a generator that :meth:`save_pretrained` wrote, in eval mode.
 
         Args:
-            folder: the generator's.
-            denoiser: for a network of your own class, which no folder describes: one of that class, which is given the
-                weights; None for those of this package.
+            folder: the generator's folder.
+            denoiser: a network of a class outside this package, whose copy gets the weights; None for the package's
+                classes.
 
         Raises:
-            ValueError: if the folder holds no generator, or one of another network.
+            ValueError: if the folder holds no generator, or weights of another network.
         """
         settings = Path(folder) / _SETTINGS
         if not settings.is_file():
-            raise ValueError(f"{folder} holds no one-step generator: expected {_SETTINGS} beside its weights")
+            raise ValueError(f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights")
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
         return cls(network, **json.loads(settings.read_text())).eval()
 
@@ -141,7 +141,7 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
     """The denoiser that ``save_pretrained`` wrote into ``folder``, in eval mode.
 
     Raises:
-        ValueError: if the folder holds none, or its weights and config do not fit each other.
+        ValueError: if the folder holds no denoiser, or its weights do not fit its config.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -153,7 +153,7 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
         name = json.loads((folder / "config.json").read_text())["_class_name"]
         if name not in _CLASSES:
             raise KeyError(
-                f"it holds a {name}, and not one of {', '.join(_CLASSES)}: a network of your own class is read by "
+                f"it holds a {name}, expected one of {', '.join(_CLASSES)}; load another class by "
                 "Generator.from_pretrained(folder, denoiser)"
             )
         network_class = _CLASSES[name]
@@ -164,9 +164,9 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
         raise ValueError(f"the checkpoint at {str(folder)!r} cannot be read: {error}") from error
     except ValueError as error:
         raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {error}") from error
-    # diffusers fills missing weights with random ones and goes on.
+    # diffusers silently initialises missing weights at random.
     if problems := {kind: keys for kind, keys in report.items() if keys}:
         raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {problems}")
-    # Where it lay here is nobody's business in the config of what is distilled from it.
+    # The config of a student must not contain the local path of its teacher.
     denoiser.register_to_config(_name_or_path="")
     return denoiser.eval()

@@ -16,11 +16,11 @@ def load_teacher(path: str, guidance: float = 1.0) -> DenoiserNetwork:
         path: a folder with ``config.json`` and safetensors weights, such as ``<run>/teacher`` of a pretraining; a file
             of EDM's format, see :func:`onestep.models.edm.checkpoint.load_edm`; or the name of a bundled teacher:
             "digits", "fashion".
-        guidance: its classifier-free guidance; 1 for none.
+        guidance: scale of classifier-free guidance; 1 for none.
 
     Raises:
-        ValueError: if there is no such checkpoint, it cannot be read, its weights do not fit its config, or it was not
-            trained for the guidance.
+        ValueError: if the checkpoint is absent or unreadable, its weights do not fit its config, or the network
+            does not support guidance.
     """
     bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("*/config.json")}
     place = bundled.get(path, Path(path))
@@ -37,20 +37,20 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
     """A generator in eval mode.
 
     Args:
-        path: a generator's folder; that of the pipeline which it was exported as; a one-step generator's file of EDM's
-            format, such as those of SiD, SiDA, Uni-Instruct and DMD2; or the name of the bundled one: "fashion".
-        sigma_init: the noise level at which it is evaluated first, in data units: a file does not tell it.
+        path: a generator's folder; the folder of an exported pipeline; a one-step generator's file of EDM's format, as
+            SiD, SiDA, Uni-Instruct and DMD2 publish it; or the name of a bundled generator: "fashion".
+        sigma_init: noise level of the first step, in data units. A file needs it; a folder contains it.
 
     Raises:
-        ValueError: if there is no such generator, or its noise level is not told, or told twice and not the same.
+        ValueError: if the generator is absent, a file has no ``sigma_init``, or the folder has another one.
     """
     bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("generators/*/config.json")}
     path = bundled.get(str(path), Path(path))
     if path.is_file():
         if sigma_init is None:
             raise ValueError(
-                f"{path} does not tell at which noise level its generator is evaluated: give sigma_init=..., which is "
-                "2.5 for SiD, SiDA and Uni-Instruct, and 80 for DMD2"
+                f"{path} does not contain the noise level of its generator: set sigma_init=..., which is 2.5 for SiD, "
+                "SiDA and Uni-Instruct, and 80 for DMD2"
             )
         return Generator(load_edm(path), sigma_init).eval()
     is_pipeline = (path / "model_index.json").is_file()
@@ -66,5 +66,5 @@ def _of_pipeline(folder: Path) -> Generator:
         settings = json.loads(index.read_text())
         sigma_init, later_sigmas = settings["sigma_init"], settings["later_sigmas"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: {index.name} describes no one-step pipeline ({error})") from error
+        raise ValueError(f"{folder}: {index.name} is not that of a one-step pipeline: {error}") from error
     return Generator(load_denoiser(folder / "denoiser"), sigma_init, later_sigmas).eval()

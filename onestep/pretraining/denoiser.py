@@ -92,12 +92,12 @@ def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
     for x_real, conditions in run.batches(parts.data, settings, start=state.iteration):
         assert x_real is not None  # data without images was rejected
         started = time.monotonic()
-        draws = run.draws(settings, state.iteration)
+        random = run.random(settings, state.iteration)
         # Dropout uses torch's global rng. Only it depends on the numbers of processes and micro-batches.
         rng = seeded_rng(run.seed, run.accelerator.process_index, state.iteration, device=run.device)
         torch.manual_seed(rng.initial_seed())
-        sigma_and_noise = (draws.sigma(parts.sigma), draws.normal(x_real.shape[1:]))
-        images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, draws)
+        sigma_and_noise = (random.sigma(parts.sigma), random.normal(x_real.shape[1:]))
+        images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, random)
         micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *sigma_and_noise))
         try:
             for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):

@@ -18,7 +18,7 @@ from onestep.denoiser import map_condition
 from onestep.distillation.loop import updates
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.models.edm.denoiser import EDMDenoiser
-from onestep.seeding import GlobalDraws
+from onestep.seeding import BatchRandom
 
 #: The networks for measurements, with overrides for their settings and placeholders for their files.
 NETWORKS = {
@@ -84,7 +84,7 @@ class Subject:
         self._precision = dict(AcceleratorState._shared_state)
         self.device, data = self.parts.run.device, self.parts.data
         if isinstance(data, NoData):
-            x_real, condition = data.batch(GlobalDraws(self.parts.run.seed, batch_size=batch_size, rows=slice(None)))
+            x_real, condition = data.batch(BatchRandom(self.parts.run.seed, batch_size=batch_size, rows=slice(None)))
         else:
             x_real, condition = data.__getitems__(range(batch_size))
         self.x_real = None if x_real is None else x_real.to(self.device)
@@ -107,7 +107,7 @@ class Subject:
         """The next iteration; see :func:`onestep.distillation.loop.updates`."""
         AcceleratorState._shared_state.clear()
         AcceleratorState._shared_state.update(self._precision)
-        draws = GlobalDraws(
+        random = BatchRandom(
             self.parts.run.seed,
             0,
             self.iterations,
@@ -115,7 +115,7 @@ class Subject:
             rows=slice(None),
             device=self.device,
         )
-        yield from updates(self.parts, self.iterations, draws, self.x_real, self.condition)
+        yield from updates(self.parts, self.iterations, random, self.x_real, self.condition)
         self.parts.ema.update(self.parts.student, self.iterations * self.batch_size, self.batch_size)
         self.iterations += 1
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from onestep.data.augmentation import PARAMETERS, EDMAugmentation, to_labels
-from onestep.seeding import GlobalDraws
+from onestep.seeding import BatchRandom
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_the_labels_of_each_transformation() -> None:
 
 def test_how_often_each_is_drawn() -> None:
     augmentation = EDMAugmentation(probability=0.12, scale=1.1487, anisotropy=1.1487, translation=0.125)
-    drawn = augmentation.draw(GlobalDraws(0, batch_size=20000, rows=slice(None)))
+    drawn = augmentation.parameters(BatchRandom(0, batch_size=20000, rows=slice(None)))
     share = (drawn != 0).double().mean(0).tolist()
     # A flip is drawn by a coin besides; the error is four standard deviations.
     expected = [0.5, 0.06, 0.12, 0.12, 0.12, 0.12, 0.12, 0.12]
@@ -109,7 +109,7 @@ def test_how_often_each_is_drawn() -> None:
 
 def test_a_sample_is_given_the_same_in_any_process(augmentation: EDMAugmentation, images: Tensor) -> None:
     def augment(rows: slice) -> tuple[Tensor, Tensor]:
-        return augmentation(images[rows].clone(), GlobalDraws(7, 0, 5, batch_size=3, rows=rows))
+        return augmentation(images[rows].clone(), BatchRandom(7, 0, 5, batch_size=3, rows=rows))
 
     whole, parts = augment(slice(0, 3)), [augment(slice(0, 1)), augment(slice(1, 3))]
     for together, *apart in zip(whole, *parts, strict=True):

@@ -153,7 +153,7 @@ def test_the_tiny_autoencoder() -> None:
     assert latents.shape[2] == 16 // autoencoder.downsampling
     torch.testing.assert_close(latents, vae.encode(images).latents)
     torch.testing.assert_close(autoencoder.decode(latents), vae.decode(latents).sample)
-    with pytest.raises(ValueError, match="of class Linear is not supported: AutoencoderKL and AutoencoderTiny"):
+    with pytest.raises(ValueError, match="of class Linear is not supported: expected AutoencoderKL or AutoencoderTiny"):
         Autoencoder(torch.nn.Linear(1, 1))
 
 

@@ -12,22 +12,24 @@ from tests.helpers.configs import refused, tiny_config
 
 def test_a_ratio_without_a_discriminator(tmp_path: Path) -> None:
     message = refused(tiny_config(tmp_path, "discriminator=none", "divergence=forward_kl", "generator.gan_weight=0"))
-    assert message.startswith("this divergence needs the density ratio, and there is none: choose discriminator=teach")
+    assert message.startswith(
+        "this divergence needs the density ratio, but discriminator.head is null: use discriminator=teach"
+    )
     assert "divergence=reverse_kl with generator.gan_weight=0" in message
 
 
 def test_an_adversarial_term_without_a_discriminator(tmp_path: Path) -> None:
     message = refused(tiny_config(tmp_path, "discriminator=none", "divergence=reverse_kl", "generator.gan_weight=0.5"))
     assert message.startswith(
-        "generator.gan_weight=0.5 needs a discriminator, and there is none: choose discriminator="
+        "generator.gan_weight=0.5 needs a discriminator, but discriminator.head is null: use discriminator="
     )
 
 
 def test_a_regression_without_pairs(tmp_path: Path) -> None:
     message = refused(tiny_config(tmp_path, "generator.regression_weight=0.25"))
     assert message.startswith(
-        "generator.regression_weight=0.25 needs pairs of noise and teacher image, and there are none: choose "
-        "pairs=teacher, or set generator.regression_weight=0"
+        "generator.regression_weight=0.25 needs pairs of noise and teacher image: use pairs=teacher, or "
+        "set generator.regression_weight=0"
     )
 
 
@@ -36,8 +38,8 @@ def test_pairs_without_a_regression(tmp_path: Path) -> None:
     overrides = ("objective=dmd", f"pairs.cache={pairs}")
     message = refused(tiny_config(tmp_path / "run", *overrides, "generator.regression_weight=0"))
     assert message == (
-        "pairs of noise and teacher image would be drawn for nothing, as generator.regression_weight is 0: give it a "
-        "weight, or set pairs=none"
+        "pairs of noise and teacher image are not used with generator.regression_weight=0: set a positive weight, or "
+        "pairs=none"
     )
     assert not pairs.exists()
 
@@ -45,14 +47,14 @@ def test_pairs_without_a_regression(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("divergence=forward_kl", "this divergence needs the density ratio, and there is none"),
+        ("divergence=forward_kl", "this divergence needs the density ratio, but discriminator.head is null"),
         ("sampler.steps=1", "steps >= 2"),
         ("evaluation.samples=0", "evaluation.samples must be positive"),
         ("features.path=no/such/features", "no feature network at"),
         ("pairs.count=0", "pairs.count must be positive, got 0"),
     ],
 )
-def test_nothing_is_drawn_for_parts_that_are_refused(override: str, expected: str, tmp_path: Path) -> None:
+def test_no_pairs_are_generated_before_the_checks(override: str, expected: str, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs"
     with pytest.raises(ValueError, match=expected):
         distill(tiny_config(tmp_path / "run", "objective=dmd", f"pairs.cache={pairs}", override))
@@ -91,12 +93,12 @@ def test_a_teacher_of_other_images(
     options = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": []}
     EDMDenoiser(image_shape, label_dim, options=options).save_pretrained(tmp_path / "teacher")
     message = refused(tiny_config(tmp_path, "teacher=local", f"teacher.path={tmp_path / 'teacher'}"))
-    assert message.startswith(f"the teacher does not fit the data: {expected}; choose another teacher (teacher=...)")
+    assert message.startswith(f"the teacher does not fit the data: {expected}; use another teacher (teacher=...)")
 
 
 def test_a_noise_level_that_the_teacher_does_not_know(tmp_path: Path) -> None:
     message = refused(tiny_config(tmp_path, "generator.sigma_init=100"))
-    assert message == "sigma_init=100 is outside the noise levels that the network knows, [0.002, 80.0]"
+    assert message == "sigma_init=100 is outside the noise levels of the network, [0.002, 80.0]"
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_a_pickle_draws_as_a_teacher(tmp_path: Path) -> None:
 
 
 def test_a_one_step_pickle_needs_its_noise_level() -> None:
-    with pytest.raises(ValueError, match=r"does not tell at which noise level .* give sigma_init=\.\.\."):
+    with pytest.raises(ValueError, match=r"does not contain the noise level .* set sigma_init=\.\.\."):
         sample(configure("sample", f"checkpoint={SID}"))
 
 

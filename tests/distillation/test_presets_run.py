@@ -50,14 +50,14 @@ def test_a_preset_trains_what_it_should(preset: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("objective=sid", "divergence=forward_kl"), "SiD descends no other divergence"),
+        (("objective=sid", "divergence=forward_kl"), "SiD minimises reverse KL only, got divergence=ForwardKL"),
         (("objective=sim", "weighting=dreamfusion"), "weighting=dreamfusion is for distribution matching"),
         (("experiment=mixture", "objective=sid_lsg"), "guidance=1.5: a mixture has no classes"),
         (("experiment=mixture", "fake_score.guidance=1.5"), "guidance=1.5: .* without classes"),
         (("experiment=mixture", "discriminator=teacher_features"), "the teacher has no features"),
         (
             ("experiment=mixture", "fake_score.network=null"),
-            "no network that could be copied: describe one as fake_score.network=",
+            "fake_score.network=null .* is not a network: describe a network as fake_score.network=",
         ),
         (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
     ],
@@ -83,5 +83,5 @@ def test_points_are_drawn_as_numbers(tiny_run: Callable[..., Path], tmp_path: Pa
     points = np.load(tmp_path / "drawn" / "samples.npz")["images"]
     assert points.dtype == np.float32 and points.shape == (200, 2, 1, 1)
     assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's samples, up to the noise of 200 samples
-    with pytest.raises(ValueError, match="points, no images; choose format=npz"):
+    with pytest.raises(ValueError, match="format=png: .* points, not images: use format=npz"):
         sample(configure("sample", *options, "format=png"))

@@ -10,7 +10,7 @@ from onestep.build.distillation import distill
 from onestep.data.dataset import NoData
 from onestep.data.digits import Digits
 from onestep.engine.log import read_log
-from onestep.seeding import GlobalDraws
+from onestep.seeding import BatchRandom
 from tests.helpers.configs import refused, tiny_config
 
 FREE = ("data=none", "discriminator=none", "divergence=reverse_kl", "generator.gan_weight=0")
@@ -33,7 +33,7 @@ def test_labels_are_uniform_and_depend_on_iteration_and_place_alone() -> None:
     data = NoData((1, 8, 8), 4)
 
     def labels(iteration: int, rows: slice = slice(1000)) -> torch.Tensor:
-        images, condition = data.batch(GlobalDraws(0, 0, iteration, 2, batch_size=1000, rows=rows))
+        images, condition = data.batch(BatchRandom(0, 0, iteration, 2, batch_size=1000, rows=rows))
         assert images is None and condition.keys() == {"labels"}
         return condition["labels"]
 
@@ -42,13 +42,13 @@ def test_labels_are_uniform_and_depend_on_iteration_and_place_alone() -> None:
     assert (batch.sum(0) - 250).abs().max() <= 55  # four standard deviations
     assert torch.equal(torch.cat([labels(3, slice(0, 400)), labels(3, slice(400, 1000))]), batch)
     assert not torch.equal(labels(4), batch)
-    assert NoData((1, 8, 8), 0).batch(GlobalDraws(0, batch_size=2, rows=slice(2))) == (None, {})
+    assert NoData((1, 8, 8), 0).batch(BatchRandom(0, batch_size=2, rows=slice(2))) == (None, {})
 
 
 @pytest.mark.parametrize(
     "overrides, expected",
     [
-        (("data=none", "metrics=[]"), "the discriminator compares with real images, and there are none"),
+        (("data=none", "metrics=[]"), "the discriminator needs real images, and this data has none"),
         ((*FREE, "metrics=[fid]"), r"metrics=['fid'] need real images, and there are none: give data=..."),
     ],
 )
@@ -65,4 +65,4 @@ def test_prompts_are_data_of_their_own(pipelines: Callable[[str], Path], tmp_pat
         "generator.sigma_init=14.6",
     )
     message = refused(tiny_config(tmp_path / "run", *given))
-    assert "teacher takes encoder_hidden_states: choose data=prompts data.path=..." in message
+    assert "teacher takes encoder_hidden_states: use data=prompts data.path=..." in message

@@ -38,6 +38,6 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def test_points_are_no_png_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="points, no images; choose format=npz"):
+    with pytest.raises(ValueError, match="format=png: .* points, not images: use format=npz"):
         SampleWriter(tmp_path / "drawn", "png", (2, 1, 1))
     assert not (tmp_path / "drawn").exists()

@@ -14,7 +14,7 @@ def take_updates(parts: Distillation, iterations: int = 1) -> Iterator[dict[str,
     """The diagnostics of every update of the first iterations, without a folder, EMA or evaluation."""
     batches = parts.run.batches(parts.data, parts.settings, start=0)
     for iteration, (x_real, condition) in zip(range(iterations), batches, strict=False):
-        yield from loop.updates(parts, iteration, parts.run.draws(parts.settings, iteration), x_real, condition)
+        yield from loop.updates(parts, iteration, parts.run.random(parts.settings, iteration), x_real, condition)
 
 
 def make_settings(**changes: Any) -> TrainingSettings:

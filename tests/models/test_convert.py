@@ -47,7 +47,7 @@ def test_a_teacher_folder_holds_the_files_weights(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "broken.pkl").write_bytes(SID.read_bytes()[:5000])
     for arguments, message in (
-        ([SID, tmp_path], "exists already: choose a new folder"),
+        ([SID, tmp_path], "already exists: give a new folder"),
         ([tmp_path / "absent.pkl", tmp_path / "out"], "there is no file"),
         ([tmp_path / "broken.pkl", tmp_path / "out"], "broken.pkl cannot be read: "),
         ([SID, tmp_path / "out", "--sigma-init", "0"], r"sigma_init=0\.0 is outside the noise levels"),
@@ -55,9 +55,7 @@ def test_mistakes(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match=f"^error: .*{message}"):
             main(["convert", *map(str, arguments)])
     assert [path.name for path in tmp_path.iterdir()] == ["broken.pkl"]
-    with pytest.raises(
-        ValueError, match=r"pkl does not tell at which noise level .* give sigma_init=\.\.\., .* 2\.5 for"
-    ):
+    with pytest.raises(ValueError, match=r"pkl does not contain the noise level .* set sigma_init=\.\.\., .* 2\.5 for"):
         load_generator(SID)
 
 

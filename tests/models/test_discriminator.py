@@ -24,5 +24,5 @@ def test_logits_are_float32_whatever_the_precision() -> None:
 
 
 def test_unknown_home_of_the_features() -> None:
-    with pytest.raises(ValueError, match="'teacher' or 'fake_score', got 'student'"):
+    with pytest.raises(ValueError, match="features_from='student': expected 'teacher' or 'fake_score'"):
         Discriminator(8, "student", 16)  # type: ignore[arg-type]

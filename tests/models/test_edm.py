@@ -169,10 +169,10 @@ def test_prediction_without_graph_beside_features_with(batch: tuple[Tensor, Tens
     [
         (
             {"architecture": "DiT"},
-            r"unknown architecture 'DiT': choose one of \['Affine', 'DhariwalUNet', 'MLP', 'SongUNet'\]",
+            r"architecture='DiT': choose one of Affine, DhariwalUNet, MLP, SongUNet",
         ),
-        ({"preconditioning": "ddpm"}, r"unknown preconditioning 'ddpm': choose one of edm, vp, ve, iddpm"),
-        ({"image_shape": (3, 8, 16)}, "square images, got 8x16"),
+        ({"preconditioning": "ddpm"}, r"preconditioning='ddpm': choose one of edm, vp, ve, iddpm"),
+        ({"image_shape": (3, 8, 16)}, r"image_shape=\(3, 8, 16\): expected square"),
         ({"image_shape": (3, 7, 7)}, "img_resolution=7 cannot be halved 2 times"),
     ],
 )

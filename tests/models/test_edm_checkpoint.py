@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Callable[[Call], Any], str]] = {
         lambda n: {"ema": changed(with_options(n, channel_mult=[1] * 10_000, num_blocks=0), img_resolution=0)},
         "more blocks than tensors",
     ),
-    "dropout of 7": (lambda n: {"ema": with_options(n, dropout=7.0)}, r"dropout=7\.0: expected a probability below 1"),
+    "dropout of 7": (lambda n: {"ema": with_options(n, dropout=7.0)}, r"dropout=7\.0: expected a probability in"),
     "noise levels without end": (
         lambda n: {"ema": changed(
             renamed(n, "iDDPMPrecond"), M=10**9, C_1=0.001, C_2=0.008, _buffers={"u": endless(10**9 + 1)}

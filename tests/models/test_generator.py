@@ -135,9 +135,9 @@ def test_noise_for_more_steps_than_there_are() -> None:
         ([0.9, 0.9], r"later_sigmas=\[0.9, 0.9\]: 0.9 must be below 0.9, the level before it"),
         ([0.3, 0.9], r"later_sigmas=\[0.3, 0.9\]: 0.9 must be below 0.3, the level before it"),
         ([2.5], r"later_sigmas=\[2.5\]: 2.5 must be below 2.5, the level before it \(the first is sigma_init\)"),
-        ([0.9, 0.001], r"0.001 must be below 0.9, .* and no less than the network's lowest, 0.002"),
+        ([0.9, 0.001], r"0.001 must be below 0.9, .* and at least 0.002, the network's lowest"),
         ([math.nan], r"later_sigmas=\[nan\]: nan must be below 2.5"),
-        ([2.0 - 0.1 * k for k in range(8)], r"later_sigmas=\[2.0, .* makes 9 steps: at most 8 in all"),
+        ([2.0 - 0.1 * k for k in range(8)], r"later_sigmas=\[2.0, .* makes 9 steps: expected at most 8"),
     ],
 )
 def test_later_sigmas_that_do_not_descend(later_sigmas: list[float], message: str) -> None:
@@ -224,7 +224,7 @@ def test_config_of_another_width(folder: Path) -> None:
 
 def test_config_of_another_architecture(folder: Path) -> None:
     edit_config(folder, architecture="DiT")
-    with pytest.raises(ValueError, match=rf"{folder.name}' do not fit their config.json: unknown architecture 'DiT'"):
+    with pytest.raises(ValueError, match=rf"{folder.name}' do not fit their config.json: architecture='DiT'"):
         load_denoiser(folder)
 
 

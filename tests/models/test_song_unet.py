@@ -193,8 +193,8 @@ def test_label_dropout_drops_in_training_only() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"embedding_type": "sinusoidal"}, "embedding_type is 'positional' or 'fourier'.* got 'sinusoidal'"),
-        ({"encoder_type": "skip"}, "encoder_type 'standard' or 'residual', got 'positional' and 'skip'"),
+        ({"embedding_type": "sinusoidal"}, "embedding_type='sinusoidal', .*expected 'positional' or 'fourier'"),
+        ({"encoder_type": "skip"}, "encoder_type='skip': .* 'standard' or 'residual'"),
         ({"channel_mult": [1, 1, 1]}, "img_resolution=6 cannot be halved 2 times"),
     ],
 )

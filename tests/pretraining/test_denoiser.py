@@ -14,7 +14,7 @@ from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
-from onestep.seeding import GlobalDraws
+from onestep.seeding import BatchRandom
 from tests.helpers.configs import configure, tiny_pretraining
 
 
@@ -92,9 +92,9 @@ def test_the_network_gets_the_augmentation_labels(tmp_path: Path, monkeypatch: p
     labels = torch.cat([labels for _, labels in seen[:2]])
     assert labels.shape == (16, 9) and len(seen) == 12  # six iterations of two micro-batches
     # Augmentation parameters are sampled after sigma and noise, which are the same without augmentation.
-    draws = GlobalDraws(0, 0, 0, batch_size=16, rows=slice(None))
-    draws.uniform(()), draws.normal((1, 8, 8))
-    assert torch.equal(labels[:, 0], (draws.uniform((9,))[:, 0] < 0.5).float())
+    random = BatchRandom(0, 0, 0, batch_size=16, rows=slice(None))
+    random.uniform(()), random.normal((1, 8, 8))
+    assert torch.equal(labels[:, 0], (random.uniform((9,))[:, 0] < 0.5).float())
     # Missing labels are equivalent to labels of 0.
     teacher = load_teacher(str(tmp_path / "teacher"), guidance=1.0)
     x_sigma, sigma = seen[0][0], torch.ones(8)
@@ -105,12 +105,14 @@ def test_the_network_gets_the_augmentation_labels(tmp_path: Path, monkeypatch: p
 
 def test_a_network_without_a_place_for_the_labels(tmp_path: Path) -> None:
     config = tiny_pretraining(tmp_path, "augment=edm")
-    with pytest.raises(ValueError, match=r"must take its 9 labels, and takes 0: set network\.options\.augment_dim=9"):
+    with pytest.raises(
+        ValueError, match=r"network\.options\.augment_dim=0: expected 9, .*set network\.options\.augment_dim=9"
+    ):
         pretrain(config)
 
 
 def test_metrics_of_the_run_that_are_not_measured(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"interim_metrics names kid, which is none of the metrics: fid, recall"):
+    with pytest.raises(ValueError, match=r"interim_metrics: kid is not among the metrics: fid, recall"):
         pretrain(tiny_pretraining(tmp_path, "evaluation.interim_metrics=[kid]"))
 
 

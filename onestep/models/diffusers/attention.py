@@ -1,4 +1,4 @@
-"""Which implementation of attention the networks of diffusers use."""
+"""The implementation of attention in networks of diffusers."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ ATTENTIONS = ("sdpa", "xformers")
 
 
 def check_attention(attention: str, device: torch.device) -> None:
-    """Refuse what this machine lacks, before anything is loaded.
+    """Check that this machine supports ``attention``, before anything is loaded.
 
     Raises:
         ValueError: for an unknown choice, or xformers without CUDA or where it is not installed.
@@ -26,10 +26,10 @@ def check_attention(attention: str, device: torch.device) -> None:
 
 
 def set_attention(attention: str, networks: Iterable[Any]) -> None:
-    """Let ``networks`` use ``attention``; PyTorch's own ("sdpa") is what they come with.
+    """Set the ``attention`` of ``networks``; their default is PyTorch's ("sdpa").
 
     Raises:
-        ValueError: for another one in a network that is not of diffusers, or that it does not fit.
+        ValueError: for another choice in a network that is not of diffusers or does not support it.
     """
     if attention == "sdpa":
         return

@@ -1,4 +1,4 @@
-"""A network of diffusers and its noise schedule as a denoiser in the package's convention."""
+"""A network of diffusers with its noise schedule, as a denoiser in the package's convention."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -17,18 +17,18 @@ from onestep.noise import expand_like
 
 
 class DiffusersDenoiser(StoredDenoiser):
-    """A network of diffusers under the schedule of its scheduler (see :mod:`onestep.models.diffusers.schedule`).
+    """A network of diffusers with the noise schedule of its scheduler, see :mod:`onestep.models.diffusers.schedule`.
 
-    For a latent model, the images of the package's convention are its latents, as the network sees them. Channels of a
-    learned variance are dropped.
+    For a latent model, the images of the package's convention are its scaled latents. Channels of a learned variance
+    are dropped.
 
     Args:
-        network_class: the network's class in diffusers, one of :data:`onestep.models.diffusers.families.FAMILIES`.
-        network_config: its config.
-        scheduler_config: its scheduler's config, with its ``_class_name``.
-        size: height and width of what it denoises, in its own pixels; None for the network's ``sample_size``.
-        lora: the arguments of :meth:`add_lora`; None for none.
-        latent: whether what it denoises are the latents of an autoencoder.
+        network_class: class of the network in diffusers, one of :data:`onestep.models.diffusers.families.FAMILIES`.
+        network_config: config of the network.
+        scheduler_config: config of its scheduler, with the ``_class_name``.
+        size: height and width of its images or latents; None for the network's ``sample_size``.
+        lora: arguments of :meth:`add_lora`; None for no LoRA.
+        latent: True if it denoises the latents of an autoencoder.
 
     Raises:
         ValueError: for a network or a scheduler that is not supported.
@@ -60,7 +60,7 @@ class DiffusersDenoiser(StoredDenoiser):
 
     @classmethod
     def wrap(cls, network: Any, scheduler: Any, size: int | None = None) -> Self:
-        """The denoiser around an existing ``network``, which it keeps, under a scheduler of diffusers."""
+        """The denoiser of an existing ``network`` (not copied) with a ``scheduler`` of diffusers."""
         scheduler_config = {"_class_name": type(scheduler).__name__, **_plain(scheduler.config)}
         with init_empty_weights():
             denoiser = cls(type(network).__name__, _plain(network.config), scheduler_config, size)
@@ -68,14 +68,14 @@ class DiffusersDenoiser(StoredDenoiser):
         return denoiser
 
     def add_lora(self, rank: int, alpha: float, targets: list[str]) -> None:
-        """Freeze the network and add a trainable low-rank change to its layers, zero at first (arXiv 2106.09685).
+        """Freeze the network and add a trainable low-rank change, initially zero, to its layers (arXiv 2106.09685).
 
         Args:
-            rank, alpha: of the change, which is scaled by ``alpha / rank``.
-            targets: the layers' names, or their ends.
+            rank, alpha: rank of the change, and its scale ``alpha / rank``.
+            targets: names of the layers, or their suffixes.
 
         Raises:
-            ValueError: if there are no layers of these names.
+            ValueError: if no layer has such a name.
         """
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -85,7 +85,7 @@ class DiffusersDenoiser(StoredDenoiser):
         except ValueError as error:
             raise ValueError(f"lora.targets={targets}: {error}") from error
         for parameter in self.network.parameters():
-            if parameter.requires_grad:  # in float32, as an optimiser's small steps would be lost in less
+            if parameter.requires_grad:  # half precision would round small updates to zero
                 parameter.data = parameter.data.float()
         self.register_to_config(lora={"rank": rank, "alpha": alpha, "targets": targets})
 
@@ -96,12 +96,12 @@ class DiffusersDenoiser(StoredDenoiser):
 
     @property
     def requires_condition(self) -> bool:
-        """Whether it cannot do without: its prediction of no prompt is that of the empty one."""
+        """True for text: its unconditional prediction is that of the empty prompt."""
         return self.family.requires_condition(self.network.config)
 
     @property
     def denoises_latents(self) -> bool:
-        """Whether an autoencoder decodes what it denoises."""
+        """True if it denoises the latents of an autoencoder."""
         return bool(self.config["latent"])
 
     @property
@@ -111,16 +111,16 @@ class DiffusersDenoiser(StoredDenoiser):
 
     @property
     def supports_guidance(self) -> bool:
-        """Whether there is a prediction to guide away from, or the network takes guidance as an input."""
+        """True if it has an unconditional prediction, or guidance is an input of the network."""
         return self.family.supports_guidance(self.network.config)
 
     @property
     def network_evaluations(self) -> int:
-        """Evaluations of the raw network that a prediction costs: one where it takes guidance as an input."""
+        """Evaluations of the raw network per prediction: one if guidance is an input of the network."""
         return 1 if self.family.embeds_guidance(self.network.config) else super().network_evaluations
 
     def set_guidance(self, guidance: float, unconditional: Condition = NO_CONDITION) -> Self:
-        """See :meth:`StoredDenoiser.set_guidance`; by text, away from the empty prompt of its :attr:`pipeline`."""
+        """See :meth:`StoredDenoiser.set_guidance`; for text the default is :attr:`pipeline`'s empty prompt."""
         super().set_guidance(guidance, unconditional)
         if not self.unconditional and self.pipeline and self.requires_condition and self.network_evaluations > 1:
             self.unconditional = self.pipeline.unconditional()
@@ -128,13 +128,13 @@ class DiffusersDenoiser(StoredDenoiser):
         return self
 
     def init_noise_sigma(self, sigma: float) -> float:
-        """That which the network sees as a standard deviation of 1: what pipelines of diffusers start from."""
+        """The standard deviation for which the network's input has 1, as in diffusers' pipelines."""
         return 1 / self.schedule.scalings(torch.tensor([sigma], dtype=torch.float64)).c_in.item()
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         c_in, c_skip, c_out = (expand_like(scale, x_sigma) for scale in self.schedule.scalings(sigma))
         x = (c_in * x_sigma).to(self.network.dtype)
-        # Sizes are numbers of up to thousands of pixels, which half precision would round.
+        # Half precision would round sizes of thousands of pixels.
         condition = {name: value if name == "time_ids" else value.to(x.dtype) for name, value in condition.items()}
         raw = self.family.call(self.network, x, self.schedule.timestep(sigma), condition, self.guidance)
         return c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
@@ -145,21 +145,21 @@ class DiffusersDenoiser(StoredDenoiser):
         return self.family.feature_block(self.network)
 
     def read_features(self, output: Any, x_sigma: Tensor) -> Tensor:
-        # Attention leaves its output with the channels last in memory, where the backward pass of a group norm whose
-        # input needs no gradient crashes torch 2.13 on a CPU.
+        # Attention returns channels-last tensors: the backward pass of torch 2.13's group norm crashes on the CPU for
+        # such an input without gradient.
         return self.family.features(self.network, output, x_sigma).to(x_sigma.dtype).contiguous()
 
     def sampling_sigmas(self, steps: int) -> list[float]:
-        """The levels of ``steps`` steps of diffusers' Euler scheduler on this schedule, in the family's pipeline."""
+        """The noise levels of diffusers' Euler scheduler with ``steps`` steps, as in the family's pipeline."""
         _, height, width = self.image_shape
-        # Flux and SD3, whose schedules may depend on it, have a token for two by two of the latents' pixels.
+        # The schedules of Flux and SD3 may depend on the number of tokens, one per two by two latent pixels.
         return self.schedule.sampling_sigmas(steps, height * width // 4, self.family.spaces_steps_equally)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """The weight [B] that turns the squared x0-error into that of the network's own output, such as epsilon."""
+        """The weight [B] that converts the squared x0-error to that of the network's output, such as epsilon."""
         return self.schedule.scalings(sigma).c_out ** -2
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what diffusers notes about the file that it came from."""
+    """A config without diffusers' private entries, such as the path of its file."""
     return {name: value for name, value in config.items() if not name.startswith("_")}

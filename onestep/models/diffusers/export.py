@@ -1,11 +1,11 @@
-"""A text-to-image generator as its teacher's standard pipeline, under a scheduler that takes the generator's steps.
+"""Export of a text-to-image generator as its teacher's standard pipeline, with a scheduler for the generator's steps.
 
-Plain diffusers then draws, from the same seeds, what ``sample.py`` draws:
+Plain diffusers then generates the same images as ``onestep sample`` from the same seeds:
 
-- variance preserving: ``LCMScheduler`` renoises its prediction of x0 at each later timestep, as the generator does. Its
-  boundary scalings are 1 and 0 here, and its table of timesteps ends at the generator's first one.
-- flow matching: ``FlowMatchEulerDiscreteScheduler`` does the same under ``stochastic_sampling``, without a shift. Its
-  pipelines hand it no generator: the noise of later steps comes from torch's own, which has to be seeded.
+- variance preserving: ``LCMScheduler`` adds noise to its x0-prediction at each later timestep, as the generator does.
+  Its boundary scalings c_out and c_skip are 1 and 0 here, and its table of timesteps ends at the generator's first one.
+- flow matching: ``FlowMatchEulerDiscreteScheduler`` does the same with ``stochastic_sampling`` and no shift. Its
+  pipelines pass it no rng: the noise of later steps comes from torch's global rng, which must be seeded.
 """
 
 import copy
@@ -24,24 +24,24 @@ from onestep.models.generator import Generator
 
 _LORA_USAGE = """
 
-# The same of the teacher and pytorch_lora_weights.safetensors, the change alone:
+# The same generator from the teacher and pytorch_lora_weights.safetensors, the LoRA change:
 # import diffusers
 # pipeline = DiffusionPipeline.from_pretrained("<the teacher>")
 # pipeline.load_lora_weights("{name}")
 # pipeline.scheduler = diffusers.{scheduler}.from_pretrained("{name}", subfolder="scheduler")"""
-_KEPT = (".safetensors", ".json", ".txt", ".model")  # no weights that would be unpickled, and no code
+_COPIED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # neither pickles nor code
 
 
 def save_text_to_image(generator: Generator, teacher: Path, output: Path) -> str:
     """Write the pipeline in the folder ``teacher`` with the generator's network and scheduler into ``output``.
 
-    Of a LoRA student the change alone is written beside it too, as ``pytorch_lora_weights.safetensors``.
+    For a LoRA student it also writes the change alone, as ``pytorch_lora_weights.safetensors``.
 
     Returns:
-        The Python code that draws with it.
+        Python code that generates images with it.
 
     Raises:
-        ValueError: for noise levels that no scheduler of diffusers takes.
+        ValueError: for noise levels that no scheduler of diffusers supports.
     """
     denoiser = generator.denoiser
     assert isinstance(denoiser, DiffusersDenoiser)
@@ -68,7 +68,7 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path) -> str
 
 
 def match_scheduler(generator: Generator) -> tuple[Any, dict[str, Any]]:
-    """The scheduler of diffusers that takes the generator's steps, and what a pipeline's call has to say besides.
+    """The scheduler of diffusers for the generator's steps, and the further arguments of a pipeline's call.
 
     Raises:
         ValueError: for noise levels between the timesteps of a variance-preserving schedule.
@@ -92,11 +92,11 @@ def match_scheduler(generator: Generator) -> tuple[Any, dict[str, Any]]:
 
 
 def _save_lora(pipeline_class: Any, network: str, denoiser: DiffusersDenoiser, output: Path) -> None:
-    """Write a LoRA student's change alone, as ``load_lora_weights`` takes it: on the teacher it gives the generator."""
+    """Write a LoRA student's change alone, in the format of ``load_lora_weights`` on the teacher's pipeline."""
     from peft import get_peft_model_state_dict
 
     scale = denoiser.config["lora"]["alpha"] / denoiser.config["lora"]["rank"]
-    # Without a note of alpha a reader takes it to be the rank: the scale goes into the weights.
+    # The file has no alpha, and readers assume alpha = rank: the weights contain the scale.
     layers = {
         name: value * scale if ".lora_B." in name else value
         for name, value in get_peft_model_state_dict(denoiser.network).items()
@@ -105,7 +105,7 @@ def _save_lora(pipeline_class: Any, network: str, denoiser: DiffusersDenoiser, o
 
 
 def _without_lora(denoiser: DiffusersDenoiser) -> Any:
-    """The network, a LoRA student's with its change merged into the weights."""
+    """The network; for a LoRA student, with the change merged into the weights."""
     if denoiser.config["lora"] is None:
         return denoiser.network
     from diffusers.utils.peft_utils import recurse_remove_peft_layers
@@ -130,7 +130,7 @@ def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:
         original_inference_steps=first + 1,
         prediction_type=teacher.config.prediction_type,
         clip_sample=False,
-        steps_offset=1,  # unused; the pipelines of Stable Diffusion complain of another
+        steps_offset=1,  # unused; the pipelines of Stable Diffusion warn about another value
         timestep_scaling=1e4,  # c_skip = 0 and c_out = 1 to 1e-8
         **config,
     )
@@ -139,19 +139,19 @@ def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:
 def _copy(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for file in source.iterdir():
-        if file.is_file() and file.suffix in _KEPT:
+        if file.is_file() and file.suffix in _COPIED_SUFFIXES:
             shutil.copyfile(file, target / file.name)
 
 
 def _class_of(entry: Any) -> str | None:
-    """The class that an entry of a pipeline's index names, None for other entries."""
+    """The class in an entry of a pipeline's index, None for other entries."""
     return entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else None
 
 
 def _usage(name: str, generator: Generator, arguments: dict[str, Any]) -> str:
     given: dict[str, Any] = {"num_inference_steps": generator.network_evaluations, "guidance_scale": 1.0} | arguments
     seeding = ""
-    if "sigmas" in arguments:  # pipelines of flow matching hand no generator on to the scheduler's later steps
+    if "sigmas" in arguments:  # pipelines of flow matching pass no rng to the scheduler
         seeding = "torch.manual_seed(0)\n"
     else:
         given["generator"] = "torch.Generator().manual_seed(0)"

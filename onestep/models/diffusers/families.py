@@ -1,4 +1,4 @@
-"""How each supported kind of diffusers network is called, and where its features are."""
+"""Calls and features of each supported class of diffusers networks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -9,31 +9,35 @@ from torch import Tensor, nn
 
 from onestep.denoiser import Condition
 
-_FLUX_DEFAULT_SIZE = 128  # FluxPipeline's: Flux is told its images' positions and knows no size of its own
+_FLUX_DEFAULT_SIZE = 128  # FluxPipeline's default; Flux's config has no size
 
 
 class Family(ABC):
     """One class of diffusers networks.
 
-    ``network`` is of that class everywhere, ``config`` is its config, and features are those of a discriminator.
+    In all methods ``network`` has that class and ``config`` is its config. Features are those for a discriminator.
     """
 
-    spaces_steps_equally = False  # its pipeline chooses the steps of flow matching itself
+    spaces_steps_equally = False  # True if its pipeline spaces the steps of flow matching equally in t
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Refuse a network of this class that does not do what its family does, by a ValueError."""
+        """Check that the network is a denoiser of its family.
+
+        Raises:
+            ValueError: for other inputs or outputs.
+        """
         channels, out_channels = config["in_channels"], config["out_channels"]
         if out_channels not in (None, channels, 2 * channels):
             raise ValueError(
-                f"this network maps {channels} channels to {out_channels}: expected as many, or twice as many for a "
+                f"this network maps {channels} channels to {out_channels}: expected {channels}, or twice as many for a "
                 "learned variance (networks of inpainting, editing or upscaling are not supported)"
             )
 
     def image_shape(self, config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
-        """(channels, height, width) of what it denoises; ``size`` pixels wide, None for what it was made for."""
+        """(channels, height, width) of its images or latents of side ``size``; None for the default side."""
         size = size if size is not None else config["sample_size"]
         if size is None:
-            raise ValueError("this network's config names no sample_size: give the height and width as size=...")
+            raise ValueError("this network's config has no sample_size: set teacher.size=..., its height and width")
         height, width = (size, size) if isinstance(size, int) else size
         return config["in_channels"], height, width
 
@@ -46,15 +50,15 @@ class Family(ABC):
         return ("labels",) if self.label_dim(config) else ()
 
     def requires_condition(self, config: Mapping[str, Any]) -> bool:
-        """Whether the network has to be given its condition, if it takes one."""
+        """True if every call needs its condition."""
         return bool(self.condition_keys(config))
 
     def supports_guidance(self, config: Mapping[str, Any]) -> bool:
-        """Whether there is a prediction to guide away from."""
+        """True if it has an unconditional prediction."""
         return True
 
     def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
-        """Whether guidance is one of its inputs, so that no second evaluation is needed."""
+        """True if guidance is an input, which saves the second evaluation."""
         return False
 
     @abstractmethod
@@ -63,19 +67,19 @@ class Family(ABC):
 
     @abstractmethod
     def feature_block(self, network: Any) -> nn.Module | None:
-        """The block whose output are the features; None if there is none."""
+        """The block whose output is the features; None for none."""
 
     @abstractmethod
     def feature_channels(self, network: Any) -> int:
-        """The features' channels."""
+        """Channels F of the features; 0 for none."""
 
     @abstractmethod
     def features(self, network: Any, output: Any, x: Tensor) -> Tensor:
-        """The features [B, F, h, w] from the block's output."""
+        """The features [B, F, h, w], given the block's output."""
 
 
 class _UNet(Family):
-    """The features are the middle block's output."""
+    """A U-Net, whose features are the output of the middle block."""
 
     def feature_block(self, network: Any) -> nn.Module | None:
         return network.mid_block
@@ -88,7 +92,7 @@ class _UNet(Family):
 
 
 class _Transformer(Family):
-    """The features are the image's tokens after the first half of the blocks."""
+    """A transformer, whose features are the image tokens after the first half of the blocks."""
 
     def feature_block(self, network: Any) -> nn.Module | None:
         return network.transformer_blocks[max(0, len(network.transformer_blocks) // 2 - 1)]
@@ -128,7 +132,7 @@ class UNet(_UNet):
 
 
 class DiT(_Transformer):
-    """``DiTTransformer2DModel``; its embedding has one row behind those of the classes, for none of them."""
+    """``DiTTransformer2DModel``; the last row of its class embedding is for no class."""
 
     def label_dim(self, config: Mapping[str, Any]) -> int:
         return config["num_embeds_ada_norm"]
@@ -145,14 +149,16 @@ class DiT(_Transformer):
 
 
 class TextUNet(_UNet):
-    """``UNet2DConditionModel`` of Stable Diffusion 1.5, 2.x and SDXL, whose micro-conditioning are further keys."""
+    """``UNet2DConditionModel`` of Stable Diffusion 1.5, 2.x and SDXL; SDXL's micro-conditioning has further keys."""
 
     def check(self, config: Mapping[str, Any]) -> None:
         super().check(config)
         others = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
         if config["addition_embed_type"] not in (None, "text_time") or any(config[key] is not None for key in others):
             found = {key: config[key] for key in ("addition_embed_type", *others)}
-            raise ValueError(f"a UNet2DConditionModel with {found} is not supported: Stable Diffusion's and SDXL's are")
+            raise ValueError(
+                f"a UNet2DConditionModel with {found} is not supported: expected that of Stable Diffusion or SDXL"
+            )
 
     def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         added = ("text_embeds", "time_ids") if config["addition_embed_type"] == "text_time" else ()
@@ -175,9 +181,9 @@ class SD3(_Transformer):
 
 
 class Flux(_Transformer):
-    """``FluxTransformer2DModel``: latents are packed two by two pixels into tokens, and given their positions.
+    """``FluxTransformer2DModel``: a token has two by two latent pixels, and gets its position.
 
-    The features are the image's tokens behind the blocks that keep text and image apart.
+    The features are the image tokens after the blocks with separate text and image streams.
     """
 
     spaces_steps_equally = True
@@ -188,7 +194,7 @@ class Flux(_Transformer):
     def image_shape(self, config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
         size = _FLUX_DEFAULT_SIZE if size is None else size
         if size % 2:
-            raise ValueError(f"size={size}: Flux takes latents of an even height and width")
+            raise ValueError(f"size={size}: expected an even number, the height and width of Flux's latents")
         return config["in_channels"] // 4, size, size
 
     def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
@@ -202,7 +208,7 @@ class Flux(_Transformer):
         text = condition["encoder_hidden_states"]
         tokens = network(
             x.unflatten(3, (width, 2)).unflatten(2, (height, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
-            timestep=timestep / 1000,  # the network multiplies it by that again
+            timestep=timestep / 1000,  # the network multiplies it by 1000
             guidance=x.new_full((len(x),), guidance) if self.embeds_guidance(network.config) else None,
             img_ids=positions.to(text),
             txt_ids=text.new_zeros(text.shape[1], 3),
@@ -235,5 +241,5 @@ def find_family(network_class: str) -> Family:
         ValueError: for a class that is not supported.
     """
     if network_class not in FAMILIES:
-        raise ValueError(f"networks of class {network_class!r} are not supported: {', '.join(FAMILIES)} are")
+        raise ValueError(f"network_class={network_class!r} is not supported: choose one of {', '.join(FAMILIES)}")
     return FAMILIES[network_class]

@@ -1,4 +1,4 @@
-"""Teachers from diffusers: the network and the noise schedule of a pipeline, as a frozen denoiser."""
+"""Teachers from diffusers: network and noise schedule of a pipeline, as a frozen denoiser."""
 
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,30 @@ def load_diffusers(
 ) -> DiffusersDenoiser:
     """A frozen teacher in eval mode, from a pipeline of diffusers or one of its networks; safetensors only.
 
-    No code that lies beside the weights is ever run. A text-to-image teacher under guidance needs the embeddings of the
-    empty prompt too: those of ``pipeline``, or such as its ``set_guidance`` is given.
+    No code next to the weights is run. Guidance by text also needs the embeddings of the empty prompt, from
+    ``pipeline`` or the arguments of ``set_guidance``.
 
     Args:
         path: a pipeline's folder (with ``model_index.json``) or its hub id; or a network's folder (with
-            ``config.json``) that has the scheduler's config in it, in its ``scheduler`` folder, or in one beside it.
-        guidance: classifier-free guidance, 1 for none; FLUX.1-dev takes it as an input.
-        size: height and width of what the network denoises, in its own pixels (8 or so of the image's to one of the
-            latents'); None for what it was made for.
-        dtype: what the weights are kept in: "float32", "bfloat16" or "float16".
-        variant: the weights' variant, such as "fp16"; None for the plain ones.
-        revision: of a hub id; None for the newest.
-        local_files_only: whether to look for a hub id in the cache alone.
-        pipeline: the autoencoder and text encoders at ``path``, for a latent or text-to-image teacher; None for none.
+            ``config.json``) with the scheduler's config in it, in its ``scheduler`` folder or a sibling of that name.
+        guidance: scale of classifier-free guidance, 1 for none; an input of FLUX.1-dev.
+        size: height and width of the network's images or latents (a latent has about 8 by 8 pixels); None for the
+            default of the network.
+        dtype: dtype of the weights: "float32", "bfloat16" or "float16".
+        variant: variant of the weights, such as "fp16"; None for the default.
+        revision: revision of a hub id; None for the newest.
+        local_files_only: if True, search the local cache alone for a hub id.
+        pipeline: autoencoder and text encoders of a latent or text-to-image teacher; None for none.
 
     Raises:
-        ValueError: if there is nothing there that is supported, naming what was found.
+        ValueError: if the path holds no supported network or pipeline.
     """
     if dtype not in DTYPES:
         raise ValueError(f"teacher.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     options = {"revision": revision, "local_files_only": local_files_only}
     folder = Path(path)
     try:
-        # Reading a config is the same for every scheduler.
+        # Every scheduler class reads a config in the same way.
         if (folder / "config.json").is_file() and not (folder / _INDEX).is_file():
             network_class = str(DiffusersDenoiser.load_config(path).get("_class_name"))
             if network_class not in FAMILIES:
@@ -75,7 +75,7 @@ def load_diffusers(
             f"no teacher could be read from {path!r}: expected a folder or hub id of a diffusers pipeline, with its "
             f"weights as safetensors. {error}"
         ) from error
-    # diffusers fills missing weights with random ones and goes on.
+    # diffusers silently initialises missing weights at random.
     if problems := {kind: keys for kind, keys in report.items() if keys}:
         raise ValueError(f"the weights at {path!r} do not fit their config: {problems}")
     denoiser = DiffusersDenoiser.wrap(network, build_scheduler(scheduler), size)
@@ -94,7 +94,9 @@ def _find_network(path: str, index: dict[str, Any]) -> tuple[str, str]:
 
 
 def _unsupported(path: str, found: str) -> ValueError:
-    return ValueError(f"{path!r} holds {found}, which is not supported: pipelines with a {', '.join(FAMILIES)} are")
+    return ValueError(
+        f"{path!r} holds {found}, which is not supported: expected a pipeline with a {', '.join(FAMILIES)}"
+    )
 
 
 def _scheduler_folder(folder: Path) -> Path:
@@ -103,6 +105,6 @@ def _scheduler_folder(folder: Path) -> Path:
         if (place / _SCHEDULER).is_file():
             return place
     raise ValueError(
-        f"the network at {str(folder)!r} lacks its scheduler, which knows the noise schedule: expected {_SCHEDULER} in "
+        f"the network at {str(folder)!r} lacks its scheduler, which has the noise schedule: expected {_SCHEDULER} in "
         f"{' or '.join(map(repr, map(str, places)))}"
     )

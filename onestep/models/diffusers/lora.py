@@ -12,16 +12,16 @@ STUDENTS = ("generator", "fake_score")
 
 @dataclass(frozen=True)
 class LoRA:
-    """Which students are low-rank changes of their initial network, and how.
+    """Settings of students that are low-rank changes of their initial network.
 
     Args:
-        rank: of the change of each weight.
-        alpha: the change is scaled by ``alpha / rank``.
-        targets: the names, or their ends, of the layers that change.
-        students: which networks: "generator", "fake_score" or both.
+        rank: rank of the change of each weight.
+        alpha: the scale of the change is ``alpha / rank``.
+        targets: names of the changed layers, or their suffixes.
+        students: "generator", "fake_score" or both.
 
     Raises:
-        ValueError: for a number or a name that cannot be, or without the package peft.
+        ValueError: for a number out of range, an unknown student, or if the package peft is missing.
     """
 
     rank: int
@@ -38,15 +38,15 @@ class LoRA:
             raise ValueError("LoRA students need the package peft: pip install 'onestep[lora]'")
 
     def apply(self, network: DenoiserNetwork) -> DiffusersDenoiser:
-        """A student that starts as ``network``, whose parameters it shares, frozen; only its change is trained.
+        """A student that starts as ``network`` and shares its frozen parameters; only the change is trained.
 
-        The change is kept in float32, whatever the precision of the frozen weights.
+        The change is in float32, for every precision of the frozen weights.
 
         Raises:
-            ValueError: if it is no network of diffusers, or has no layers of these names.
+            ValueError: if ``network`` is not of diffusers, or has no layers of these names.
         """
         if not isinstance(network, DiffusersDenoiser):
-            raise ValueError("lora changes networks of diffusers alone: choose another teacher, or lora=null")
+            raise ValueError("lora supports networks of diffusers only: use another teacher, or lora=null")
         student = copy_trained(network.requires_grad_(False))
         student.add_lora(self.rank, self.alpha, list(self.targets))
         return student

@@ -1,4 +1,4 @@
-"""The teacher's side of conditions and images: text encoders and autoencoder of its pipeline, and their results."""
+"""Text encoders and autoencoder of a teacher's pipeline, with a cache of their outputs."""
 
 import json
 import math
@@ -17,26 +17,26 @@ from onestep.models.diffusers.families import FAMILIES, find_family
 from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, pipeline_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FORMAT = 1  # of the cached files; another number leaves all older ones aside
+_FORMAT = 1  # of the cached files; a new number invalidates all older files
 
 
 class TeacherPipeline:
-    """Autoencoder and text encoders of a pipeline of diffusers, each loaded when it is first needed.
+    """Autoencoder and text encoders of a pipeline of diffusers, each loaded at its first use.
 
-    They compute on this process's device. A network's copies share it.
+    They run on this process's device. Copies of a network share its pipeline.
 
     Args:
         path: the pipeline's folder or hub id.
-        size: height and width of the latents; None for what the model was made for.
-        dtype: what the text encoders run in, and what is kept of their embeddings: "float32", "bfloat16" or "float16".
-        batch_size: prompts or images encoded at a time, and kept in one file.
-        cache: the folder under which embeddings and latents are kept; it may start with ~.
-        revision: of a hub id; None for the newest.
-        local_files_only: whether to look for a hub id in the cache alone.
+        size: height and width of the latents; None for the default of the network.
+        dtype: dtype of the text encoders and of the cached embeddings: "float32", "bfloat16" or "float16".
+        batch_size: prompts or images per encoded batch, which is one file of the cache.
+        cache: folder of the cached embeddings and latents; it may start with ~.
+        revision: revision of a hub id; None for the newest.
+        local_files_only: if True, search the local cache alone for a hub id.
 
     Raises:
-        ValueError: for another dtype, or a batch size below 1. Its methods and properties raise one for a pipeline that
-            is not there, or lacks the part that they need.
+        ValueError: for another dtype, or a batch size below 1. Methods and properties raise it if the pipeline is
+            absent or lacks the required part.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class TeacherPipeline:
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
-        """The autoencoder, on the CPU until it is first used."""
+        """The autoencoder, on the CPU until its first use."""
         return Autoencoder.from_pretrained(self.folder)
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what the pipeline's network denoises."""
+        """(channels, height, width) of the latents or images of the pipeline's network."""
         for name, entry in self._index.items():
             if isinstance(entry, list) and entry[1] in FAMILIES:
                 config = json.loads((self.folder / name / "config.json").read_text())
@@ -80,7 +80,7 @@ class TeacherPipeline:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images of these latents."""
+        """Height and width in pixels of the decoded images."""
         _, height, width = self.latent_shape
         factor = self.autoencoder.downsampling
         return height * factor, width * factor
@@ -97,14 +97,14 @@ class TeacherPipeline:
         cache: ChunkCache,
         dtype: torch.dtype = torch.float32,
     ) -> CachedRows:
-        """The ``latents`` [N, c, h, w] of images; those that the ``cache`` lacks are encoded now.
+        """The ``latents`` [N, c, h, w] of images; this encodes those that the ``cache`` lacks.
 
         Args:
-            read: gives the ``images`` [B, 3, H, W] in [-1, 1] of a range of rows, and tensors [B, ...] under other
-                names, which are kept with the latents.
-            count: the number of images, N.
-            cache: where they are kept.
-            dtype: of the kept latents.
+            read: returns the ``images`` [B, 3, H, W] in [-1, 1] of a range of rows, and further tensors [B, ...], which
+                the cache keeps with the latents.
+            count: number of images N.
+            cache: cache of the latents.
+            dtype: dtype of the cached latents.
         """
 
         def encode(chunk: int) -> dict[str, Tensor]:
@@ -119,27 +119,27 @@ class TeacherPipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in about [-1, 1] of latents [B, c, h, w], both on the CPU.
 
-        Decoded one at a time, as images are far larger than their latents.
+        It decodes one image at a time, because images are much larger than their latents.
         """
         device = PartialState().device
         autoencoder = self.autoencoder.to(device)
         return torch.cat([autoencoder.decode(latent.to(device)).cpu() for latent in latents.split(1)])
 
     def encode_prompts(self, prompts: Sequence[str]) -> "PromptEmbeddings":
-        """The conditions of ``prompts``, from the cache as far as it has them; every process must call it."""
+        """The conditions of ``prompts``; this encodes those that the cache lacks. Every process must call it."""
         chunks = [prompts[start : start + self.batch_size] for start in range(0, len(prompts), self.batch_size)]
         rows = CachedRows(self._text_cache, [fingerprint({"prompts": chunk}) for chunk in chunks], self.batch_size)
         encoder = self._text_encoder()
         rows.fill(lambda chunk: self._kept(encoder()(chunks[chunk], self.image_size)), "encoding prompts")
-        self._fill_unconditional(encoder)  # the same encoder's, which is loaded once
+        self._fill_unconditional(encoder)  # while the encoder is loaded
         return PromptEmbeddings(prompts, rows)
 
     def unconditional(self) -> Condition:
-        """The condition [1, ...] of the empty prompt, which guidance guides away from; every process must call it."""
+        """The condition [1, ...] of the empty prompt, for guidance. Every process must call it."""
         return self._fill_unconditional(self._text_encoder())
 
     def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``tensors`` in the dtype that the cache keeps; sizes, of up to thousands of pixels, in full."""
+        """``tensors`` in the dtype of the cache; image sizes stay in float32, which half precision would round."""
         dtype = DTYPES[self.dtype]
         return {name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in tensors.items()}
 
@@ -149,7 +149,7 @@ class TeacherPipeline:
         return _floats(rows[[0]])
 
     def _text_encoder(self) -> Callable[[], TextEncoder]:
-        """Loads the text encoders when first called; their memory is free again once it is dropped."""
+        """A function that loads the text encoders at its first call; they live as long as the function."""
         return cache(lambda: TextEncoder(self.folder, PartialState().device, DTYPES[self.dtype]))
 
     @cached_property
@@ -165,7 +165,7 @@ class TeacherPipeline:
 
 
 class PromptEmbeddings:
-    """Conditions of ``prompts``, read from ``rows`` on the disk as they are asked for."""
+    """Conditions of ``prompts``, read from the cached ``rows`` at each access."""
 
     def __init__(self, prompts: Sequence[str], rows: CachedRows) -> None:
         self.prompts: Sequence[str] | None = prompts
@@ -179,7 +179,7 @@ class PromptEmbeddings:
         return _floats(self._rows[indices])
 
     def fingerprint(self) -> str:
-        """A hash of the prompts and of what encoded them."""
+        """A hash of the prompts and of their encoders."""
         return fingerprint({self._rows.cache.folder.name: self._rows.names})
 
 

@@ -1,4 +1,4 @@
-"""What stands around the network of a latent or text-to-image pipeline of diffusers: text encoders and autoencoder."""
+"""Text encoders and autoencoder of a latent or text-to-image pipeline of diffusers."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ _INDEX = "model_index.json"
 
 
 def pipeline_folder(path: str, local_files_only: bool = False, revision: str | None = None) -> Path:
-    """The folder of the pipeline at ``path``: itself, or where a hub id was downloaded to (no ``.bin``, no code).
+    """The folder of the pipeline at ``path``, or the download of a hub id (neither ``.bin`` files nor code).
 
     Raises:
         ValueError: if there is no pipeline.
@@ -34,23 +34,23 @@ def pipeline_folder(path: str, local_files_only: bool = False, revision: str | N
 
 
 def require_text_libraries() -> None:
-    """Raises ValueError, naming the extra, where transformers is missing."""
+    """Raise a ValueError if the package transformers is missing."""
     if importlib.util.find_spec("transformers") is None:
         raise ValueError("text encoders need the package transformers: pip install 'onestep[text]'")
 
 
 class TextEncoder:
-    """Prompts to the condition of a text-to-image network, by the pipeline's own ``encode_prompt``.
+    """Encodes prompts to the condition of a text-to-image network, by the pipeline's ``encode_prompt``.
 
-    Stable Diffusion 1.5 and 2.x (CLIP), SDXL (two encoders and the sizes that it is conditioned on), SD3 (three
-    encoders) and Flux (CLIP and T5). The pipeline's network itself is not loaded.
+    It supports Stable Diffusion 1.5 and 2.x (CLIP), SDXL (two encoders and the image sizes), SD3 (three encoders) and
+    Flux (CLIP and T5). It does not load the pipeline's network.
 
     Args:
         folder: the pipeline's folder.
-        device, dtype: where and in which precision the encoders run.
+        device, dtype: device and dtype of the encoders.
 
     Raises:
-        ValueError: for a pipeline of another kind, or without the package transformers.
+        ValueError: for another class of pipeline, or if the package transformers is missing.
     """
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -58,7 +58,9 @@ class TextEncoder:
         index = json.loads((folder / _INDEX).read_text())
         self.kind = index["_class_name"]
         if self.kind not in _ENCODE:
-            raise ValueError(f"{folder}: a {self.kind} takes no prompts that could be encoded: {', '.join(_ENCODE)} do")
+            raise ValueError(
+                f"{folder}: prompts for a {self.kind} are not supported, expected one of {', '.join(_ENCODE)}"
+            )
         self.folder, self.device = folder, torch.device(device)
         self.pipeline = _load_without_network(folder, index, dtype)
         for name in self.encoders(index):
@@ -77,9 +79,9 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], image_size: tuple[int, int]) -> dict[str, Tensor]:
-        """The condition of ``prompts``, tensors [N, ...] on the CPU under the names by which the network takes them.
+        """The condition of ``prompts``: tensors [N, ...] on the CPU, with the names of the network's arguments.
 
-        ``image_size`` is the height and width in pixels of what will be drawn, which SDXL is told.
+        ``image_size`` is the height and width of the images in pixels, an input of SDXL.
         """
         condition = _ENCODE[self.kind](self.pipeline, list(prompts), self.device)
         if self.kind == "StableDiffusionXLPipeline":
@@ -88,7 +90,7 @@ class TextEncoder:
         return {name: tensor.cpu().contiguous() for name, tensor in condition.items()}
 
     def empty(self, image_size: tuple[int, int]) -> dict[str, Tensor]:
-        """The condition [1, ...] without a prompt, which guidance guides away from, as the pipeline has it."""
+        """The pipeline's condition [1, ...] of the empty prompt, for guidance."""
         condition = self([""], image_size)
         if self.pipeline.config.get("force_zeros_for_empty_prompt"):  # SDXL
             zeros = {name: torch.zeros_like(condition[name]) for name in ("encoder_hidden_states", "text_embeds")}
@@ -114,7 +116,7 @@ def _load_without_network(folder: Path, index: dict[str, Any], dtype: torch.dtyp
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """diffusers without its own progress bars and remarks."""
+    """Disable diffusers' progress bars and warnings."""
     from diffusers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -157,23 +159,25 @@ _ENCODE = {
 
 
 class Autoencoder(nn.Module):
-    """Images in [-1, 1] to the latents that a network denoises, and back.
+    """Encodes images in [-1, 1] to the latents of a network, and decodes them.
 
-    ``AutoencoderKL``, whose latents are its posterior's mean, and ``AutoencoderTiny``, both shifted and scaled as their
-    pipelines do: ``latents = (encoded - shift_factor) * scaling_factor``.
+    It supports ``AutoencoderKL``, by the mean of its posterior, and ``AutoencoderTiny``. Shift and scale are those of
+    their pipelines: ``latents = (encoded - shift_factor) * scaling_factor``.
 
     Args:
-        vae: of diffusers.
+        vae: the autoencoder of diffusers.
 
     Raises:
-        ValueError: for another kind of autoencoder.
+        ValueError: for another class of autoencoder.
     """
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         kind = type(vae).__name__
         if kind not in ("AutoencoderKL", "AutoencoderTiny"):
-            raise ValueError(f"an autoencoder of class {kind} is not supported: AutoencoderKL and AutoencoderTiny are")
+            raise ValueError(
+                f"an autoencoder of class {kind} is not supported: expected AutoencoderKL or AutoencoderTiny"
+            )
         self.vae = vae.eval().requires_grad_(False)
         self.scale: float = vae.config.scaling_factor
         self.shift: float = vae.config.get("shift_factor") or 0.0
@@ -181,7 +185,11 @@ class Autoencoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "Autoencoder":
-        """The autoencoder of the pipeline in ``folder``; raises ValueError if it has none that is supported."""
+        """The autoencoder of the pipeline in ``folder``.
+
+        Raises:
+            ValueError: if it has none, or one that is not supported.
+        """
         import diffusers
 
         entry = json.loads((folder / _INDEX).read_text()).get("vae") or [None, None]
@@ -198,7 +206,7 @@ class Autoencoder(nn.Module):
 
     @property
     def downsampling(self) -> int:
-        """Pixels of an image to one of its latents, in each direction."""
+        """Image pixels per latent pixel, in each direction."""
         blocks = self.vae.config.get("block_out_channels") or self.vae.config["encoder_block_out_channels"]
         return 2 ** (len(blocks) - 1)
 

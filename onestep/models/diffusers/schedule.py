@@ -1,6 +1,6 @@
 """The noise schedules of diffusers' schedulers, as a preconditioning of their networks in the package's convention.
 
-Each family's network sees ``c_in * x_sigma`` at a timestep, and ``c_skip * x_sigma + c_out * output`` predicts x0:
+The network's input is ``c_in * x_sigma`` at a timestep, and ``c_skip * x_sigma + c_out * output`` predicts x0:
 
 ============== ======================== ================= ======================
 family         c_in                     c_skip            c_out
@@ -14,9 +14,9 @@ flow           1 / (1 + sigma)          1 / (1 + sigma)   -sigma / (1 + sigma)
 They follow from ``x_t = alpha (x0 + sigma noise)`` with ``alpha = 1/sqrt(1 + sigma^2)`` and
 ``v = alpha noise - alpha sigma x0`` (Salimans & Ho 2022, arXiv 2202.00512), and for flow matching from
 ``x_t = (1 - t) x0 + t noise`` with ``t = sigma / (1 + sigma)`` and ``v = noise - x0`` (Esser et al. 2024, arXiv
-2403.03206). The squared error of the output is that of x0 divided by ``c_out^2``: the network's own training weight.
+2403.03206). The squared error of the output is that of x0 divided by ``c_out^2``, the training weight of the network.
 
-A scheduler's clipping or thresholding of x0 is a habit of its steps, and no part of this.
+The clipping or thresholding of x0 in a scheduler's steps is not part of the preconditioning.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +34,7 @@ _FLOW_SIGMA_MAX = 2.0**30
 
 
 class Scalings(NamedTuple):
-    """The preconditioning at some noise levels, [B] each."""
+    """The preconditioning at noise levels [B], each [B]."""
 
     c_in: Tensor
     c_skip: Tensor
@@ -42,7 +42,7 @@ class Scalings(NamedTuple):
 
 
 class NoiseSchedule(ABC):
-    """Which noise levels a network knows, in data units, and how it is told of them."""
+    """The noise levels of a network, in data units, and their timesteps and preconditioning."""
 
     sigma_min: float
     sigma_max: float
@@ -57,42 +57,42 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
-        """The noise levels by which diffusers' Euler scheduler of this config takes ``steps`` steps, the end included.
+        """The noise levels of diffusers' Euler scheduler with ``steps`` steps, including the last, 0.
 
         Args:
-            steps: their number.
-            tokens: of an image in a transformer, which decide on a dynamic shift.
-            equal_spacing: whether the pipeline spaces t equally, instead of leaving that to the scheduler.
+            steps: number of steps.
+            tokens: number of an image's tokens in a transformer, for a dynamic shift.
+            equal_spacing: True if the pipeline spaces t equally; False for the scheduler's spacing.
         """
 
 
 class VariancePreservingSchedule(NoiseSchedule):
-    """``x_t = alpha_t (x0 + sigma_t noise)`` at integer timesteps, between which log sigma is interpolated linearly.
+    """``x_t = alpha_t (x0 + sigma_t noise)`` at integer timesteps; log sigma is linear between them.
 
-    So do k-diffusion and diffusers' Euler scheduler; at the schedule's own sigmas the timestep is the integer.
-    ``sigma_min`` and ``sigma_max`` are those of its first and last timestep.
+    This is the interpolation of k-diffusion and diffusers' Euler scheduler. ``sigma_min`` and ``sigma_max`` are the
+    levels of the first and the last timestep.
 
     Args:
-        scheduler: one of diffusers with ``alphas_cumprod``, the squares of alpha_t [T], and a ``prediction_type`` of
-            "epsilon", "v_prediction" or "sample".
+        scheduler: a scheduler of diffusers with ``alphas_cumprod``, the squares of alpha_t [T], and a
+            ``prediction_type`` of "epsilon", "v_prediction" or "sample".
 
     Raises:
-        ValueError: for another prediction type, or the noise's prediction where the last timestep has no signal.
+        ValueError: for another prediction type, or "epsilon" if the last timestep has no signal.
     """
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler, prediction_type = scheduler, scheduler.config.prediction_type
         if prediction_type not in _PREDICTIONS:
-            raise ValueError(f"prediction_type={prediction_type!r} is not supported: {', '.join(_PREDICTIONS)} are")
+            raise ValueError(f"prediction_type={prediction_type!r}: expected one of {', '.join(_PREDICTIONS)}")
         if prediction_type == "epsilon" and scheduler.config.get("rescale_betas_zero_snr"):
             raise ValueError(
-                "this schedule ends without signal (rescale_betas_zero_snr), where the noise's prediction says nothing "
-                "of x0: a network of prediction_type 'epsilon' cannot have been trained with it"
+                "prediction_type='epsilon' with rescale_betas_zero_snr: the last timestep has no signal, so predicted "
+                "noise does not determine x0; expected prediction_type='v_prediction' or 'sample'"
             )
         kept = scheduler.alphas_cumprod.clone()
         if scheduler.config.get("rescale_betas_zero_snr"):
-            kept[-1] = min(_TERMINAL_ALPHAS_CUMPROD, kept[-2].item() / 2)  # sigma rises to the end
-        # In float32, as sigma itself and diffusers' own are: a level of the table then is found again exactly.
+            kept[-1] = min(_TERMINAL_ALPHAS_CUMPROD, kept[-2].item() / 2)  # sigma increases up to the end
+        # Rounded to float32 like sigma, so that a level of the table maps to its integer timestep exactly.
         self.log_sigmas = ((1 - kept) / kept).sqrt().double().log()
         self.prediction_type = prediction_type
         self.sigma_min, self.sigma_max = (self.log_sigmas[end].exp().float().item() for end in (0, -1))
@@ -103,7 +103,7 @@ class VariancePreservingSchedule(NoiseSchedule):
         return self.log_sigmas.exp().float()
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        if self.log_sigmas.device != sigma.device:  # once, as a copy makes the device wait
+        if self.log_sigmas.device != sigma.device:  # once, because a copy blocks the device
             self.log_sigmas = self.log_sigmas.to(sigma.device)
         table = self.log_sigmas
         log_sigma = sigma.float().double().log().clamp(table[0], table[-1])
@@ -130,9 +130,9 @@ class VariancePreservingSchedule(NoiseSchedule):
 class FlowSchedule(NoiseSchedule):
     """``x_t = (1 - t) (x0 + sigma noise)`` with ``sigma = t / (1 - t)``, and ``timestep = t * num_train_timesteps``.
 
-    A scheduler's shift moves its steps along t, and not what the network is told at t. The noise levels reach from
+    A scheduler's shift changes its steps in t, but not the network's input at t. The noise levels range from
     ``t = 1 / num_train_timesteps`` to ``sigma = 2^30``, which is ``t = 1`` in float32: flow-matching samplers start
-    there, where in our units sigma would be infinite.
+    at ``t = 1``, where sigma is infinite.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -159,15 +159,15 @@ class FlowSchedule(NoiseSchedule):
 
 
 def build_scheduler(config: Mapping[str, Any]) -> Any:
-    """The scheduler of diffusers that ``config`` describes.
+    """The scheduler of diffusers with this ``config``.
 
     Raises:
-        ValueError: if diffusers has none of that name.
+        ValueError: if its ``_class_name`` is not a scheduler of diffusers.
     """
     name = config.get("_class_name")
     scheduler_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
-        raise ValueError(f"the scheduler's config names {name!r}, which is no scheduler of diffusers")
+        raise ValueError(f"the scheduler's config has _class_name={name!r}, expected a scheduler of diffusers")
     return scheduler_class.from_config(  # type: ignore[attr-defined]
         {key: value for key, value in config.items() if not key.startswith("_")}
     )
@@ -177,7 +177,7 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of a scheduler's config.
 
     Raises:
-        ValueError: for a scheduler that is of no supported family.
+        ValueError: for a scheduler of an unsupported family.
     """
     scheduler = build_scheduler(config)
     name = config["_class_name"]
@@ -185,19 +185,19 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
         return FlowSchedule(scheduler)
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(
-            f"the schedule of {name} is not supported: those of discrete variance-preserving timesteps "
-            "(DDPM, DDIM, PNDM, Euler, DPMSolver, ...) and of flow matching (FlowMatchEulerDiscreteScheduler) are"
+            f"the schedule of {name} is not supported: expected discrete variance-preserving timesteps "
+            "(DDPM, DDIM, PNDM, Euler, DPMSolver, ...) or flow matching (FlowMatchEulerDiscreteScheduler)"
         )
     return VariancePreservingSchedule(scheduler)
 
 
 def tabulated_timesteps(schedule: NoiseSchedule, sigmas: Sequence[float]) -> list[int] | None:
-    """The integer timesteps of noise levels, None for flow matching, whose timesteps are real numbers.
+    """The integer timesteps of noise levels, the only ones of diffusers' schedulers.
 
-    A scheduler of diffusers steps through these alone.
+    It is None for flow matching, whose timesteps are real numbers.
 
     Raises:
-        ValueError: for a level between two of them, or that of timestep 0, which schedulers take for the image itself.
+        ValueError: for a level between two timesteps, or that of timestep 0, which is the image for schedulers.
     """
     if not isinstance(schedule, VariancePreservingSchedule):
         return None
@@ -209,8 +209,8 @@ def tabulated_timesteps(schedule: NoiseSchedule, sigmas: Sequence[float]) -> lis
             around = [max(1, int(exact)), max(1, int(exact)) + 1]
             levels = " and ".join(f"{schedule.sigmas[t]:.7g} (timestep {t})" for t in around)
             raise ValueError(
-                f"sigma={sigma}: schedulers of diffusers take the noise levels of whole timesteps alone, of which the "
-                f"nearest are {levels}; use one of them in generator.sigma_init and generator.later_sigmas"
+                f"sigma={sigma}: schedulers of diffusers have the noise levels of integer timesteps only; the nearest "
+                f"are {levels}; use one of them in generator.sigma_init and generator.later_sigmas"
             )
         timesteps.append(nearest)
     return timesteps

@@ -1,6 +1,6 @@
 """The U-Net of Dhariwal and Nichol 2021 (ADM, arXiv 2105.05233) as EDM configures it for ImageNet-64.
 
-Parameters carry the names and shapes of EDM's published checkpoints and of DMD2's, so their state dicts load.
+Parameters have the names and shapes of EDM's published checkpoints and of DMD2's.
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onestep.models.edm.layers import PositionalEmbedding, Resample, ResampleConv2d, attend, group_norm
+from onestep.models.edm.layers import (
+    PositionalEmbedding,
+    Resample,
+    ResampleConv2d,
+    attend,
+    drop_labels,
+    group_norm,
+    levels_of,
+)
 
 _CHANNELS_PER_HEAD = 64
-_BOX = (1, 1)  # ADM resamples by averages and nearest neighbours
+_BOX = (1, 1)  # average pooling down, nearest neighbour up
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with all weights 0, as the last of a residual branch starts."""
+    """Zero all weights, the initialisation of the last layer of a residual branch."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 class ADMBlock(nn.Module):
-    """A residual block whose second normalisation is scaled and shifted by the embedding (adaptive group
-    normalisation, arXiv 2105.05233, sec. 3), with self-attention behind it if asked.
+    """A residual block with adaptive group normalisation (arXiv 2105.05233, sec. 3) and optional self-attention.
 
-    Attention has a head for every 64 channels, and so none below.
+    The embedding scales and shifts the second normalisation. Attention has one head per 64 channels, none below 64.
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class ADMBlock(nn.Module):
         if resample is not None:
             assert in_channels == out_channels
             self.conv0 = ResampleConv2d(in_channels, out_channels, 3, resample, _BOX)
-            self.conv0.reset_parameters()  # like ADM's other layers, as torch initialises them
+            self.conv0.reset_parameters()  # torch's initialisation, as in ADM's other layers
             self.skip = Resample(resample, _BOX)
         elif in_channels != out_channels:
             self.skip = nn.Conv2d(in_channels, out_channels, 1)
@@ -72,7 +79,7 @@ class ADMBlock(nn.Module):
 
 
 class DhariwalUNet(nn.Module):
-    """ADM. The defaults are those of EDM's ImageNet-64 network.
+    """The ADM U-Net. The defaults are those of EDM's ImageNet-64 network.
 
     Args:
         img_resolution: height and width of the images.
@@ -82,11 +89,11 @@ class DhariwalUNet(nn.Module):
         model_channels: channels at the highest resolution.
         channel_mult: multiple of ``model_channels`` at each resolution, highest first.
         channel_mult_emb: multiple of ``model_channels`` of the embedding.
-        num_blocks: residual blocks a resolution.
+        num_blocks: residual blocks per resolution.
         attn_resolutions: resolutions with self-attention.
         dropout: dropout of the residual branches in train mode.
-        label_dropout: probability with which a sample's class label is dropped in train mode.
-        out_channels: channels of the output; None for those of the images.
+        label_dropout: probability of zeroing a sample's class label in train mode.
+        out_channels: channels of the output; None for ``img_channels``.
     """
 
     def __init__(
@@ -105,10 +112,7 @@ class DhariwalUNet(nn.Module):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if img_resolution % 2 ** (len(channel_mult) - 1):
-            raise ValueError(
-                f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times: shorten channel_mult"
-            )
+        levels = levels_of(img_resolution, model_channels, channel_mult)
         self.label_dropout = label_dropout
         embedding_channels = model_channels * channel_mult_emb
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
@@ -117,12 +121,11 @@ class DhariwalUNet(nn.Module):
         self.map_layer1 = nn.Linear(embedding_channels, embedding_channels)
         self.map_label = nn.Linear(label_dim, embedding_channels, bias=False) if label_dim else None
         if self.map_label is not None:
-            nn.init.normal_(self.map_label.weight)  # one entry of a one-hot vector is all that it is given
-        levels = [(img_resolution >> level, model_channels * mult) for level, mult in enumerate(channel_mult)]
+            nn.init.normal_(self.map_label.weight)  # its input is a one-hot vector
         block: dict[str, Any] = {"embedding_channels": embedding_channels, "dropout": dropout}
         attends = set(attn_resolutions)
         skip_channels = self._build_encoder(levels, img_channels, num_blocks, attends, block)
-        #: Channels of the encoder's last output, which discriminators read.
+        #: Channels of the encoder's last output, the features of discriminators.
         self.feature_channels = skip_channels[-1]
         self._build_decoder(levels, skip_channels, num_blocks, attends, block)
         self.out_norm = group_norm(levels[0][1], eps=1e-5)
@@ -136,7 +139,7 @@ class DhariwalUNet(nn.Module):
         attends: set[int],
         block: dict[str, Any],
     ) -> list[int]:
-        """Fills ``self.enc`` and returns the channels of its layers' outputs."""
+        """Build ``self.enc``; returns the channels of its layers' outputs."""
         self.enc = nn.ModuleDict()
         channels = levels[0][1]
         outputs: list[int] = []
@@ -162,7 +165,7 @@ class DhariwalUNet(nn.Module):
         attends: set[int],
         block: dict[str, Any],
     ) -> None:
-        """Fills ``self.dec``, whose layers take the encoder's outputs in reverse order."""
+        """Build ``self.dec``, whose layers use the encoder's outputs in reverse order."""
         self.dec = nn.ModuleDict()
         channels = skip_channels[-1]
         for res, out_channels in reversed(levels):
@@ -180,7 +183,7 @@ class DhariwalUNet(nn.Module):
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """The embedding [B, C] of ``c_noise`` [B], one-hot ``labels`` [B, label_dim] and ``augment_labels``.
 
-        No labels are the zero vector, which is also what label dropout trains.
+        No labels are the zero vector, as after label dropout.
         """
         embedding = self.map_noise(c_noise)
         if self.map_augment is not None and augment_labels is not None:
@@ -188,7 +191,7 @@ class DhariwalUNet(nn.Module):
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
         if self.map_label is not None and labels is not None:
             if self.training and self.label_dropout:
-                labels = labels * (torch.rand(len(labels), 1, device=labels.device) >= self.label_dropout)
+                labels = drop_labels(labels, self.label_dropout)
             embedding = embedding + self.map_label(labels)
         return F.silu(embedding)
 
@@ -201,7 +204,7 @@ class DhariwalUNet(nn.Module):
         return outputs
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
-        """The network's output [B, C, H, W] from what :meth:`encode` gave."""
+        """The network's output [B, C, H, W] for the outputs of :meth:`encode`."""
         skips = list(encoded)
         x = skips[-1]
         for layer in self.dec.values():

@@ -1,8 +1,8 @@
-"""EDM's checkpoints and those of its descendants, as this package's own networks.
+"""Networks from the checkpoints of EDM and its descendants.
 
-NVlabs/edm's pickles hold a network under one of four preconditionings; the one-step generators of SiD, SiDA and
-Uni-Instruct are the same format. DMD2's ImageNet generator is the state dict of such a network alone. What the files
-hold is read as data (:mod:`onestep.models.edm.torch_file`): nothing in them is run.
+NVlabs/edm's pickles contain a network with one of four preconditionings; the one-step generators of SiD, SiDA and
+Uni-Instruct have the same format. DMD2's ImageNet generator is the state dict of such a network. The files are read as
+data (:mod:`onestep.models.edm.torch_file`); no code in them is run.
 """
 
 import inspect
@@ -25,29 +25,28 @@ _PRECONDITIONING_OPTIONS = {
     "iddpm": {"C_1": "c_1", "C_2": "c_2", "M": "steps"},
 }
 _MODELS = ("SongUNet", "DhariwalUNet")
-_SHARED_ENCODER = "_EncoderDecoder"  # how SiDA and Uni-Instruct end the names of their copies of these classes
-_SAID_ELSEWHERE = ("img_resolution", "in_channels", "out_channels", "label_dim")
-_EDM_DEFAULTS = {"SongUNet": {"channel_mult": [1, 2, 2, 2]}, "DhariwalUNet": {}}  # where they are not this package's
-# Parts of a file can be referred to from many places, so that a small one describes what fills the memory.
-_LONGEST_NAME = 200
-_MOST_MEMBERS = 10_000
-_MOST_STEPS = 10_000
+_SHARED_ENCODER = "_EncoderDecoder"  # suffix of these classes in SiDA and Uni-Instruct
+_ARGUMENTS_OF_DENOISER = ("img_resolution", "in_channels", "out_channels", "label_dim")
+_EDM_DEFAULTS = {"SongUNet": {"channel_mult": [1, 2, 2, 2]}, "DhariwalUNet": {}}  # where this package has other ones
+# Limits, because a small file can refer to its parts so often that they fill the memory.
+_MAX_NAME_LENGTH = 200
+_MAX_MEMBERS = 10_000
+_MAX_STEPS = 10_000
 
 Tensors = dict[str, RecordedTensor]
 
 
 def load_edm(path: str | Path) -> EDMDenoiser:
-    """The network of an EDM checkpoint (the averaged one, ``ema``), in float32 and eval mode.
+    """The network of an EDM checkpoint (the average, ``ema``), in float32 and eval mode.
 
-    Of a bare state dict only ADM networks are read, whose settings its names and shapes tell; the preconditioning is
-    then EDM's with a ``sigma_data`` of 0.5, as DMD2's.
+    A bare state dict must be that of an ADM network, whose settings follow from names and shapes. Its preconditioning
+    is EDM's with a ``sigma_data`` of 0.5, as for DMD2.
 
     Args:
         path: a pickle of EDM or one of its descendants, or a file of torch.save with such a network's state dict.
 
     Raises:
-        ValueError: if the file is absent, damaged, holds something else, or asks for anything that the format does not
-            have; the message names the reason.
+        ValueError: if the file is absent or damaged, or contains anything that is not part of the format.
     """
     content = read_checkpoint(path)
     try:
@@ -62,7 +61,7 @@ def load_edm(path: str | Path) -> EDMDenoiser:
 
 
 def _from_object(network: Recorded) -> EDMDenoiser:
-    """From the object of a preconditioned network with all its attributes."""
+    """The denoiser of a recorded preconditioned network."""
     preconditioning = _PRECONDITIONINGS.get(network.class_name.removesuffix(_SHARED_ENCODER))
     if preconditioning is None:
         raise ValueError(f"its class is {short(network.class_name)}; {', '.join(_PRECONDITIONINGS)} are known")
@@ -80,11 +79,11 @@ def _from_object(network: Recorded) -> EDMDenoiser:
         settings["sigma_data"] = _positive(network, "sigma_data")
     if preconditioning == "iddpm":
         levels, steps = tensors.pop("u", None), settings["preconditioning_options"]["steps"]
-        if levels is None or levels.shape != (steps + 1,) or steps > _MOST_STEPS:
-            raise ValueError(f"its table of noise levels (u) is not of its number of steps (M), up to {_MOST_STEPS:,}")
+        if levels is None or levels.shape != (steps + 1,) or steps > _MAX_STEPS:
+            raise ValueError(f"its table of noise levels (u) is not of its number of steps (M), up to {_MAX_STEPS:,}")
         tensors["precondition.u"] = levels
     sigma_min, sigma_max = _number(network, "sigma_min"), _number(network, "sigma_max")
-    if 0 < sigma_min < sigma_max < math.inf:  # EDM's own networks say 0 and infinity, for no limit
+    if 0 < sigma_min < sigma_max < math.inf:  # EDM's networks have 0 and infinity, for no limit
         settings |= {"sigma_min": sigma_min, "sigma_max": sigma_max}
     channels, size = _number(network, "img_channels"), _number(network, "img_resolution")
     return _build(
@@ -111,11 +110,11 @@ def _positive(record: Recorded, name: str) -> Any:
 
 
 def _options(architecture: str, model: Recorded) -> dict[str, Any]:
-    """The arguments that the raw network was made with, as its object remembers them."""
+    """The constructor arguments of the raw network, which its object records."""
     arguments = model.state.get("_init_kwargs")
     if type(arguments) is not dict or model.state.get("_init_args") != ():
         raise ValueError("it does not say what its raw network was made with")
-    options = _EDM_DEFAULTS[architecture] | {k: v for k, v in arguments.items() if k not in _SAID_ELSEWHERE}
+    options = _EDM_DEFAULTS[architecture] | {k: v for k, v in arguments.items() if k not in _ARGUMENTS_OF_DENOISER}
     if (decoder := options.pop("decoder_type", "standard")) != "standard":
         raise ValueError(f"its decoder_type is {short(decoder)}; only the standard one is known")
     known = inspect.signature(ARCHITECTURES[architecture]).parameters
@@ -142,7 +141,7 @@ def _tensors_of(network: Recorded) -> Tensors:
                 if isinstance(value, RecordedTensor) and kind != "_modules":
                     tensors[name] = value
                 elif isinstance(value, Recorded) and kind == "_modules" and id(value) not in seen:
-                    seen.add(id(value))  # a module within itself would have no end
+                    seen.add(id(value))  # a module that contains itself would not end
                     pending.append((f"{name}.", value))
                 elif value is not None:
                     raise ValueError(f"its {name} is {short(value)}, where {kind} was expected")
@@ -150,19 +149,19 @@ def _tensors_of(network: Recorded) -> Tensors:
 
 
 def _counted(count: int, members: dict[Any, Any]) -> int:
-    if count + len(members) > _MOST_MEMBERS:
-        raise ValueError(f"it has more than {_MOST_MEMBERS:,} tensors and modules")
+    if count + len(members) > _MAX_MEMBERS:
+        raise ValueError(f"it has more than {_MAX_MEMBERS:,} tensors and modules")
     return count + len(members)
 
 
 def _name(prefix: str, key: Any) -> str:
-    if len(name := f"{prefix}{key}") > _LONGEST_NAME:
+    if len(name := f"{prefix}{key}") > _MAX_NAME_LENGTH:
         raise ValueError(f"its tensors and modules have names as long as {short(name)}")
     return name
 
 
 def _from_state_dict(content: dict[Any, Any]) -> EDMDenoiser:
-    """From the tensors of an ADM network, under whatever prefix."""
+    """The denoiser of the tensors of an ADM network, with any common prefix of their names."""
     found: dict[str, Any] = {}
     count = _counted(0, content)
     for key, value in content.items():
@@ -190,7 +189,7 @@ def _from_state_dict(content: dict[Any, Any]) -> EDMDenoiser:
 
 
 def _adm_settings(tensors: Tensors) -> dict[str, Any]:
-    """What an ADM network was made with, read off its tensors' names and shapes."""
+    """The settings of an ADM network, from its tensors' names and shapes."""
 
     def shape(name: str) -> tuple[int, ...]:
         return tensors[f"model.{name}"].shape
@@ -210,7 +209,7 @@ def _adm_settings(tensors: Tensors) -> dict[str, Any]:
         "channel_mult_emb": embedding_channels // model_channels,
         "num_blocks": len(blocks) // len(levels),
         "attn_resolutions": [r for r in levels if f"model.enc.{r}x{r}_block0.qkv.weight" in tensors],
-        "dropout": 0.0,  # no tensor tells; DMD2's is 0
+        "dropout": 0.0,  # not in the tensors; DMD2's is 0
     }
     channels = shape(f"enc.{levels[0]}x{levels[0]}_conv.weight")[1]
     return {
@@ -221,12 +220,13 @@ def _adm_settings(tensors: Tensors) -> dict[str, Any]:
 
 
 def _build(tensors: Tensors, **settings: Any) -> EDMDenoiser:
-    """The network of these settings with these weights.
+    """The network of ``settings`` with the weights ``tensors``.
 
-    It is made without memory first and compared with the file, which can then not ask for more than it brings.
+    It is built on the meta device and compared with the file first, so that settings cannot request more memory than
+    the file has.
 
     Raises:
-        ValueError: if settings and weights do not fit each other, naming the tensors.
+        ValueError: if settings and weights do not fit each other.
     """
     options = settings["options"]
     try:

@@ -1,4 +1,4 @@
-"""A raw network under one of EDM's preconditionings: the denoiser that EDM's checkpoints and their descendants hold."""
+"""A raw network with one of EDM's preconditionings, as in its checkpoints and their descendants."""
 
 from typing import Any
 
@@ -18,21 +18,21 @@ ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalU
 
 
 class EDMDenoiser(StoredDenoiser):
-    """A raw network under a preconditioning (arXiv 2206.00364, table 1): by default EDM's own.
+    """A raw network with a preconditioning (arXiv 2206.00364, table 1).
 
     Args:
         image_shape: (channels, height, width) of the images, which are square.
         label_dim: number of classes; 0 for an unconditional network.
         sigma_data: standard deviation of the data, in data units.
-        sigma_min, sigma_max: the noise levels between which the network was trained, in data units.
-        architecture: the raw network's class, a name in ``ARCHITECTURES``.
-        options: its further arguments.
+        sigma_min, sigma_max: range of the training noise levels, in data units.
+        architecture: class of the raw network, a name in ``ARCHITECTURES``.
+        options: further arguments of the raw network.
         preconditioning: "edm", "vp", "ve" or "iddpm".
         preconditioning_options: its further arguments, see :mod:`onestep.models.edm.preconditioning`.
 
     Raises:
-        ValueError: for an unknown architecture or preconditioning, images that are not square, or dropout that is no
-            probability.
+        ValueError: for an unknown architecture or preconditioning, images that are not square, or a dropout
+            outside [0, 1).
     """
 
     @register_to_config
@@ -50,13 +50,13 @@ class EDMDenoiser(StoredDenoiser):
     ) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
-            raise ValueError(f"unknown architecture {architecture!r}: choose one of {sorted(ARCHITECTURES)}")
+            raise ValueError(f"architecture={architecture!r}: choose one of {', '.join(sorted(ARCHITECTURES))}")
         for name in ("dropout", "label_dropout"):
             if not 0 <= (probability := (options or {}).get(name, 0)) < 1:
-                raise ValueError(f"{name}={probability}: expected a probability below 1")
+                raise ValueError(f"{name}={probability}: expected a probability in [0, 1)")
         channels, height, width = image_shape
         if height != width:
-            raise ValueError(f"this network takes square images, got {height}x{width}")
+            raise ValueError(f"image_shape={tuple(image_shape)}: expected square images")
         self.precondition = make_preconditioning(preconditioning, sigma_data, preconditioning_options or {})
         outputs = self.precondition.outputs_per_channel
         wider = {} if outputs == 1 else {"out_channels": outputs * channels}
@@ -67,12 +67,12 @@ class EDMDenoiser(StoredDenoiser):
 
     @property
     def supports_guidance(self) -> bool:
-        """Whether it was trained with label dropout."""
+        """True if it was trained with label dropout."""
         return bool(self.label_dim and (self.config["options"] or {}).get("label_dropout"))
 
     @property
     def augment_dim(self) -> int:
-        """Size of EDM's augmentation labels that it takes; 0 for none."""
+        """Size of its input of EDM's augmentation labels; 0 for none."""
         return int((self.config["options"] or {}).get("augment_dim", 0))
 
     @property
@@ -90,7 +90,7 @@ class EDMDenoiser(StoredDenoiser):
         outputs: Outputs,
         prediction_grad: bool,
     ) -> Any:
-        """See :meth:`forward`; ``augment_labels`` [B, augment_dim] are those of EDM's augmentation, None for none.
+        """See :meth:`forward`; ``augment_labels`` [B, augment_dim] describe EDM's augmentation, None for none.
 
         The features are the encoder's last output [B, F, h, w].
         """
@@ -109,5 +109,5 @@ class EDMDenoiser(StoredDenoiser):
         return self.precondition.loss_weight(sigma)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The levels next to ``sigma`` (of any shape) among those that the network was trained at."""
+        """The training levels nearest to ``sigma`` (any shape)."""
         return self.precondition.round_sigma(sigma)

@@ -1,4 +1,4 @@
-"""Layers that the published U-Nets share, under the parameter names of EDM's checkpoints."""
+"""Layers and helpers of the published U-Nets, with the parameter names of EDM's checkpoints."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Residual branches end in a layer that is nearly zero, so that a fresh network is nearly the identity.
+#: Initial scale of the last layer of a residual branch, so that a new network is nearly the identity.
 NEARLY_ZERO = 1e-5
 
 
@@ -23,6 +23,24 @@ def _initialise(layer: nn.Linear | nn.Conv2d, scale: float = 1.0) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def levels_of(img_resolution: int, model_channels: int, channel_mult: Sequence[int]) -> list[tuple[int, int]]:
+    """Resolution and channels of each level of a U-Net, highest resolution first.
+
+    Raises:
+        ValueError: if the resolution is not divisible by the number of halvings.
+    """
+    if img_resolution % 2 ** (len(channel_mult) - 1):
+        raise ValueError(
+            f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times: shorten channel_mult"
+        )
+    return [(img_resolution >> level, model_channels * mult) for level, mult in enumerate(channel_mult)]
+
+
+def drop_labels(labels: Tensor, probability: float) -> Tensor:
+    """One-hot ``labels`` [B, label_dim], each row zeroed with the given probability."""
+    return labels * (torch.rand(len(labels), 1, device=labels.device) >= probability)
+
+
 class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
@@ -30,7 +48,7 @@ class Linear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that keeps the size."""
+    """A convolution with equal input and output size."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init_scale: float = 1.0) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
@@ -38,9 +56,9 @@ class Conv2d(nn.Conv2d):
 
 
 class Resample(nn.Module):
-    """Half or twice the size by a fixed separable low-pass filter with stride 2, of the taps ``resample_filter``.
+    """Resampling to half or twice the size by a fixed separable low-pass filter with the taps ``resample_filter``.
 
-    [1, 1] is average pooling down and nearest up.
+    [1, 1] is average pooling down and nearest neighbour up.
     """
 
     resample_filter: Tensor
@@ -55,14 +73,14 @@ class Resample(nn.Module):
 
 
 def filter_of(taps: Sequence[int]) -> Tensor:
-    """The separable filter of these taps, [1, 1, len(taps), len(taps)], which sums to 1."""
+    """The separable filter [1, 1, k, k] of ``taps`` [k], with sum 1."""
     row = torch.as_tensor(taps, dtype=torch.float32)
     return (row.outer(row) / row.sum().square())[None, None]
 
 
 def low_pass(x: Tensor, taps: Tensor, resample: Literal["up", "down"], padding: int) -> Tensor:
-    """``x`` [B, C, H, W] under the filter ``taps`` [1, 1, k, k] with stride 2, at half or twice the size."""
-    if taps.shape[-1] == 2:  # the box filter, for which there are far faster kernels
+    """``x`` [B, C, H, W] at half or twice the size, by the filter ``taps`` [1, 1, k, k] with stride 2."""
+    if taps.shape[-1] == 2:  # the box filter has much faster kernels
         return F.interpolate(x, scale_factor=2) if resample == "up" else F.avg_pool2d(x, 2)
     channels = x.shape[1]
     taps = taps.to(x.dtype)
@@ -74,9 +92,9 @@ def low_pass(x: Tensor, taps: Tensor, resample: Literal["up", "down"], padding: 
 
 
 class ResampleConv2d(nn.Conv2d):
-    """A convolution next to a fixed low-pass filter with stride 2: before it or, if ``fused`` (down only), after it.
+    """A fixed low-pass filter with stride 2, then a convolution; in the reverse order if ``fused`` (down only).
 
-    ``resample_filter`` lists the taps of the separable filter; [1, 1] is average pooling down and nearest up.
+    ``resample_filter`` lists the taps of the separable filter; [1, 1] is average pooling down and nearest neighbour up.
     """
 
     resample_filter: Tensor
@@ -100,15 +118,17 @@ class ResampleConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         pad = (self.resample_filter.shape[-1] - 1) // 2
         if self.fused:
-            # Padding for both filters comes first, so that the low-pass filter sees convolved values at the border.
+            # One padding for both filters: the low-pass filter thus gets convolved values at the border.
             x = F.conv2d(x, self.weight, self.bias, padding=self.kernel_size[0] // 2 + pad)
             return low_pass(x, self.resample_filter, self.resample, padding=0)
         return super().forward(low_pass(x, self.resample_filter, self.resample, padding=pad))
 
 
 def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Self-attention over all positions, [B, 3C, H, W] to [B, C, H, W]: each head has C / heads channels in a row, and
-    in it q, k and v alternate along the channels."""
+    """Self-attention over all positions: ``qkv`` [B, 3C, H, W] to [B, C, H, W].
+
+    Each head has 3C / heads consecutive channels, in which q, k and v alternate.
+    """
     batch, channels, height, width = qkv.shape
     split = qkv.reshape(batch, heads, channels // (3 * heads), 3, height * width)
     q, k, v = split.permute(3, 0, 1, 4, 2)  # [B, heads, HW, C / heads] each
@@ -119,8 +139,8 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
 class PositionalEmbedding(nn.Module):
     """Sines and cosines of ``c_noise`` [B] at geometric frequencies from 1 down to 1/10000: [B, channels].
 
-    DDPM++ has the lowest frequency itself and sines first; ADM (``endpoint=False``) stops short of it and has cosines
-    first.
+    DDPM++ includes the lowest frequency and has the sines first; ADM (``endpoint=False``) excludes it and has the
+    cosines first.
     """
 
     def __init__(self, channels: int, endpoint: bool = True) -> None:
@@ -146,6 +166,6 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(channels // 2) * scale)
 
     def forward(self, c_noise: Tensor) -> Tensor:
-        # Phases reach thousands of radians, where another order of the factors rounds to other embeddings than EDM's.
+        # Phases reach thousands of radians: another order of the factors would round to other embeddings than EDM's.
         phase = c_noise[:, None] * (2 * math.pi * self.freqs).to(c_noise.dtype)
         return torch.cat([phase.sin(), phase.cos()], dim=1)

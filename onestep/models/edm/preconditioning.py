@@ -1,7 +1,7 @@
 """The four preconditionings of Karras et al. 2022 (arXiv 2206.00364, table 1), for ``x_sigma = x0 + sigma * noise``.
 
-Each gives the coefficients of ``D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)`` around a raw network F. They
-compute in the sigma's own precision, as EDM does: ``log(1 + sigma^2)``, say, rounds, and networks were trained so.
+Each computes the coefficients of ``D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)`` for a raw network F. They keep
+the dtype of sigma, as EDM does: the rounding, such as that of ``log(1 + sigma^2)``, is part of the training.
 """
 
 import math
@@ -22,9 +22,9 @@ class Coefficients(NamedTuple):
 
 
 class Preconditioning(nn.Module, ABC):
-    """Coefficients and training weight by sigma."""
+    """Coefficients and training weight as functions of sigma."""
 
-    #: Channels of the raw network's output for each channel of the images; the first are the prediction.
+    #: Output channels of the raw network per image channel; the first ones are the prediction.
     outputs_per_channel = 1
 
     @abstractmethod
@@ -36,7 +36,7 @@ class Preconditioning(nn.Module, ABC):
         return 1 / sigma**2
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The levels next to ``sigma`` (of any shape) among those that the network was trained at."""
+        """The training levels nearest to ``sigma`` (any shape)."""
         return sigma
 
 
@@ -60,7 +60,7 @@ class VPPreconditioning(Preconditioning):
 
     Args:
         beta_d, beta_min: of the schedule ``sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)``, t in [0, 1].
-        steps: number of time steps that the network was trained with (M).
+        steps: number of training time steps (M).
     """
 
     def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 1000) -> None:
@@ -83,12 +83,12 @@ class VEPreconditioning(Preconditioning):
 class IDDPMPreconditioning(Preconditioning):
     """Column "iDDPM" (Nichol and Dhariwal 2021, arXiv 2102.09672): DDPM at ``steps`` noise levels of a cosine schedule.
 
-    The network predicts the noise and, in as many channels again, a variance that is not used.
+    The network predicts the noise and, in as many further channels, a variance, which is not used.
 
     Args:
         c_1: least ratio of successive signal levels (C_1).
         c_2: offset of the schedule (C_2).
-        steps: number of time steps that the network was trained with (M).
+        steps: number of training time steps (M).
     """
 
     outputs_per_channel = 2
@@ -98,10 +98,10 @@ class IDDPMPreconditioning(Preconditioning):
         super().__init__()
         self.steps = steps
         alpha_bar = [math.sin(0.5 * math.pi * j / steps / (c_2 + 1)) ** 2 for j in range(steps + 1)]
-        levels = [0.0]  # from the last, u_M = 0, to the first
+        levels = [0.0]  # from u_M = 0 to u_0
         for j in range(steps, 0, -1):
             levels.append(math.sqrt((levels[-1] ** 2 + 1) / max(alpha_bar[j - 1] / alpha_bar[j], c_1) - 1))
-        #: The noise levels [steps + 1] by falling time; the last is 0.
+        #: Noise levels [steps + 1], descending to 0.
         self.register_buffer("u", torch.tensor(levels[::-1]))
 
     def _nearest(self, sigma: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm")
 
 
 def make_preconditioning(name: str, sigma_data: float, options: dict[str, Any]) -> Preconditioning:
-    """The preconditioning of that name with its further ``options``; ``sigma_data`` is EDM's alone.
+    """The preconditioning ``name`` with its ``options``; only "edm" uses ``sigma_data``.
 
     Raises:
         ValueError: for an unknown name.
@@ -133,4 +133,4 @@ def make_preconditioning(name: str, sigma_data: float, options: dict[str, Any]) 
             return VEPreconditioning(**options)
         case "iddpm":
             return IDDPMPreconditioning(**options)
-    raise ValueError(f"unknown preconditioning {name!r}: choose one of {', '.join(PRECONDITIONINGS)}")
+    raise ValueError(f"preconditioning={name!r}: choose one of {', '.join(PRECONDITIONINGS)}")

@@ -1,9 +1,8 @@
-"""Reads a pickle as data: what it describes is recorded, and nothing that it names is ever run.
+"""A reader of pickles as data: it records the objects in a file, and never imports or calls a name of the file.
 
-Python's own unpickler imports what a file names and calls it with the file's arguments, so that opening a checkpoint
-can do anything. :class:`PickleMachine` interprets the few opcodes that checkpoints need and has no operation that
-imports or calls: a name is only looked up in a table of the format's names, each with a function of this package that
-records.
+Python's unpickler imports the names in a file and calls them with the file's arguments, so that a checkpoint can run
+any code. :class:`PickleMachine` interprets the few opcodes of checkpoints and has no operation that imports or calls.
+It looks a name up in a table of the format's names, which map to recording functions of this package.
 """
 
 import pickletools
@@ -12,25 +11,25 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-#: By (module, name) as the file spells it; None for a name that is mentioned, never called.
+#: Recording functions by (module, name) in the file; None for a name that is referred to but never called.
 Names = Mapping[tuple[str, str], Callable[..., Any] | None]
 
-_MOST_OPCODES = 1_000_000  # published networks of the format take less than 100,000
-_LARGEST_KEY = 1 << 32  # of dictionaries: larger integers can be chosen such that their hashes are all the same
+_MAX_OPCODES = 1_000_000  # published networks of the format have less than 100,000
+_MAX_KEY = 1 << 32  # of dictionaries: larger integers can be chosen to have equal hashes
 
 
 class Recorded:
-    """An object that the file describes, of a class that is known by name alone."""
+    """An object of the file, with the name of its class and its attributes."""
 
     def __init__(self, class_name: str, state: dict[str, Any] | None = None) -> None:
         self.class_name = class_name
         self.state = {} if state is None else state
 
     def set_state(self, state: Any) -> None:
-        """What ``__setstate__`` would have been given.
+        """Record the argument of ``__setstate__``.
 
         Raises:
-            ValueError: for a state that is no dictionary of attributes.
+            ValueError: for a state that is not a dictionary of attributes.
         """
         if type(state) is not dict:
             raise ValueError(f"a {self.class_name} has the state {short(state)}")
@@ -39,14 +38,14 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Name:
-    """A name of the format that the file asks for."""
+    """A name of the format that the file refers to."""
 
     module: str
     name: str
 
 
 def short(value: Any) -> str:
-    """``value`` for an error message: nothing deep, long or that a terminal would obey is printed."""
+    """``value`` as short text for an error message, without nested values and control characters."""
     if type(value) is str:
         text = value if len(value) <= 80 else value[:80] + "..."
         return text if text.isprintable() else ascii(text)
@@ -56,16 +55,16 @@ def short(value: Any) -> str:
 
 
 def _is_key(key: Any) -> bool:
-    """No others: Python can be made to crash by hashing a tuple that is nested deeply enough."""
-    return type(key) is str or (type(key) is int and 0 <= key < _LARGEST_KEY)
+    """True for a string or a small integer. Hashing a deeply nested tuple can crash Python."""
+    return type(key) is str or (type(key) is int and 0 <= key < _MAX_KEY)
 
 
 class PickleMachine:
-    """An interpreter of pickle's opcodes that makes nothing but plain data and what ``names`` records.
+    """An interpreter of pickle's opcodes that creates plain data and the records of ``names`` only.
 
     Args:
-        names: every name that a file may ask for.
-        persistent: gives what a persistent id stands for; None where there can be none.
+        names: all names that a file may refer to.
+        persistent: maps a persistent id to its object; None to reject persistent ids.
     """
 
     def __init__(self, names: Names, persistent: Callable[[Any], Any] | None = None) -> None:
@@ -76,16 +75,16 @@ class PickleMachine:
         self.memo: dict[int, Any] = {}
 
     def read(self, file: BytesIO) -> Any:
-        """The object of the next pickle in ``file``, which is then read up to the pickle's end.
+        """The object of the next pickle in ``file``; reads up to the pickle's end.
 
         Raises:
-            ValueError: for an opcode or a name that is none of the format's, an object made of the wrong things, or a
-                pickle that ends early or makes no sense.
+            ValueError: for an opcode or a name outside the format, wrong arguments of a record, or a truncated or
+                invalid pickle.
         """
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-                if count == _MOST_OPCODES:
-                    raise ValueError(f"it has more than {_MOST_OPCODES:,} opcodes, which no network checkpoint needs")
+                if count == _MAX_OPCODES:
+                    raise ValueError(f"it has more than {_MAX_OPCODES:,} opcodes, which no network checkpoint needs")
                 operation = _OPERATIONS.get(opcode.name)
                 if operation is None:
                     raise ValueError(f"it uses pickle's {opcode.name}, which no network checkpoint needs: refused")
@@ -115,7 +114,7 @@ class PickleMachine:
         self.memo[index] = self.stack[-1]
 
     def find(self, module: Any, name: Any) -> None:
-        """A name is found in the table or refused: "torch._utils.os.system" only goes by way of a known module."""
+        """Push a name of the table; any other, such as "torch._utils.os.system", is an error."""
         if type(module) is not str or type(name) is not str or (module, name) not in self.names:
             raise ValueError(
                 f"it asks for {short(module)}.{short(name)}, which no network checkpoint needs: refused, and nothing "
@@ -124,7 +123,7 @@ class PickleMachine:
         self.push(Name(module, name))
 
     def call(self) -> None:
-        """What would have been called is recorded by the format's function of that name."""
+        """Record a call by the function of its name in the table."""
         name, arguments = self.pop(2)
         record = self.names[name.module, name.name] if isinstance(name, Name) else None
         if record is None or type(arguments) is not tuple:
@@ -135,7 +134,7 @@ class PickleMachine:
         target, state = self.pop(2)
         if isinstance(target, Recorded):
             target.set_state(state)
-        elif type(target) is not dict:  # that of a state dict (its _metadata) is not needed
+        elif type(target) is not dict:  # the state of a state dict is its _metadata, not needed
             raise ValueError(f"it would set the state of {short(target)}: refused")
         self.push(target)
 

@@ -1,7 +1,7 @@
 """The U-Net of Song et al. 2021 (score_sde, arXiv 2011.13456) as EDM configures it (arXiv 2206.00364, table 7).
 
 One class covers DDPM++ (positional embedding, standard encoder) and NCSN++ (Fourier embedding, residual encoder, wider
-resampling filter). Parameters carry the names and shapes of EDM's published checkpoints, so their state dicts load.
+resampling filter). Parameters have the names and shapes of EDM's published checkpoints.
 """
 
 import math
@@ -20,12 +20,14 @@ from onestep.models.edm.layers import (
     PositionalEmbedding,
     ResampleConv2d,
     attend,
+    drop_labels,
     group_norm,
+    levels_of,
 )
 
 
 class UNetBlock(nn.Module):
-    """A residual block with the embedding added between its convolutions, and self-attention behind it if asked."""
+    """A residual block with optional self-attention; it adds the embedding between its convolutions."""
 
     def __init__(
         self,
@@ -61,7 +63,7 @@ class UNetBlock(nn.Module):
         residual = self.conv0(F.silu(self.norm0(x)))
         residual = F.silu(self.norm1(residual + self.affine(embedding)[:, :, None, None]))
         residual = self.conv1(F.dropout(residual, self.dropout, self.training))
-        # Each sum of two branches is divided by sqrt(2), which keeps the variance through the depth.
+        # Dividing each sum of two branches by sqrt(2) keeps the variance constant over the depth.
         x = (self.skip(x) + residual) * math.sqrt(0.5)
         if self.attention:
             x = (x + self.proj(attend(self.qkv(self.norm2(x)), heads=1))) * math.sqrt(0.5)
@@ -80,11 +82,11 @@ class SongUNet(nn.Module):
         model_channels: channels at the highest resolution.
         channel_mult: multiple of ``model_channels`` at each resolution, highest first.
         channel_mult_emb: multiple of ``model_channels`` of the embedding.
-        num_blocks: residual blocks a resolution.
+        num_blocks: residual blocks per resolution.
         attn_resolutions: resolutions with self-attention.
         dropout: dropout of the residual branches in train mode.
-        label_dropout: probability with which a sample's class label is dropped in train mode.
-        out_channels: channels of the output; None for those of the images.
+        label_dropout: probability of zeroing a sample's class label in train mode.
+        out_channels: channels of the output; None for ``img_channels``.
     """
 
     def __init__(
@@ -109,13 +111,10 @@ class SongUNet(nn.Module):
         super().__init__()
         if embedding_type not in ("positional", "fourier") or encoder_type not in ("standard", "residual"):
             raise ValueError(
-                f"embedding_type is 'positional' or 'fourier' and encoder_type 'standard' or 'residual', "
-                f"got {embedding_type!r} and {encoder_type!r}"
+                f"embedding_type={embedding_type!r}, encoder_type={encoder_type!r}: expected 'positional' or 'fourier' "
+                "and 'standard' or 'residual'"
             )
-        if img_resolution % 2 ** (len(channel_mult) - 1):
-            raise ValueError(
-                f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times: shorten channel_mult"
-            )
+        levels = levels_of(img_resolution, model_channels, channel_mult)
         self.label_dropout = label_dropout
         noise_channels = model_channels * channel_mult_noise
         embedding_channels = model_channels * channel_mult_emb
@@ -126,7 +125,6 @@ class SongUNet(nn.Module):
         self.map_layer0 = Linear(noise_channels, embedding_channels)
         self.map_layer1 = Linear(embedding_channels, embedding_channels)
         block: dict[str, Any] = {"embedding_channels": embedding_channels, "dropout": dropout}
-        levels = [(img_resolution >> level, model_channels * mult) for level, mult in enumerate(channel_mult)]
         attends = set(attn_resolutions)
         skip_channels = self._build_encoder(
             levels,
@@ -138,7 +136,7 @@ class SongUNet(nn.Module):
             resample_filter,
             block,
         )
-        #: Channels of the encoder's last output, which discriminators read.
+        #: Channels of the encoder's last output, the features of discriminators.
         self.feature_channels = skip_channels[-1]
         self._build_decoder(
             levels, out_channels or img_channels, skip_channels, num_blocks, attends, resample_filter, block
@@ -155,7 +153,7 @@ class SongUNet(nn.Module):
         resample_filter: Sequence[int],
         block: dict[str, Any],
     ) -> list[int]:
-        """Fills ``self.enc`` and returns the channels of its layers' outputs."""
+        """Build ``self.enc``; returns the channels of its layers' outputs."""
         self.enc = nn.ModuleDict()
         aux_channels = img_channels
         outputs: list[int] = []
@@ -190,7 +188,7 @@ class SongUNet(nn.Module):
         resample_filter: Sequence[int],
         block: dict[str, Any],
     ) -> None:
-        """Fills ``self.dec``, whose layers take the encoder's outputs in reverse order."""
+        """Build ``self.dec``, whose layers use the encoder's outputs in reverse order."""
         self.dec = nn.ModuleDict()
         channels = skip_channels[-1]
         for res, out_channels in reversed(levels):
@@ -213,13 +211,12 @@ class SongUNet(nn.Module):
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """The embedding [B, C] of ``c_noise`` [B], one-hot ``labels`` [B, label_dim] and ``augment_labels``.
 
-        No labels are the zero vector, which is also what label dropout trains.
+        No labels are the zero vector, as after label dropout.
         """
         embedding = self.map_noise(c_noise)
         if self.map_label is not None and labels is not None:
             if self.training and self.label_dropout:
-                keep = torch.rand(len(labels), 1, device=labels.device) >= self.label_dropout
-                labels = labels * keep
+                labels = drop_labels(labels, self.label_dropout)
             # The one-hot vector is scaled to unit variance per entry.
             embedding = embedding + self.map_label(labels * math.sqrt(self.map_label.in_features))
         elif self.map_label is not None:
@@ -243,7 +240,7 @@ class SongUNet(nn.Module):
         return outputs
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
-        """The network's output [B, C, H, W] from what :meth:`encode` gave."""
+        """The network's output [B, C, H, W] for the outputs of :meth:`encode`."""
         skips = list(encoded)
         x = skips[-1]
         for layer in self.dec.values():

@@ -1,6 +1,6 @@
-"""The files that EDM's checkpoints come as: pickles, with tensors in torch's own format, and plain torch files.
+"""Readers of EDM's checkpoint files: pickles with tensors in torch's format, and plain torch files.
 
-Nothing in them is run: see :mod:`onestep.models.edm.safe_unpickler`. The names below are all that the format has.
+No code in them is run, see :mod:`onestep.models.edm.safe_unpickler`. The names below are all names of the format.
 """
 
 import os
@@ -29,13 +29,13 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _NUMPY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
-_TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # at the beginning of what torch.save wrote before version 1.6
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # at the start of files of torch.save before version 1.6
 _TORCH_PROTOCOL = 1001
 
 
 @dataclass
 class Storage:
-    """Numbers in a row. Their bytes may come later in the file than the tensors that are views of them."""
+    """A flat array. Its bytes may follow later in the file than the tensors that are views of it."""
 
     dtype: torch.dtype
     size: int
@@ -43,14 +43,14 @@ class Storage:
 
     @property
     def byte_count(self) -> int:
-        """Bytes that the numbers take."""
+        """Size in bytes."""
         return self.size * self.dtype.itemsize
 
     def fill(self, content: bytes) -> None:
-        """Take the numbers' bytes.
+        """Set the bytes.
 
         Raises:
-            ValueError: if they are not as many as the size says.
+            ValueError: if ``content`` has another size.
         """
         if len(content) != self.byte_count:
             raise ValueError(f"a storage has {len(content)} bytes where {self.byte_count} were expected")
@@ -59,7 +59,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class RecordedTensor:
-    """A view of a storage, with lengths in numbers, not bytes."""
+    """A view of a storage, with offset and strides in elements."""
 
     storage: Storage
     offset: int
@@ -67,10 +67,10 @@ class RecordedTensor:
     stride: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """The tensor itself, on the CPU.
+        """The tensor, on the CPU.
 
         Raises:
-            ValueError: if it reaches beyond its storage.
+            ValueError: if it extends beyond its storage.
         """
         count = prod(self.shape)
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
@@ -81,13 +81,13 @@ class RecordedTensor:
         if count == 0:
             return torch.empty(self.shape, dtype=self.storage.dtype)
         numbers = torch.frombuffer(self.storage.content, dtype=self.storage.dtype)
-        # The step along a dimension of one is never taken, and may be anything.
+        # The stride of a dimension of size 1 is not used, and may have any value.
         stride = [step if size > 1 else 1 for size, step in zip(self.shape, self.stride, strict=True)]
         return numbers.as_strided(self.shape, stride, self.offset)
 
 
 class _NumpyDtype(Recorded):
-    """A numpy dtype by its code, such as "f8"; its state must say that it is little-endian."""
+    """A numpy dtype by its code, such as "f8"; its state must be little-endian."""
 
     def set_state(self, state: Any) -> None:
         if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|"):
@@ -95,7 +95,7 @@ class _NumpyDtype(Recorded):
 
 
 def _persistent_object(meta: Any) -> Recorded:
-    """An object of EDM's persistence. Its source code, which comes with it, is not even looked at."""
+    """An object of EDM's persistence. The source code in it is not read."""
     is_class = type(meta) is dict and meta.get("type") == "class" and type(meta.get("class_name")) is str
     if not is_class or type(meta.get("state")) is not dict:
         raise ValueError("an object of EDM's persistence lacks its class_name or its state")
@@ -117,13 +117,13 @@ def _parameter(tensor: Any, *_: Any) -> RecordedTensor:
 
 
 class _Copies:
-    """What is copied out of the file: never more than is in it, however often the file asks for the same."""
+    """Copies from the file, with a total size of at most the file's, even if it refers to the same data repeatedly."""
 
     def __init__(self, file_size: int) -> None:
         self.storages_left = self.texts_left = file_size
 
     def storage_of_blob(self, blob: Any) -> Storage:
-        """A storage that is a torch file of its own."""
+        """The storage in a nested torch file."""
         if type(blob) is not bytes:
             raise ValueError(f"a storage is made of {short(blob)}")
         self.storages_left -= len(blob)
@@ -135,7 +135,7 @@ class _Copies:
         return storage
 
     def bytes_of_text(self, text: Any, encoding: Any) -> bytes:
-        """Bytes as protocols before 3 spell them."""
+        """Bytes in the encoding of protocols before 3."""
         if type(text) is not str or encoding != "latin1":
             raise ValueError(f"its bytes are spelt as {short(text)} in {short(encoding)}")
         self.texts_left -= len(text)
@@ -166,7 +166,7 @@ _NAMES: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("numpy.core.multiarray", "scalar"): _numpy_scalar,  # before numpy 2
     ("numpy._core.multiarray", "scalar"): _numpy_scalar,
     ("numpy", "dtype"): _numpy_dtype,
-    # Sets as protocols before 4 spell them; none that the format has is needed.
+    # Sets in the encoding of protocols before 4; no set of the format is needed.
     ("builtins", "set"): lambda _: Recorded("set"),
     ("__builtin__", "set"): lambda _: Recorded("set"),
     **_STORAGE_NAMES,
@@ -182,7 +182,7 @@ def _names(file_size: int) -> Names:
 
 
 def _storage_by_id(storages: dict[str, Storage]) -> Callable[[Any], Storage]:
-    """Makes each storage that a torch file mentions, once; its bytes are still to come."""
+    """A function from a torch file's persistent id to its storage in ``storages``, created without bytes if absent."""
 
     def find(persistent_id: Any) -> Storage:
         match persistent_id:
@@ -196,7 +196,7 @@ def _storage_by_id(storages: dict[str, Storage]) -> Callable[[Any], Storage]:
 
 
 def _read_legacy(file: BytesIO, names: Names) -> Any:
-    """What torch.save wrote before version 1.6, and still writes for a lone storage."""
+    """The object in a file of torch.save before version 1.6, the format of a single storage to this day."""
     storages: dict[str, Storage] = {}
     header = [PickleMachine({}).read(file) for _ in range(3)]
     if header[:2] != [_TORCH_MAGIC, _TORCH_PROTOCOL] or type(header[2]) is not dict:
@@ -216,7 +216,7 @@ def _read_legacy(file: BytesIO, names: Names) -> Any:
 
 
 def _read_zip(file: BytesIO, names: Names) -> Any:
-    """What torch.save writes since version 1.6: a zip archive of a pickle and a member for each storage."""
+    """The object in a file of torch.save since version 1.6: a zip of a pickle and a member for each storage."""
     storages: dict[str, Storage] = {}
     with zipfile.ZipFile(file) as archive:
         roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
@@ -226,7 +226,7 @@ def _read_zip(file: BytesIO, names: Names) -> Any:
             raise ValueError("it was written on a big-endian machine")
         machine = PickleMachine(names, _storage_by_id(storages))
         content = machine.read(BytesIO(archive.read(f"{roots[0]}/data.pkl")))
-        # Members can be made to overlap, so that a small file fills the memory.
+        # Overlapping members could fill the memory from a small file.
         if sum(storage.byte_count for storage in storages.values()) > file.seek(0, os.SEEK_END):
             raise ValueError("its storages are larger than the file")
         for key, storage in storages.items():
@@ -235,14 +235,13 @@ def _read_zip(file: BytesIO, names: Names) -> Any:
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What the file holds, as plain data, :class:`Recorded` objects and :class:`RecordedTensor`.
+    """The object in a file, as plain data, :class:`Recorded` objects and :class:`RecordedTensor`.
 
     Args:
-        path: a pickle as EDM and its descendants write it, or a file of torch.save, in either of its formats.
+        path: a pickle of EDM or its descendants, or a file of torch.save in either format.
 
     Raises:
-        ValueError: if there is no such file, it is damaged, or it asks for anything that the format does not have. The
-            message names the reason; nothing in the file was run.
+        ValueError: if the file is absent or damaged, or contains anything that is not part of the format.
     """
     if not os.path.isfile(path):
         raise ValueError(f"there is no file {str(path)!r}")
