@@ -146,6 +146,18 @@ def test_objects_for_the_method_and_a_student_of_ones_own(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("teacher", "message"),
+    [(nn.Conv2d(1, 1, 3), "Conv2d is no teacher, it has no image_shape"), ("unbounded", "no sigma_max")],
+)
+def test_a_module_that_is_no_teacher(teacher: Any, message: str, tmp_path: Path) -> None:
+    if teacher == "unbounded":
+        teacher = onestep.load_teacher("digits")
+        del teacher.sigma_max
+    with pytest.raises(ValueError, match=message):
+        onestep.distill(teacher, output=tmp_path, objective="sid", **SMALL)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"objektive": "sid"}, "unknown key 'objektive'; did you mean 'objective'"),

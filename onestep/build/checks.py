@@ -14,6 +14,32 @@ from onestep.objectives.base import Objective
 from onestep.objectives.divergences import Divergence, ReverseKL
 
 
+def check_teacher(teacher: Any) -> Any:
+    """The ``teacher``, checked to be a denoiser.
+
+    Raises:
+        ValueError: for a module without the attributes of one.
+    """
+    missing = [name for name in ("image_shape", "label_dim", "guidance") if not hasattr(teacher, name)]
+    if missing:
+        raise ValueError(
+            f"a {type(teacher).__name__} is no teacher, it has no {', '.join(missing)}: wrap it in a subclass of "
+            "onestep.DenoiserNetwork"
+        )
+    return teacher
+
+
+def level_of(teacher: Any, name: str, setting: str) -> float:
+    """The ``teacher``'s noise level ``name``, which a ``setting`` of null stands for.
+
+    Raises:
+        ValueError: if the teacher has none.
+    """
+    if not hasattr(teacher, name):
+        raise ValueError(f"{setting} is null and the teacher has no {name}: set either, in data units")
+    return float(getattr(teacher, name))
+
+
 def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher") -> None:
     """Check that a network has the image shape and the classes of the data.
 

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from onestep.build.checks import check_data, check_fit, check_steps, check_terms
+from onestep.build.checks import check_data, check_fit, check_steps, check_teacher, check_terms, level_of
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.build.run import build_layout, build_run
 from onestep.config import instantiate
@@ -61,7 +61,7 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     objective: Objective = parts["objective"]
     check_attention(config.attention, device)
     source = parts["data"]  # before the teacher, so that the text encoders encode the empty prompt with the others
-    teacher: Any = parts["teacher"].to(device).eval().requires_grad_(False)
+    teacher = check_teacher(parts["teacher"]).to(device).eval().requires_grad_(False)
     generator_settings, critics = build_settings(config, teacher)
     check_terms(config, generator_settings, objective, parts["divergence"])
     data = _training_data(source, teacher)
@@ -155,7 +155,9 @@ class Parts:
         if name in self.given:
             return self.given[name]
         bounds = {
-            key: getattr(teacher, key) for key in ("sigma_min", "sigma_max") if self.config[name].get(key, 0) is None
+            key: level_of(teacher, key, f"{name}.{key}")
+            for key in ("sigma_min", "sigma_max")
+            if self.config[name].get(key, 0) is None
         }
         return instantiate(OmegaConf.merge(self.config[name], bounds))
 
@@ -167,7 +169,7 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
     """
     generator: dict[str, Any] = OmegaConf.to_container(config.generator, resolve=True)  # type: ignore[assignment]
     if generator["sigma_init"] is None:
-        generator["sigma_init"] = teacher.sigma_max
+        generator["sigma_init"] = level_of(teacher, "sigma_max", "generator.sigma_init")
     names = ("sigma_init", "later_sigmas", "gan_weight", "regression_weight")
     return (
         GeneratorSettings(**{name: generator[name] for name in names}),
@@ -252,7 +254,11 @@ def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNe
         )
     if not host.feature_channels:
         name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
-        raise ValueError(f"the {name} has no features for the discriminator: use the features of the {other}")
+        raise ValueError(
+            f"the {name} has no features for the discriminator: use the features of the {other}, give the network "
+            "feature_channels and a feature_block, or use discriminator=none with divergence=reverse_kl and "
+            "generator.gan_weight=0"
+        )
     return make(host.feature_channels)
 
 
