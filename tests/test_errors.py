@@ -117,7 +117,7 @@ def test_a_target_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
         ("sigma.sigma_min=30", "expected 0 < sigma_min < sigma_max, got sigma_min=30"),
         ("normalizer.bins=0", "bins must be at least 1, got 0"),
         ("metrics.recall.k=0", "needs k >= 1 neighbours, got k=0"),
-        ("discriminator.head.features_from=students", "features_from is 'teacher' or 'fake_score', got 'students'"),
+        ("discriminator.head.features_from=students", "features_from='students': expected 'teacher' or 'fake_score'"),
         ("features.path=no/such/features", "no feature network at no/such/features: .*onestep pretrain features"),
         ("precision=fp8", "precision=fp8: choose one of auto, no, bf16"),
         ("resume=no/such/run", "resume=no/such/run: no checkpoint there; give a run's folder, a checkpoint's folder"),

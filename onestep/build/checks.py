@@ -93,8 +93,8 @@ def check_terms(
         )
 
 
-def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any, student: Any) -> None:
-    """Check that the data has real images for a discriminator and conditions for the teacher, and that pairs fit.
+def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any) -> None:
+    """Check that the data has real images for a discriminator and conditions for the teacher.
 
     Raises:
         ValueError: if the data lacks either, or for pairs with prompts.
@@ -111,14 +111,22 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any,
             f"data=none has no conditions but classes, and the teacher takes {', '.join(others)}: use data=prompts "
             "data.path=..., which needs no images"
         )
-    if config.get("pairs") is not None and tuple(student.noise_shape) != tuple(teacher.image_shape):
-        raise ValueError(
-            f"pairs of noise and teacher image have noise of the shape {tuple(teacher.image_shape)}, and the student "
-            f"takes {tuple(student.noise_shape)}: set pairs=none and generator.regression_weight=0"
-        )
     if config.get("pairs") is not None and others:
         raise ValueError(
             "pairs of noise and teacher image support classes, not prompts: set pairs=none, or use objective=dmd2"
+        )
+
+
+def check_noise_of_pairs(config: DictConfig, teacher: Any, student: Any) -> None:
+    """Check that the noise of pairs, which the teacher takes, is the student's too.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if config.get("pairs") is not None and tuple(student.noise_shape) != tuple(teacher.image_shape):
+        raise ValueError(
+            f"pairs: their noise has the teacher's shape {tuple(teacher.image_shape)}, and the student takes "
+            f"{tuple(student.noise_shape)}: set pairs=none and generator.regression_weight=0"
         )
 
 

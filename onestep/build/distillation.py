@@ -8,7 +8,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from onestep.build.checks import check_data, check_fit, check_steps, check_teacher, check_terms, level_of
+from onestep.build.checks import (
+    check_data,
+    check_fit,
+    check_noise_of_pairs,
+    check_steps,
+    check_teacher,
+    check_terms,
+    level_of,
+)  # fmt: skip
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.build.run import build_layout, build_run
 from onestep.config import instantiate
@@ -66,6 +74,7 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     check_terms(config, generator_settings, objective, parts["divergence"])
     data = _training_data(source, teacher)
     check_fit(teacher, data)
+    check_data(config, data, teacher)
     if isinstance(teacher, DenoiserNetwork):
         teacher.set_guidance(teacher.guidance)  # encodes the empty prompt on the device, for guidance by text
 
@@ -76,7 +85,7 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     if student is None:
         student = build_generator(config, generator_settings, teacher, data)
     student.to(device)
-    check_data(config, data, teacher, student)
+    check_noise_of_pairs(config, teacher, student)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
         start = initial_network(config.fake_score.network, "fake_score.network", teacher, data)

@@ -114,7 +114,7 @@ def test_what_sample_draws_is_decoded_and_so_is_the_export(run: Path, dit: Path,
 
 def test_what_is_refused(run: Path, dit: Path, pictures: Path, tmp_path: Path) -> None:
     options = (f"checkpoint={run / 'generator'}", "count=1", f"save_to={tmp_path / 'drawn'}")
-    with pytest.raises(ValueError, match=r"latents of 4 channels, .* give teacher=diffusers with teacher\.path"):
+    with pytest.raises(ValueError, match=r"latents of 4 channels, .* set teacher=diffusers and teacher\.path"):
         sample(configure("sample", *options))
     with pytest.raises(ValueError, match="multiples of 2, not 3x7x7: choose others by data.images.res"):
         LatentDataset(

@@ -107,7 +107,10 @@ def test_a_noise_level_that_the_teacher_does_not_know(tmp_path: Path) -> None:
         ("[0.5,1.5]", "later_sigmas=[0.5, 1.5]: 1.5 must be below 0.5, the level before it"),
         ("[0.5,0.001]", "later_sigmas=[0.5, 0.001]: 0.001 must be below 0.5"),
         ("0.5", "generator.later_sigmas=0.5: expected a list of noise levels such as [0.5,0.2], or []"),
-        ("[.9,.8,.7,.6,.5,.4,.3,.2]", "later_sigmas=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2] makes 9 steps: at most 8"),
+        (
+            "[.9,.8,.7,.6,.5,.4,.3,.2]",
+            "later_sigmas=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2] makes 9 steps: expected at most 8",
+        ),
     ],
 )
 def test_steps_that_a_generator_cannot_take(later_sigmas: str, expected: str, tmp_path: Path) -> None:

@@ -99,5 +99,5 @@ def test_smaller_generator_and_full_fake_score(config: Configure, tmp_path: Path
 def test_refused_before_training(config: Configure, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="attention=xformers needs CUDA, and this run is on cpu"):
         distill(config(tmp_path, "attention=xformers"))
-    with pytest.raises(ValueError, match="lora changes networks of diffusers alone"):
+    with pytest.raises(ValueError, match="lora supports networks of diffusers only"):
         distill(tiny_config(tmp_path, "lora=attention"))

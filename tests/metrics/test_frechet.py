@@ -116,7 +116,7 @@ def test_batches_and_their_order_do_not_matter(batch: int) -> None:
 
 def accumulate_part(rank: int, processes: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=processes)
-    real, generated = recorded_features(Path(REFERENCE))
+    real, generated = recorded_features(REFERENCE)
     generated = generated[:499]  # parts of different lengths
     statistics = FeatureStatistics(64)
     for part in real[process_rows(600)].split(50):
@@ -128,7 +128,7 @@ def accumulate_part(rank: int, processes: int, folder: str) -> None:
 
 
 def test_two_processes_have_what_one_has(tmp_path: Path) -> None:
-    mp.start_processes(accumulate_part, (2, str(tmp_path), str(REFERENCE)), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
+    mp.start_processes(accumulate_part, (2, str(tmp_path)), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
     real, generated = recorded_features(REFERENCE)
     expected = Moments.of(real)
     for rank in (0, 1):

@@ -129,7 +129,7 @@ def test_is_refused_by_name(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_opcodes_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onestep.models.edm.safe_unpickler._MOST_OPCODES", 1000)
+    monkeypatch.setattr("onestep.models.edm.safe_unpickler._MAX_OPCODES", 1000)
     for depth, message in ((1001, "more than 1,000 opcodes"), (990, "it holds a tuple, no network")):
         (tmp_path / "in.pkl").write_bytes(b"\x80\x04)" + b"\x85" * depth + b".")
         with pytest.raises(ValueError, match=message):

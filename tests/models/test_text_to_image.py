@@ -100,7 +100,7 @@ def for_stranger(code: str, output: Path) -> list[Any]:
 
 def lora_code(code: str, teacher: Path) -> str:
     """The card's code with its pipeline made as the comment behind it says: of the teacher and the change alone."""
-    code, comment = code.split("# The same of")
+    code, comment = code.split("# The same generator from")
     making = "\n".join(line.removeprefix("# ") for line in comment.splitlines()[1:]).replace(
         "<the teacher>", str(teacher)
     )
@@ -186,7 +186,7 @@ def test_plain_diffusers_draws_what_sample_draws(
 def test_the_folder_is_a_pipeline_with_a_card(exported: dict[Case, tuple[Path, np.ndarray]]) -> None:
     for (kind, *_), (folder, _) in exported.items():
         files = [path for path in folder.rglob("*") if path.is_file()]
-        assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".txt"}
+        assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".txt", ".png"}
         card = ModelCard.load(folder / "README.md")
         assert (card.data.pipeline_tag, card.data.library_name) == ("text-to-image", "diffusers")
         (teacher,) = (line for line in card.text.splitlines() if line.startswith("| teacher |"))
