@@ -88,14 +88,29 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
         {"_target_": "onestep.config.instantiate", "node": "os.system"},
         {"_target_": "onestep.data.digits.Digits", "options": [{"_target_": "os.system", "_args_": ["touch MARKER"]}]},
         {"_target_": "onestep.data.digits.Digits", "options": "${oc.create:{_target_: os.system}}"},
+        {"_target_": "onestep.metrics.classifier.Classifier.save", "self": None, "path": "MARKER"},
+        {"_target_": "onestep.metrics.protocols.TorchFidelityFeatures", "_args_": ["MARKER"]},
+        {"_target_": "onestep.metrics.inception.InceptionFeatures.__init__", "sha256": None, "path": "MARKER"},
     ],
-    ids=["os", "nested", "by_way_of_onestep", "by_the_builder", "inside_a_part", "interpolation"],
+    ids=[
+        "os",
+        "nested",
+        "by_way_of_onestep",
+        "by_the_builder",
+        "inside_a_part",
+        "interpolation",
+        "a_method",
+        "positional",
+        "an_initialiser",
+    ],
 )
 def test_a_run_from_anyone_runs_nothing(
     node: dict[str, Any], part: str, sample_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({part: node}))
-    with pytest.raises(ValueError, match=r"config\.yaml (asks to run .*: give that part|has the interpolation)"):
+    with pytest.raises(
+        ValueError, match=r"config\.yaml (asks to run .*: give that part|has the interpolation|has _args_)"
+    ):
         sample(sample_config(f"run={tmp_path}", "model=teacher", "metrics=[fid]"))
     assert not (tmp_path / "MARKER").exists()

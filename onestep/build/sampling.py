@@ -1,17 +1,17 @@
 """The command ``sample``, built from its configuration and that of a run. A run's folder is untrusted."""
 
-from functools import partial
+import re
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from onestep.build.evaluation import build_evaluator
-from onestep.config import instantiate
+from onestep.config import CONF, instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
@@ -31,15 +31,7 @@ from onestep.samplers import Sampler
 
 MODELS = ("student", "teacher")
 
-_MODULES_OF_PARTS = (
-    "onestep.models.loading",
-    "onestep.models.diffusers.loading",
-    "onestep.models.diffusers.pipeline",
-    "onestep.samplers",
-    "onestep.data.",
-    "onestep.metrics.",
-    "onestep.toy.",
-)
+_GROUPS = ("teacher", "sampler", "data", "features", "mixture")
 
 
 def sample(config: DictConfig) -> dict[str, Any]:
@@ -113,17 +105,19 @@ def _parts(config: DictConfig) -> DictConfig:
 
 
 def _check_code(node: Any, saved: Path) -> None:
-    """Check that every class in a part of an untrusted config belongs to this package.
+    """Check that a part of an untrusted config calls only what the package's own choices call, and by keywords.
 
     Raises:
-        ValueError: for any other class, a TorchScript program with an unknown hash, or an interpolation.
+        ValueError: for any other call, a TorchScript program with an unknown hash, or an interpolation.
     """
     plain = _plain(node)
     if isinstance(plain, dict):
-        if "_target_" in plain and not _is_part(plain["_target_"]):
+        if "_target_" in plain and plain["_target_"] not in _shipped_targets():
             raise ValueError(
                 f"{saved} asks to run {plain['_target_']!r}, expected a part of this package: give that part yourself"
             )
+        if "_args_" in plain:  # would escape the check of the keywords
+            raise ValueError(f"{saved} has _args_={plain['_args_']!r}, expected keywords: give that part yourself")
         if "_target_" in plain and _runs_a_file(plain):
             raise ValueError(
                 f"{saved} asks to run the program {plain.get('path', plain.get('weights'))!r}, whose hash is not "
@@ -140,23 +134,16 @@ def _check_code(node: Any, saved: Path) -> None:
 
 def _runs_a_file(part: dict[Any, Any]) -> bool:
     """True if building ``part`` runs a program other than NVIDIA's published network, or unpickles a file."""
-    target = get_object(part["_target_"])
-    if not isinstance(target, type):
-        return False
-    if issubclass(target, InceptionFeatures):
+    if _describes(part, InceptionFeatures):
         return part.get("sha256") != PUBLISHED_SHA256
-    return issubclass(target, TorchFidelityFeatures) and part.get("weights") is not None
+    return _describes(part, TorchFidelityFeatures) and part.get("weights") is not None
 
 
-def _is_part(target: Any) -> bool:
-    """True if a module of parts defines ``target``; 'onestep.config.os.system' is defined elsewhere."""
-    if not str(target).startswith("onestep."):
-        return False
-    try:
-        defined_in = get_object(target).__module__
-    except Exception:
-        return False
-    return str(defined_in).startswith(_MODULES_OF_PARTS)
+@cache
+def _shipped_targets() -> frozenset[str]:
+    """Every ``_target_`` in the package's own choices of the parts that a run records."""
+    files = (file for group in _GROUPS for file in (CONF / group).glob("*.yaml"))
+    return frozenset(found for file in files for found in re.findall(r"_target_: (\S+)", file.read_text()))
 
 
 def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[SampleFunction, DenoiserNetwork, int]:
@@ -166,7 +153,8 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
             raise ValueError("model=teacher: expected run=..., or teacher=... and sampler=...")
         teacher: DenoiserNetwork = instantiate(parts.teacher).to(device)
         if isinstance(teacher, DenoiserNetwork):
-            teacher.set_guidance(teacher.guidance)  # encodes the empty prompt on the device, for guidance by text
+            # Encodes the empty prompt on the device, for guidance by text without an unconditional condition.
+            teacher.set_guidance(teacher.guidance, teacher.unconditional)
         sampler: Sampler = instantiate(parts.sampler)
         return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):
