@@ -183,3 +183,23 @@ def test_a_module_that_is_no_teacher(teacher: Any, message: str, tmp_path: Path)
 def test_mistakes_are_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         onestep.distill(onestep.load_teacher("digits"), digits(), output=tmp_path, **(SMALL | settings))
+
+
+class TiedTeacher(OwnTeacher):
+    """It holds its layers under two names, and its guidance runs away from the even mixture of classes."""
+
+    supports_guidance = True
+
+    def __init__(self, raw: Any) -> None:
+        super().__init__(raw)
+        self.same = raw
+
+
+def test_tied_weights_and_an_unconditional_condition(tmp_path: Path) -> None:
+    even = {"labels": torch.full((1, 10), 0.1)}
+    teacher = TiedTeacher(onestep.load_teacher("digits").model).set_guidance(2.0, even)
+    onestep.distill(teacher, output=tmp_path, objective="sid", **SMALL)
+    assert teacher.unconditional is even
+    weights = weights_of(tmp_path)
+    tied = [name for name in weights if name.startswith("same.")]
+    assert tied and all(torch.equal(weights[name], weights[name.replace("same", "raw", 1)]) for name in tied)

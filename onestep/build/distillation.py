@@ -76,7 +76,8 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     check_fit(teacher, data)
     check_data(config, data, teacher)
     if isinstance(teacher, DenoiserNetwork):
-        teacher.set_guidance(teacher.guidance)  # encodes the empty prompt on the device, for guidance by text
+        # Encodes the empty prompt on the device, for guidance by text without an unconditional condition.
+        teacher.set_guidance(teacher.guidance, teacher.unconditional)
 
     sigma = parts.sigma("sigma", teacher)
     # The seed precedes all initialisations: every process gets the same weights.
@@ -90,7 +91,7 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     if objective.needs_fake_score:
         start = initial_network(config.fake_score.network, "fake_score.network", teacher, data)
         fake_score = trainable(config, "fake_score", start).to(device)
-        fake_score.set_guidance(critics.guidance)
+        fake_score.set_guidance(critics.guidance, start.unconditional)
     set_attention(config.attention, filter(None, [teacher, *student.networks, fake_score]))
     if objective.needs_ratio or generator_settings.gan_weight > 0:
         discriminator = build_discriminator(config, teacher, fake_score).to(device)

@@ -110,8 +110,10 @@ class DenoiserNetwork(nn.Module, ABC):
         A :class:`StoredDenoiser` loads from its folder alone. Other classes load the weights by :meth:`load_weights`.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
+        # Copies, as safetensors refuses tied weights.
+        weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.state_dict().items()}
         with atomic_file(Path(folder) / WEIGHTS) as temporary:
-            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, temporary)
+            save_file(weights, temporary)
         write_text(Path(folder) / "config.json", json.dumps({"_class_name": type(self).__name__, **self.config}) + "\n")
 
     def load_weights(self, folder: str | Path) -> Self:
