@@ -18,7 +18,7 @@ class MapDataset(ImageDataset):
 
     Args:
         items: a map-style dataset. Its images are float tensors [C, H, W] in [-1, 1], all of one shape.
-        num_classes: number of classes, for items with a class index; 0 for none.
+        num_classes: number of classes, for items with a class index; items without one have none.
 
     Raises:
         ValueError: for an empty dataset, and for a first item, or one that is read later, of another kind.
@@ -28,7 +28,9 @@ class MapDataset(ImageDataset):
         if not hasattr(items, "__len__") or not len(items):
             raise ValueError(f"{type(items).__name__} has no length or no items: expected a map-style dataset")
         self.items, self.label_dim = items, num_classes
-        first, _ = self._split(0)
+        first, condition = self._split(0)
+        if condition is None or (isinstance(condition, Mapping) and "labels" not in condition):
+            self.label_dim = 0  # so that a network with classes does not fit them
         if not isinstance(first, Tensor) or first.ndim != 3:
             found = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
             raise ValueError(f"item 0 holds {found}: expected an image as a float tensor [C, H, W]")

@@ -83,3 +83,9 @@ def test_a_later_item_that_is_refused() -> None:
         data.__getitems__([0, 1])
     with pytest.raises(ValueError, match=r"the values of item 2 are in"):
         data.__getitems__([2])
+
+
+def test_images_alone_have_no_classes() -> None:
+    assert MapDataset(Items(list(IMAGES)), num_classes=3).label_dim == 0
+    one_hot = torch.tensor([0.0, 1.0, 0.0])
+    assert MapDataset(Items([(image, {"labels": one_hot}) for image in IMAGES]), num_classes=3).label_dim == 3
