@@ -169,6 +169,7 @@ def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision:
         "format": _FORMAT,
         "teacher": {key: value for key, value in teacher.config.items() if not key.startswith("_")},
         "guidance": teacher.guidance,
+        "levels": [getattr(teacher, name, None) for name in ("sigma_min", "sigma_max")],  # the sampler's range
         "sampler": [type(sampler).__name__, vars(sampler)],
         "batch_size": batch_size,
         "precision": precision,
