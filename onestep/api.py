@@ -70,6 +70,7 @@ def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, 
     values: dict[str, Any] = {}
     given: dict[str, Any] = {}
     for name, value in settings.items():
+        value = str(value) if isinstance(value, Path) else value
         if name in groups and (isinstance(value, str) or value is None):
             choices.append(f"{name}={'null' if value is None else value}")
         elif name == "metrics" and isinstance(value, list | tuple):

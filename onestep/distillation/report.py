@@ -68,6 +68,7 @@ class DistillationReport:
         student, records["student"] = self.of_student.final("student", average, student_nfe)
         teacher_images = self._grid(self.of_teacher, sample_teacher)
         student_images = self._grid(self.of_student, average)
+        self.run.finish()
         if not self.run.accelerator.is_main_process:
             return {}
         summary = {
@@ -83,7 +84,6 @@ class DistillationReport:
         lines, metrics = read_log(folder / "log.jsonl"), parts.evaluator.descriptions
         save_curves(lines, metrics, _DIAGNOSTICS, folder / "curves.png")
         print_summary(summary, folder)
-        self.run.finish()
         return summary
 
     def _grid(self, evaluator: RunEvaluator, sample: SampleFunction) -> Tensor:

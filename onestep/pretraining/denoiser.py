@@ -148,6 +148,7 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
     teacher = load_denoiser(run.folder / "teacher").to(run.device)
     evaluations = parts.sampler.network_evaluations
     side, records = parts.run_evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
+    run.finish()
     if not run.accelerator.is_main_process:
         return {}
     lines = read_log(run.folder / "log.jsonl")
@@ -163,5 +164,4 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
     save_curves(lines, metrics, ("loss", "network_gradient"), run.folder / "curves.png")
     print_summary(summary, run.folder)
     Console().print(f"the teacher is in {run.folder / 'teacher'}", soft_wrap=True)
-    run.finish()
     return summary
