@@ -203,3 +203,36 @@ def test_tied_weights_and_an_unconditional_condition(tmp_path: Path) -> None:
     weights = weights_of(tmp_path)
     tied = [name for name in weights if name.startswith("same.")]
     assert tied and all(torch.equal(weights[name], weights[name.replace("same", "raw", 1)]) for name in tied)
+
+
+class AngleTeacher(OwnTeacher):
+    """Its condition is a point on a circle, which stands for the classes."""
+
+    label_dim, condition_keys = 0, ("angle",)
+
+    def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        torch.testing.assert_close(condition["angle"].norm(dim=1), torch.ones(len(sigma)))  # one of the data's
+        return super().denoise(x_sigma, sigma, {"labels": condition["angle"].repeat(1, 5)})
+
+
+class Angles(torch.utils.data.Dataset[Any]):
+    """Digits, each with its class as an angle."""
+
+    def __init__(self) -> None:
+        self.items = digits()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.items[index]
+        angle = label * torch.pi / 5
+        return image, {"angle": torch.stack([angle.cos(), angle.sin()])}
+
+
+def test_a_condition_of_ones_own(tmp_path: Path) -> None:
+    teacher = AngleTeacher(onestep.load_teacher("digits").model)
+    run = onestep.distill(teacher, Angles(), output=tmp_path, features="digits", metrics=["fid"], **SMALL)
+    assert run.summary["student"]["samples"] == 32
+    with pytest.raises(ValueError, match="takes a condition of angle, and is given none"):
+        onestep.distill(teacher, digits().tensors[0], output=tmp_path / "other", features="digits", **SMALL)

@@ -5,7 +5,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from onestep.data.dataset import NoData, TrainingDataset, has_images
-from onestep.denoiser import beyond_labels
+from onestep.data.map_style import MapDataset
+from onestep.denoiser import beyond_labels, check_condition
 from onestep.distillation.settings import GeneratorSettings
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.schedule import tabulated_timesteps
@@ -111,6 +112,8 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any)
             f"data=none has no conditions but classes, and the teacher takes {', '.join(others)}: use data=prompts "
             "data.path=..., which needs no images"
         )
+    if others and isinstance(data, MapDataset):
+        check_condition(data.__getitems__([0])[1], teacher.condition_keys, required=True)
     if config.get("pairs") is not None and others:
         raise ValueError(
             "pairs of noise and teacher image support classes, not prompts: set pairs=none, or use objective=dmd2"

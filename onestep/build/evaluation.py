@@ -9,8 +9,10 @@ from torch import Tensor
 
 from onestep.data.dataset import ImageDataset, NoData, TrainingDataset
 from onestep.data.latents import LatentDataset
+from onestep.data.map_style import ItemConditions, MapDataset
 from onestep.data.prompts import PromptDataset
-from onestep.evaluation.generate import SampleSpace
+from onestep.denoiser import beyond_labels
+from onestep.evaluation.generate import Conditions, SampleSpace
 from onestep.metrics.evaluator import Evaluator, Metric
 from onestep.metrics.extraction import Reference
 from onestep.metrics.features import FeatureNetwork
@@ -42,12 +44,14 @@ def reference_of(data: TrainingDataset | NoData) -> Reference | None:
 
 
 def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
-    """The sample space of ``network`` with the prompts and the decoder of ``data``.
+    """The sample space of ``network`` with the conditions and the decoder of ``data``.
 
     Raises:
         ValueError: for latents without an autoencoder, or a network whose conditions ``data`` does not have.
     """
-    conditions = data.embeddings if isinstance(data, PromptDataset) else None
+    conditions: Conditions | None = data.embeddings if isinstance(data, PromptDataset) else None
+    if isinstance(data, MapDataset) and beyond_labels(network.condition_keys):
+        conditions = ItemConditions(data)
     return SampleSpace.of(network, conditions=conditions, decode=_decoder(network, data))
 
 

@@ -85,3 +85,18 @@ class MapDataset(ImageDataset):
                 "num_classes"
             )
         return {"labels": F.one_hot(torch.tensor(label), self.label_dim).float()}
+
+
+class ItemConditions:
+    """The conditions of the items of ``data``, by which samples are generated for an evaluation."""
+
+    prompts: Sequence[str] | None = None
+
+    def __init__(self, data: MapDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, indices: Sequence[int]) -> Condition:
+        return self.data.__getitems__(indices)[1]

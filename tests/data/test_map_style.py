@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from onestep.data.map_style import MapDataset
+from onestep.data.map_style import ItemConditions, MapDataset
 
 IMAGES = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -89,3 +89,9 @@ def test_images_alone_have_no_classes() -> None:
     assert MapDataset(Items(list(IMAGES)), num_classes=3).label_dim == 0
     one_hot = torch.tensor([0.0, 1.0, 0.0])
     assert MapDataset(Items([(image, {"labels": one_hot}) for image in IMAGES]), num_classes=3).label_dim == 3
+
+
+def test_the_conditions_of_the_items() -> None:
+    conditions = ItemConditions(MapDataset(Items([(image, {"camera": image.mean()}) for image in IMAGES])))
+    assert len(conditions) == 5
+    torch.testing.assert_close(conditions[[3, 0]]["camera"], IMAGES[[3, 0]].mean((1, 2, 3)))
