@@ -91,6 +91,7 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
         {"_target_": "onestep.metrics.classifier.Classifier.save", "self": None, "path": "MARKER"},
         {"_target_": "onestep.metrics.protocols.TorchFidelityFeatures", "_args_": ["MARKER"]},
         {"_target_": "onestep.metrics.inception.InceptionFeatures.__init__", "sha256": None, "path": "MARKER"},
+        {"_target_": "onestep.metrics.protocols.InceptionFeatures", "sha256": "0", "path": "MARKER"},
     ],
     ids=[
         "os",
@@ -102,6 +103,7 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
         "a_method",
         "positional",
         "an_initialiser",
+        "another_name",
     ],
 )
 def test_a_run_from_anyone_runs_nothing(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -134,9 +135,12 @@ def _check_code(node: Any, saved: Path) -> None:
 
 def _runs_a_file(part: dict[Any, Any]) -> bool:
     """True if building ``part`` runs a program other than NVIDIA's published network, or unpickles a file."""
-    if _describes(part, InceptionFeatures):
+    target = get_object(part["_target_"])
+    if not isinstance(target, type):
+        return False
+    if issubclass(target, InceptionFeatures):
         return part.get("sha256") != PUBLISHED_SHA256
-    return _describes(part, TorchFidelityFeatures) and part.get("weights") is not None
+    return issubclass(target, TorchFidelityFeatures) and part.get("weights") is not None
 
 
 @cache
