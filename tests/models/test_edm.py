@@ -1,7 +1,8 @@
 """The EDM networks against the original code's outputs on the same random weights, and the preconditioning's numbers.
 
-The files ``tests/data/edm_ddpmpp_cond10_16.*`` hold what EDM's own code computed on a CPU in float32, and its weights,
-which are random: nothing was trained. The files of the original format are held to theirs in test_edm_fixtures.
+The files ``tests/reference/edm_ddpmpp_cond10_16.*`` hold what EDM's own code computed on a CPU in float32, and its
+weights, which are random: nothing was trained. The files of the original format are held to theirs in
+test_edm_fixtures.
 """
 
 from pathlib import Path

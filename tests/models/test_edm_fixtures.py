@@ -1,6 +1,6 @@
 """Every network file beside a recorded output: what the original code computed from it is computed here.
 
-The files lie in ``../shared/fixtures/edm``; one of them is copied into ``tests/data``. Their weights are random.
+The files lie in ``../shared/fixtures/edm``; one of them is copied into ``tests/reference``. Their weights are random.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
 from onestep.samplers import HeunSampler
+from tests.helpers.paths import REFERENCE, REPOSITORY
 
-TESTS = Path(__file__).parents[1]
-SHARED = TESTS.parents[1] / "shared" / "fixtures" / "edm"
+SHARED = REPOSITORY.parent / "shared" / "fixtures" / "edm"
 FILES = {
     file.stem: file
-    for folder in (TESTS / "data", SHARED)
+    for folder in (REFERENCE, SHARED)
     for file in sorted(folder.glob("*"))
     if file.suffix in (".pkl", ".pt", ".pth", ".bin")
 }

@@ -1,4 +1,4 @@
-"""The mixtures of tests/data/divergence_gradients.json, with quadrature nodes that integrate them to ~1e-12."""
+"""The mixtures of tests/reference/divergence_gradients.json, with quadrature nodes that integrate them to ~1e-12."""
 
 import json
 import math
