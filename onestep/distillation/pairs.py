@@ -18,6 +18,7 @@ from torch import Tensor
 from onestep.cache import ChunkCache, fingerprint
 from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition, map_condition
+from onestep.engine.settings import check_positive
 from onestep.evaluation.generate import SampleSpace, generate_batches
 from onestep.models.base import DenoiserNetwork
 from onestep.samplers import Sampler
@@ -46,9 +47,7 @@ class PairSettings:
     cache: str
 
     def __post_init__(self) -> None:
-        for name in ("count", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"pairs.{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, "pairs", "count", "batch_size")
 
 
 @dataclass(frozen=True)

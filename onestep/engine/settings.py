@@ -5,6 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def check_positive(settings: object, block: str, *names: str) -> None:
+    """Check that the numbers ``names`` of the configuration's ``block`` are positive.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    for name in names:
+        if getattr(settings, name) <= 0:
+            raise ValueError(f"{block}.{name} must be positive, got {getattr(settings, name)}")
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """Folder, device and processes of a run.
@@ -80,12 +91,10 @@ class TrainingSettings:
     rollback_lr_factor: float
 
     def __post_init__(self) -> None:
-        for name in (
-            "total_images", "batch_size", "accumulation", "grad_clip", "log_every", "checkpoint_every",
-            "evaluate_every", "keep_last", "max_skipped_steps",
-        ):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise ValueError(f"training.{name} must be positive, got {getattr(self, name)}")
+        check_positive(
+            self, "training", "total_images", "batch_size", "accumulation", "grad_clip", "log_every",
+            "checkpoint_every", "evaluate_every", "keep_last", "max_skipped_steps",
+        )  # fmt: skip
         if not 0 < self.final_lr <= 1:
             raise ValueError(f"training.final_lr must lie in (0, 1], got {self.final_lr}")
         if self.rollbacks < 0:
@@ -146,9 +155,7 @@ class EvaluationSettings:
     grid: int
 
     def __post_init__(self) -> None:
-        for name in ("samples", "seed_ranges", "interim_samples", "batch_size", "grid"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"evaluation.{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, "evaluation", "samples", "seed_ranges", "interim_samples", "batch_size", "grid")
 
     def check_processes(self, processes: int) -> None:
         """Check that each of ``processes`` gets at least one sample.

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from onestep.data.dataset import ImageDataset
 from onestep.engine.run import Run
+from onestep.engine.settings import check_positive
 from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
 from onestep.seeding import seeded_rng
@@ -41,9 +42,7 @@ class ClassifierSettings:
     label_smoothing: float
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"features_training.{name} must be positive, got {getattr(self, name)}")
+        check_positive(self, "features_training", "epochs", "batch_size", "lr")
         for name in ("weight_decay", "noise"):
             if getattr(self, name) < 0:
                 raise ValueError(f"features_training.{name} must not be negative, got {getattr(self, name)}")
