@@ -10,7 +10,6 @@ does not depend on interruptions or on the number of processes. With accumulatio
 batch into micro-batches. The generator's update then repeats the forward pass, to keep only one graph in memory.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,9 @@ from torch import Tensor
 from onestep.denoiser import Condition, micro_batches
 from onestep.distillation.parts import Distillation
 from onestep.distillation.report import DistillationReport
-from onestep.engine.optimizer import NonFiniteError, SkippedStepError
+from onestep.engine.loop import train
 from onestep.engine.state import TrainingState
+from onestep.metrics.result import Measurement
 from onestep.objectives.losses import Term
 from onestep.objectives.regression import regression_loss
 from onestep.seeding import BatchRandom, seeded_rng
@@ -42,43 +42,22 @@ def distill(parts: Distillation) -> dict[str, Any]:
     """Run a distillation and return its summary, see :meth:`DistillationReport.final`.
 
     Raises:
-        ValueError: for losses or gradients that stay non-finite, a full disk, or a lost process.
-        SystemExit: with :data:`onestep.engine.signals.STOPPED`, after a signal and a checkpoint.
+        ValueError, SystemExit: as :func:`onestep.engine.loop.train`.
     """
-    run = parts.run
+    run, settings = parts.run, parts.settings
     state = TrainingState({**parts.trained_networks, "generator_ema": parts.ema.average}, parts.optimizers)
     report = DistillationReport(parts)
-    run.start(state, parts.settings)
-    with run.guarded():
-        while state.iteration < parts.settings.iterations:
-            try:
-                train(parts, state, report)
-            except NonFiniteError as error:
-                run.roll_back(error, state, parts.settings)
+
+    def update(iteration: int, x_real: Tensor | None, condition: Condition) -> None:
+        for diagnostics in updates(parts, iteration, run.random(settings, iteration), x_real, condition):
+            run.log.add(diagnostics)
+        parts.ema.update(parts.student, iteration * settings.batch_size, settings.batch_size)
+
+    def evaluate(iteration: int) -> Measurement | None:
+        return report.interim(state) if iteration % settings.evaluate_every == 0 else None
+
+    train(run, state, settings, parts.data, update, evaluate)
     return report.final(state)
-
-
-def train(parts: Distillation, state: TrainingState, report: DistillationReport) -> None:
-    """The iterations from ``state.iteration`` on."""
-    run, settings = parts.run, parts.settings
-    for x_real, condition in run.batches(parts.data, settings, start=state.iteration):
-        started = time.monotonic()
-        random = run.random(settings, state.iteration)
-        try:
-            for diagnostics in updates(parts, state.iteration, random, x_real, condition):
-                run.log.add(diagnostics)
-            parts.ema.update(parts.student, state.iteration * settings.batch_size, settings.batch_size)
-            state.skipped_steps = 0
-        except SkippedStepError as skipped:  # ends the iteration's updates
-            run.skip_step(skipped, state, settings, parts.data)
-
-        state.iteration += 1
-        state.seconds += time.monotonic() - started
-        run.log.end_iteration(state.iteration)
-        measured = report.interim(state) if state.iteration % settings.evaluate_every == 0 else None
-        run.end_iteration(state, settings, measured)
-        if state.iteration == settings.iterations:
-            return
 
 
 def updates(

@@ -1,23 +1,20 @@
 """Pretraining of a teacher."""
 
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
-from onestep.denoiser import micro_batches
+from onestep.denoiser import Condition, micro_batches
 from onestep.engine.ema import EMA
 from onestep.engine.log import read_log
-from onestep.engine.optimizer import (
-    GuardedOptimizer,
-    NonFiniteError,
-    SkippedStepError,
-)
+from onestep.engine.loop import train
+from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.engine.shard import full_state_dict
@@ -71,59 +68,44 @@ def pretrain(parts: Pretraining) -> dict[str, Any]:
         Empty outside the main process.
 
     Raises:
-        ValueError, SystemExit: as :func:`onestep.distillation.loop.distill`.
+        ValueError, SystemExit: as :func:`onestep.engine.loop.train`.
     """
-    run = parts.run
+    run, settings = parts.run, parts.settings
     state = TrainingState({"network": parts.network, "network_ema": parts.ema.average}, {"network": parts.optimizer})
-    run.start(state, parts.settings)
-    with run.guarded():
-        while state.iteration < parts.settings.iterations:
-            try:
-                _train(run, parts, state)
-            except NonFiniteError as error:
-                run.roll_back(error, state, parts.settings)
+
+    def evaluate(iteration: int) -> Measurement | None:
+        due = iteration % settings.evaluate_every == 0 or iteration == settings.iterations
+        return _evaluate(run, parts, state) if due else None
+
+    train(run, state, settings, parts.data, partial(_update, parts), evaluate)
     run.log.close()
     return _finish(run, parts, state)
 
 
-def _train(run: Run, parts: Pretraining, state: TrainingState) -> None:
-    """The iterations from ``state.iteration`` on."""
-    settings, network = parts.settings, parts.network
-    for x_real, conditions in run.batches(parts.data, settings, start=state.iteration):
-        assert x_real is not None  # data without images was rejected
-        started = time.monotonic()
-        random = run.random(settings, state.iteration)
-        # Dropout uses torch's global rng. Only it depends on the numbers of processes and micro-batches.
-        rng = seeded_rng(run.seed, run.accelerator.process_index, state.iteration, device=run.device)
-        torch.manual_seed(rng.initial_seed())
-        sigma_and_noise = (random.sigma(parts.sigma), random.normal(x_real.shape[1:]))
-        images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, random)
-        micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *sigma_and_noise))
-        try:
-            for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):
-                augmentation = () if augment_labels is None else (augment_labels,)
-                with run.accelerator.autocast():
-                    prediction = network(add_noise(x0, noise, sigma), sigma, condition, *augmentation)
-                losses = denoising_loss(network, prediction, x0, sigma)
-                parts.optimizer.backward(Losses({"denoising": Term(losses)}), sigma)
-                run.log.add({"loss": losses})
-            run.log.add(parts.optimizer.step(state.iteration))
-            parts.ema.update(network, state.iteration * settings.batch_size, settings.batch_size)
-            state.skipped_steps = 0
-        except SkippedStepError as skipped:
-            run.skip_step(skipped, state, settings, parts.data)
+def _update(parts: Pretraining, iteration: int, x_real: Tensor | None, conditions: Condition) -> None:
+    """One step on this process's rows of a batch.
 
-        state.iteration += 1
-        state.seconds += time.monotonic() - started
-        run.log.end_iteration(state.iteration)
-        last = state.iteration == settings.iterations
-        run.end_iteration(
-            state,
-            settings,
-            _evaluate(run, parts, state) if state.iteration % settings.evaluate_every == 0 or last else None,
-        )
-        if last:
-            return
+    Raises:
+        SkippedStepError: see :meth:`onestep.engine.optimizer.GuardedOptimizer.step`.
+    """
+    assert x_real is not None  # data without images was rejected
+    run, settings, network = parts.run, parts.settings, parts.network
+    random = run.random(settings, iteration)
+    # Dropout uses torch's global rng. Only it depends on the numbers of processes and micro-batches.
+    rng = seeded_rng(run.seed, run.accelerator.process_index, iteration, device=run.device)
+    torch.manual_seed(rng.initial_seed())
+    sigma_and_noise = (random.sigma(parts.sigma), random.normal(x_real.shape[1:]))
+    images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, random)
+    micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *sigma_and_noise))
+    for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):
+        augmentation = () if augment_labels is None else (augment_labels,)
+        with run.accelerator.autocast():
+            prediction = network(add_noise(x0, noise, sigma), sigma, condition, *augmentation)
+        losses = denoising_loss(network, prediction, x0, sigma)
+        parts.optimizer.backward(Losses({"denoising": Term(losses)}), sigma)
+        run.log.add({"loss": losses})
+    run.log.add(parts.optimizer.step(iteration))
+    parts.ema.update(network, iteration * settings.batch_size, settings.batch_size)
 
 
 def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> Measurement | None:
