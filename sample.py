@@ -1,4 +1,4 @@
-"""Draw images from a trained generator or its teacher, as ``onestep sample``. ``--help`` shows the choices."""
+"""Generate images with a trained generator or its teacher, as ``onestep sample``. ``--help`` shows the choices."""
 
 import sys
 

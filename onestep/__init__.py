@@ -1,4 +1,4 @@
-"""Distill a diffusion model into a one-step generator: see the README for what it does and CONTRIBUTING for how."""
+"""Distillation of diffusion models into one-step generators; see the README."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when first asked for: torch and diffusers take seconds, and ``onestep --help`` needs neither.
-_HOMES = {
+# Imported at the first access: torch and diffusers take seconds, and ``onestep --help`` needs neither.
+_MODULES = {
     "DenoiserNetwork": "models.base",
     "Distilled": "api",
     "Generator": "models.generator",
@@ -33,10 +33,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

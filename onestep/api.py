@@ -1,4 +1,4 @@
-"""The package from Python: a distillation of objects, with every default where the command line has it."""
+"""The Python interface of a distillation, with the defaults of the command line."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Distilled:
     """A finished distillation.
 
     Args:
-        generator: the student's average over the last iterations, in eval mode.
-        summary: what its folder has as ``summary.json``: the metrics of teacher and student, their cost, the images
-            seen and the seconds of training.
+        generator: the student's moving average, in eval mode.
+        summary: the content of ``summary.json``: metrics and cost of teacher and student, the images seen and the
+            seconds of training.
         folder: the run's folder, as the command line writes it.
     """
 
@@ -34,23 +34,23 @@ def distill(teacher: Any, data: Any = "none", *, output: str | Path, **settings:
     """Distill ``teacher`` into a one-step generator, as ``onestep train`` does.
 
     Every argument is a key of the configuration (``onestep train --help`` lists them with their defaults). Its value is
-    one of three things: the name of a choice of a group (``objective="uni_instruct"``,
-    ``divergence="forward_kl"``, ``metrics=["fid"]``); numbers by name (``training={"total_images": 20000}``,
-    ``generator={"sigma_init": 2.5}``); or the object itself (a divergence, an objective, a sampler, metrics by name).
+    the name of a choice of a group (``objective="uni_instruct"``, ``divergence="forward_kl"``, ``metrics=["fid"]``), a
+    mapping of numbers (``training={"total_images": 20000}``, ``generator={"sigma_init": 2.5}``), or an object (a
+    divergence, an objective, a sampler, metrics by name).
 
     Args:
-        teacher: a :class:`onestep.DenoiserNetwork`, such as :func:`onestep.load_teacher` returns or your own, which is
-            frozen and set to eval mode; or the name of a choice.
+        teacher: a :class:`onestep.DenoiserNetwork`, such as the result of :func:`onestep.load_teacher`, which is frozen
+            and set to eval mode; or the name of a choice.
         data: a map-style ``torch.utils.data.Dataset`` of images [C, H, W] in [-1, 1], or of (image, class index); the
             name of a choice; "none" for a method without real images.
-        output: the folder of the run. It must not hold another run; ``resume="auto"`` goes on with it.
-        settings: all else.
+        output: the folder of the run. It must not contain another run; ``resume="auto"`` continues its run.
+        settings: all other keys.
 
     Returns:
         The generator, the summary and the folder.
 
     Raises:
-        ValueError: before training, for an unknown key or parts that do not fit each other; during it, as
+        ValueError: before training, for an unknown key or parts that do not fit each other; during training, see
             :func:`onestep.distillation.loop.distill`.
     """
     config, given = compose_objects({"teacher": teacher, "data": data, "output": str(output), **settings})
@@ -60,10 +60,10 @@ def distill(teacher: Any, data: Any = "none", *, output: str | Path, **settings:
 
 
 def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, Any]]:
-    """The configuration of ``settings``, see :func:`distill`, and the parts among them that are objects already.
+    """The configuration of ``settings``, see :func:`distill`, and the objects among them by key.
 
     Raises:
-        ValueError: for a key or a choice that there is not.
+        ValueError: for an unknown key or choice.
     """
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     choices: list[str] = []

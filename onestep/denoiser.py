@@ -1,6 +1,6 @@
 """The denoiser convention: ``D(x_sigma [B, C, H, W], sigma [B], condition) -> x0 prediction [B, C, H, W]``.
 
-Everything inside the package speaks it; a network of another family is wrapped once, at the boundary.
+All modules of the package use it. A network of another family is wrapped when it is loaded.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ from torch import Tensor
 from onestep.noise import expand_like
 
 #: The condition of a batch of B images: named tensors [B, ...]; empty for none. Classes are ``labels``, one-hot
-#: [B, label_dim]; embeddings of prompts have the names by which their network takes them. Nothing writes to it.
+#: [B, label_dim]; embeddings of prompts have the names of their network's arguments. It is never modified.
 Condition: TypeAlias = dict[str, Tensor]
 
-#: The condition of a network that takes none.
+#: The empty condition.
 NO_CONDITION: Condition = {}
 
 
 class Denoiser(Protocol):
-    """Anything that predicts x0, given the noised image, its noise level and the image's condition."""
+    """A function that predicts x0 from noised images, noise levels and conditions."""
 
     def __call__(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor: ...
 
@@ -31,17 +31,17 @@ def score(x0: Tensor, x_sigma: Tensor, sigma: Tensor) -> Tensor:
 
 
 def map_condition(function: Callable[[Tensor], Tensor], condition: Condition) -> Condition:
-    """``function`` of each tensor of the ``condition``: moves, selects or expands."""
+    """``function`` of each tensor of the ``condition``."""
     return {name: function(tensor) for name, tensor in condition.items()}
 
 
 def concatenate_conditions(*conditions: Condition) -> Condition:
-    """The conditions of several batches, of the same names, as the condition of one."""
+    """The condition of the concatenated batches, for conditions with the same names."""
     return {name: torch.cat([condition[name] for condition in conditions]) for name in conditions[0]}
 
 
 def micro_batches(value: Tensor | Condition | None, count: int) -> Sequence[Any]:
-    """``value`` [B, ...], a tensor or a condition, in ``count`` equal parts; None is None in each."""
+    """``value`` [B, ...], a tensor or a condition, in ``count`` equal parts; None gives None for each."""
     if isinstance(value, dict):
         parts = {name: tensor.chunk(count) for name, tensor in value.items()}
         return [{name: tensors[part] for name, tensors in parts.items()} for part in range(count)]
@@ -49,20 +49,20 @@ def micro_batches(value: Tensor | Condition | None, count: int) -> Sequence[Any]
 
 
 def beyond_labels(taken: Sequence[str]) -> list[str]:
-    """The names in ``taken`` that no seed gives a network: all but ``labels``."""
+    """The names in ``taken`` other than ``labels``, which alone are a function of the seed."""
     return [name for name in taken if name != "labels"]
 
 
 def check_condition(condition: Condition, taken: Sequence[str], required: bool) -> None:
-    """Refuse a ``condition`` of other names than the network has ``taken``, or none where it is ``required``.
+    """Check that a ``condition`` has the names that the network takes, ``taken``, or is empty if not ``required``.
 
     Raises:
-        ValueError: naming both sides.
+        ValueError: for other names, or a missing condition.
     """
     if len(condition) == len(taken) and all(name in condition for name in taken):
         return
     if condition or required:
         raise ValueError(
-            f"this network takes a condition of {', '.join(taken) or 'no tensors'}, and is given "
-            f"{', '.join(condition) or 'none'}: choose data and a network of the same conditions"
+            f"this network takes a condition of {', '.join(taken) or 'no tensors'}, got "
+            f"{', '.join(condition) or 'none'}: use data and a network with the same conditions"
         )

@@ -1,6 +1,7 @@
 """Conversion of images between files, 8-bit pixels and [-1, 1]. Files and their headers are not trusted."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,29 @@ _DEEP_MODES = ("I", "F")  # more than 8 bits per channel
 
 class DamagedImageError(ValueError):
     """An image file that cannot be decoded."""
+
+
+def check_size(size: int, limit: int = MAX_BYTES) -> None:
+    """Check the ``size`` of a file in bytes before it is read.
+
+    Raises:
+        DamagedImageError: if it is larger than ``limit``.
+    """
+    if size > limit:
+        raise DamagedImageError(f"{size:,} bytes are more than {limit:,}")
+
+
+def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The bytes of the file at ``path``.
+
+    Raises:
+        DamagedImageError: if it cannot be read or is larger than ``limit``.
+    """
+    try:
+        check_size(path.stat().st_size, limit)
+        return path.read_bytes()
+    except OSError as error:
+        raise DamagedImageError(str(error)) from error
 
 
 def to_uint8(images: Tensor) -> Tensor:

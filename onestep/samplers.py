@@ -1,4 +1,4 @@
-"""How a many-step teacher draws: by EDM's samplers (Karras et al. 2022, arXiv 2206.00364) or by Euler's method."""
+"""Samplers of many-step teachers: EDM's (Karras et al. 2022, arXiv 2206.00364) and Euler's method."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,12 +15,12 @@ from onestep.seeding import noise_from_latents
 
 
 class Sampler(ABC):
-    """From latents to images, by many evaluations of a denoiser."""
+    """Maps latents to images by many evaluations of a denoiser."""
 
     @property
     @abstractmethod
     def network_evaluations(self) -> int:
-        """Evaluations of the denoiser that a sample costs."""
+        """Evaluations of the denoiser per sample."""
 
     @abstractmethod
     def __call__(
@@ -32,16 +32,16 @@ class Sampler(ABC):
     ) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).
 
-        Those that add noise on the way take it from ``noises`` [B, C, H, W].
+        A stochastic sampler uses ``noises`` [B, C, H, W] for the noise that it adds.
         """
 
 
 class EulerSampler(Sampler):
-    """Euler's method for the probability flow, along the noise levels of the network's own schedule.
+    """Euler's method for the probability flow ODE in sigma, at the noise levels of the network's schedule.
 
-    For a diffusers network this is what its pipeline draws with an ``EulerDiscreteScheduler`` of the same latents: the
-    ODE's variable is sigma, in which DDIM (arXiv 2010.02502, eq. 13) and flow matching's Euler steps are this method
-    too. Of DDIM's latents, which are those of its first timestep's variance 1, ours are ``sqrt(1 + 1/sigma^2)`` times.
+    For a diffusers network the result is that of its pipeline with an ``EulerDiscreteScheduler`` and the same latents.
+    DDIM (arXiv 2010.02502, eq. 13) and Euler steps of flow matching are the same method in the variable sigma. DDIM's
+    first x_t has variance 1, so its latents are these divided by ``sqrt(1 + 1/sigma^2)``.
 
     Args:
         steps: network evaluations.
@@ -57,13 +57,13 @@ class EulerSampler(Sampler):
         return self.steps
 
     def sigmas(self, denoiser: Denoiser) -> list[float]:
-        """The noise levels at which ``denoiser`` is called, and 0.
+        """The noise levels of the calls of ``denoiser``, and 0.
 
         Raises:
-            ValueError: if it is no network, and so has no schedule.
+            ValueError: if it is not a network, and so has no schedule.
         """
         if not isinstance(denoiser, DenoiserNetwork):
-            raise ValueError("this teacher has no noise schedule of its own to follow: use sampler=heun")
+            raise ValueError("sampler=euler: this teacher has no noise schedule; use sampler=heun")
         return denoiser.sampling_sigmas(self.steps)
 
     @torch.no_grad()
@@ -87,10 +87,10 @@ class HeunSampler(Sampler):
     """Heun's second-order sampler, deterministic (algorithm 1) or, with ``churn``, stochastic (algorithm 2).
 
     Args:
-        steps: number of noise levels before 0; the network is evaluated ``2 * steps - 1`` times.
+        steps: number of noise levels before 0; the sampler needs ``2 * steps - 1`` network evaluations.
         sigma_min, sigma_max, rho: the noise levels, see :func:`onestep.noise.karras_sigmas`.
-        churn: noise added back over the whole trajectory (S_churn); 0 is deterministic.
-        churn_min, churn_max: the noise levels between which noise is added (S_tmin, S_tmax).
+        churn: noise added over the full trajectory (S_churn); 0 is deterministic.
+        churn_min, churn_max: range of the noise levels at which noise is added (S_tmin, S_tmax).
         churn_noise: standard deviation of the added noise (S_noise).
     """
 
@@ -107,22 +107,21 @@ class HeunSampler(Sampler):
     ) -> None:
         if steps < 2 or not 0 < sigma_min < sigma_max or churn < 0:
             raise ValueError(
-                "a sampler needs steps >= 2, 0 < sigma_min < sigma_max and churn >= 0, got "
-                f"steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}, churn={churn}"
+                f"sampler.steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}, churn={churn}: expected "
+                "steps >= 2, 0 < sigma_min < sigma_max and churn >= 0"
             )
         self.steps, self.sigma_min, self.sigma_max, self.rho = steps, sigma_min, sigma_max, rho
         self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
 
     @property
     def network_evaluations(self) -> int:
-        """Network evaluations a sample costs."""
         return 2 * self.steps - 1
 
     def sigmas(self, denoiser: Denoiser) -> list[float]:
-        """The noise levels at which ``denoiser`` is called, and 0: of a network, such as it was trained at.
+        """The noise levels of the calls of ``denoiser``, and 0; for a network, restricted to its training levels.
 
         Raises:
-            ValueError: if it was trained at none of the levels asked for.
+            ValueError: if the range has no training level of the network.
         """
         sigma_min, sigma_max = self.sigma_min, self.sigma_max
         if isinstance(denoiser, DenoiserNetwork):
@@ -145,9 +144,9 @@ class HeunSampler(Sampler):
     ) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I).
 
-        The state is kept in float64 around the float32 network, as EDM does: small steps at small sigma matter.
-        The churn takes its noise from ``noises`` [B, C, H, W]; without them, a sample's is a function of its latent, so
-        that an image depends on nothing else in the batch.
+        The state is float64 and the network float32, as in EDM, because steps at small sigma are small. The churn uses
+        ``noises`` [B, C, H, W]. If it is None, a sample's noise is a function of its latent, so that an image does not
+        depend on the rest of the batch.
         """
         batch = len(latents)
         sigmas = self.sigmas(denoiser)
@@ -179,5 +178,5 @@ class HeunSampler(Sampler):
 
 
 def _rounded(denoiser: Denoiser, levels: Tensor) -> Tensor:
-    """The levels at which the denoiser is to be called for ``levels``."""
+    """The training levels of the denoiser nearest to ``levels``; ``levels`` if it is not a network."""
     return denoiser.round_sigma(levels) if isinstance(denoiser, DenoiserNetwork) else levels

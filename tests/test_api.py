@@ -234,5 +234,5 @@ def test_a_condition_of_ones_own(tmp_path: Path) -> None:
     teacher = AngleTeacher(onestep.load_teacher("digits").model)
     run = onestep.distill(teacher, Angles(), output=tmp_path, features="digits", metrics=["fid"], **SMALL)
     assert run.summary["student"]["samples"] == 32
-    with pytest.raises(ValueError, match="takes a condition of angle, and is given none"):
+    with pytest.raises(ValueError, match="takes a condition of angle, got none"):
         onestep.distill(teacher, digits().tensors[0], output=tmp_path / "other", features="digits", **SMALL)

@@ -24,10 +24,10 @@ def test_micro_batches_are_the_rows_in_order() -> None:
 @pytest.mark.parametrize(
     "condition, taken, required, message",
     [
-        (CAMERA, ("labels",), False, "takes a condition of labels, and is given image, camera"),
-        (CAMERA, (), False, "takes a condition of no tensors, and is given image, camera"),
-        (CAMERA, ("image",), True, "takes a condition of image, and is given image, camera"),
-        ({}, ("image", "camera"), True, "takes a condition of image, camera, and is given none"),
+        (CAMERA, ("labels",), False, "takes a condition of labels, got image, camera"),
+        (CAMERA, (), False, "takes a condition of no tensors, got image, camera"),
+        (CAMERA, ("image",), True, "takes a condition of image, got image, camera"),
+        ({}, ("image", "camera"), True, "takes a condition of image, camera, got none"),
     ],
 )
 def test_an_unfit_condition_names_both_sides(
@@ -41,9 +41,9 @@ def test_networks_declare_what_they_take() -> None:
     x, sigma = torch.randn(1, 1, 8, 8), torch.ones(1)
     assert tiny_denoiser().condition_keys == ("labels",) and tiny_denoiser(label_dim=0).condition_keys == ()
     for denoiser in (tiny_denoiser(), tiny_denoiser(label_dim=0)):
-        with pytest.raises(ValueError, match="and is given image"):
+        with pytest.raises(ValueError, match="got image"):
             denoiser(x, sigma, {"image": x})
-    with pytest.raises(ValueError, match="of no tensors, and is given labels"):
+    with pytest.raises(ValueError, match="of no tensors, got labels"):
         tiny_denoiser(label_dim=0)(x, sigma, {"labels": torch.eye(3)[:1]})
     keys = {name: build_denoiser(name, diffusers.DDIMScheduler()).condition_keys for name in ("dit", "unet", "sdxl")}
     text = ("encoder_hidden_states", "text_embeds", "time_ids")

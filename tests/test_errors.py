@@ -113,7 +113,7 @@ def test_a_target_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
         ("training.total_images=8", "training.total_images=8 .* training.batch_size=16"),
         ("training.ema_halflife=0", "halflife > 0 .* got halflife=0"),
         ("evaluation.samples=0", "evaluation.samples must be positive, got 0"),
-        ("sampler.steps=1", "steps >= 2.* got steps=1"),
+        ("sampler.steps=1", "sampler.steps=1, .*: expected steps >= 2"),
         ("sigma.sigma_min=30", "expected 0 < sigma_min < sigma_max, got sigma_min=30"),
         ("normalizer.bins=0", "bins must be at least 1, got 0"),
         ("metrics.recall.k=0", "needs k >= 1 neighbours, got k=0"),

@@ -12,18 +12,17 @@ PARAMETERS = ("x_flip", "y_flip", "scale", "rotation", "anisotropy_angle", "anis
 
 
 class EDMAugmentation:
-    """Random flips, scaling, rotation, stretching and translation, of which the network is told by nine labels.
+    """Random flips, scaling, rotation, stretching and translation, described by nine labels, an input of the network.
 
-    Trained with the labels and used with none (zeros), a network does not learn to draw what they describe. The mirror
-    image is taken of each second image; each of the others is done with ``probability``. Unlike the paper, which
-    samples at twice the resolution under wavelet filters, pixels are interpolated bicubically; both reflect the image
-    at its borders.
+    A network that is trained with the labels and used with zeros does not generate the transforms. The horizontal flip
+    has probability 1/2, each other transform ``probability``. The interpolation is bicubic, unlike the paper's at twice
+    the resolution with wavelet filters; both reflect the image at its borders.
 
     Args:
         probability: A_prob, in [0, 1].
-        scale: A_scale, the factor by which an image is enlarged at one standard deviation.
-        anisotropy: A_aniso, that by which it is stretched along one axis and shrunk across.
-        translation: A_trans, the shift at one standard deviation as a share of the image's side.
+        scale: A_scale, the factor of the scaling at one standard deviation.
+        anisotropy: A_aniso, the factor of the stretching along one axis, and of the shrinking along the other.
+        translation: A_trans, the shift at one standard deviation as a fraction of the image's side.
 
     Raises:
         ValueError: for a number out of its range.
@@ -33,7 +32,7 @@ class EDMAugmentation:
 
     def __init__(self, probability: float, scale: float, anisotropy: float, translation: float) -> None:
         if not 0 <= probability <= 1:
-            raise ValueError(f"augment.probability is in [0, 1], got {probability}")
+            raise ValueError(f"augment.probability must be in [0, 1], got {probability}")
         for name, value in (("scale", scale), ("anisotropy", anisotropy), ("translation", translation)):
             if value <= 0:
                 raise ValueError(f"augment.{name} must be positive, got {value}")
@@ -45,12 +44,12 @@ class EDMAugmentation:
         return self.transform(images, parameters), to_labels(parameters)
 
     def parameters(self, random: BatchRandom) -> Tensor:
-        """The ``PARAMETERS`` [B, 8], a_0 to a_7 of table 6; 0 where nothing is done."""
+        """The ``PARAMETERS`` [B, 8], a_0 to a_7 of table 6; 0 for no transform."""
         uniform, normal = random.uniform((9,)), random.normal((4,))
         flips = (uniform[:, :2] < 0.5).float()
         angles = (2 * uniform[:, 2:4] - 1) * math.pi
-        done = (uniform[:, 4:9] < self.probability).float()  # y-flip, scale, rotation, anisotropy, translation
-        y_flip, scale, rotation, anisotropy, translation = done.unbind(1)
+        applied = (uniform[:, 4:9] < self.probability).float()  # y-flip, scale, rotation, anisotropy, translation
+        y_flip, scale, rotation, anisotropy, translation = applied.unbind(1)
         return torch.stack(
             [
                 flips[:, 0],
@@ -66,7 +65,7 @@ class EDMAugmentation:
         )
 
     def transform(self, images: Tensor, parameters: Tensor) -> Tensor:
-        """``images`` [B, C, H, W] under ``parameters`` [B, 8], in table 6's order; those at 0 exactly as they are."""
+        """``images`` [B, C, H, W] under ``parameters`` [B, 8], in table 6's order; 0 leaves an image unchanged."""
         x_flip, y_flip = (column[:, None, None, None] != 0 for column in parameters[:, :2].unbind(1))
         images = torch.where(x_flip, images.flip(3), images)
         images = torch.where(y_flip, images.flip(2), images)
@@ -75,11 +74,11 @@ class EDMAugmentation:
             return images
         grid = F.affine_grid(self._inverse(parameters[moved], images.shape[2:]), list(images[moved].shape), False)
         warped = F.grid_sample(images[moved], grid.to(images), "bicubic", "reflection", False)
-        images[moved] = warped.clamp(-1, 1)  # which bicubic interpolation leaves at edges
+        images[moved] = warped.clamp(-1, 1)  # bicubic interpolation overshoots at edges
         return images
 
     def _inverse(self, parameters: Tensor, size: torch.Size) -> Tensor:
-        """From a place in the new image to that in the old one, [B, 2, 3], in units of half a side from the centre."""
+        """Affine maps [B, 2, 3] from positions in the new image to the old one, in half sides from the centre."""
         _, _, scale, rotation, angle, stretch, x_shift, y_shift = parameters.double().unbind(1)
         enlarge = _diagonal(self.scale**scale, self.scale**scale)
         stretched = _diagonal(self.anisotropy**stretch, self.anisotropy**-stretch)
@@ -91,7 +90,7 @@ class EDMAugmentation:
 
 
 def to_labels(parameters: Tensor) -> Tensor:
-    """What the network is told [B, 9] of ``parameters`` [B, 8]: the last column of table 6; 0 where nothing is done."""
+    """The labels [B, 9] of ``parameters`` [B, 8], the last column of table 6; 0 for no transform."""
     x_flip, y_flip, scale, rotation, angle, stretch, x_shift, y_shift = parameters.unbind(1)
     turned = [rotation.cos() - 1, rotation.sin()]
     stretched = [stretch * angle.cos(), stretch * angle.sin()]

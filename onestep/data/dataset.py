@@ -1,4 +1,4 @@
-"""The interface of all datasets, images in memory, training without data, and the order in which a training reads."""
+"""The interface of datasets, images in memory, training without data, and the order of training batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ from onestep.denoiser import Condition, map_condition
 from onestep.files import hash_tensors
 from onestep.seeding import BatchRandom, seeded_rng
 
-#: Images [B, C, H, W] in [-1, 1], None where there are none; and the condition, tensors [B, ...] by name.
+#: Images [B, C, H, W] in [-1, 1], or None for no images; and the condition, tensors [B, ...] by name.
 Batch = tuple[Tensor | None, Condition]
 
 
 class TrainingDataset(ABC, Dataset[Batch]):
-    """Conditions, with images or without, read by their indices.
+    """Conditions, with or without images, by index.
 
     Attributes:
-        image_shape: (C, H, W) of every image; where there are none, of what networks of these conditions generate.
+        image_shape: (C, H, W) of all images; without images, of the samples for these conditions.
         label_dim: number of classes; 0 for none.
     """
 
@@ -33,15 +33,15 @@ class TrainingDataset(ABC, Dataset[Batch]):
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A whole batch, so that a loader need not collate single samples."""
+        """A full batch, which a loader need not collate."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of all that the data and their order depend on: results computed from them can be kept under it."""
+        """A hash of the data and their order, a key for cached results."""
 
     @property
     def description(self) -> str:
-        """The name that records of results give to this data."""
+        """The name of this data in records of results."""
         return f"{type(self).__name__}, {len(self):,} images"
 
 
@@ -64,10 +64,10 @@ class ImageDataset(TrainingDataset):
 
 
 class NoData:
-    """In place of a dataset, for a method that needs no images: uniform labels, drawn anew for every iteration.
+    """Replaces the dataset of a method without real images: random uniform labels in each iteration.
 
     Args:
-        image_shape, label_dim: the teacher's.
+        image_shape, label_dim: those of the teacher.
     """
 
     description = "no data"
@@ -76,17 +76,17 @@ class NoData:
         self.image_shape, self.label_dim = image_shape, label_dim
 
     def batch(self, random: BatchRandom) -> Batch:
-        """No images, and the conditions of the rows of ``random``, on their device."""
+        """None and the conditions of the rows of ``random``, on its device."""
         return None, {"labels": random.labels(self.label_dim)} if self.label_dim else {}
 
 
 def has_images(data: TrainingDataset | NoData) -> bool:
-    """Whether the batches of ``data`` hold images."""
+    """True if the batches of ``data`` have images."""
     return isinstance(data, TrainingDataset) and data.__getitems__([0])[0] is not None
 
 
 class ImagesInMemory(ImageDataset):
-    """Images [N, C, H, W] in [-1, 1] with class labels [N] or none."""
+    """Images [N, C, H, W] in [-1, 1], with class labels [N] or without."""
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, num_classes: int = 0) -> None:
         self.images = images.float()
@@ -106,29 +106,29 @@ class ImagesInMemory(ImageDataset):
 
 
 def keep_batch(batch: Any) -> Any:
-    """The loader's collation: ``__getitems__`` has made the batch already. (A worker cannot be sent a lambda.)"""
+    """The loader's collation, as ``__getitems__`` returns a batch. (A lambda cannot be sent to a worker.)"""
     return batch
 
 
 class PositionSampler(Sampler[list[int]]):
-    """Batches without end, each a function of its position alone: a resumed run reads on where it stopped.
+    """Endless batches, each a function of its position alone, so that a resumed run continues the order.
 
-    Epoch ``e`` is the permutation that ``(seed, e)`` gives; the global batch at position ``p`` is the ``p``-th run of
-    ``global_batch`` samples through the concatenated epochs, of which this process reads its own share.
+    Epoch ``e`` is the permutation of the key ``(seed, e)``. The global batch at position ``p`` is the ``p``-th block of
+    ``global_batch`` samples of the concatenated epochs. This process reads its rows of it.
 
     Args:
         length: number of samples in the dataset.
-        global_batch: samples a batch over all processes; ``processes`` must divide it.
+        global_batch: samples per batch over all processes; ``processes`` must divide it.
         seed: seed of the order.
         start: position of the first batch.
-        rank, processes: which share of each batch to read.
+        rank, processes: index of this process, and number of processes.
     """
 
     def __init__(
         self, length: int, global_batch: int, seed: int, start: int = 0, rank: int = 0, processes: int = 1
     ) -> None:
         self.length, self.global_batch, self.seed, self.start = length, global_batch, seed, start
-        self.share = slice(rank * global_batch // processes, (rank + 1) * global_batch // processes)
+        self.rows = slice(rank * global_batch // processes, (rank + 1) * global_batch // processes)
 
     def __iter__(self) -> Iterator[list[int]]:
         position = self.start * self.global_batch
@@ -140,5 +140,5 @@ class PositionSampler(Sampler[list[int]]):
                     epoch = index // self.length
                     order = torch.randperm(self.length, generator=seeded_rng(self.seed, epoch))
                 batch.append(int(order[index % self.length]))
-            yield batch[self.share]
+            yield batch[self.rows]
             position += self.global_batch

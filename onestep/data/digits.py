@@ -1,4 +1,4 @@
-"""scikit-learn's bundled digits: 1,797 grey images of 8x8 pixels in ten classes, with nothing to download."""
+"""scikit-learn's bundled digits: 1,797 grey images of 8x8 pixels in ten classes, without a download."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from onestep.data.dataset import ImagesInMemory
 
 
 class Digits(ImagesInMemory):
-    """UCI's optical digits as scikit-learn ships them, scaled from 0..16 to [-1, 1]; labels of ten classes."""
+    """UCI's optical digits in scikit-learn, scaled from 0..16 to [-1, 1]; labels of ten classes."""
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits

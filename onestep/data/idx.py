@@ -1,4 +1,4 @@
-"""MNIST's IDX files: grey images and their classes, as Fashion-MNIST, KMNIST and EMNIST have them too."""
+"""IDX files, the format of MNIST, Fashion-MNIST, KMNIST and EMNIST: grey images and their classes."""
 
 import gzip
 import zlib
@@ -10,7 +10,7 @@ import numpy as np
 
 from onestep.data.stored import Contents, StoredImages
 
-_MAX_BYTES = 1 << 30  # of one file, unpacked
+_MAX_BYTES = 1 << 30  # of one uncompressed file
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
@@ -18,15 +18,16 @@ _PREFIXES = {"train": "train", "test": "t10k"}
 class IDXImages(StoredImages):
     """The images of ``<train or t10k>-images-idx3-ubyte`` and their classes, in memory as bytes.
 
-    The files may be packed (.gz). See :class:`onestep.data.stored.StoredImages` for the other arguments.
+    The files may be compressed (.gz). For the other arguments see :class:`onestep.data.stored.StoredImages`.
 
     Args:
         path: the folder of the four files.
         split: train or test.
-        pad_to: black pixels around the image up to this side, such as 32 for networks that halve it; None for none.
+        pad_to: height and width after padding with black pixels, such as 32 for networks that halve it; None for no
+            padding.
 
     Raises:
-        ValueError: if a file is missing, is no IDX file of bytes or is cut short.
+        ValueError: if a file is missing, truncated or not an IDX file of bytes.
     """
 
     _: KW_ONLY
@@ -51,10 +52,12 @@ class IDXImages(StoredImages):
             return images
         height, width = images.shape[1:]
         if self.pad_to < max(height, width):
-            raise ValueError(f"pad_to={self.pad_to} is less than the images' {height} x {width}")
+            raise ValueError(
+                f"pad_to={self.pad_to}: expected at least the images' {height} x {width}, or null for no padding"
+            )
         top, left = (self.pad_to - height) // 2, (self.pad_to - width) // 2
-        around = ((0, 0), (top, self.pad_to - height - top), (left, self.pad_to - width - left))
-        return np.pad(images, around)
+        padding = ((0, 0), (top, self.pad_to - height - top), (left, self.pad_to - width - left))
+        return np.pad(images, padding)
 
     def pixels(self, position: int) -> np.ndarray:
         return self.stored[position][None]
@@ -67,26 +70,30 @@ class IDXImages(StoredImages):
 
 
 def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
-    """The bytes of an IDX file, uint8 [...], of which there are as many as its header says.
+    """The uint8 array of an IDX file.
 
     Raises:
-        ValueError: naming the file.
+        ValueError: if the file is missing, or its size is not that of its header.
     """
     file = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if file is None:
-        raise ValueError(f"{folder}: no {name} or {name}.gz there; give the folder of the four IDX files")
+        raise ValueError(f"{folder}: it has no {name} or {name}.gz: expected the folder of the four IDX files")
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
             magic = stream.read(4)
             if magic != bytes([0, 0, 8, dimensions]):
-                raise ValueError(f"it starts with {magic.hex()}, not with 000008{dimensions:02x}")
+                raise ValueError(f"it starts with {magic.hex()}, expected 000008{dimensions:02x}")
             shape = tuple(int(size) for size in np.frombuffer(stream.read(4 * dimensions), ">u4"))
             size = int(np.prod(shape, dtype=object))
             if len(shape) != dimensions or size > _MAX_BYTES:
-                raise ValueError(f"the shape {shape} in its header cannot be right")
-            content = stream.read(size + 1)  # no more than promised, whatever it unpacks to
+                raise ValueError(
+                    f"its header has the shape {shape}, expected {dimensions} sizes and at most {_MAX_BYTES:,} bytes"
+                )
+            content = stream.read(size + 1)  # a compressed file could expand to more
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"{file}: no IDX file of bytes, or a damaged one: {error}") from error
+        raise ValueError(
+            f"{file}: expected an IDX file of bytes, and it is another file or damaged: {error}"
+        ) from error
     if len(content) != size:
-        raise ValueError(f"{file}: damaged: {size:,} bytes promised, {len(content):,} or more there")
+        raise ValueError(f"{file}: it is damaged: its header says {size:,} bytes, found {len(content):,} or more")
     return np.frombuffer(content, np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""A folder of images, with a subfolder for each class or with none."""
+"""A folder of images, with a subfolder for each class or without subfolders."""
 
 import os
 from dataclasses import dataclass
@@ -7,25 +7,27 @@ from pathlib import Path
 import numpy as np
 
 from onestep.data.stored import Contents, EncodedImages
-from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError
+from onestep.images import SUFFIXES, read_file
 
 
 @dataclass(eq=False)
 class ImageFolder(EncodedImages):
-    """Images of a folder, in the order of their paths; PNG, JPEG, WebP or BMP.
+    """The images of a folder, in the order of their paths; PNG, JPEG, WebP or BMP.
 
-    The first folder of each path is its class; classes are numbered in the order of their names, as torchvision's
-    ImageFolder does. Images that lie in the folder itself have no labels. See
-    :class:`onestep.data.stored.EncodedImages` for the arguments.
+    The first folder of each path is its class. Classes are numbered in the order of their names, like in torchvision's
+    ImageFolder. Images directly in the folder have no labels. For the arguments see
+    :class:`onestep.data.stored.EncodedImages`.
 
     Raises:
-        ValueError: if there is no such folder, or images lie both in subfolders and beside them.
+        ValueError: if the folder does not exist, or has images both in subfolders and directly in it.
     """
 
     def open(self) -> Contents:
         root = Path(self.path)
         if not root.is_dir():
-            raise ValueError(f"{self.path}: no such folder; give one with images, or with a subfolder for each class")
+            raise ValueError(
+                f"{self.path}: no such folder: expected one with images, or with a subfolder for each class"
+            )
         names = sorted(
             Path(folder, file).relative_to(root).as_posix()
             for folder, _, files in os.walk(root, followlinks=True)
@@ -40,17 +42,11 @@ class ImageFolder(EncodedImages):
             return Contents(names)
         if None in folders:
             raise ValueError(
-                f"{self.path}: {names[folders.index(None)]!r} lies beside subfolders, so that its class is unknown; "
-                "move such images into one, or read all without labels by data.use_labels=false"
+                f"{self.path}: {names[folders.index(None)]!r} is next to subfolders, so that its class is unknown: "
+                "move such images into a subfolder, or set data.use_labels=false"
             )
         number = {name: index for index, name in enumerate(classes)}
         return Contents(names, np.array([number[str(folder)] for folder in folders], dtype=np.int64), len(classes))
 
     def encoded(self, position: int) -> bytes:
-        file = Path(self.path, self.names[position])
-        try:
-            if (size := file.stat().st_size) > MAX_BYTES:
-                raise DamagedImageError(f"{size:,} bytes are more than {MAX_BYTES:,}")
-            return file.read_bytes()
-        except OSError as error:
-            raise DamagedImageError(str(error)) from error
+        return read_file(Path(self.path, self.names[position]))

@@ -1,4 +1,4 @@
-"""The latents of a dataset's images, for teachers that denoise latents of images with classes, such as DiT."""
+"""The latents of a dataset's images, for class-conditional latent teachers, such as DiT."""
 
 from collections.abc import Sequence
 
@@ -11,22 +11,22 @@ from onestep.denoiser import Condition
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.pipeline_parts import Autoencoder
 
-_FORMAT = 1  # of the cached files; another number leaves all older ones aside
+_FORMAT = 1  # of the cached files; a new number invalidates all older files
 
 
 class LatentDataset(ImageDataset):
-    """The latents of ``images`` by the autoencoder of a pipeline, computed once and kept on disk.
+    """The latents of ``images`` by the autoencoder of a pipeline, computed once and cached on disk.
 
-    They are kept in chunks by a hash of the images and the autoencoder, so that an interrupted computation goes on
-    where it stopped, and read as they are asked for.
+    The cache has chunks under a hash of the images and the autoencoder, so that an interrupted computation resumes.
+    Latents are read from it at each access.
 
     Args:
-        images: RGB images, with classes or without; the reference of metrics, too.
-        pipeline: the teacher's.
+        images: RGB images, with or without classes; also the reference of metrics.
+        pipeline: the teacher's pipeline.
 
     Raises:
-        ValueError: for images of another kind or size than the autoencoder takes, a pipeline without one, or a cache
-            that cannot be written.
+        ValueError: for images of a size that the autoencoder does not support or that are not RGB, a pipeline without
+            autoencoder, or a cache that cannot be written.
     """
 
     def __init__(self, images: ImageDataset, pipeline: TeacherPipeline) -> None:
@@ -35,8 +35,8 @@ class LatentDataset(ImageDataset):
         factor = pipeline.autoencoder.downsampling
         if channels != 3 or height % factor or width % factor:
             raise ValueError(
-                f"the autoencoder of {pipeline.path} takes RGB images of height and width multiples of {factor}, "
-                f"not {channels}x{height}x{width}: choose others by data.images.resolution=... and "
+                f"the images are {channels}x{height}x{width}: the autoencoder of {pipeline.path} expects RGB images "
+                f"with height and width multiples of {factor}: set data.images.resolution=... and "
                 "data.images.channels=3"
             )
         self.image_shape = (pipeline.autoencoder.channels, height // factor, width // factor)

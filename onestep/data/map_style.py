@@ -1,4 +1,4 @@
-"""Any map-style dataset of torch as data of this package."""
+"""A map-style dataset of torch as training data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,14 +14,15 @@ from onestep.files import hash_parts, hash_tensors
 
 
 class MapDataset(ImageDataset):
-    """The items of ``items``, read one by one: an image, (image, class index) or (image, {name: tensor}).
+    """The images and conditions of a map-style dataset.
 
     Args:
-        items: a map-style dataset. Its images are float tensors [C, H, W] in [-1, 1], all of one shape.
-        num_classes: number of classes, for items with a class index; items without one have none.
+        items: a dataset of images, of (image, class index) or of (image, {name: tensor}). Images are float tensors
+            [C, H, W] in [-1, 1], all of one shape.
+        num_classes: number of classes of a class index; items without one have no classes.
 
     Raises:
-        ValueError: for an empty dataset, and for a first item, or one that is read later, of another kind.
+        ValueError: for an empty dataset, or an item of another kind or shape: the first now, others at access.
     """
 
     def __init__(self, items: Dataset[Any], num_classes: int = 0) -> None:
@@ -30,7 +31,7 @@ class MapDataset(ImageDataset):
         self.items, self.label_dim = items, num_classes
         first, condition = self._split(0)
         if condition is None or (isinstance(condition, Mapping) and "labels" not in condition):
-            self.label_dim = 0  # so that a network with classes does not fit them
+            self.label_dim = 0  # a network with classes then does not fit the data
         if not isinstance(first, Tensor) or first.ndim != 3:
             found = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
             raise ValueError(f"item 0 holds {found}: expected an image as a float tensor [C, H, W]")
@@ -69,7 +70,7 @@ class MapDataset(ImageDataset):
         if image.shape != self.image_shape:
             raise ValueError(f"the image of item {index} is {tuple(image.shape)}, the first one {self.image_shape}")
         low, high = image.min().item(), image.max().item()
-        if not -1 <= low <= high <= 1:  # neither where one is not a number
+        if not -1 <= low <= high <= 1:  # also false for NaN
             raise ValueError(f"the values of item {index} are in [{low:g}, {high:g}]: expected an image in [-1, 1]")
         return image.float(), self._condition(index, condition)
 

@@ -1,4 +1,4 @@
-"""Prompts for a text-to-image model, with or without images; their embeddings and latents are computed once."""
+"""Prompts for a text-to-image model, with or without images; their embeddings and latents are cached."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ from onestep.images import decode_image, from_uint8
 from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
 from onestep.models.diffusers.pipeline_parts import Autoencoder
 
-_FORMAT = 1  # of the cached files; another number leaves all older ones aside
+_FORMAT = 1  # of the cached files; a new number invalidates all older files
 
 
 class PromptDataset(TrainingDataset):
-    """Prompts of a file as conditions for a text-to-image teacher, with the latents of their images if there are any.
+    """Prompts of a file as conditions for a text-to-image teacher, with the latents of their images, if any.
 
-    Embeddings and latents are computed once and kept on disk: by a hash of what they depend on, in chunks, so that an
-    interrupted computation goes on where it stopped. They are read as they are asked for, and never all in memory.
+    Embeddings and latents are computed once and cached on disk, in chunks under a hash of their inputs, so that an
+    interrupted computation resumes. They are read at each access, and never all in memory.
 
     Args:
-        path: a .txt file with a prompt a line, a .parquet file, or a list of prompts.
-        column: the prompts' column of a parquet file.
-        image_column: that of the images, encoded (PNG, JPEG, ...) as bytes or as Hugging Face datasets keep them; null
-            for none. An objective with a discriminator needs them.
-        pipeline: the teacher's.
+        path: a .txt file with one prompt per line, a .parquet file, or a list of prompts.
+        column: a parquet file's column of prompts.
+        image_column: its column of encoded images (PNG, JPEG, ...), as bytes or in the format of Hugging Face datasets;
+            None for no images. A discriminator needs them.
+        pipeline: the teacher's pipeline.
 
     Raises:
-        ValueError: for a file that cannot be read as this, an empty one, a pipeline without text encoders or
-            autoencoder, or a cache that cannot be written.
+        ValueError: for a file that is unreadable or empty, a pipeline without text encoders or autoencoder, or a cache
+            that cannot be written.
     """
 
     def __init__(self, path: str | list[str], column: str, image_column: str | None, pipeline: TeacherPipeline) -> None:
@@ -47,7 +47,7 @@ class PromptDataset(TrainingDataset):
         return len(self.embeddings)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Latents [B, c, h, w], None where there are no images, and the embeddings [B, ...] of the prompts."""
+        """Latents [B, c, h, w], or None without images, and the embeddings [B, ...] of the prompts."""
         latents = None if self.latents is None else self.latents[indices]["latents"].float()
         return latents, self.embeddings[indices]
 
@@ -56,14 +56,14 @@ class PromptDataset(TrainingDataset):
         return f"{len(self):,} prompts"
 
     def fingerprint(self) -> str:
-        """A hash of the prompts, the images and what encodes them."""
+        """A hash of the prompts, the images and their encoders."""
         latents = {} if self.latents is None else {self.latents.cache.folder.name: self.latents.names}
         return fingerprint({"prompts": self.embeddings.fingerprint(), **latents})
 
     def _encode_images(self, path: str | list[str], column: str) -> CachedRows:
         images, pipeline = ParquetImages(path, column), self.pipeline
         if len(images) != len(self):
-            raise ValueError(f"{path}: {len(images)} images for {len(self)} prompts")
+            raise ValueError(f"{path}: it has {len(images)} images for {len(self)} prompts, expected equally many")
         description = {
             "format": _FORMAT, "dtype": pipeline.dtype, "image_size": pipeline.image_size, "column": column,
             "rows": pipeline.batch_size,
@@ -85,10 +85,10 @@ class PromptDataset(TrainingDataset):
 
 
 def read_prompts(path: str | list[str], column: str) -> list[str]:
-    """The prompts of a .txt file (a line each, empty ones left out), of a parquet file's ``column``, or of a list.
+    """The prompts of a .txt file (one per line, without empty lines), of a parquet file's ``column``, or of a list.
 
     Raises:
-        ValueError: if there are none, or the file is missing or of another kind.
+        ValueError: if there are no prompts, or the file is missing or of another type.
     """
     if not isinstance(path, str):
         prompts = [str(prompt) for prompt in path]
@@ -96,7 +96,7 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
         prompts = _open_parquet(path, column).read(columns=[column]).column(column).to_pylist()
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(
-                f"{path}: column {column!r} holds other things than text; choose another by data.column=..."
+                f"{path}: column {column!r} has values that are not text: set data.column=... to a column of text"
             )
     elif path.endswith(".txt"):
         try:
@@ -105,31 +105,29 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
             raise ValueError(f"data.path={path}: the prompts cannot be read: {error}") from error
         prompts = [line.strip() for line in lines if line.strip()]
     else:
-        raise ValueError(f"data.path={path}: expected a .txt file with a prompt a line, or a .parquet file")
+        raise ValueError(f"data.path={path}: expected a .txt file with one prompt per line, or a .parquet file")
     if not prompts:
-        raise ValueError(f"data.path={path}: there is no prompt in it")
+        raise ValueError(f"data.path={path}: it has no prompts")
     return prompts
 
 
 class ParquetImages(Sequence[bytes]):
     """The encoded images of a parquet file's ``column``: bytes, or Hugging Face's ``{"bytes": ..., "path": ...}``.
 
-    They are read as they are asked for, a row group at a time.
+    They are read at each access, one row group at a time.
 
     Raises:
-        ValueError: if there is no such file or column, or it holds other things.
+        ValueError: if the file or column does not exist, or has another type.
     """
 
     def __init__(self, path: str | list[str], column: str) -> None:
         if not (isinstance(path, str) and path.endswith(".parquet")):
-            raise ValueError(
-                f"data.image_column={column}: images are read from a .parquet file, and data.path is {path}"
-            )
+            raise ValueError(f"data.image_column={column}: images need a .parquet file, got data.path={path}")
         self.path, self.column = path, column
         self.file = _open_parquet(path, column)
         kind = str(self.file.schema_arrow.field(column).type)
         if kind not in ("binary", "large_binary") and not kind.startswith("struct<bytes: "):
-            raise ValueError(f"{path}: column {column!r} holds other things than encoded images: {kind}")
+            raise ValueError(f"{path}: column {column!r} has the type {kind}, expected encoded images")
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.ends = list(accumulate(sizes))
         self._group = lru_cache(1)(self._read_group)
@@ -142,7 +140,7 @@ class ParquetImages(Sequence[bytes]):
         cell = self._group(group)[row - (self.ends[group - 1] if group else 0)]
         encoded = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(encoded, bytes):
-            raise ValueError(f"row {row} of {self.path}: there is no image in column {self.column!r}")
+            raise ValueError(f"row {row} of {self.path}: column {self.column!r} has no image there")
         return encoded
 
     def _read_group(self, group: int) -> list[Any]:

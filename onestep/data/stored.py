@@ -1,4 +1,4 @@
-"""What all datasets on disk share: images are read when they are asked for, in any number of processes."""
+"""The base of datasets on disk, which read each image at its access, in any number of processes."""
 
 import os
 import warnings
@@ -23,7 +23,7 @@ from onestep.images import DamagedImageError, decode_image, from_uint8
 
 @dataclass(frozen=True)
 class Contents:
-    """What a place holds: the images' names, their classes [N] or None, and how many classes there are."""
+    """The names of stored images, their classes [N] or None, and the number of classes."""
 
     names: Sequence[str]
     labels: np.ndarray | None = None
@@ -32,20 +32,19 @@ class Contents:
 
 @dataclass(eq=False)
 class StoredImages(ImageDataset):
-    """Images on disk. The subclass says what is there and reads one.
+    """Images on disk. A subclass lists the images and reads one.
 
     Args:
-        path: where they lie.
-        use_labels: whether to hand out the labels, if there are any.
-        max_size: a random subset of this size, in the stored order, as EDM draws it; None for all.
-        random_seed: seed of that subset.
-        xflip: append each image's mirror image, behind all images.
-        skip_damaged: decode every image once at the start and leave out those that cannot be, with a warning that
-            counts and names them.
+        path: file or folder of the images.
+        use_labels: False to ignore the labels.
+        max_size: size of a random subset, in the stored order, the same as EDM's; None for all images.
+        random_seed: seed of the subset.
+        xflip: append the mirror images after all images.
+        skip_damaged: decode every image once at the start, and omit the damaged ones with a warning.
 
     Raises:
-        ValueError: if there are no images. Reading one raises :class:`DamagedImageError`, which names it, if it cannot
-            be decoded, and ValueError if its shape is another than that of the first.
+        ValueError: if there are no images. Reading an image raises :class:`DamagedImageError` if it cannot be decoded,
+            and ValueError if its shape is not that of the first image.
     """
 
     path: str
@@ -65,10 +64,10 @@ class StoredImages(ImageDataset):
         if self.max_size is not None and self.max_size < len(positions):
             np.random.RandomState(self.random_seed).shuffle(positions)
             positions = np.sort(positions[: self.max_size])
-        #: Where each image, unmirrored, stands among all that are stored.
-        self.positions = self._whole_ones(positions) if self.skip_damaged else positions
+        #: Position of each image, without mirror images, among all stored images.
+        self.positions = self._intact(positions) if self.skip_damaged else positions
         if not len(self.positions):
-            raise ValueError(f"{self.path}: no {'whole ' if len(positions) else ''}images there")
+            raise ValueError(f"{self.path}: it has no {'intact ' if len(positions) else ''}images")
         has_labels = self.use_labels and contents.labels is not None
         self.labels = contents.labels if has_labels else None
         self.label_dim = contents.num_classes if has_labels else 0
@@ -76,19 +75,20 @@ class StoredImages(ImageDataset):
 
     @abstractmethod
     def open(self) -> Contents:
-        """Find out what is there; called once, first."""
+        """List the stored images; called once, at the start."""
 
     @abstractmethod
     def pixels(self, position: int) -> np.ndarray:
         """The uint8 pixels [C, H, W] of a stored image.
 
         Raises:
-            DamagedImageError: if it cannot be read; other ValueErrors for an image that is whole, but unsuitable.
+            DamagedImageError: if it cannot be read.
+            ValueError: for an intact image that is unsuitable.
         """
 
     @abstractmethod
     def content(self, position: int) -> bytes:
-        """What tells a stored image's pixels from others: its bytes, or a checksum that lies beside them."""
+        """Bytes that identify a stored image's pixels: its file, or a stored checksum."""
 
     def __len__(self) -> int:
         return len(self.positions) * (2 if self.xflip else 1)
@@ -111,7 +111,7 @@ class StoredImages(ImageDataset):
         return hash_parts(chain([repr(self._processing()), labels], contents))
 
     def _processing(self) -> dict[str, Any]:
-        """What is done to the stored images before they are handed out."""
+        """The settings of the processing of stored images."""
         return {"xflip": self.xflip}
 
     def _image(self, index: int) -> np.ndarray:
@@ -121,9 +121,8 @@ class StoredImages(ImageDataset):
         pixels = self._named_pixels(self.positions[place])
         if pixels.shape != self.image_shape:
             raise ValueError(
-                f"{self.path}: {self.names[self.positions[place]]!r} has the shape {pixels.shape}, the first image "
-                f"{self.image_shape}; convert them, where the reader has the options, by data.resolution and "
-                "data.channels"
+                f"{self.path}: {self.names[self.positions[place]]!r} has the shape {pixels.shape}, expected that of "
+                f"the first image, {self.image_shape}: set data.resolution and data.channels, or convert the images"
             )
         return pixels[:, :, ::-1] if mirrored else pixels
 
@@ -133,13 +132,13 @@ class StoredImages(ImageDataset):
             return self.pixels(int(position))
         except DamagedImageError as error:
             raise DamagedImageError(
-                f"{self.path}: the image {name!r} is damaged ({error}); mend it, or leave such images out by "
-                "data.skip_damaged=true"
+                f"{self.path}: the image {name!r} is damaged ({error}): replace it, or omit damaged "
+                "images with data.skip_damaged=true"
             ) from error
         except ValueError as error:
             raise ValueError(f"{self.path}: the image {name!r}: {error}") from error
 
-    def _whole_ones(self, positions: np.ndarray) -> np.ndarray:
+    def _intact(self, positions: np.ndarray) -> np.ndarray:
         kept, damaged = [], []
         for position in tqdm(positions, desc=f"checking {self.path}", leave=False, delay=2):
             try:
@@ -150,7 +149,7 @@ class StoredImages(ImageDataset):
         if damaged:
             shown = ", ".join(damaged[:10]) + (", ..." if len(damaged) > 10 else "")
             warnings.warn(
-                f"{self.path}: {len(damaged)} of {len(positions)} images are damaged and left out: {shown}",
+                f"{self.path}: {len(damaged)} of {len(positions)} images are damaged and omitted: {shown}",
                 stacklevel=2,
             )
         return np.array(kept, dtype=np.int64)
@@ -158,7 +157,7 @@ class StoredImages(ImageDataset):
 
 @dataclass(eq=False)
 class EncodedImages(StoredImages):
-    """Image files of some place; see also :class:`StoredImages`.
+    """Encoded images; see also :class:`StoredImages`.
 
     Args:
         resolution, channels: see :func:`onestep.images.decode_image`.
@@ -170,9 +169,9 @@ class EncodedImages(StoredImages):
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3, None):
-            raise ValueError(f"channels={self.channels}: choose 1 (grey), 3 (RGB) or null (as they are)")
+            raise ValueError(f"channels={self.channels}: choose 1 (grey), 3 (RGB) or null (unchanged)")
         if self.resolution is not None and self.resolution < 1:
-            raise ValueError(f"resolution={self.resolution}: expected at least 1, or null to leave sizes as they are")
+            raise ValueError(f"resolution={self.resolution}: expected at least 1, or null for unchanged sizes")
         super().__post_init__()
 
     @abstractmethod
@@ -195,10 +194,10 @@ class EncodedImages(StoredImages):
 
 
 class PerProcess:
-    """Something open that each process opens for itself, as a forked one shares a file's position with its parent.
+    """A file that each process opens for itself, because a forked process shares the file position of its parent.
 
     Args:
-        opener: opens it; one that pickle can send to a worker.
+        opener: opens the file; pickle must be able to send it to a worker.
     """
 
     def __init__(self, opener: Callable[[], Any]) -> None:
@@ -206,7 +205,7 @@ class PerProcess:
         self._opened: tuple[int, Any] | None = None
 
     def get(self) -> Any:
-        """This process's own."""
+        """The file as this process opened it."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), self.opener())
         return self._opened[1]
@@ -219,12 +218,12 @@ def class_labels(labels: Sequence[Any], names: Sequence[str], place: str) -> np.
     """Labels as int64 [N].
 
     Raises:
-        ValueError: naming the first image whose label is no integer from 0 on.
+        ValueError: for a label that is not an integer from 0.
     """
     for label, name in zip(labels, names, strict=True):
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 1 << 20:
             raise ValueError(
-                f"{place}: the label of {name!r} is {label!r}, and a class is a number from 0 on; read the images "
-                "without labels by data.use_labels=false"
+                f"{place}: the label of {name!r} is {label!r}, expected an integer from 0: correct it, or set "
+                "data.use_labels=false"
             )
     return np.array(labels, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members of one name belong together, such as 000001.jpg and 000001.cls."""
+"""WebDataset shards: tar files, in which members of one name form a sample, such as 000001.jpg and 000001.cls."""
 
 import glob
 import tarfile
@@ -11,11 +11,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from onestep.data.stored import Contents, EncodedImages, class_labels
-from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError
+from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError, check_size
 
 
 class _Member(NamedTuple):
-    """Where a file's bytes lie in its shard."""
+    """Position and size of a file in its shard, in bytes."""
 
     shard: int
     offset: int
@@ -26,16 +26,15 @@ class _Member(NamedTuple):
 class WebDataset(EncodedImages):
     """Images of WebDataset shards, in the order of the shards' names and of their members.
 
-    The headers are read once; an image's bytes are then read from their place in the tar, in any order and by any
-    worker. Nothing is extracted, and of the other members only ``.cls`` is looked at: the class as a number in text.
+    The headers are read once. An image's bytes are then read from their position in the tar, in any order and by any
+    worker. Nothing is extracted. The only other members that are read are ``.cls``, the class as a number in text.
 
     Args:
-        path: a folder with .tar files, one of them, or a pattern such as shards/train-{000..127}.tar or shards/*.tar.
-            See :class:`onestep.data.stored.EncodedImages` for the other arguments.
+        path: a folder with .tar files, one such file, or a pattern such as shards/train-{000..127}.tar or shards/*.tar.
+            For the other arguments see :class:`onestep.data.stored.EncodedImages`.
 
     Raises:
-        ValueError: if there are no shards, or one is damaged, compressed, or lacks the class of an image that others
-            have.
+        ValueError: if there are no shards, a shard is damaged or compressed, or some images have no class.
     """
 
     def open(self) -> Contents:
@@ -60,15 +59,14 @@ class WebDataset(EncodedImages):
     def _class(self, shard: str, key: str, member: _Member) -> int:
         text = self._bytes(member, limit=20).decode(errors="replace").strip()
         if not text.isdecimal():
-            raise ValueError(f"{shard}: the class of {key!r} is {text!r}, and it must be a number from 0 on")
+            raise ValueError(f"{shard}: the class of {key!r} is {text!r}, expected an integer from 0")
         return int(text)
 
     def encoded(self, position: int) -> bytes:
         return self._bytes(_Member(*self.members[position]), limit=MAX_BYTES)
 
     def _bytes(self, member: _Member, limit: int) -> bytes:
-        if member.size > limit:
-            raise DamagedImageError(f"{member.size:,} bytes are more than {limit:,}")
+        check_size(member.size, limit)
         try:
             with Path(self.shards[member.shard]).open("rb") as file:
                 file.seek(member.offset)
@@ -78,10 +76,10 @@ class WebDataset(EncodedImages):
 
 
 def find_shards(path: str) -> list[str]:
-    """The tar files that ``path`` means, in order.
+    """The tar files of a folder, file or pattern, in order.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if a file is missing or there are none.
     """
     if Path(path).is_dir():
         shards = sorted(str(file) for file in Path(path).glob("*.tar"))
@@ -90,29 +88,28 @@ def find_shards(path: str) -> list[str]:
         shards = sorted({file for pattern in expanded for file in (glob.glob(pattern) or [pattern])})
     absent = [shard for shard in shards if not Path(shard).is_file()]
     if absent or not shards:
-        raise ValueError(f"{path}: no {'such file: ' + absent[0] if absent else 'tar files there'}")
+        raise ValueError(f"{path}: no {'such file: ' + absent[0] if absent else 'tar files in it'}")
     return shards
 
 
 def _expand(pattern: str) -> list[str]:
-    """``a-{00..02}.tar`` as three names; several braces give their product."""
+    """The names of a pattern such as ``a-{00..02}.tar``; several braces give the product of their ranges."""
     parts: list[list[str]] = []
     while "{" in pattern:
         before, _, rest = pattern.partition("{")
         body, closed, pattern = rest.partition("}")
         first, dots, last = body.partition("..")
         if not (closed and dots and first.isdecimal() and last.isdecimal() and 0 <= int(last) - int(first) < 1 << 20):
-            raise ValueError(f"{{{body}}} is no range of numbers such as {{000..127}}")
+            raise ValueError(f"{{{body}}}: expected a range of numbers such as {{000..127}}")
         parts += [[before], [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]]
     return ["".join(choice) for choice in product(*parts, [pattern])]
 
 
 def _members(shard: str, number: int) -> list[tuple[str, str, _Member]]:
-    """Key, lower-case suffix and place of each regular file; as WebDataset has it, the suffix starts at the first dot
-    of the name."""
+    """Key, lower-case suffix and position of each regular file. The suffix starts at the first dot."""
     found = []
     try:
-        with tarfile.open(shard, "r:") as tar:  # plain only: a compressed one has no places to read from
+        with tarfile.open(shard, "r:") as tar:  # uncompressed, for reading from any position
             for member in tar:
                 if not member.isreg() or member.issparse():
                     continue
@@ -121,7 +118,9 @@ def _members(shard: str, number: int) -> list[tuple[str, str, _Member]]:
                 place = _Member(number, member.offset_data, member.size)
                 found.append((folder + slash + stem, (dot + suffix).lower(), place))
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{shard}: no tar, a compressed or a damaged one ({error}); shards are plain .tar") from error
+        raise ValueError(
+            f"{shard}: expected an uncompressed tar, and it is another file or damaged: {error}"
+        ) from error
     if not found:
-        raise ValueError(f"{shard}: nothing in it")
+        raise ValueError(f"{shard}: it is empty")
     return found

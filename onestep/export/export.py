@@ -1,4 +1,4 @@
-"""A finished run's generator as a diffusers pipeline folder with a model card."""
+"""Export of a finished run's generator as a diffusers pipeline with a model card."""
 
 from pathlib import Path
 
@@ -16,27 +16,27 @@ from onestep.models.generator import Generator
 def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
     """Write the generator of the finished ``run`` as a diffusers pipeline with its model card into ``output``.
 
-    That of text-to-image is its teacher's, which plain diffusers opens; others are a :class:`OneStepPipeline`.
+    For text-to-image it is the teacher's pipeline, which plain diffusers loads; otherwise a :class:`OneStepPipeline`.
 
     Args:
         run: the run's folder.
-        output: the folder to write, which must not exist or be empty.
-        weights: "ema" for the averaged generator, "raw" for the last one.
+        output: the folder to write, new or empty.
+        weights: "ema" for the averaged generator, "raw" for the last iterate.
 
     Returns:
         ``output``.
 
     Raises:
-        ValueError: for an unknown choice, a folder that is no finished run, or one that already holds something.
+        ValueError: for an unknown choice, a ``run`` that is not finished, or an ``output`` that is not empty.
     """
     run, output = Path(run), Path(output)
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights}: choose one of {', '.join(WEIGHTS)}")
     for name in ("config.yaml", "summary.json"):
         if not (run / name).is_file():
-            raise ValueError(f"{run} holds no {name}: expected the folder of a finished run, which train.py names")
+            raise ValueError(f"{run} has no {name}: expected the folder of a finished run")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"{output} is there already: give a new folder")
+        raise ValueError(f"{output} already exists: give a new folder")
     with atomic_folder(output) as temporary:
         _write(run, weights, temporary)
     return output
@@ -51,7 +51,7 @@ def _write(run: Path, weights: str, output: Path) -> None:
     else:
         latent = generator.denoiser.denoises_latents or select(record, "data.pipeline") is not None
         vae = Autoencoder.from_pretrained(pipeline_folder(pipeline)).vae if latent else None
-        with quiet():  # no remark that the autoencoder, which images do without, is not saved
+        with quiet():  # no warning about the absent autoencoder of a pixel-space generator
             OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
     write_card(run, output, generator, weights, usage, text_to_image)
@@ -62,5 +62,5 @@ def _usage(output: Path, generator: Generator) -> str:
     return (
         "from onestep.export.pipeline import OneStepPipeline\n\n"
         f'pipeline = OneStepPipeline.from_pretrained("{output.name}")  # this folder, or its id on the hub\n'
-        f"images = pipeline(seeds=[0, 1, 2, 3]{classes}).images  # what sample.py draws of these seeds"
+        f"images = pipeline(seeds=[0, 1, 2, 3]{classes}).images  # the images of onestep sample for these seeds"
     )

@@ -1,4 +1,4 @@
-"""The model card of an exported generator: its facts, its metrics, samples, and the code that draws with it."""
+"""The model card of an exported generator: settings, metrics, samples and the code for sampling."""
 
 import json
 import re
@@ -12,10 +12,10 @@ from onestep.engine.records import read_record, select
 from onestep.models.generator import Generator
 from onestep.reports.tables import COSTS, descriptions_of, evaluated_sides, format_value, to_markdown
 
-_PICTURE = "side_by_side.png"
+_SAMPLES = "side_by_side.png"
 _WEIGHTS = {
     "ema": "the average over the training",
-    "raw": "the last of the training; results and samples are those of the average",
+    "raw": "the last iterate; results and samples are those of the average",
 }
 _TEMPLATE = """---
 {{ card_data }}
@@ -23,9 +23,10 @@ _TEMPLATE = """---
 
 # {{ title }}
 
-A generator that draws in {{ evaluations }} what its teacher draws in {{ teacher_evaluations }}, distilled with onestep.
+A generator that samples with {{ evaluations }}, distilled with onestep from a teacher that samples with
+{{ teacher_evaluations }}.
 
-{% if picture %}![Samples of the teacher and of this generator]({{ picture }})
+{% if samples %}![Samples of the teacher and of this generator]({{ samples }})
 
 {% endif %}| | |
 | --- | --- |
@@ -45,15 +46,15 @@ A generator that draws in {{ evaluations }} what its teacher draws in {{ teacher
 def write_card(
     run: Path, output: Path, generator: Generator, weights: str, usage: str, text_to_image: bool = False
 ) -> None:
-    """Write ``README.md``, a card in the hub's format, and the run's picture of samples into ``output``.
+    """Write ``README.md``, a card in the hub's format, and the run's plot of samples into ``output``.
 
     Args:
         run: the folder of a finished distillation.
-        output: the folder of the exported pipeline, whose name becomes the model's.
-        generator: what was exported.
-        weights: "ema" or "raw", which of the run's two generators that is.
-        usage: the Python code that draws with it.
-        text_to_image: whether it draws of prompts.
+        output: the folder of the exported pipeline; its name is the model's.
+        generator: the exported generator.
+        weights: "ema" or "raw", its weights.
+        usage: Python code for sampling.
+        text_to_image: True if it takes prompts.
     """
     summary = json.loads((run / "summary.json").read_text())
     config = read_record(run)
@@ -68,15 +69,15 @@ def write_card(
         base_model=_hub_id(select(config, "teacher.path") or ""),
         eval_results=_eval_results(summary, task, _name(config["data"])) or None,
     )
-    if (run / _PICTURE).is_file():
-        shutil.copyfile(run / _PICTURE, output / _PICTURE)
+    if (run / _SAMPLES).is_file():
+        shutil.copyfile(run / _SAMPLES, output / _SAMPLES)
     card = ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
         title=f"{output.name}: {kind} generator by {_name(config['objective'])}",
         evaluations=_evaluations(steps),
         teacher_evaluations=_evaluations(summary["teacher"]["network_evaluations"]),
-        picture=_PICTURE if (run / _PICTURE).is_file() else None,
+        samples=_SAMPLES if (run / _SAMPLES).is_file() else None,
         facts=[(name, value.replace("|", r"\|")) for name, value in _facts(config, generator, summary, weights)],
         results=_results_table(summary),
         usage=usage,
@@ -99,7 +100,7 @@ def _eval_results(summary: dict[str, Any], task: str, data: str) -> list[EvalRes
 
 
 def _first_records(summary: dict[str, Any], side: str) -> dict[str, dict[str, Any]]:
-    """The record of each of a side's values of the first range of seeds, by its key."""
+    """The records of the first range of seeds of the teacher or the student, by key."""
     records: dict[str, dict[str, Any]] = {}
     for record in summary["results"].get(side, []):
         records.setdefault(record["metric"], record)
@@ -107,7 +108,7 @@ def _first_records(summary: dict[str, Any], side: str) -> dict[str, dict[str, An
 
 
 def _results_table(summary: dict[str, Any]) -> str:
-    """A metric or cost a row; teacher and student, and the conditions of the metric, its columns."""
+    """A table with one metric or cost per row, for teacher and student, with the metric's features and reference."""
     sides, records = evaluated_sides(summary), _first_records(summary, "student")
     rows = [["", *sides, "features", "reference"]]
     for key, description in descriptions_of(summary).items():
@@ -124,7 +125,7 @@ def _cells(summary: dict[str, Any], sides: list[str], key: str) -> list[str]:
 def _facts(
     config: dict[str, Any], generator: Generator, summary: dict[str, Any], weights: str
 ) -> list[tuple[str, str]]:
-    """Names and values of what the run was made of."""
+    """Names and values of the run's parts and settings."""
     objective, weights_of = config["objective"], config["generator"]
     sigmas = (generator.sigma_init, *generator.later_sigmas)
     return [
@@ -152,7 +153,7 @@ def _parts_of(node: dict[str, Any] | str) -> list[tuple[str, Any]]:
 
 
 def _describe(node: dict[str, Any] | str | None) -> str:
-    """The name of a part of the configuration and its plain values; of a path no more than may be seen."""
+    """The name of a part of the configuration and its plain values, without local paths."""
     if node is None or isinstance(node, str):
         return _name(node)
     values = [
@@ -164,9 +165,9 @@ def _describe(node: dict[str, Any] | str | None) -> str:
 
 
 def _name(node: dict[str, Any] | str | None) -> str:
-    """The class of a part of the configuration with what it reads; of a function, such as load_teacher, that alone.
+    """The class of a part of the configuration with its path; of a function, such as load_teacher, the path alone.
 
-    A part that was given as an object is recorded as the name of its class.
+    The record of a part that was given as an object is the name of its class.
     """
     if node is None:
         return "none"
@@ -181,14 +182,14 @@ def _name(node: dict[str, Any] | str | None) -> str:
 
 
 def _shown(value: str | float) -> str:
-    """A value of the configuration; of a path its last part: where things lie on a machine stays private."""
+    """A value of the configuration as text; of a local path the last part alone, because local paths are private."""
     if isinstance(value, str):
         return _hub_id(value) or Path(value).name
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def _hub_id(path: str) -> str | None:
-    """``path`` if it is a hub id, None if a local one."""
+    """``path`` if it is a hub id, None if it is local."""
     return path if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists() else None
 
 

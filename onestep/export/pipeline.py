@@ -1,4 +1,4 @@
-"""A trained generator as a diffusers pipeline: a folder with ``model_index.json``, safetensors and a model card."""
+"""A trained generator as a diffusers pipeline: ``model_index.json``, safetensors and a model card."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,26 +20,26 @@ OUTPUT_TYPES = ("pil", "np", "pt")
 
 
 class OneStepPipeline(DiffusionPipeline):
-    """Draws images with a one-step (or few-step) generator; a seed gives the image that ``sample.py`` draws of it.
+    """Generates images with a one-step or few-step generator; a seed gives the same image as in ``onestep sample``.
 
-    It saves and loads as every diffusers pipeline does, with ``save_pretrained``, ``from_pretrained`` (safetensors
+    It saves and loads like other diffusers pipelines, with ``save_pretrained``, ``from_pretrained`` (safetensors
     only) and ``push_to_hub``, and moves with ``to``.
 
     Args:
         denoiser: the generator's network.
-        vae: of diffusers, which decodes what a generator of latents draws; None for one of images.
-        sigma_init, later_sigmas: the noise levels of its steps, see :class:`onestep.models.generator.Generator`.
+        vae: autoencoder of diffusers for a generator of latents; None for one of images.
+        sigma_init, later_sigmas: noise levels of the steps, see :class:`onestep.models.generator.Generator`.
 
     Raises:
-        ValueError: without ``sigma_init``, or for noise levels that the generator refuses.
+        ValueError: without ``sigma_init``, or for noise levels that the generator does not support.
     """
 
     def __init__(
         self, denoiser: DenoiserNetwork, vae: Any, sigma_init: float | None = None, later_sigmas: list | None = None
     ) -> None:
-        super().__init__()  # diffusers takes an argument with a default for a setting, one without for a network
+        super().__init__()  # for diffusers, an argument with a default is a setting, and one without is a network
         if sigma_init is None:
-            raise ValueError("sigma_init is missing: give the noise level of the generator's first step")
+            raise ValueError("sigma_init is missing: expected the noise level of the generator's first step")
         self.register_modules(denoiser=denoiser, vae=vae)
         self.register_to_config(sigma_init=sigma_init, later_sigmas=list(later_sigmas or []))
         self.generator = Generator(denoiser, sigma_init, later_sigmas or []).eval()
@@ -47,20 +47,20 @@ class OneStepPipeline(DiffusionPipeline):
 
     @classmethod
     def from_generator(cls, generator: Generator, vae: Any = None) -> Self:
-        """The pipeline of a ``generator`` in memory."""
+        """The pipeline of a ``generator``."""
         return cls(generator.denoiser, vae, generator.sigma_init, generator.later_sigmas)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:
-        """Read a folder or a hub id: safetensors alone, so that nothing of it is ever unpickled.
+        """Load a folder or a hub id: safetensors only, so that nothing is unpickled.
 
         Raises:
-            ValueError: if there is no such pipeline, or its weights do not fit their config.
+            ValueError: if the pipeline does not exist, or its weights do not fit their config.
         """
         folder = pipeline_folder(str(pretrained_model_name_or_path))
         index = cls.load_config(folder)
         if index.get("_class_name") != cls.__name__:
-            raise ValueError(f"{folder} holds a {index.get('_class_name')}, and no {cls.__name__}")
+            raise ValueError(f"{folder} holds a {index.get('_class_name')}, expected a {cls.__name__}")
         vae = Autoencoder.from_pretrained(folder).vae if (folder / "vae").is_dir() else None
         return cls(load_denoiser(folder / "denoiser"), vae, index.get("sigma_init"), index.get("later_sigmas"))
 
@@ -72,38 +72,37 @@ class OneStepPipeline(DiffusionPipeline):
         batch_size: int = 64,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """One image for each of ``seeds``.
+        """Generate one image for each of ``seeds``.
 
         Args:
-            seeds: an image depends on its own seed and on nothing else in its batch.
-            classes: the class of seed ``s`` is the ``s``-th of these, beginning again at their end; None draws it from
-                the seed.
-            batch_size: images drawn at a time.
-            output_type: "pil" for pictures; "np" for floats [N, H, W, C] in [0, 1]; "pt" for the tensor [N, C, H, W]
-                as the network gives it, in [-1, 1] but for overshoot.
+            seeds: an image depends on its seed alone, not on the rest of its batch.
+            classes: seed ``s`` gets ``classes[s % len(classes)]``; None for a random class, a function of the seed.
+            batch_size: images per batch.
+            output_type: "pil" for Pillow images; "np" for floats [N, H, W, C] in [0, 1]; "pt" for the network's output
+                [N, C, H, W], in about [-1, 1].
 
         Returns:
-            An output whose ``images`` they are.
+            An output with the ``images``.
 
         Raises:
             ValueError: for an unknown ``output_type``, or classes that the network does not have.
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        images = self._draw(list(seeds), None if classes is None else list(classes), batch_size)
+        images = self._generate(list(seeds), None if classes is None else list(classes), batch_size)
         if output_type == "pt":
             return ImagePipelineOutput(images)
         if output_type == "np":
             return ImagePipelineOutput((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())
         return ImagePipelineOutput(VaeImageProcessor.numpy_to_pil(to_uint8(images).permute(0, 2, 3, 1).numpy() / 255))
 
-    def _draw(self, seeds: list[int], classes: list[int] | None, batch_size: int) -> Tensor:
-        """Float32 images [N, C, H, W] of the ``seeds``, on the CPU."""
+    def _generate(self, seeds: list[int], classes: list[int] | None, batch_size: int) -> Tensor:
+        """Images [N, C, H, W] of the ``seeds``, float32 on the CPU."""
         shape, label_dim, images = self.denoiser.image_shape, self.denoiser.label_dim, []
         for start in self.progress_bar(range(0, len(seeds), batch_size)):
             latents, condition = seeded_inputs(seeds[start : start + batch_size], shape, label_dim, classes)
             condition = map_condition(lambda tensor: tensor.to(self.device), condition)
             noises = seeded_noise(seeds[start : start + batch_size], shape, label_dim)
-            drawn = self.generator(latents.to(self.device), condition, noises).float()
-            images.append((drawn if self.autoencoder is None else self.autoencoder.decode(drawn)).cpu())
+            samples = self.generator(latents.to(self.device), condition, noises).float()
+            images.append((samples if self.autoencoder is None else self.autoencoder.decode(samples)).cpu())
         return torch.cat(images)

@@ -79,18 +79,18 @@ def test_a_training_reads_a_zip_and_its_workers_change_nothing(stores: Path, tmp
 def test_folder_of_classes(stores: Path, tmp_path: Path) -> None:
     shutil.copytree(stores / "classes", tmp_path / "copy")
     Image.new("L", (8, 8)).save(tmp_path / "copy" / "beside.png")
-    with pytest.raises(ValueError, match=r"'beside\.png' lies beside subfolders"):
+    with pytest.raises(ValueError, match=r"'beside\.png' is next to subfolders"):
         ImageFolder(str(tmp_path / "copy"))
     assert len(ImageFolder(str(tmp_path / "copy"), use_labels=False)) == 61
     Image.new("L", (9, 8)).save(tmp_path / "copy" / "digit_3" / "zz.png")
     (tmp_path / "copy" / "beside.png").unlink()
     data = ImageFolder(str(tmp_path / "copy"))
     number = data.names.index("digit_3/zz.png")
-    with pytest.raises(ValueError, match=r"'digit_3/zz\.png' has the shape \(1, 8, 9\), the first image \(1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"'digit_3/zz\.png' has the shape \(1, 8, 9\), expected .* \(1, 8, 8\)"):
         data[number]
     assert ImageFolder(str(tmp_path / "copy"), resolution=8)[number][0].shape == (1, 8, 8)
     (tmp_path / "copy" / "digit_4" / "aa.jpg").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"1 of 62 images are damaged and left out: digit_4/aa\.jpg"):
+    with pytest.warns(UserWarning, match=r"1 of 62 images are damaged and omitted: digit_4/aa\.jpg"):
         assert len(ImageFolder(str(tmp_path / "copy"), skip_damaged=True)) == 61
     with pytest.raises(ValueError, match="no such folder"):
         ImageFolder(str(tmp_path / "none"))
@@ -105,13 +105,13 @@ def test_shards(stores: Path, tmp_path: Path) -> None:
     assert find_shards(str(stores / "shards" / "digits-00{0..1}.tar"))[0] == str(shard)
     with pytest.raises(ValueError, match=r"no such file: .*digits-002\.tar"):
         WebDataset(str(stores / "shards" / "digits-{000..002}.tar"))
-    with pytest.raises(ValueError, match=r"\{a\.\.c\} is no range"):
+    with pytest.raises(ValueError, match=r"\{a\.\.c\}: expected a range"):
         find_shards("digits-{a..c}.tar")
     content = shard.read_bytes()
     broken_files = {"cut.tar": content[:9000], "text.tar": b"x" * 2000, "packed.tar": gzip.compress(content)}
     for name, broken in broken_files.items():
         (tmp_path / name).write_bytes(broken)
-        with pytest.raises(ValueError, match=rf"{name}: no tar, a compressed or a damaged one"):
+        with pytest.raises(ValueError, match=rf"{name}: expected an uncompressed tar"):
             WebDataset(str(tmp_path / name))
     with tarfile.open(shard) as old, tarfile.open(tmp_path / "unlabelled.tar", "w") as new:
         for member in old:
@@ -143,7 +143,7 @@ def test_idx(stores: Path, tmp_path: Path, digits: ImagesInMemory) -> None:
     assert image.shape == (1, 11, 11)
     assert torch.equal(to_uint8(image[:, 1:9, 1:9]).float(), (digits.images[5] + 1) * 120)
     assert image[:, 0].eq(-1).all() and image[:, 9:].eq(-1).all() and image[:, :, 9:].eq(-1).all()
-    with pytest.raises(ValueError, match="pad_to=7 is less than the images' 8 x 8"):
+    with pytest.raises(ValueError, match="pad_to=7: expected at least the images' 8 x 8"):
         IDXImages(str(stores / "idx"), split="train", pad_to=7)
     with pytest.raises(ValueError, match="no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"):
         IDXImages(str(stores / "idx"), split="test")
@@ -152,11 +152,11 @@ def test_idx(stores: Path, tmp_path: Path, digits: ImagesInMemory) -> None:
     whole = (stores / "idx" / "train-images-idx3-ubyte").read_bytes()
     huge = struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 2**31, 2**31)
     for content, message in (
-        (whole[:-1], "3,840 bytes promised, 3,839 or more"),
-        (whole + b"x", "3,840 bytes promised, 3,841 or more"),
+        (whole[:-1], "says 3,840 bytes, found 3,839 or more"),
+        (whole + b"x", "says 3,840 bytes, found 3,841 or more"),
         (b"PK\3\4", "starts with 504b0304"),
-        (huge, "cannot be right"),
-        (whole[:9], "cannot be right|buffer size"),
+        (huge, "its header has the shape"),
+        (whole[:9], "its header has the shape|buffer size"),
     ):
         (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
         with pytest.raises(ValueError, match=message):

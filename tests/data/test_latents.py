@@ -116,7 +116,7 @@ def test_what_is_refused(run: Path, dit: Path, pictures: Path, tmp_path: Path) -
     options = (f"checkpoint={run / 'generator'}", "count=1", f"save_to={tmp_path / 'drawn'}")
     with pytest.raises(ValueError, match=r"latents of 4 channels, .* set teacher=diffusers and teacher\.path"):
         sample(configure("sample", *options))
-    with pytest.raises(ValueError, match="multiples of 2, not 3x7x7: choose others by data.images.res"):
+    with pytest.raises(ValueError, match="3x7x7: .* multiples of 2: set data.images.res"):
         LatentDataset(
             ImageFolder(str(pictures), resolution=7), TeacherPipeline(str(dit), None, "float32", 8, str(tmp_path))
         )

@@ -205,10 +205,10 @@ def test_prompts_are_read_from_text_and_parquet(tmp_path: Path, with_images: Pat
     [
         ("nowhere.txt", "prompt", "the prompts cannot be read"),
         ("nowhere.parquet", "prompt", "cannot be read as parquet"),
-        ("prompts.csv", "prompt", r"expected a .txt file with a prompt a line, or a .parquet file"),
-        ("empty.txt", "prompt", "there is no prompt in it"),
+        ("prompts.csv", "prompt", r"expected a .txt file with one prompt per line, or a .parquet file"),
+        ("empty.txt", "prompt", "it has no prompts"),
         ("data.parquet", "caption", "has no column 'caption'; its columns are: prompt, image"),
-        ("data.parquet", "image", "column 'image' holds other things than text"),
+        ("data.parquet", "image", "column 'image' has values that are not text"),
     ],
 )
 def test_what_is_refused(path: str, column: str, message: str, with_images: Path) -> None:
@@ -219,9 +219,9 @@ def test_what_is_refused(path: str, column: str, message: str, with_images: Path
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_images_that_are_none(make: Make, with_images: Path) -> None:
-    with pytest.raises(ValueError, match="images are read from a .parquet file"):
+    with pytest.raises(ValueError, match="data.image_column=.*: images need a .parquet file"):
         make(image_column="image")
-    with pytest.raises(ValueError, match="column 'prompt' holds other things than encoded images"):
+    with pytest.raises(ValueError, match="column 'prompt' has the type .*, expected encoded images"):
         make(with_images, image_column="prompt")
     for broken, reason in ((png(1)[:40], ""), (huge_png(10_000), "10000 x 10000 pixels are more than 67,108,864")):
         table = pa.table({"prompt": PROMPTS[:3], "image": [png(0), broken, png(2)]})

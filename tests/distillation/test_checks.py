@@ -48,7 +48,7 @@ def test_pairs_without_a_regression(tmp_path: Path) -> None:
     "override, expected",
     [
         ("divergence=forward_kl", "this divergence needs the density ratio, but discriminator.head is null"),
-        ("sampler.steps=1", "steps >= 2"),
+        ("sampler.steps=1", "sampler.steps=1, .*: expected steps >= 2"),
         ("evaluation.samples=0", "evaluation.samples must be positive"),
         ("features.path=no/such/features", "no feature network at"),
         ("pairs.count=0", "pairs.count must be positive, got 0"),

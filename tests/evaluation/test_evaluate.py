@@ -161,7 +161,7 @@ def test_a_run_s_folder_cannot_name_a_program(target: str, inception_file: Path,
 def test_what_cannot_be_evaluated(evaluate: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="images=.*expected metrics"):
         evaluate(f"images={tmp_path}")
-    with pytest.raises(ValueError, match="no images there"):
+    with pytest.raises(ValueError, match="it has no images"):
         evaluate(f"images={tmp_path}", "metrics=[fid]")
     for name, arrays, message in (
         ("other", {"x": np.zeros(3)}, "its arrays are x, expected images"),

@@ -133,7 +133,7 @@ def test_every_value_of_the_summary_reaches_the_card(finished_run: Path, tmp_pat
     for key, value in values.items():
         assert rf"| title of {key} ↓ | {value:.4g} | a \| b | Digits, 1,797 images |" in lines
     assert "| samples per second | 7.25 |  |  |" in lines and "side_by_side.png" not in card.content
-    assert any(line.startswith("| weights | the last of the training") for line in lines)
+    assert any(line.startswith("| weights | the last iterate") for line in lines)
 
 
 def test_an_export_says_nothing_of_the_autoencoder_that_images_do_without(
@@ -153,8 +153,8 @@ def test_the_cards_code_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere", "new"), "holds no config.yaml: expected the folder of a finished run"),
-        (("RUN", "RUN"), "is there already: give a new folder"),
+        (("nowhere", "new"), "has no config.yaml: expected the folder of a finished run"),
+        (("RUN", "RUN"), "already exists: give a new folder"),
     ],
 )
 def test_what_is_refused(
