@@ -1,0 +1,127 @@
+"""Files from others, read within limits: plain JSON and YAML of a stated structure.
+
+A folder of a run, a network or a pipeline may come from anybody. Nothing here runs what a file names, waits for a pipe,
+reads a device, or takes more memory than a small multiple of the file's limit.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+T = TypeVar("T")
+
+#: Bytes of a JSON file. The longest is of a checkpoint: a few numbers for each parameter of a network.
+JSON_LIMIT = 2**23
+#: Bytes of a YAML file, whose parser takes about ten seconds for a megabyte.
+YAML_LIMIT = 2**18
+
+
+def read_json(path: str | Path, kind: type[T], limit: int = JSON_LIMIT) -> T:
+    """The content of a JSON file, checked to be of a ``kind``.
+
+    Args:
+        path: the file.
+        kind: the structure, such as ``dict[str, Any]`` or a dataclass with annotations of :mod:`onestep.ranges`. Types
+            are strict: no text stands for a number, no boolean for an integer. Unknown keys of a dataclass are ignored.
+        limit: bytes of the file.
+
+    Raises:
+        ValueError: with the file, if it is no JSON, or of another structure; see :func:`read_bytes`.
+    """
+    return parse_json(read_bytes(path, limit), kind, path)
+
+
+def parse_json(text: str | bytes, kind: type[T], name: str | Path) -> T:
+    """Like :func:`read_json`, of ``text`` from the file ``name``."""
+    content = text.encode() if isinstance(text, str) else text.removeprefix(b"\xef\xbb\xbf")
+    try:
+        from_json(content, allow_inf_nan=False)  # also where the kind leaves values open
+    except ValueError as error:  # also too deep, or not UTF-8
+        raise ValueError(f"{name}: no JSON: {error}") from error
+    try:
+        return _adapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {first_error(error)}") from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file: plain values, without tags and aliases.
+
+    Raises:
+        ValueError: with the file, if it is anything else; see :func:`read_bytes`.
+    """
+    content = read_bytes(path, YAML_LIMIT)
+    try:
+        values = yaml.load(content.decode(), _PlainLoader)
+    except RecursionError as error:
+        raise ValueError(f"{path}: no plain YAML: nested too deep") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that does not exist, no UTF-8
+        raise ValueError(f"{path}: no plain YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{path}: expected keys with values, got {type(values).__name__}")
+    return values
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        ValueError: with the file, if it is larger, or see :func:`check_file`.
+    """
+    check_file(path)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes: no file of this kind is so long")
+    return content
+
+
+def check_file(path: str | Path) -> None:
+    """Check that ``path`` is a regular file, or a link to one: a pipe or a device can be read without end.
+
+    Raises:
+        ValueError: if it is anything else, or absent.
+    """
+    path = Path(path)
+    try:
+        regular, exists = path.is_file(), path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte; links in a circle
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not exists:
+        raise ValueError(f"{path}: no such file")
+    if not regular:
+        raise ValueError(f"{path}: expected a file, not a folder, a pipe or a device")
+
+
+def first_error(error: ValidationError) -> str:
+    """The first of pydantic's errors in one line: the key, the value and what was expected."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"])) or "the content"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    value = repr(first["input"])
+    value = value if len(value) <= 60 else f"{value[:60]}..."
+    return f"{key}={value}: {first['msg'].replace('Input should be', 'expected')}"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader without tags, and without aliases, by which a short file can stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            kind = f"the alias *{event.anchor}" if isinstance(event, yaml.AliasEvent) else f"the tag {event.tag}"
+            raise yaml.composer.ComposerError(None, None, f"{kind} is not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
