@@ -1,11 +1,14 @@
 """Files that are complete or absent, and hashes of their content."""
 
 import hashlib
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +66,19 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a record of a few lines in UTF-8, atomically and durably."""
     with atomic_file(path, durable=True) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """The JSON of plain values. JSON has no number that is not finite: null stands for it."""
+    return json.dumps(_finite(values), indent=indent, allow_nan=False)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def sync(path: Path) -> None:

@@ -4,6 +4,8 @@ A folder of a run, a network or a pipeline may come from anybody. Nothing here r
 reads a device, or takes more memory than a small multiple of the file's limit.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +13,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -42,10 +46,40 @@ def parse_json(text: str | bytes, kind: type[T], name: str | Path) -> T:
         from_json(content, allow_inf_nan=False)  # also where the kind leaves values open
     except ValueError as error:  # also too deep, or not UTF-8
         raise ValueError(f"{name}: no JSON: {error}") from error
+    adapter = _adapter(kind)  # type: ignore[arg-type] # a type is hashable
     try:
-        return _adapter(kind).validate_json(content, strict=True)
+        return adapter.validate_json(content, strict=True)
     except ValidationError as error:
         raise ValueError(f"{name}: {first_error(error)}") from error
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        ValueError: with the file, if it is absent, damaged, or holds a number that is not finite.
+    """
+    with open_tensors(path) as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} is not finite: take an earlier checkpoint, or another file")
+    return tensors
+
+
+@contextmanager
+def open_tensors(path: str | Path) -> Iterator[Any]:
+    """Context with an open safetensors file.
+
+    Raises:
+        ValueError: with the file, also for what is raised within the context, if it is absent or damaged.
+    """
+    check_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: no safetensors, or a damaged file: {error}") from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ SHA-256 of each file, to detect damage before any of it is loaded. Nothing is un
 a dot are not checkpoints: they are incomplete, or abandoned by a rollback.
 """
 
-import json
 import os
 import shutil
 import warnings
@@ -17,12 +16,29 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from onestep.files import atomic_folder, hash_file, sync
+from onestep.files import atomic_folder, hash_file, sync, to_json
 from onestep.metrics.result import Measurement
+from onestep.reading import read_json
 
 _FOLDER = "checkpoints"
 _MANIFEST = "manifest.json"
 _SPARE_BYTES = 2**20  # for the JSON files and the file system's metadata
+
+
+@dataclass(frozen=True)
+class _File:
+    """Size and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The content of ``manifest.json``."""
+
+    measured: Measurement | None
+    files: dict[str, _File]
 
 
 @dataclass(frozen=True)
@@ -87,11 +103,11 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     for name, tensors in snapshot.tensors.items():
         save_file(tensors, folder / f"{name}.safetensors")
     for name, values in snapshot.values.items():
-        (folder / f"{name}.json").write_text(json.dumps(values))
+        (folder / f"{name}.json").write_text(to_json(values), encoding="utf-8")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(folder.iterdir())}
     measured = None if snapshot.measured is None else asdict(snapshot.measured)
     manifest = {"iteration": snapshot.iteration, "measured": measured, "files": files}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / _MANIFEST).write_text(to_json(manifest, indent=1), encoding="utf-8")
 
 
 def _prune(run: Path, written: Path, same_iteration: list[Path], keep_last: int) -> None:
@@ -120,9 +136,8 @@ def _best_of_each(run: Path) -> dict[str, tuple[Path, Measurement]]:
 
 def _measurement_of(folder: Path) -> Measurement | None:
     try:
-        values = json.loads((folder / _MANIFEST).read_text())["measured"]
-        return Measurement(str(values["key"]), float(values["value"]), bool(values["higher_is_better"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(folder / _MANIFEST, _Manifest).measured
+    except ValueError:
         return None
 
 
@@ -138,17 +153,20 @@ def _iteration_of(folder: Path) -> int:
 def damage(folder: Path) -> str | None:
     """A description of the first damaged file of a checkpoint; None if the checkpoint is intact."""
     try:
-        files = json.loads((folder / _MANIFEST).read_text())["files"]
-        for name, expected in files.items():
+        for name, expected in read_json(folder / _MANIFEST, _Manifest).files.items():
             path = folder / name
-            if (size := path.stat().st_size) != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if hash_file(path) != expected["sha256"]:
+            if path.parent != folder:
+                return f"{_MANIFEST} names {name!r}, which is outside the checkpoint"
+            if not path.is_file():
+                return f"{name} is absent, or is no file"
+            if (size := path.stat().st_size) != expected.bytes:
+                return f"{name} has {size} bytes instead of {expected.bytes}"
+            if hash_file(path) != expected.sha256:
                 return f"{name} has changed: its SHA-256 differs from the manifest's"
     except OSError as error:
         return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST} cannot be parsed: {error!r}"
+    except ValueError as error:
+        return str(error)
     return None
 
 

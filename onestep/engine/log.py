@@ -1,7 +1,8 @@
 """The log of a run: a progress bar, JSON lines, and accelerate's trackers."""
 
-import json
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from onestep.files import atomic_file, sync
+from onestep.files import atomic_file, sync, to_json
+from onestep.reading import check_file, parse_json
 
 #: Statistics of diagnostics in the log; others have the mean only. They are taken within a global batch.
 _STATISTICS = {"weight": ("mean", "std", "max"), "log_ratio": ("mean", "std")}
+_LONGEST_LINE = 2**20  # bytes
 #: Diagnostics on the progress bar.
 _SHOWN = ("loss", "fake_score_loss")
 
@@ -113,8 +116,8 @@ class RunLog:
             return
         images_seen = iteration * self.batch_size
         line: dict[str, Any] = {"iteration": iteration, "images_seen": images_seen, **values}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(to_json(line) + "\n")
         numbers = {key: value for key, value in values.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=images_seen)
         self.show({key: numbers[key] for key in _SHOWN if key in numbers})
@@ -145,16 +148,41 @@ def _join(moments: Tensor) -> Tensor:
 
 
 def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
-    with atomic_file(path, durable=True) as temporary, temporary.open("w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+    with atomic_file(path, durable=True) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(to_json(line) + "\n" for line in lines)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, oldest first, without a last line that is incomplete after a crash."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    """The lines of a log, oldest first; a number that was not finite is NaN.
+
+    A last line that is incomplete after a crash is left out, and so are, with a warning, other lines that are no record
+    of an iteration.
+
+    Raises:
+        ValueError: if it is no regular file, or has a line of more than a megabyte.
+    """
+    lines, damaged = [], []
+    for number, text in enumerate(_texts(path), start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = parse_json(text, dict[str, Any], f"{path}, line {number}")
+            if type(line.get("iteration")) is not int:
+                raise ValueError(f"{path}, line {number}: iteration={line.get('iteration')!r}: expected an integer")
+        except ValueError as error:
+            damaged.append(str(error))
+            continue
+        lines.append({name: math.nan if value is None else value for name, value in line.items()})
+    if damaged:
+        warnings.warn(f"lines of the log that are damaged and left out: {len(damaged)}. {damaged[0]}", stacklevel=2)
     return lines
+
+
+def _texts(path: Path) -> Iterator[bytes]:
+    """The complete lines of a file; none if it does not exist."""
+    if not path.exists():
+        return
+    check_file(path)
+    with path.open("rb") as file:
+        while (text := file.readline(_LONGEST_LINE)).endswith(b"\n"):
+            yield text
+    if len(text) == _LONGEST_LINE:
+        raise ValueError(f"{path}: a line has more than {_LONGEST_LINE:,} bytes: it is no log of a run")

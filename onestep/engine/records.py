@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from onestep.reading import read_yaml
 
 
 def read_record(run: Path) -> dict[str, Any]:
@@ -12,14 +12,7 @@ def read_record(run: Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is none, or it is no YAML of a mapping.
     """
-    path = run / "config.yaml"
-    try:
-        record = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: no configuration of a run: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: expected the configuration of a run, got {type(record).__name__}")
-    return record
+    return read_yaml(run / "config.yaml")
 
 
 def select(record: dict[str, Any], key: str) -> Any:

@@ -1,6 +1,5 @@
 """A run's folder, processes and records, common to distillation and pretraining."""
 
-import json
 import math
 import sys
 import warnings
@@ -30,7 +29,7 @@ from onestep.engine.prefetch import prefetch
 from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
-from onestep.files import write_text
+from onestep.files import to_json, write_text
 from onestep.metrics.result import Measurement
 from onestep.seeding import BatchRandom
 
@@ -173,7 +172,8 @@ class Run:
         if self.accelerator.num_processes > 1:
             samples = gather_object(samples)
         values = {name: value if math.isfinite(value) else str(value) for name, value in skipped.values.items()}
-        self.log.write(state.iteration + 1, {"skipped_step": values, "samples": samples})
+        skip = {"skipped_step": values, "bad_samples": len(samples), "samples": samples[:10]}
+        self.log.write(state.iteration + 1, skip)
         if skipped.overflow:
             return
         state.skipped_steps += 1
@@ -283,7 +283,7 @@ class Run:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write ``values`` into the run's folder."""
-        write_text(self.folder / name, json.dumps(values, indent=2) + "\n")
+        write_text(self.folder / name, to_json(values, indent=2) + "\n")
 
     def finish(self) -> None:
         """Close the trackers and the process group."""

@@ -1,22 +1,51 @@
 """The state of a run that training changes, and its saving to and loading from a checkpoint."""
 
 import copy
-import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import Field, FiniteFloat
 from torch import Tensor, nn
 
 from onestep.engine.checkpoint import Snapshot, damage, write_checkpoint
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.shard import full_tensor, is_sharded, shard_like
 from onestep.metrics.result import Measurement
+from onestep.reading import read_json, read_tensors
 
-_COUNTERS = ("iteration", "seconds", "skipped_steps", "rollbacks")
+Counter = Annotated[int, Field(ge=0, le=2**40)]  # more iterations than any run has
+Moments = Annotated[list[FiniteFloat | None], Field(min_length=4, max_length=4)]  # null: not finite
+
+
+@dataclass
+class _Counters:
+    """The content of ``state.json``."""
+
+    iteration: Counter
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    skipped_steps: Counter
+    rollbacks: Counter
+
+
+@dataclass
+class _Guard:
+    """The state of a :class:`GuardedOptimizer`."""
+
+    loss_scale: Annotated[FiniteFloat, Field(gt=0)]
+    steps_at_scale: Counter
+    lr_factor: Annotated[FiniteFloat, Field(gt=0, le=1)]
+
+
+@dataclass
+class _OptimizerState:
+    """The content of ``NAME.optimizer.json``."""
+
+    groups: list[dict[str, Any]]
+    guard: _Guard
 
 
 class TrainingState:
@@ -55,7 +84,7 @@ class TrainingState:
                 flat, groups = _split_optimizer_state(optimizer.state_dict())
                 tensors[f"{name}.optimizer"] = _copies(flat, keep)
                 values[f"{name}.optimizer"] = {"groups": copy.deepcopy(groups), "guard": guard.state_dict()}
-        values["state"] = {counter: getattr(self, counter) for counter in _COUNTERS}
+        values["state"] = {counter.name: getattr(self, counter.name) for counter in fields(_Counters)}
         return Snapshot(self.iteration, tensors, values, measured) if keep else None
 
     def save(self, run: Path, keep_last: int) -> Path:
@@ -74,21 +103,29 @@ class TrainingState:
             raise ValueError(f"cannot resume from {folder}: {reason}")
         try:
             for name, network in self.networks.items():
-                saved = load_file(folder / f"{name}.safetensors")
+                saved = read_tensors(folder / f"{name}.safetensors")
                 current = network.state_dict()
                 network.load_state_dict({key: shard_like(current.get(key), value) for key, value in saved.items()})
             for guard in self.optimizers.values():
                 for name, optimizer in guard.optimizers.items():
-                    tensors = load_file(folder / f"{name}.optimizer.safetensors")
-                    saved_values = json.loads((folder / f"{name}.optimizer.json").read_text())
-                    _load_optimizer(optimizer, tensors, saved_values["groups"])
-                    guard.load_state_dict(saved_values["guard"])
-            counters = json.loads((folder / "state.json").read_text())
-            for counter in _COUNTERS:
-                setattr(self, counter, counters[counter])
-            return json.loads((folder / "log.json").read_text())
-        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+                    tensors = read_tensors(folder / f"{name}.optimizer.safetensors")
+                    values = read_json(folder / f"{name}.optimizer.json", _OptimizerState)
+                    _load_optimizer(optimizer, tensors, values.groups)
+                    guard.load_state_dict(asdict(values.guard))
+            for counter, value in asdict(read_json(folder / "state.json", _Counters)).items():
+                setattr(self, counter, value)
+            return _read_pending(folder / "log.json")
+        except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"cannot resume from {folder}: {error}") from error
+
+
+def _read_pending(path: Path) -> list[dict[str, list[float]]]:
+    """The log's pending values."""
+    pending = read_json(path, list[dict[str, Moments]])
+    return [
+        {name: [math.nan if value is None else value for value in moments] for name, moments in iteration.items()}
+        for iteration in pending
+    ]
 
 
 def _copies(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:

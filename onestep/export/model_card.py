@@ -1,6 +1,5 @@
 """The model card of an exported generator: settings, metrics, samples and the code for sampling."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from onestep.engine.records import read_record, select
 from onestep.models.generator import Generator
-from onestep.reports.tables import COSTS, descriptions_of, evaluated_sides, format_value, to_markdown
+from onestep.reports.tables import COSTS, descriptions_of, evaluated_sides, format_value, read_summary, to_markdown
 
 _SAMPLES = "side_by_side.png"
 _WEIGHTS = {
@@ -56,7 +55,7 @@ def write_card(
         usage: Python code for sampling.
         text_to_image: True if it takes prompts.
     """
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_summary(run)
     config = read_record(run)
     task = "text-to-image" if text_to_image else "unconditional-image-generation"
     steps = generator.network_evaluations

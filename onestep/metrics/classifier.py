@@ -3,15 +3,33 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from onestep.assets import ASSETS
 from onestep.files import atomic_file
 from onestep.metrics.features import FeatureNetwork
+from onestep.reading import open_tensors, parse_json, read_tensors
+
+_Layers = Annotated[list[PositiveInt], Field(max_length=100)]
+
+
+class _Config(TypedDict):
+    """The arguments of :class:`Classifier` in a file."""
+
+    name: str
+    image_shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
+    num_classes: PositiveInt
+    num_features: PositiveInt
+    channels: _Layers
+    strides: _Layers
+    held_out_accuracy: float | None
 
 
 class Classifier(FeatureNetwork):
@@ -81,9 +99,11 @@ def load_classifier(path: str) -> Classifier:
     if not file.is_file():
         raise ValueError(f"no feature network at {file}: train one with onestep pretrain features")
     try:
-        with safe_open(file, "pt") as content:
-            network = Classifier(**json.loads((content.metadata() or {})["config"]))
-            network.load_state_dict({name: content.get_tensor(name) for name in content.keys()})  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        with open_tensors(file) as content:
+            text = (content.metadata() or {}).get("config", "")
+        with torch.device("meta"):  # the file's numbers may ask for any size
+            network = Classifier(**parse_json(text, _Config, f"{file}, config"))
+        network.load_state_dict(read_tensors(file), assign=True)
+    except (ValueError, RuntimeError) as error:
         raise ValueError(f"{file} holds no feature network of onestep pretrain features ({error})") from error
     return network.eval().requires_grad_(False)

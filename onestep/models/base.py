@@ -9,14 +9,14 @@ from typing import Any, Literal, Self, TypeVar, overload
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions
 from onestep.files import atomic_file, write_text
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.noise import karras_sigmas
+from onestep.reading import read_tensors
 
 #: The file of a network's weights in its folder, as diffusers names it.
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -123,8 +123,8 @@ class DenoiserNetwork(nn.Module, ABC):
             ValueError: if the file is absent or does not fit the network.
         """
         try:
-            self.load_state_dict(load_file(Path(folder) / WEIGHTS))
-        except (OSError, SafetensorError, RuntimeError) as error:
+            self.load_state_dict(read_tensors(Path(folder) / WEIGHTS))
+        except RuntimeError as error:
             raise ValueError(f"the weights at {str(folder)!r} do not fit {type(self).__name__}: {error}") from error
         return self.eval()
 

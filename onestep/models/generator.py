@@ -3,11 +3,13 @@
 import copy
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from pydantic import FiniteFloat
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition
@@ -15,11 +17,20 @@ from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.reading import open_tensors, read_json
 from onestep.seeding import noise_from_latents
 
 _SETTINGS = "generator.json"
 _CLASSES: dict[str, Any] = {"EDMDenoiser": EDMDenoiser, "DiffusersDenoiser": DiffusersDenoiser}
 _MAX_STEPS = 8  # few-step students use fewer; more indicate a mistake
+
+
+@dataclass
+class StepLevels:
+    """The noise levels of a generator's steps in a file, as :class:`Generator` takes them."""
+
+    sigma_init: FiniteFloat
+    later_sigmas: list[FiniteFloat] = field(default_factory=list)
 
 
 class Generator(nn.Module):
@@ -134,7 +145,8 @@ class Generator(nn.Module):
         if not settings.is_file():
             raise ValueError(f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights")
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
-        return cls(network, **json.loads(settings.read_text())).eval()
+        levels = read_json(settings, StepLevels)
+        return cls(network, levels.sigma_init, levels.later_sigmas).eval()
 
 
 def load_denoiser(folder: str | Path) -> DenoiserNetwork:
@@ -149,15 +161,14 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
             f"no checkpoint at {str(folder)!r}: expected a folder with config.json and safetensors weights, such as "
             "the 'teacher' or 'generator' folder of a finished run"
         )
+    name = read_json(folder / "config.json", dict[str, Any]).get("_class_name")
+    if name not in list(_CLASSES):
+        raise ValueError(
+            f"{folder / 'config.json'} describes a {name}, expected one of {', '.join(_CLASSES)}; load another class "
+            "by Generator.from_pretrained(folder, denoiser)"
+        )
     try:
-        name = json.loads((folder / "config.json").read_text())["_class_name"]
-        if name not in _CLASSES:
-            raise KeyError(
-                f"it holds a {name}, expected one of {', '.join(_CLASSES)}; load another class by "
-                "Generator.from_pretrained(folder, denoiser)"
-            )
-        network_class = _CLASSES[name]
-        denoiser, report = network_class.from_pretrained(
+        denoiser, report = _CLASSES[name].from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -167,6 +178,25 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
     # diffusers silently initialises missing weights at random.
     if problems := {kind: keys for kind, keys in report.items() if keys}:
         raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {problems}")
+    check_weights(folder, denoiser)
     # The config of a student must not contain the local path of its teacher.
     denoiser.register_to_config(_name_or_path="")
     return denoiser.eval()
+
+
+def check_weights(folder: Path, network: nn.Module) -> None:
+    """Check that the weights of ``network`` are finite, and are numbers of that kind in the files of ``folder`` too.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    expected = network.state_dict()
+    for path in sorted(folder.glob("*.safetensors")):
+        with open_tensors(path) as file:
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if name in expected and expected[name].is_floating_point() and not kind.startswith(("F", "BF")):
+                    raise ValueError(f"{path}: {name} is of dtype {kind}, expected floating-point numbers")
+    for name, value in expected.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{folder}: the weight {name} is not finite: take an earlier checkpoint, or other weights")

@@ -1,12 +1,12 @@
 """Teachers and generators from checkpoints: folders of this package, or files of EDM's format."""
 
-import json
 from pathlib import Path
 
 from onestep.assets import ASSETS
 from onestep.models.base import DenoiserNetwork
 from onestep.models.edm.checkpoint import load_edm
-from onestep.models.generator import Generator, load_denoiser
+from onestep.models.generator import Generator, StepLevels, load_denoiser
+from onestep.reading import read_json
 
 
 def load_teacher(path: str, guidance: float = 1.0) -> DenoiserNetwork:
@@ -61,10 +61,8 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
 
 
 def _of_pipeline(folder: Path) -> Generator:
-    index = folder / "model_index.json"
     try:
-        settings = json.loads(index.read_text())
-        sigma_init, later_sigmas = settings["sigma_init"], settings["later_sigmas"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: {index.name} is not that of a one-step pipeline: {error}") from error
-    return Generator(load_denoiser(folder / "denoiser"), sigma_init, later_sigmas).eval()
+        levels = read_json(folder / "model_index.json", StepLevels)
+    except ValueError as error:
+        raise ValueError(f"no one-step pipeline: {error}") from error
+    return Generator(load_denoiser(folder / "denoiser"), levels.sigma_init, levels.later_sigmas).eval()

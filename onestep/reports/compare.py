@@ -1,6 +1,5 @@
 """Comparison of the runs in a folder: a table of metrics and a plot of samples."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from onestep.models.generator import Generator
 from onestep.reports.plots import plot_samples, save_figure
-from onestep.reports.tables import descriptions_of, format_value, to_markdown
+from onestep.reports.tables import descriptions_of, format_value, read_summary, to_markdown
 from onestep.seeding import seeded_inputs
 
 
@@ -33,7 +32,7 @@ def read_runs(folder: Path) -> dict[str, Path]:
 
 def to_table(runs: dict[str, Path]) -> str:
     """A Markdown table of the students' metrics, one run per row, with the first run's teacher on top."""
-    summaries = {name: json.loads((run / "summary.json").read_text()) for name, run in runs.items()}
+    summaries = {name: read_summary(run) for name, run in runs.items()}
     first = next(iter(summaries.values()))
     metrics = {key: of for summary in summaries.values() for key, of in descriptions_of(summary).items()}
     rows = [["", *(of.heading for of in metrics.values()), "evaluations", "images seen", "seconds"]]

@@ -12,16 +12,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from onestep.engine.records import read_record
 from onestep.files import write_text
 from onestep.models.generator import Generator, load_denoiser
+from onestep.reading import read_json, read_yaml
 from onestep.reports.compare import generate, save_panels
 from onestep.reports.plots import save_figure
-from onestep.reports.results_rows import METRICS, Row, Rows, read_rows, read_summary
+from onestep.reports.results_rows import METRICS, Row, Rows, read_rows
 from onestep.reports.tables import to_markdown
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
@@ -173,8 +173,8 @@ def write_page(folder: Path, output: Path, samples: int) -> None:
     plan_file = output.with_name(f"{output.name}.yaml")
     if not plan_file.is_file():
         raise ValueError(f"{plan_file}: no such file; expected the list of runs to compare")
-    plan: dict[str, Any] = yaml.safe_load(plan_file.read_text())
-    rows, features = read_rows(folder, plan), read_summary(folder / plan["features"])
+    plan = read_yaml(plan_file)
+    rows, features = read_rows(folder, plan), read_json(folder / plan["features"] / "summary.json", dict[str, Any])
     page = to_page(rows, features, plan, output.name)
     save_fid_curves(rows, output.with_name(f"{output.name}_curves.png"))
     panels = {row.title: generate_samples(row, samples) for row in rows.rows.values()}

@@ -1,12 +1,12 @@
 """The rows of :mod:`onestep.reports.results_page`: measured values from the runs' files."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from onestep.engine.log import read_log
+from onestep.reports.tables import read_summary
 
 METRICS = ("fid", "precision", "recall")
 
@@ -128,15 +128,3 @@ def _read_row(folder: Path, title: str, side: str) -> Row:
     if lacking:
         raise ValueError(f"{folder}: summary.json has no {', '.join(lacking)} of the {side}: evaluate these metrics")
     return row
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """The ``summary.json`` of a finished run.
-
-    Raises:
-        ValueError: if the run has not finished.
-    """
-    if not (folder / "summary.json").is_file():
-        raise ValueError(f"{folder}: no finished run (no summary.json) for a row of the page; finish the run")
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary

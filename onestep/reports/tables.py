@@ -1,16 +1,54 @@
 """Tables of a run's results, for the terminal and for Markdown pages."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
+from pydantic import ConfigDict, FiniteFloat, NonNegativeInt
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from onestep.metrics.result import Description
+from onestep.reading import read_json
 
 SIDES = ("teacher", "student")
 #: Keys of a side of a summary in addition to its metrics.
 COSTS = ("network_evaluations", "samples", "samples_per_second")
+
+
+class Record(TypedDict):
+    """The record of a value in ``summary.json``, a :class:`onestep.metrics.result.Result`."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc] # pydantic's way
+    metric: str
+    title: str
+    higher_is_better: bool
+    name: NotRequired[str]
+    value: NotRequired[FiniteFloat | None]
+    features: NotRequired[str]
+    reference: NotRequired[str]
+
+
+class Summary(TypedDict):
+    """The content of ``summary.json`` of a distillation or a pretraining; null is a value that is not finite."""
+
+    teacher: dict[str, int | FiniteFloat | None]
+    student: NotRequired[dict[str, int | FiniteFloat | None]]
+    images_seen: NonNegativeInt
+    seconds: FiniteFloat
+    results: dict[str, list[Record]]
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The ``summary.json`` of a finished run.
+
+    Raises:
+        ValueError: naming the file and the value, if there is none, or another content.
+    """
+    path = run / "summary.json"
+    if not path.is_file():
+        raise ValueError(f"{run}: no finished run (no summary.json); finish the run")
+    return dict(read_json(path, Summary))
 
 
 def descriptions_of(summary: dict[str, Any]) -> dict[str, Description]:

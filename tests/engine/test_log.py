@@ -1,6 +1,8 @@
 """The log's lines."""
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,42 @@ def test_last_line_cut_by_a_crash_is_left_out(accelerator: Accelerator, path: Pa
 
 def test_no_log_has_no_lines(path: Path) -> None:
     assert read_log(path) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"iteration": 3, "lo', "line 2: no JSON"),
+        (b"\xff\xfe", "line 2: no JSON"),
+        (b"[1, 2]", "line 2: the content=.*expected an object"),
+        (b'{"loss": 1.0}', "line 2: iteration=None: expected an integer"),
+        (b'{"iteration": true}', "line 2: iteration=True: expected an integer"),
+        (b'{"iteration": 2, "loss": NaN}', "line 2: no JSON"),
+        (b'{"iteration": ' + b"[" * 5000, "line 2: no JSON: recursion limit"),
+    ],
+)
+def test_a_damaged_line_costs_no_other(accelerator: Accelerator, path: Path, line: bytes, reason: str) -> None:
+    write_lines(path, range(1, 4))
+    first, _, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + line + b"\n" + last)
+    with pytest.warns(UserWarning, match=f"damaged and left out: 1. .*{reason}"):
+        assert [line["iteration"] for line in read_log(path)] == [1, 3]
+
+
+def test_a_log_without_end_is_refused(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**34)  # a sparse file
+    with pytest.raises(ValueError, match="a line has more than 1,048,576 bytes"):
+        read_log(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="expected a file"):
+        read_log(path)
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file(accelerator: Accelerator, path: Path) -> None:
+    log = open_log(accelerator, path)
+    log.write(1, {"loss": math.nan, "samples": [{"sigma": math.inf}]})
+    log.close()
+    assert path.read_text() == '{"iteration": 1, "images_seen": 16, "loss": null, "samples": [{"sigma": null}]}\n'
+    assert math.isnan(read_log(path)[0]["loss"])

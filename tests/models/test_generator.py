@@ -236,7 +236,7 @@ def test_config_with_an_unknown_option(folder: Path) -> None:
 
 def test_config_that_is_no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=rf"{folder.name}.*cannot be read"):
+    with pytest.raises(ValueError, match=rf"{folder.name}/config.json: no JSON"):
         load_denoiser(folder)
 
 

@@ -139,7 +139,7 @@ def test_the_pictures(page: Path) -> None:
     ("change", "message"),
     [
         (lambda folder: shutil.rmtree(folder / "second"), r"second: no finished run \(no summary.json\)"),
-        (lambda folder: shutil.rmtree(folder / "features"), "features: no finished run"),
+        (lambda folder: shutil.rmtree(folder / "features"), "features/summary.json: no such file"),
         (lambda folder: edit(folder / "second", "student", recall=None), "second: summary.json has no recall of"),
         (lambda folder: edit(folder / "second", images_seen=80), "second: it saw 80 images, .*first 48"),
         (lambda folder: edit(folder / "long", images_seen=48), "long: it saw 48 images, no more than the others' 48"),
