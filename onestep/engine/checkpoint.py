@@ -8,6 +8,7 @@ a dot are not checkpoints: they are incomplete, or abandoned by a rollback.
 import os
 import shutil
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,31 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
         ) from error
     _prune(run, target, same_iteration, keep_last)
     return target
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run one after another in a thread."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def write(self, snapshot: Snapshot, keep_last: int) -> None:
+        """Wait for the previous checkpoint and start :func:`write_checkpoint`."""
+        self.wait()
+        self._writing = self._thread.submit(write_checkpoint, self.run, snapshot, keep_last)
+
+    def check(self) -> None:
+        """Raise the error of a checkpoint that could not be written."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint is complete; raises the error if it could not be written."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
 
 def _require_room(parent: Path, size: int) -> None:

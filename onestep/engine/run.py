@@ -4,7 +4,6 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,13 +14,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from onestep.data.dataset import Batch, NoData, PositionSampler, TrainingDataset, keep_batch
 from onestep.denoiser import map_condition
-from onestep.engine.checkpoint import best_value, find_checkpoint, list_checkpoints, set_later_aside, write_checkpoint
+from onestep.engine.checkpoint import CheckpointWriter, best_value, find_checkpoint, set_later_aside
+from onestep.engine.folder import RunFolder
 from onestep.engine.launch import join_submitit_job
 from onestep.engine.log import RunLog
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
@@ -29,7 +29,6 @@ from onestep.engine.prefetch import prefetch
 from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
-from onestep.files import to_json, write_text
 from onestep.metrics.result import Measurement
 from onestep.seeding import BatchRandom
 
@@ -60,36 +59,16 @@ class Run:
                 "shard=true"
             )
         set_seed(settings.seed, device_specific=True)
-        self.checkpoint = self._find_checkpoint()
+        self._folder = RunFolder(settings, self.accelerator)
+        self.checkpoint = self._folder.checkpoint_to_resume()
         self.log: RunLog
         self.signals = StopSignals()
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[Path] | None = None
+        self._writer = CheckpointWriter(self.folder)
         self._saved_iteration = -1
 
-    def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to resume; the main process finds it for all processes."""
-        found: list[Any] = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                found[0] = find_checkpoint(self.settings.resume, self.folder)
-            except ValueError as error:
-                found[1] = str(error)
-        broadcast_object_list(found)
-        if found[1] is not None:
-            raise ValueError(found[1])
-        if found[0] is None and list_checkpoints(self.folder):
-            raise ValueError(
-                f"{self.folder} holds the checkpoints of another run: continue it with resume=auto, or choose another "
-                "folder with hydra.run.dir=..."
-            )
-        return found[0]
-
     def write_config(self) -> None:
-        """Make the run's folder and write the configuration into it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.accelerator.is_main_process:
-            write_text(self.folder / "config.yaml", self.settings.record)
+        """Make the run's folder and write the configuration into it and to the trackers."""
+        self._folder.write_config()
         if self.settings.trackers:
             self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
 
@@ -192,7 +171,7 @@ class Run:
         Raises:
             NonFiniteError: ``error``, after ``settings.rollbacks`` rollbacks or without a checkpoint.
         """
-        self._wait_for_writer()
+        self._writer.wait()
         self.accelerator.wait_for_everyone()
         checkpoint = find_checkpoint("auto", self.folder)
         rollbacks = state.rollbacks + 1
@@ -214,7 +193,7 @@ class Run:
         try:
             with self.signals:
                 yield
-                self._wait_for_writer()
+                self._writer.wait()
         except OSError as error:
             raise ValueError(
                 f"the run in {self.folder} stopped: {error}. The last checkpoint is intact: fix the cause and continue "
@@ -234,11 +213,10 @@ class Run:
         Raises:
             SystemExit: with :data:`onestep.engine.signals.STOPPED`, after a signal and the checkpoint.
         """
-        if self._writing is not None and self._writing.done():
-            self._wait_for_writer()  # raises the writer's error
+        self._writer.check()
         best = False
         if measured is not None:
-            self._wait_for_writer()
+            self._writer.wait()
             best = measured.is_better_than(best_value(self.folder, measured.key))
         stop, best = self._in_any_process(self.signals.received is not None, best)
         # Not after a skipped step: a rollback returns to a state before the first one.
@@ -246,7 +224,7 @@ class Run:
         if due or best or stop or state.iteration == settings.iterations:
             self.save(state, settings, measured)
         if stop:
-            self._wait_for_writer()
+            self._writer.wait()
             self.log.close()
             self.accelerator.wait_for_everyone()
             self.accelerator.print(
@@ -269,21 +247,16 @@ class Run:
         """
         if state.iteration == self._saved_iteration:
             return
-        self._wait_for_writer()
+        self._writer.wait()
         self.log.sync()
         snapshot = state.snapshot(self.log.state(), measured, keep=self.accelerator.is_main_process)
         if snapshot is not None:
-            self._writing = self._writer.submit(write_checkpoint, self.folder, snapshot, settings.keep_last)
+            self._writer.write(snapshot, settings.keep_last)
         self._saved_iteration = state.iteration
-
-    def _wait_for_writer(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write ``values`` into the run's folder."""
-        write_text(self.folder / name, to_json(values, indent=2) + "\n")
+        self._folder.write_json(name, values)
 
     def finish(self) -> None:
         """Close the trackers and the process group."""
