@@ -1,12 +1,11 @@
 """Hydra with checks: invalid configurations are rejected before anything runs, with the valid choices."""
 
 import difflib
-import inspect
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from onestep.ranges import OPTIMIZER, check, is_plain, parameters
 
 #: The folder of all configuration files.
 CONF = Path(__file__).parent / "conf"
@@ -194,38 +195,50 @@ def check_additions(overrides: Iterable[str], config: DictConfig) -> None:
 
 
 def check_config(config: DictConfig) -> None:
-    """Reject keys that are no arguments of their ``_target_``, and settings without a value.
+    """Check every argument of every ``_target_`` against its annotation, and convert it in place.
 
     Raises:
-        ValueError: with the key and the valid keys.
+        ValueError: for a setting without a value, an unknown key, or a value out of its range, with the full key.
     """
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise ValueError(f"settings without a value: {', '.join(sorted(missing))}; give each as KEY=VALUE")
-    _check_node(OmegaConf.to_container(config, resolve=True), path="")
+    _check_node(config, path="")
 
 
 def _check_node(node: Any, path: str) -> None:
-    if isinstance(node, list):
+    if OmegaConf.is_list(node):
         for index, item in enumerate(node):
             _check_node(item, f"{path}[{index}]")
-    if not isinstance(node, dict):
+    if not OmegaConf.is_dict(node):
         return
-    if "_target_" in node:
-        parameters = _parameters(node["_target_"], path)
-        for key in node:
-            if key not in _INSTANTIATE_KEYS and parameters is not None and key not in parameters:
-                raise ValueError(unknown_key(f"{path}.{key}", parameters))
+    arguments = _arguments(node["_target_"], path) if "_target_" in node else None
     for key, value in node.items():
-        _check_node(value, f"{path}.{key}" if path else str(key))
+        name = f"{path}.{key}" if path else str(key)
+        _check_node(value, name)
+        if arguments is None or key in _INSTANTIATE_KEYS:
+            continue
+        if key not in arguments:
+            raise ValueError(unknown_key(name, arguments))
+        _check_argument(node, str(key), name, arguments[key])
 
 
-def _parameters(target: str, path: str) -> Collection[str] | None:
-    """The argument names of ``target``; None if it takes any."""
+def _check_argument(node: DictConfig, key: str, name: str, annotation: Any) -> None:
+    value: Any = node[key]
+    if OmegaConf.is_dict(value) and "_target_" in value and not is_plain(annotation):
+        return
+    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    converted = check(name, plain, annotation)
+    if repr(converted) != repr(plain):
+        node[key] = list(converted) if isinstance(converted, tuple) else converted
+
+
+def _arguments(target: str, path: str) -> dict[str, Any] | None:
+    """The arguments of ``target`` with their types; None if it takes any."""
     try:
-        signature = inspect.signature(get_object(target))
+        found = parameters(get_object(target))
     except Exception as error:
         raise ValueError(f"{path}._target_={target} cannot be imported: {error}") from error
-    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        return None
-    return signature.parameters
+    if found is not None and target.startswith("torch.optim."):
+        found |= {name: annotation for name, annotation in OPTIMIZER.items() if name in found}
+    return found

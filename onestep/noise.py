@@ -6,9 +6,18 @@ width get equally many samples for every distribution (see :mod:`onestep.objecti
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
+
+from onestep.ranges import Positive, checked
+
+#: The exponent of the Karras grid, and the parameters of EDM's training distribution: its levels are finite in float32.
+Rho = Annotated[float, Ge(0.1), Le(1000)]
+LogMean = Annotated[float, Ge(-30), Le(30)]
+LogStd = Annotated[float, Gt(0), Le(10)]
 
 
 def expand_like(sigma: Tensor, x: Tensor) -> Tensor:
@@ -48,17 +57,18 @@ class SigmaDistribution(ABC):
         return self.quantile(torch.rand(count, generator=rng, device=rng.device))
 
 
-def _check_range(sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max:
+def _ordered(sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    """Both levels; None stands for a teacher's level in a configuration alone."""
+    if sigma_min is None or sigma_max is None or not 0 < sigma_min < sigma_max:
         raise ValueError(f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
+    return sigma_min, sigma_max
 
 
+@checked
 class LogNormalSigma(SigmaDistribution):
     """``log sigma ~ N(log_mean, log_std^2)``: EDM's training distribution (arXiv 2206.00364, table 1)."""
 
-    def __init__(self, log_mean: float, log_std: float) -> None:
-        if log_std <= 0:
-            raise ValueError(f"log_std must be positive, got {log_std}")
+    def __init__(self, log_mean: LogMean, log_std: LogStd) -> None:
         # validate_args would synchronise with the device.
         self.normal = torch.distributions.Normal(log_mean, log_std, validate_args=False)
 
@@ -70,12 +80,12 @@ class LogNormalSigma(SigmaDistribution):
         return self.normal.cdf(sigma.log())
 
 
+@checked
 class LogUniformSigma(SigmaDistribution):
     """``log sigma`` uniform between the logarithms of ``sigma_min`` and ``sigma_max``."""
 
-    def __init__(self, sigma_min: float, sigma_max: float) -> None:
-        _check_range(sigma_min, sigma_max)
-        self.log_min, self.log_max = math.log(sigma_min), math.log(sigma_max)
+    def __init__(self, sigma_min: Positive | None, sigma_max: Positive | None) -> None:
+        self.log_min, self.log_max = map(math.log, _ordered(sigma_min, sigma_max))
 
     def quantile(self, u: Tensor) -> Tensor:
         return torch.exp(self.log_min + u * (self.log_max - self.log_min))
@@ -84,16 +94,16 @@ class LogUniformSigma(SigmaDistribution):
         return ((sigma.log() - self.log_min) / (self.log_max - self.log_min)).clamp(0, 1)
 
 
+@checked
 class KarrasSigma(SigmaDistribution):
     """Uniform on the Karras grid: ``sigma^(1/rho)`` uniform (arXiv 2206.00364, eq. 5, in the limit of many steps).
 
     The distribution of the noise levels in the generator's loss of DMD2, SiD and f-distill.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, rho: float = 7.0) -> None:
-        _check_range(sigma_min, sigma_max)
+    def __init__(self, sigma_min: Positive | None, sigma_max: Positive | None, rho: Rho = 7.0) -> None:
         self.rho = rho
-        self.root_min, self.root_max = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        self.root_min, self.root_max = (level ** (1 / rho) for level in _ordered(sigma_min, sigma_max))
 
     def quantile(self, u: Tensor) -> Tensor:
         return (self.root_min + u * (self.root_max - self.root_min)) ** self.rho

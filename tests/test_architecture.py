@@ -10,16 +10,7 @@ PACKAGE = Path(onestep.__file__).parent
 # From the bottom to the top. The parts of "kinds" never import each other; other ranks may within themselves.
 RANKS = {
     "ground": {
-        "noise",
-        "denoiser",
-        "seeding",
-        "precision",
-        "processes",
-        "files",
-        "reading",
-        "images",
-        "cache",
-        "assets",
+        "noise", "denoiser", "seeding", "precision", "processes", "files", "reading", "images", "cache", "assets", "ranges",
     },
     "parts": {"models", "samplers", "toy.gaussian_mixture", "toy.networks", "toy.teacher", "toy"},
     "kinds": {"objectives", "data", "metrics"},
@@ -30,7 +21,7 @@ RANKS = {
     "top": {"export"},
     "edge": {"config", "build", "api"},
     "commands": {"commands", "profiling", "__main__"},
-}
+}  # fmt: skip
 # Parts that may read a configuration, in addition to the scripts of the repository.
 EDGE = RANKS["edge"] | RANKS["commands"]
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS.values()) for part in parts}
