@@ -5,16 +5,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from onestep.ranges import OPTIMIZER, check, is_plain, parameters
@@ -63,6 +64,7 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
         with explained(traceback):  # inside main: Hydra would print a line before the error
             check_additions(HydraConfig.get().overrides.task, config)
             check_config(config)
+            add_choices(config, HydraConfig.get().runtime.choices)
             main(config)
 
     with explained(traceback):
@@ -121,16 +123,33 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
     return accepted
 
 
-def compose(config_name: str, overrides: Sequence[str], **options: Any) -> DictConfig:
+def compose(config_name: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     """The configuration of a command for ``overrides``.
 
     Args:
         config_name: the primary file in :data:`CONF`.
         overrides: as on the command line.
-        options: options of Hydra's ``compose``.
+        return_hydra_config: keep Hydra's own settings under ``hydra``.
     """
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(config_name, accept_null(config_name, add_recipe(config_name, overrides)), **options)
+    of_command = GlobalHydra.instance().hydra  # the one that runs, if any
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            words = accept_null(config_name, add_recipe(config_name, overrides))
+            config = hydra.compose(config_name, words, return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = of_command
+    add_choices(config, config.hydra.runtime.choices)
+    if not return_hydra_config:
+        with open_dict(config):
+            del config["hydra"]
+    return config
+
+
+def add_choices(config: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Add the ``choices`` by group to ``config``: a run's record names its parts by them."""
+    with open_dict(config):
+        config.choices = {group: choice for group, choice in choices.items() if not group.startswith("hydra/")}
 
 
 def add_recipe(config_name: str, words: Sequence[str]) -> list[str]:

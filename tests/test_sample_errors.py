@@ -1,10 +1,9 @@
 """What a user of sample.py gets wrong is refused with the value and the way to mend it, and nothing is run."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from onestep.build.sampling import sample
 from onestep.models.generator import load_denoiser
@@ -76,43 +75,3 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
     config.write_text(config.read_text().replace('"num_blocks": 1', '"num_blocks": 2'))
     with pytest.raises(ValueError, match=r"do not fit their config\.json.* expected shape"):
         load_denoiser(tmp_path)
-
-
-@pytest.mark.parametrize("part", ["teacher", "data", "sampler"])
-@pytest.mark.parametrize(
-    "node",
-    [
-        {"_target_": "os.system", "_args_": ["touch MARKER"]},
-        {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": ["MARKER"]}]},
-        {"_target_": "onestep.config.os.system", "_args_": ["touch MARKER"]},  # os, by way of this package
-        {"_target_": "onestep.config.instantiate", "node": "os.system"},
-        {"_target_": "onestep.data.digits.Digits", "options": [{"_target_": "os.system", "_args_": ["touch MARKER"]}]},
-        {"_target_": "onestep.data.digits.Digits", "options": "${oc.create:{_target_: os.system}}"},
-        {"_target_": "onestep.metrics.classifier.Classifier.save", "self": None, "path": "MARKER"},
-        {"_target_": "onestep.metrics.protocols.TorchFidelityFeatures", "_args_": ["MARKER"]},
-        {"_target_": "onestep.metrics.inception.InceptionFeatures.__init__", "sha256": None, "path": "MARKER"},
-        {"_target_": "onestep.metrics.protocols.InceptionFeatures", "sha256": "0", "path": "MARKER"},
-    ],
-    ids=[
-        "os",
-        "nested",
-        "by_way_of_onestep",
-        "by_the_builder",
-        "inside_a_part",
-        "interpolation",
-        "a_method",
-        "positional",
-        "an_initialiser",
-        "another_name",
-    ],
-)
-def test_a_run_from_anyone_runs_nothing(
-    node: dict[str, Any], part: str, sample_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml({part: node}))
-    with pytest.raises(
-        ValueError, match=r"config\.yaml (asks to run .*: give that part|has the interpolation|has _args_)"
-    ):
-        sample(sample_config(f"run={tmp_path}", "model=teacher", "metrics=[fid]"))
-    assert not (tmp_path / "MARKER").exists()

@@ -1,29 +1,25 @@
-"""The command ``sample``, built from its configuration and that of a run. A run's folder is untrusted."""
+"""The command ``sample``, built from its configuration and that of a run."""
 
-import re
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from onestep.build.evaluation import build_evaluator
-from onestep.config import CONF, instantiate
+from onestep.build.recorded import Parts
+from onestep.config import instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
-from onestep.engine.records import read_record
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
 from onestep.evaluation.writing import FORMATS
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
-from onestep.metrics.inception import PUBLISHED_SHA256, InceptionFeatures
-from onestep.metrics.protocols import TorchFidelityFeatures
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.loading import load_generator
@@ -31,8 +27,6 @@ from onestep.precision import choose_precision
 from onestep.samplers import Sampler
 
 MODELS = ("student", "teacher")
-
-_GROUPS = ("teacher", "sampler", "data", "features", "mixture")
 
 
 def sample(config: DictConfig) -> dict[str, Any]:
@@ -46,7 +40,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     """
     _check_choices(config)
     precision = choose_precision(config.precision, config.device)
-    parts = _parts(config)
+    parts = Parts(config)
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     if config.images is not None:
         if not config.get("metrics"):
@@ -86,80 +80,16 @@ def _check_choices(config: DictConfig) -> None:
         raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
 
 
-def _parts(config: DictConfig) -> DictConfig:
-    """The teacher, sampler, data and features of ``config``, or the run's where null."""
-    names = ("teacher", "sampler", "data", "features")
-    parts = OmegaConf.create({name: config.get(name) for name in names})
-    if config.run is None:
-        return parts
-    saved = Path(config.run) / "config.yaml"
-    if not saved.is_file():
-        raise ValueError(
-            f"run={config.run}: it has no config.yaml; expected the folder that a training printed at its end"
-        )
-    record = read_record(Path(config.run))
-    for name in names:
-        if parts[name] is None and isinstance(record.get(name), dict):  # a string names the class of an object
-            _check_code(record[name], saved)
-            parts[name] = record[name]
-    return parts
-
-
-def _check_code(node: Any, saved: Path) -> None:
-    """Check that a part of an untrusted config calls only what the package's own choices call, and by keywords.
-
-    Raises:
-        ValueError: for any other call, a TorchScript program with an unknown hash, or an interpolation.
-    """
-    plain = _plain(node)
-    if isinstance(plain, dict):
-        if "_target_" in plain and plain["_target_"] not in _shipped_targets():
-            raise ValueError(
-                f"{saved} asks to run {plain['_target_']!r}, expected a part of this package: give that part yourself"
-            )
-        if "_args_" in plain:  # would escape the check of the keywords
-            raise ValueError(f"{saved} has _args_={plain['_args_']!r}, expected keywords: give that part yourself")
-        if "_target_" in plain and _runs_a_file(plain):
-            raise ValueError(
-                f"{saved} asks to run the program {plain.get('path', plain.get('weights'))!r}, whose hash is not "
-                "that of the published network: if you trust it, give that part yourself, such as features=inception"
-            )
-        for value in plain.values():
-            _check_code(value, saved)
-    elif isinstance(plain, list):
-        for value in plain:
-            _check_code(value, saved)
-    elif isinstance(plain, str) and "${" in plain:  # runs are saved without any, and it can resolve to any of the above
-        raise ValueError(f"{saved} has the interpolation {plain!r}, expected a value: give that part yourself")
-
-
-def _runs_a_file(part: dict[Any, Any]) -> bool:
-    """True if building ``part`` runs a program other than NVIDIA's published network, or unpickles a file."""
-    target = get_object(part["_target_"])
-    if not isinstance(target, type):
-        return False
-    if issubclass(target, InceptionFeatures):
-        return part.get("sha256") != PUBLISHED_SHA256
-    return issubclass(target, TorchFidelityFeatures) and part.get("weights") is not None
-
-
-@cache
-def _shipped_targets() -> frozenset[str]:
-    """Every ``_target_`` in the package's own choices of the parts that a run records."""
-    files = (file for group in _GROUPS for file in (CONF / group).glob("*.yaml"))
-    return frozenset(found for file in files for found in re.findall(r"_target_: (\S+)", file.read_text()))
-
-
-def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple[SampleFunction, DenoiserNetwork, int]:
+def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[SampleFunction, DenoiserNetwork, int]:
     """The function that samples, its network, and network evaluations per sample."""
     if config.model == "teacher":
-        if parts.teacher is None or parts.sampler is None:
+        if parts["teacher"] is None or parts["sampler"] is None:
             raise ValueError("model=teacher: expected run=..., or teacher=... and sampler=...")
-        teacher: DenoiserNetwork = instantiate(parts.teacher).to(device)
+        teacher: DenoiserNetwork = instantiate(parts["teacher"]).to(device)
         if isinstance(teacher, DenoiserNetwork):
             # Encodes the empty prompt on the device, for guidance by text without an unconditional condition.
             teacher.set_guidance(teacher.guidance, teacher.unconditional)
-        sampler: Sampler = instantiate(parts.sampler)
+        sampler: Sampler = instantiate(parts["sampler"])
         return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):
         raise ValueError("expected either run=... (a run's folder) or checkpoint=... (a generator's folder or file)")
@@ -168,21 +98,22 @@ def _model(config: DictConfig, parts: DictConfig, device: torch.device) -> tuple
     return generator, generator.denoiser, generator.network_evaluations
 
 
-def _space(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> SampleSpace:
+def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork) -> SampleSpace:
     """The requested classes or prompts, and the decoder of latents. It does not open the training data."""
     channels, height, width = network.image_shape
-    latent = network.denoises_latents or _describes(parts.data, LatentDataset)
+    latent = network.denoises_latents or parts.describes("data", LatentDataset)
     latent = latent or (channels not in (1, 3) and height * width > 1)  # one pixel is a point
-    pipeline = network.pipeline or _pipeline(parts)
+    takes_prompts = bool(beyond_labels(network.condition_keys))
+    pipeline = (network.pipeline or _pipeline(parts)) if latent or takes_prompts else None
     if latent and pipeline is None:
         raise ValueError(
             f"these samples are latents of {channels} channels, and no autoencoder decodes them: set teacher=diffusers "
             "and teacher.path=..., the pipeline with the autoencoder"
         )
     prompts = None if config.prompts is None else read_prompts(_plain(config.prompts), "prompt")
-    takes_prompts = bool(beyond_labels(network.condition_keys))
-    if takes_prompts and prompts is None and _describes(parts.data, PromptDataset):
-        prompts = read_prompts(_plain(parts.data.path), parts.data.column)
+    if takes_prompts and prompts is None and parts.describes("data", PromptDataset):
+        data = parts["data"]
+        prompts = read_prompts(_plain(data.path), data.column)
     if takes_prompts and (prompts is None or pipeline is None):
         raise ValueError(
             "a text-to-image network needs run=..., or prompts=[...] and teacher=diffusers with teacher.path=..., the "
@@ -195,30 +126,27 @@ def _space(config: DictConfig, parts: DictConfig, network: DenoiserNetwork) -> S
     return SampleSpace.of(network, classes, conditions, pipeline.decode if latent and pipeline is not None else None)
 
 
-def _pipeline(parts: DictConfig) -> TeacherPipeline | None:
+def _pipeline(parts: Parts) -> TeacherPipeline | None:
     """The text encoders and the autoencoder of the teacher or, if it has none, of the data's latents."""
     for name in ("teacher", "data"):
-        node = None if parts[name] is None else parts[name].get("pipeline")
+        part = parts[name]
+        node = None if part is None else part.get("pipeline")
         if node is not None:
             return instantiate(node)
     return None
 
 
-def _evaluator(config: DictConfig, parts: DictConfig, device: torch.device) -> Evaluator:
+def _evaluator(config: DictConfig, parts: Parts, device: torch.device) -> Evaluator:
     reference: Reference | None = None
-    if config.reference is None and not _describes(parts.data, PromptDataset):
+    if config.reference is None and not parts.describes("data", PromptDataset):
         # Decoded samples are compared with the images of the latents.
-        reference = instantiate(parts.data.images if _describes(parts.data, LatentDataset) else parts.data)
-    features = instantiate(parts.features)
+        data = parts["data"]
+        reference = instantiate(data.images if parts.describes("data", LatentDataset) else data)
+    features = instantiate(parts["features"])
     evaluator = build_evaluator(config, instantiate(config.metrics), features, reference, device)
     if config.save_reference is not None:
         evaluator.save_reference(config.save_reference)
     return evaluator
-
-
-def _describes(node: Any, kind: type) -> bool:
-    """True if the part of a configuration is of class ``kind``; nothing is imported."""
-    return node is not None and node.get("_target_") == f"{kind.__module__}.{kind.__name__}"
 
 
 def _plain(node: Any) -> Any:

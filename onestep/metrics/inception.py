@@ -10,9 +10,6 @@ from tqdm.auto import tqdm
 from onestep.files import atomic_file, hash_file
 from onestep.metrics.features import FeatureNetwork
 
-#: The hash of the only program that a run's saved configuration may load; others need features.sha256=... by hand.
-PUBLISHED_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-
 
 class InceptionFeatures(FeatureNetwork):
     """``inception-2015-12-05.pt``, the FID network of EDM, SiD, DMD2 and others. It resizes images itself.

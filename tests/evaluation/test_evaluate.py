@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from onestep.build.sampling import sample
-from onestep.metrics.inception import PUBLISHED_SHA256
 from onestep.metrics.statistics import Moments
 from onestep.models.generator import Generator
 from tests.helpers.configs import configure
@@ -104,7 +103,7 @@ def test_an_exported_pipeline(evaluate: Evaluate, finished_run: Path, tmp_path: 
     of_pipeline = evaluate(*pipeline, "count=40", ALL)
     assert of_pipeline["fid"] == evaluate("count=40", ALL)["fid"]
     (tmp_path / "exported" / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"model_index\.json is not that of a one-step pipeline: 'sigma_init'"):
+    with pytest.raises(ValueError, match=r"model_index\.json: sigma_init is missing"):
         evaluate("run=null", f"checkpoint={tmp_path / 'exported'}")
 
 
@@ -118,7 +117,6 @@ def test_a_published_value_needs_its_protocol(inception_file: Path, stores: Path
         )  # fmt: skip
         return sample(config)
 
-    assert configure("sample", "features=inception").features.sha256 == PUBLISHED_SHA256
     with pytest.raises(ValueError, match=r"fid50k needs 50,000 samples, got 60"):
         run("metrics=[fid50k]")
     result = run("metrics=[fid]")
@@ -137,25 +135,6 @@ def features_of(stores: Path) -> Tensor:
     """The stand-in's features of the stored digits: the mean pixel, three times."""
     means = [np.asarray(Image.open(path), np.float32).mean() for path in sorted((stores / "classes").rglob("*.png"))]
     return torch.tensor(np.array(means))[:, None].expand(-1, 3)
-
-
-PROGRAMS = ("inception.InceptionFeatures", "protocols.CleanFeatures")
-
-
-@pytest.mark.parametrize("target", PROGRAMS)
-def test_a_run_s_folder_cannot_name_a_program(target: str, inception_file: Path, tmp_path: Path) -> None:
-    """Its hash beside it proves nothing, as both are the folder's; the published one is let through."""
-    content_hash = hashlib.sha256(inception_file.read_bytes()).hexdigest()
-    features = {"_target_": f"onestep.metrics.{target}", "path": str(inception_file), "url": None}
-    for trusted, message in ((content_hash, "asks to run the program"), (PUBLISHED_SHA256, "generator")):
-        config = {"teacher": None, "sampler": None, "data": None, "features": features | {"sha256": trusted}}
-        (tmp_path / "config.yaml").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=message):
-            sample(configure("sample", f"run={tmp_path}", f"save_to={tmp_path}"))
-    weights = {"_target_": "onestep.metrics.protocols.TorchFidelityFeatures", "weights": "a.pth"}
-    (tmp_path / "config.yaml").write_text(json.dumps({"features": weights}))
-    with pytest.raises(ValueError, match=r"asks to run the program 'a\.pth'"):
-        sample(configure("sample", f"run={tmp_path}", f"save_to={tmp_path}"))
 
 
 def test_what_cannot_be_evaluated(evaluate: Evaluate, tmp_path: Path) -> None:
