@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from onestep.build.distillation import build_distillation
+from onestep.build.run import started_run
 from onestep.config import CONF, check_config, compose, explain, unknown_key
 from onestep.distillation import loop
 
@@ -54,9 +55,10 @@ def distill(teacher: Any, data: Any = "none", *, output: str | Path, **settings:
             :func:`onestep.distillation.loop.distill`.
     """
     config, given = compose_objects({"teacher": teacher, "data": data, "output": str(output), **settings})
-    parts = build_distillation(config, given)
-    summary = loop.distill(parts)
-    return Distilled(parts.ema.average.eval(), summary, parts.run.folder)
+    with started_run(config) as run:
+        parts = build_distillation(config, given, run)
+        summary = loop.distill(parts)
+    return Distilled(parts.ema.average.eval(), summary, run.folder)
 
 
 def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, Any]]:

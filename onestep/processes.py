@@ -1,6 +1,7 @@
-"""Collective operations on tensors over the processes of a run; no-ops in a single process."""
+"""Collective operations over the processes of a run; no-ops in a single process."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,26 @@ def average_over_processes(tensors: Sequence[Tensor]) -> None:
         flat = sum_over_processes(torch.cat([tensor.flatten() for tensor in some])) / processes
         for tensor, values in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
             tensor.copy_(values.view_as(tensor))
+
+
+def from_main_process(read: Callable[[], Any]) -> Any:
+    """The result of ``read`` in the main process, which alone calls it, in every process.
+
+    Raises:
+        ValueError: in every process, if ``read`` raises one.
+    """
+    if rank_and_count()[1] == 1:
+        return read()
+    found: list[Any] = [None, None]
+    if rank_and_count()[0] == 0:
+        try:
+            found[0] = read()
+        except ValueError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found)
+    if found[1] is not None:
+        raise ValueError(found[1])
+    return found[0]
 
 
 def broadcast_flag(value: bool, device: torch.device | str) -> bool:

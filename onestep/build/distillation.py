@@ -18,7 +18,7 @@ from onestep.build.checks import (
     level_of,
 )  # fmt: skip
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
-from onestep.build.run import build_layout, build_run
+from onestep.build.run import build_layout, build_run, started_run
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.data.map_style import MapDataset
@@ -30,6 +30,7 @@ from onestep.distillation.settings import CriticSettings, GeneratorSettings
 from onestep.engine.ema import EMA
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.prepare import prepare_networks
+from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.evaluate import check_evaluation
 from onestep.models.base import DenoiserNetwork
@@ -46,10 +47,13 @@ from onestep.seeding import seeded_rng
 
 def distill(config: DictConfig, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Build and run the distillation of a configuration, see :func:`build_distillation` and :func:`loop.distill`."""
-    return loop.distill(build_distillation(config, given))
+    with started_run(config) as run:
+        return loop.distill(build_distillation(config, given, run))
 
 
-def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = None) -> Distillation:
+def build_distillation(
+    config: DictConfig, given: Mapping[str, Any] | None = None, run: Run | None = None
+) -> Distillation:
     """Build all parts on the run's device, with networks initialised from the run's seed.
 
     This generates the pairs that the cache lacks, which can take longer than everything else.
@@ -57,13 +61,14 @@ def build_distillation(config: DictConfig, given: Mapping[str, Any] | None = Non
     Args:
         config: configuration of ``onestep train``.
         given: objects that replace the parts of ``config`` under their keys.
+        run: the started run; None for parts that are not trained, with a run that writes nothing.
 
     Raises:
         ValueError: for parts that do not fit each other.
     """
     parts = Parts(config, given or {})
     settings: TrainingSettings = instantiate(config.training)
-    run = build_run(config)
+    run = run or build_run(config)
     accelerator, device = run.accelerator, run.device
     settings.per_process(accelerator.num_processes)
     objective: Objective = parts["objective"]

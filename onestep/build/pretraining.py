@@ -8,13 +8,14 @@ from omegaconf import DictConfig
 
 from onestep.build.checks import check_fit
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
-from onestep.build.run import build_layout, build_run
+from onestep.build.run import build_layout, started_run
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
 from onestep.engine.ema import EMA
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.prepare import prepare_networks
+from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.evaluate import check_evaluation
 from onestep.models.base import DenoiserNetwork
@@ -26,27 +27,27 @@ from onestep.seeding import seeded_rng
 
 def pretrain(config: DictConfig) -> dict[str, Any]:
     """Build and run the pretraining of a configuration, see :func:`onestep.pretraining.denoiser.pretrain`."""
-    return denoiser.pretrain(build_pretraining(config))
+    with started_run(config) as run:
+        return denoiser.pretrain(build_pretraining(config, run))
 
 
 def pretrain_features(config: DictConfig) -> dict[str, Any]:
     """Build and run the training of a feature network, see :func:`onestep.pretraining.classifier.pretrain_features`."""
     options = config.features_training
     settings = ClassifierSettings(**{field.name: options[field.name] for field in fields(ClassifierSettings)})
-    run = build_run(config)
-    data, held_out = instantiate(config.data), instantiate(config.held_out)
-    torch.manual_seed(config.seed)  # for the initialisation and the training
-    return classifier.pretrain_features(run, instantiate(config.classifier), data, held_out, settings)
+    with started_run(config) as run:
+        data, held_out = instantiate(config.data), instantiate(config.held_out)
+        torch.manual_seed(config.seed)  # for the initialisation and the training
+        return classifier.pretrain_features(run, instantiate(config.classifier), data, held_out, settings)
 
 
-def build_pretraining(config: DictConfig) -> Pretraining:
+def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
     """Build all parts, with the network initialised from the run's seed.
 
     Raises:
         ValueError: for parts that do not fit each other.
     """
     settings: TrainingSettings = instantiate(config.training)
-    run = build_run(config)
     settings.per_process(run.accelerator.num_processes)
     data: ImageDataset | None = instantiate(config.data)
     if not isinstance(data, ImageDataset):

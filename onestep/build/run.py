@@ -1,14 +1,28 @@
 """The parts of every run: processes, folder, records and the layout of its networks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from onestep.engine.launch import separate_accelerate_state
 from onestep.engine.prepare import Layout
 from onestep.engine.run import Run
 from onestep.engine.settings import RunSettings
 from onestep.precision import choose_precision
+
+
+@contextmanager
+def started_run(config: DictConfig) -> Iterator[Run]:
+    """Context of the run of ``config``, with its processes, precision and device, in a folder of its own.
+
+    Raises:
+        ValueError: see :class:`onestep.engine.run.Run` and :meth:`onestep.engine.folder.RunFolder.claimed`.
+    """
+    with separate_accelerate_state(), build_run(config).claimed() as run:
+        yield run
 
 
 def build_run(config: DictConfig) -> Run:

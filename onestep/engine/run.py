@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -36,21 +36,20 @@ _OF_CONDITIONS = 2  # the random stream of conditions; 1 is the distillation's e
 
 
 class Run:
-    """A run with its accelerator and its folder. :meth:`start` is the first to write to the folder.
+    """A run with its accelerator and its folder, the main process's for all. It writes nothing outside :meth:`claimed`.
 
     Raises:
-        ValueError: for an unsupported engine of accelerate, a missing checkpoint, or a folder with another run's
-            checkpoints.
+        ValueError: for an unsupported engine of accelerate.
     """
 
     def __init__(self, settings: RunSettings) -> None:
-        self.settings, self.folder, self.seed = settings, settings.output, settings.seed
+        self.settings, self.seed = settings, settings.seed
         join_submitit_job()
         self.accelerator = Accelerator(
             mixed_precision=settings.precision,
             cpu=settings.device == "cpu",
             log_with=list(settings.trackers) or None,
-            project_dir=self.folder,
+            project_dir=settings.output,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=settings.process_timeout))],
         )
         if (engine := self.accelerator.distributed_type) in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -59,15 +58,22 @@ class Run:
                 "shard=true"
             )
         set_seed(settings.seed, device_specific=True)
-        self._folder = RunFolder(settings, self.accelerator)
-        self.checkpoint = self._folder.checkpoint_to_resume()
+        self._folder = RunFolder(settings)
+        self.folder = self._folder.path
+        self.checkpoint: Path | None = None  # to resume
         self.log: RunLog
         self.signals = StopSignals()
         self._writer = CheckpointWriter(self.folder)
         self._saved_iteration = -1
 
+    @contextmanager
+    def claimed(self) -> Iterator[Self]:
+        """Context in which the folder belongs to this run alone, see :meth:`RunFolder.claimed`."""
+        with self._folder.claimed() as self.checkpoint:
+            yield self
+
     def write_config(self) -> None:
-        """Make the run's folder and write the configuration into it and to the trackers."""
+        """Write the configuration into the run's folder and to the trackers."""
         self._folder.write_config()
         if self.settings.trackers:
             self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
