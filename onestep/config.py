@@ -1,100 +1,27 @@
 """Hydra with checks: invalid configurations are rejected before anything runs, with the valid choices."""
 
 import difflib
-import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from onestep.ranges import OPTIMIZER, check, is_plain, parameters
 
 #: The folder of all configuration files.
 CONF = Path(__file__).parent / "conf"
 
+OmegaConf.register_new_resolver("started", lambda pattern: datetime.now().strftime(pattern), use_cache=True)
+
 _INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
-
-
-def wants_traceback() -> bool:
-    """True if the user asks for tracebacks with HYDRA_FULL_ERROR=1."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
-
-
-@contextmanager
-def explained(traceback: bool) -> Iterator[None]:
-    """Context that reports a user's error in one line, with exit code 1; with ``traceback``, errors are raised.
-
-    Ctrl-C outside the training loop likewise ends in one line, with exit code 130.
-    """
-    try:
-        yield
-    except (HydraException, ValueError, OSError) as error:  # OSError: for example a full disk
-        if traceback:
-            raise
-        sys.exit(f"error: {explain(error)}")
-    except KeyboardInterrupt:
-        if traceback:
-            raise
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-
-
-def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
-    """Run ``main`` under Hydra; :func:`explained` reports errors.
-
-    Args:
-        main: a function of the checked configuration.
-        config_name: the primary file in :data:`CONF`.
-        arguments: of the command line: Hydra's options, and overrides.
-    """
-    traceback = wants_traceback()
-
-    def checked(config: DictConfig) -> None:
-        with explained(traceback):  # inside main: Hydra would print a line before the error
-            check_additions(HydraConfig.get().overrides.task, config)
-            check_config(config)
-            add_choices(config, HydraConfig.get().runtime.choices)
-            main(config)
-
-    with explained(traceback):
-        _run_hydra(checked, config_name, accept_null(config_name, add_recipe(config_name, arguments)))
-
-
-def _run_hydra(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
-    sys.argv[1:] = arguments
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions reach us, with their causes
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(main)()
-
-
-def complete(config_name: str, words: Sequence[str], query: str) -> None:
-    """Print the completions of the last of ``words``, overrides of the primary file ``config_name``.
-
-    Args:
-        config_name: the primary file in :data:`CONF`.
-        words: the words after the command; the last is "" for a new word.
-        query: Hydra's query, such as ``query=bash``.
-    """
-    # No errors during typing: without a valid configuration there are no completions.
-    with suppress(HydraException, OmegaConfBaseException, ValueError):
-        key, assigned, _ = words[-1].partition("=")
-        for file in sorted((CONF / key).glob("*/*.yaml")) if assigned else []:  # Hydra leaves out a group's folders
-            choice = f"{key}={file.relative_to(CONF / key).with_suffix('')}"
-            if choice.startswith(words[-1]):
-                print(choice)
-        line = [*accept_null(config_name, add_recipe(config_name, words[:-1])), words[-1]]
-        os.environ["COMP_LINE"] = " ".join(["onestep", *line])
-        _run_hydra(lambda config: None, config_name, ["--shell-completion", query])
 
 
 def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:

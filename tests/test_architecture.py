@@ -20,7 +20,7 @@ RANKS = {
     "evaluation": {"evaluation", "reports"},
     "runs": {"distillation", "pretraining"},
     "top": {"export"},
-    "edge": {"config", "build", "api"},
+    "edge": {"config", "entry", "build", "api"},
     "commands": {"commands", "profiling", "__main__"},
 }  # fmt: skip
 # Parts that may read a configuration, in addition to the scripts of the repository.

@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from onestep.config import CONF, check_config, compose, explain, instantiate, run_entry_point
+from onestep.config import CONF, check_config, compose, explain, instantiate
+from onestep.entry import run_entry_point
 from tests.helpers.configs import configure
 from tests.helpers.diffusers_models import build_network
 from tests.helpers.paths import REFERENCE

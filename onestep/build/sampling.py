@@ -15,6 +15,7 @@ from onestep.config import instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
+from onestep.engine.launch import separate_accelerate_state
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
 from onestep.evaluation.writing import FORMATS
@@ -24,11 +25,13 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.loading import load_generator
 from onestep.precision import choose_precision
+from onestep.processes import from_main_process
 from onestep.samplers import Sampler
 
 MODELS = ("student", "teacher")
 
 
+@separate_accelerate_state()
 def sample(config: DictConfig) -> dict[str, Any]:
     """Generate ``config.count`` images, write them, and evaluate ``config.metrics``; or evaluate ``config.images``.
 
@@ -54,7 +57,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
         range(config.seed, config.seed + config.count),
         config.batch_size,
         accelerator,
-        Path(config.save_to),
+        Path(from_main_process(lambda: config.save_to)),
         config.format,
         _evaluator(config, parts, accelerator.device) if config.get("metrics") else None,
         config.seed_ranges,

@@ -10,7 +10,7 @@ from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.utils import get_method
 
 import onestep
-from onestep.config import complete, explained, run_entry_point, wants_traceback
+from onestep.entry import complete, explained, run_entry_point, wants_traceback
 
 #: The commands with their help.
 COMMANDS = {

@@ -104,7 +104,9 @@ def _lock(path: Path) -> int:
                 f"it, or {_ANOTHER}"
             ) from None
         except OSError as error:  # a file system without locks
-            warnings.warn(f"{path} cannot be locked ({error.strerror}): start no other run in {path.parent}", stacklevel=2)
+            warnings.warn(
+                f"{path} cannot be locked ({error.strerror}): start no other run in {path.parent}", stacklevel=2
+            )
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.truncate(descriptor, 0)

@@ -1,0 +1,142 @@
+"""The entry point of the commands with a configuration: Hydra's run or sweep, errors in one line, and completion."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from traceback import print_exception
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from onestep.config import CONF, accept_null, add_choices, add_recipe, check_additions, check_config, explain
+
+
+def wants_traceback() -> bool:
+    """True if the user asks for tracebacks with HYDRA_FULL_ERROR=1."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+@contextmanager
+def explained(traceback: bool) -> Iterator[None]:
+    """Context that reports a user's error in one line, with exit code 1; with ``traceback``, errors are raised.
+
+    Ctrl-C outside the training loop likewise ends in one line, with exit code 130.
+    """
+    try:
+        yield
+    except (HydraException, ValueError, OSError) as error:  # OSError: for example a full disk
+        if traceback:
+            raise
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
+    """Run ``main`` under Hydra; :func:`explained` reports errors.
+
+    Args:
+        main: a function of the checked configuration.
+        config_name: the primary file in :data:`CONF`.
+        arguments: of the command line: Hydra's options, and overrides.
+    """
+    traceback, here = wants_traceback(), os.getpid()
+    jobs: list[list[str]] = []
+    failed: dict[int, str] = {}
+
+    def checked(config: DictConfig) -> None:
+        jobs.append(list(HydraConfig.get().overrides.task))
+        # A launcher's job in another process ends with an exit code of its own.
+        among_others = HydraConfig.get().mode is RunMode.MULTIRUN and os.getpid() == here
+        with _noted(failed, len(jobs) - 1, traceback) if among_others else explained(traceback):
+            check_additions(jobs[-1], config)
+            check_config(config)
+            add_choices(config, HydraConfig.get().runtime.choices)
+            main(config)
+
+    with explained(traceback):
+        _run_hydra(checked, config_name, accept_null(config_name, add_recipe(config_name, arguments)))
+    if failed:
+        common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+        lines = (
+            f"\n  {' '.join(word for word in jobs[number] if word not in common)}: {reason}"
+            for number, reason in failed.items()
+        )
+        sys.exit(f"error: {len(failed)} of {len(jobs)} jobs of the sweep failed:{''.join(lines)}")
+
+
+@contextmanager
+def _noted(failed: dict[int, str], job: int, traceback: bool) -> Iterator[None]:
+    """Context that prints a job's error and puts it into ``failed``, for the next job of the sweep to run."""
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, HydraException | ValueError | OSError)
+        if traceback or not known:
+            print_exception(error)
+        failed[job] = explain(error) if known else f"{type(error).__name__}: {error}"
+        print(f"error: {failed[job]}", file=sys.stderr)
+
+
+def _run_hydra(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
+    sys.argv[1:] = arguments
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets exceptions reach us, with their causes
+    _share_start()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(main)()
+    except (OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__  # a ValueError of the log's file
+        if isinstance(cause, OSError):
+            raise ValueError(
+                f"the folder of the run cannot be written ({cause}): choose another with hydra.run.dir=..., of a sweep "
+                "with hydra.sweep.dir=..."
+            ) from error
+        raise
+
+
+def _share_start() -> None:
+    """Make ``${started:FORMAT}`` the main process's time in all processes, for the name of their common folder."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return
+    from torch.distributed.rendezvous import rendezvous  # a slow import, which several processes need anyway
+
+    store, rank, _ = next(rendezvous("env://"))
+    key = f"onestep/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+    if rank == 0:
+        store.set(key, datetime.now().isoformat())
+
+    def started(pattern: str) -> str:
+        return datetime.fromisoformat(store.get(key).decode()).strftime(pattern)
+
+    OmegaConf.register_new_resolver("started", started, replace=True, use_cache=True)
+
+
+def complete(config_name: str, words: Sequence[str], query: str) -> None:
+    """Print the completions of the last of ``words``, overrides of the primary file ``config_name``.
+
+    Args:
+        config_name: the primary file in :data:`CONF`.
+        words: the words after the command; the last is "" for a new word.
+        query: Hydra's query, such as ``query=bash``.
+    """
+    # No errors during typing: without a valid configuration there are no completions.
+    with suppress(HydraException, OmegaConfBaseException, ValueError):
+        key, assigned, _ = words[-1].partition("=")
+        for file in sorted((CONF / key).glob("*/*.yaml")) if assigned else []:  # Hydra leaves out a group's folders
+            choice = f"{key}={file.relative_to(CONF / key).with_suffix('')}"
+            if choice.startswith(words[-1]):
+                print(choice)
+        line = [*accept_null(config_name, add_recipe(config_name, words[:-1])), words[-1]]
+        os.environ["COMP_LINE"] = " ".join(["onestep", *line])
+        _run_hydra(lambda config: None, config_name, ["--shell-completion", query])
