@@ -4,19 +4,26 @@ A folder of a run, a network or a pipeline may come from anybody. Nothing here r
 reads a device, or takes more memory than a small multiple of the file's limit.
 """
 
-from collections.abc import Iterator
+import math
+import zipfile
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
+from numpy.lib import format as npy
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 T = TypeVar("T")
+
+#: An archive may unpack to this many bytes, or to this many times its own size.
+_UNPACKED, _RATIO = 2**28, 20
 
 #: Bytes of a JSON file. The longest is of a checkpoint: a few numbers for each parameter of a network.
 JSON_LIMIT = 2**23
@@ -80,6 +87,43 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
             yield file
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: no safetensors, or a damaged file: {error}") from error
+
+
+def read_arrays(path: str | Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Those of the arrays ``names`` that an .npz holds. Nothing is unpickled.
+
+    Raises:
+        ValueError: with the file, if it is absent or damaged, holds none of them, or would unpack to far more than its
+            own size.
+    """
+    check_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            present = [name.removesuffix(".npy") for name in archive.namelist()]
+            found = [name for name in names if name in present]
+            if not found:
+                raise ValueError(f"its arrays are {', '.join(present)[:200]}, expected {' or '.join(names)}")
+            allowed = max(_UNPACKED, _RATIO * Path(path).stat().st_size)
+            if (size := sum(archive.getinfo(f"{name}.npy").file_size for name in found)) > allowed:
+                raise ValueError(f"it unpacks to {size / 1e9:,.1f} GB, far more than its own size")
+            return {name: _read_array(archive, f"{name}.npy") for name in found}
+    except Exception as error:  # a damaged archive raises many types
+        raise ValueError(f"{path}: no .npz of {' or '.join(names)}: {' '.join(str(error).split())}") from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of numbers; its size is checked before any memory is asked for."""
+    with archive.open(name) as file:
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} has the format {version}")
+        shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
+        if dtype.kind not in "biufU" or min(shape, default=0) < 0:
+            raise ValueError(f"{name} holds {dtype}, expected numbers")
+        if file.tell() + math.prod(shape) * dtype.itemsize != archive.getinfo(name).file_size:
+            raise ValueError(f"{name} is cut, or its header is not its own")
+    with archive.open(name) as file:
+        return npy.read_array(file, allow_pickle=False)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Metrics of samples, of files or of a run's networks, with a record of how each value was measured."""
 
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.metrics.result import Measurement
 from onestep.processes import process_rows
+from onestep.reading import read_arrays
 from onestep.reports.plots import save_samples
 
 
@@ -62,16 +62,14 @@ def open_samples(path: str) -> SampleFiles:
 
 
 def _open_array(path: Path) -> SampleFiles:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            key = next((key for key in ("images", "arr_0") if key in file), None)
-            if key is None:
-                raise ValueError(f"its arrays are {', '.join(file)}, expected images, or arr_0 as ADM writes it")
-            array = file[key]
-            seeds = file.get("seeds")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot read samples: {error}") from error
-    named = None if seeds is None or not len(seeds) else [int(seeds.min()), int(seeds.max())]
+    arrays = read_arrays(path, ("images", "arr_0", "seeds"))  # arr_0: as ADM writes it
+    seeds = arrays.pop("seeds", None)
+    if not arrays:
+        raise ValueError(f"{path}: no samples, expected images or arr_0")
+    if seeds is not None and seeds.dtype.kind not in "iu":
+        raise ValueError(f"{path}: seeds of {seeds.dtype}, expected integers")
+    array = next(iter(arrays.values()))
+    named = None if seeds is None or not seeds.size else [int(seeds.min()), int(seeds.max())]
     if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3):
         pixels = torch.from_numpy(array).permute(0, 3, 1, 2)
         return SampleFiles([from_uint8(part) for part in pixels.split(1000)], len(array), named)

@@ -1,7 +1,6 @@
 """The model card of an exported generator: settings, metrics, samples and the code for sampling."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from onestep.engine.records import read_record, select
 from onestep.models.generator import Generator
-from onestep.reports.tables import COSTS, descriptions_of, evaluated_sides, format_value, read_summary, to_markdown
+from onestep.reading import read_bytes
+from onestep.reports.tables import (
+    COSTS,
+    descriptions_of,
+    evaluated_sides,
+    format_value,
+    read_summary,
+    to_cell,
+    to_markdown,
+)
 
 _SAMPLES = "side_by_side.png"
+_LARGEST_PICTURE = 2**26  # bytes
 _WEIGHTS = {
     "ema": "the average over the training",
     "raw": "the last iterate; results and samples are those of the average",
@@ -65,19 +74,20 @@ def write_card(
         pipeline_tag=task,
         tags=["onestep", "distillation", "one-step" if steps == 1 else "few-step"],
         model_name=output.name,
-        base_model=_hub_id(select(config, "teacher.path") or ""),
-        eval_results=_eval_results(summary, task, _name(config["data"])) or None,
+        base_model=_hub_id(str(select(config, "teacher.path"))),
+        eval_results=_eval_results(summary, task, _name(config.get("data"))) or None,
     )
-    if (run / _SAMPLES).is_file():
-        shutil.copyfile(run / _SAMPLES, output / _SAMPLES)
+    samples = run / _SAMPLES
+    if samples.is_file():
+        (output / _SAMPLES).write_bytes(read_bytes(samples, _LARGEST_PICTURE))
     card = ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
-        title=f"{output.name}: {kind} generator by {_name(config['objective'])}",
+        title=f"{output.name}: {kind} generator by {to_cell(_name(config.get('objective')))}",
         evaluations=_evaluations(steps),
         teacher_evaluations=_evaluations(summary["teacher"]["network_evaluations"]),
-        samples=_SAMPLES if (run / _SAMPLES).is_file() else None,
-        facts=[(name, value.replace("|", r"\|")) for name, value in _facts(config, generator, summary, weights)],
+        samples=_SAMPLES if samples.is_file() else None,
+        facts=[(to_cell(name), to_cell(value)) for name, value in _facts(config, generator, summary, weights)],
         results=_results_table(summary),
         usage=usage,
     )
@@ -95,6 +105,7 @@ def _eval_results(summary: dict[str, Any], task: str, data: str) -> list[EvalRes
             metric_value=record["value"],
         )
         for record in _first_records(summary, "student").values()
+        if record["value"] is not None
     ]
 
 
@@ -111,8 +122,8 @@ def _results_table(summary: dict[str, Any]) -> str:
     sides, records = evaluated_sides(summary), _first_records(summary, "student")
     rows = [["", *sides, "features", "reference"]]
     for key, description in descriptions_of(summary).items():
-        of_metric = [records[key][name].replace("|", r"\|") for name in ("features", "reference")]
-        rows.append([description.heading, *_cells(summary, sides, key), *of_metric])
+        of_metric = [to_cell(records.get(key, {}).get(name, "")) for name in ("features", "reference")]
+        rows.append([to_cell(description.heading), *_cells(summary, sides, key), *of_metric])
     rows += [[cost.replace("_", " "), *_cells(summary, sides, cost), "", ""] for cost in COSTS]
     return to_markdown(rows)
 
@@ -125,17 +136,17 @@ def _facts(
     config: dict[str, Any], generator: Generator, summary: dict[str, Any], weights: str
 ) -> list[tuple[str, str]]:
     """Names and values of the run's parts and settings."""
-    objective, weights_of = config["objective"], config["generator"]
+    objective = config.get("objective")
     sigmas = (generator.sigma_init, *generator.later_sigmas)
     return [
-        ("teacher", _describe(config["teacher"])),
-        ("teacher's sampler", _describe(config["sampler"])),
+        ("teacher", _describe(config.get("teacher"))),
+        ("teacher's sampler", _describe(config.get("sampler"))),
         ("objective", _describe(objective)),
         *((name, _describe(node)) for name, node in _parts_of(objective)),
-        ("discriminator", _describe(config["discriminator"]["head"])),
-        ("adversarial weight", f"{weights_of['gan_weight']:g}"),
-        ("regression weight", f"{weights_of['regression_weight']:g}"),
-        ("data", _describe(config["data"])),
+        ("discriminator", _describe(select(config, "discriminator.head"))),
+        ("adversarial weight", _shown(select(config, "generator.gan_weight"))),
+        ("regression weight", _shown(select(config, "generator.regression_weight"))),
+        ("data", _describe(config.get("data"))),
         ("images seen in training", f"{summary['images_seen']:,}"),
         ("seconds of training", f"{summary['seconds']:,.0f}"),
         ("noise levels of the steps", ", ".join(f"{sigma:g}" for sigma in sigmas)),
@@ -147,13 +158,13 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
-def _parts_of(node: dict[str, Any] | str) -> list[tuple[str, Any]]:
-    return [] if isinstance(node, str) else [(name, part) for name, part in node.items() if _is_part(part)]
+def _parts_of(node: Any) -> list[tuple[str, Any]]:
+    return [(name, part) for name, part in node.items() if _is_part(part)] if isinstance(node, dict) else []
 
 
-def _describe(node: dict[str, Any] | str | None) -> str:
+def _describe(node: Any) -> str:
     """The name of a part of the configuration and its plain values, without local paths."""
-    if node is None or isinstance(node, str):
+    if not isinstance(node, dict):
         return _name(node)
     values = [
         f"{key.replace('_', ' ')} {_shown(value)}"
@@ -163,24 +174,24 @@ def _describe(node: dict[str, Any] | str | None) -> str:
     return ", ".join([_name(node), *values])
 
 
-def _name(node: dict[str, Any] | str | None) -> str:
+def _name(node: Any) -> str:
     """The class of a part of the configuration with its path; of a function, such as load_teacher, the path alone.
 
     The record of a part that was given as an object is the name of its class.
     """
     if node is None:
         return "none"
-    if isinstance(node, str):
-        return node.rpartition(".")[2]
-    name, path = str(node["_target_"]).rpartition(".")[2], node.get("path")
+    if not isinstance(node, dict):
+        return str(node).rpartition(".")[2]
+    name, path = str(node.get("_target_")).rpartition(".")[2], node.get("path")
     if _is_part(node.get("images")):
         return f"{name} of {_name(node['images'])}"
     if not isinstance(path, str):
         return name
-    return f"{name} ({_shown(path)})" if name[0].isupper() else _shown(path)
+    return f"{name} ({_shown(path)})" if name[:1].isupper() else _shown(path)
 
 
-def _shown(value: str | float) -> str:
+def _shown(value: Any) -> str:
     """A value of the configuration as text; of a local path the last part alone, because local paths are private."""
     if isinstance(value, str):
         return _hub_id(value) or Path(value).name

@@ -1,6 +1,5 @@
 """Mean and covariance of features, accumulated in float64 over batches and processes."""
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from onestep.files import atomic_file
 from onestep.processes import sum_over_processes
+from onestep.reading import read_arrays
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,41 @@ class Moments:
         Nothing in the file is unpickled.
 
         Raises:
-            ValueError: if there is no such file, or it holds no finite moments.
+            ValueError: if there is no such file, or it holds no finite mean and covariance.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                mean, covariance = (np.asarray(file[key], np.float64) for key in ("mu", "sigma"))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: no reference statistics, expected an .npz of mu and sigma ({error})") from error
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(
-                f"{path}: expected mu [D] and sigma [D, D], got the shapes {mean.shape} and {covariance.shape}"
-            )
+        arrays = read_arrays(path, ("mu", "sigma"))
+        if len(arrays) < 2 or any(array.dtype.kind != "f" for array in arrays.values()):
+            raise ValueError(f"{path}: expected floating-point mu and sigma, got {_shapes(arrays)}")
+        mean, covariance = (arrays[key].astype(np.float64) for key in ("mu", "sigma"))
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not len(mean):
+            raise ValueError(f"{path}: expected mu [D] and sigma [D, D], got {_shapes(arrays)}")
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise ValueError(f"{path}: mu or sigma is not finite; compute the file again")
+        _check_covariance(path, torch.from_numpy(covariance))
         return cls(torch.from_numpy(mean), torch.from_numpy(covariance), description=Path(path).name)
 
     def save(self, path: str | Path) -> None:
         """Write ``mu`` and ``sigma`` as an .npz for EDM's ``fid.py calc``."""
         with atomic_file(path) as temporary, temporary.open("wb") as file:  # numpy appends .npz to names, not to files
             np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy())
+
+
+def _shapes(arrays: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} of {array.dtype} {list(array.shape)}" for name, array in arrays.items())
+
+
+def _check_covariance(path: str | Path, covariance: Tensor) -> None:
+    """Check that ``covariance`` [D, D] is one, up to the rounding of float32: symmetric, with no negative eigenvalue.
+
+    Raises:
+        ValueError: with the ``path`` of its file.
+    """
+    scale = covariance.abs().max()
+    if (covariance - covariance.T).abs().max() > 1e-4 * scale:
+        raise ValueError(f"{path}: sigma is not symmetric, so it is no covariance; compute the file again")
+    shifted = (covariance + covariance.T) / 2 + torch.eye(len(covariance), dtype=torch.float64) * 1e-5 * scale
+    if scale > 0 and torch.linalg.cholesky_ex(shifted).info > 0:
+        raise ValueError(f"{path}: sigma has negative eigenvalues, so it is no covariance; compute the file again")
 
 
 class FeatureStatistics:

@@ -33,6 +33,9 @@ def read_runs(folder: Path) -> dict[str, Path]:
 def to_table(runs: dict[str, Path]) -> str:
     """A Markdown table of the students' metrics, one run per row, with the first run's teacher on top."""
     summaries = {name: read_summary(run) for name, run in runs.items()}
+    for name, summary in summaries.items():
+        if "student" not in summary:
+            raise ValueError(f"{runs[name]}: summary.json has no student; expected distillations")
     first = next(iter(summaries.values()))
     metrics = {key: of for summary in summaries.values() for key, of in descriptions_of(summary).items()}
     rows = [["", *(of.heading for of in metrics.values()), "evaluations", "images seen", "seconds"]]

@@ -1,9 +1,9 @@
 """Tables of a run's results, for the terminal and for Markdown pages."""
 
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
-from pydantic import ConfigDict, FiniteFloat, NonNegativeInt
+from pydantic import AfterValidator, ConfigDict, FiniteFloat, NonNegativeInt
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
@@ -21,19 +21,29 @@ class Record(TypedDict):
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc] # pydantic's way
     metric: str
+    name: str
+    value: FiniteFloat | None
     title: str
     higher_is_better: bool
-    name: NotRequired[str]
-    value: NotRequired[FiniteFloat | None]
-    features: NotRequired[str]
-    reference: NotRequired[str]
+    features: str
+    reference: str
+
+
+def _check_side(side: dict[str, Any]) -> dict[str, Any]:
+    if type(side.get("network_evaluations")) is not int:
+        raise ValueError("expected network_evaluations, an integer")
+    return side
+
+
+#: The values of the teacher or the student in ``summary.json`` by key; null is a value that is not finite.
+Side = Annotated[dict[str, int | FiniteFloat | None], AfterValidator(_check_side)]
 
 
 class Summary(TypedDict):
-    """The content of ``summary.json`` of a distillation or a pretraining; null is a value that is not finite."""
+    """The content of ``summary.json`` of a distillation; that of a pretraining has no student."""
 
-    teacher: dict[str, int | FiniteFloat | None]
-    student: NotRequired[dict[str, int | FiniteFloat | None]]
+    teacher: Side
+    student: NotRequired[Side]
     images_seen: NonNegativeInt
     seconds: FiniteFloat
     results: dict[str, list[Record]]
@@ -65,9 +75,17 @@ def evaluated_sides(summary: dict[str, Any]) -> list[str]:
     return [side for side in SIDES if "samples" in summary.get(side, {})]
 
 
-def format_value(value: float) -> str:
-    """A float with four digits; an integer in full, with commas."""
+def format_value(value: float | None) -> str:
+    """A float with four digits; an integer in full, with commas; "nan" for None, which a JSON file has in its place."""
+    if value is None:
+        return "nan"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def to_cell(text: str) -> str:
+    """A text as a cell of a Markdown table: one line without bars, of at most 200 characters."""
+    line = " ".join(text.split())
+    return (line if len(line) <= 200 else f"{line[:200]}...").replace("|", r"\|")
 
 
 def to_markdown(rows: list[list[str]]) -> str:

@@ -141,16 +141,23 @@ def test_two_processes_have_what_one_has(tmp_path: Path) -> None:
 def test_what_is_no_statistics(tmp_path: Path) -> None:
     file = tmp_path / "reference.npz"
     for arrays, message in (
-        ({"mu": np.zeros(2)}, "sigma is not a file"),
-        ({"mu": np.zeros(2), "sigma": np.eye(3)}, r"mu .* sigma .* \(2,\) and \(3, 3\)"),
+        ({"mu": np.zeros(2)}, r"expected floating-point mu and sigma, got mu of float64 \[2\]"),
+        ({"mu": np.zeros(2, int), "sigma": np.eye(2)}, r"expected floating-point mu and sigma, got mu of int64 \[2\]"),
+        ({"mu": np.zeros(2), "sigma": np.eye(3)}, r"got mu of float64 \[2\], sigma of float64 \[3, 3\]"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0, 1]])}, "sigma is not symmetric"),
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [2, 1]])}, "sigma has negative eigenvalues"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2) * 1j}, "sigma.npy holds complex128, expected numbers"),
+        ({"x": np.zeros(2)}, "its arrays are x, expected mu or sigma"),
         ({"mu": np.array([0, np.nan]), "sigma": np.eye(2)}, "is not finite"),
-        ({"mu": np.array([{}], dtype=object), "sigma": np.eye(1)}, "allow_pickle=False"),
+        ({"mu": np.array([{}], dtype=object), "sigma": np.eye(1)}, "mu.npy holds object, expected numbers"),
     ):
         np.savez(file, **arrays)
         with pytest.raises(ValueError, match=message):
             Moments.load(file)
-    with pytest.raises(ValueError, match=r"none\.npz: no reference statistics"):
+    with pytest.raises(ValueError, match=r"none\.npz: no such file"):
         Moments.load(tmp_path / "none.npz")
+    np.savez(file, mu=np.zeros(2), sigma=np.array([[1.0, 1], [1, 1]]))  # singular, as of few images
+    assert torch.equal(Moments.load(file).covariance, torch.ones(2, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         Moments.of(torch.zeros(1, 3))
     with pytest.raises(ValueError, match="some features are not finite"):

@@ -22,9 +22,10 @@ def sweep(tmp_path: Path) -> Path:
         generator.save_pretrained(run / "generator")
         side = {"modes": 25.0, "kl": 0.0421, "network_evaluations": 35, "samples": 10, "samples_per_second": 3.0}
         student = side | {"modes": 24.0 - index, "kl": 1.5, "network_evaluations": 1}
+        of_metric = {"value": 1.0, "features": "none", "reference": "mixture"}
         records = [
-            {"metric": "modes", "title": "modes covered", "higher_is_better": True},
-            {"metric": "kl", "title": "KL divergence", "higher_is_better": False},
+            of_metric | {"metric": "modes", "name": "modes", "title": "modes covered", "higher_is_better": True},
+            of_metric | {"metric": "kl", "name": "kl", "title": "KL divergence", "higher_is_better": False},
         ]
         summary = {"teacher": side, "student": student, "images_seen": 1000 + index, "seconds": 59.6}
         summary["results"] = {"student": records}
