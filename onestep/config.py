@@ -114,9 +114,18 @@ def explain(error: Exception) -> str:
         if OmegaConf.is_dict(parent):
             full_key = str(cause.full_key)
             return unknown_key(full_key, (str(key) for key in parent))
+    if isinstance(error, InstantiationException) and (line := explain_failure(error.__cause__)):
+        return line
     if "hydra/launcher/submitit" in str(error):
         return "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
     return str(error)
+
+
+def explain_failure(error: BaseException | None) -> str | None:
+    """The line of an error of the machine, see :func:`onestep.engine.failures.explain_failure`; else None."""
+    from onestep.engine import failures  # imports torch
+
+    return failures.explain_failure(error) if error is not None else None
 
 
 def unknown_key(full_key: str, valid: Iterable[str]) -> str:

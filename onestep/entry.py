@@ -16,7 +16,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onestep.config import CONF, accept_null, add_choices, add_recipe, check_additions, check_config, explain
+from onestep.config import (
+    CONF,
+    accept_null,
+    add_choices,
+    add_recipe,
+    check_additions,
+    check_config,
+    explain,
+    explain_failure,
+)
+from onestep.engine.signals import Interrupted, interruptible
 
 
 def wants_traceback() -> bool:
@@ -28,19 +38,25 @@ def wants_traceback() -> bool:
 def explained(traceback: bool) -> Iterator[None]:
     """Context that reports a user's error in one line, with exit code 1; with ``traceback``, errors are raised.
 
-    Ctrl-C outside the training loop likewise ends in one line, with exit code 130.
+    A signal outside a training likewise ends in one line, with exit code 128 plus its number.
     """
     try:
-        yield
+        with interruptible():
+            yield
     except (HydraException, ValueError, OSError) as error:  # OSError: for example a full disk
         if traceback:
             raise
         sys.exit(f"error: {explain(error)}")
-    except KeyboardInterrupt:
+    except (MemoryError, RuntimeError) as error:
+        if traceback or (line := explain_failure(error)) is None:
+            raise
+        sys.exit(f"error: {line}")
+    except KeyboardInterrupt as interrupt:
         if traceback:
             raise
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
+        print(f"interrupted by {number.name}", file=sys.stderr)
+        sys.exit(128 + number)
 
 
 def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
@@ -82,10 +98,10 @@ def _noted(failed: dict[int, str], job: int, traceback: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        known = isinstance(error, HydraException | ValueError | OSError)
-        if traceback or not known:
+        known = explain(error) if isinstance(error, HydraException | ValueError | OSError) else explain_failure(error)
+        if traceback or known is None:
             print_exception(error)
-        failed[job] = explain(error) if known else f"{type(error).__name__}: {error}"
+        failed[job] = f"{type(error).__name__}: {error}" if known is None else known
         print(f"error: {failed[job]}", file=sys.stderr)
 
 

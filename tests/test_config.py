@@ -252,4 +252,4 @@ def test_ctrl_c_ends_in_one_line(
     with pytest.raises(SystemExit) as caught:
         run_entry_point(interrupted, "train", [f"hydra.run.dir={tmp_path}"])
     assert caught.value.code == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "interrupted by SIGINT\n"

@@ -17,7 +17,7 @@ from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.prepare import prepare_networks
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
-from onestep.evaluation.evaluate import check_evaluation
+from onestep.evaluation.of_run import check_evaluation
 from onestep.models.base import DenoiserNetwork
 from onestep.pretraining import classifier, denoiser
 from onestep.pretraining.classifier import ClassifierSettings

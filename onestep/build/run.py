@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from onestep.engine.course import course_of
 from onestep.engine.launch import separate_accelerate_state
 from onestep.engine.prepare import Layout
 from onestep.engine.run import Run
@@ -32,6 +33,7 @@ def build_run(config: DictConfig) -> Run:
         ValueError: see :class:`onestep.engine.run.Run`.
     """
     config.precision = choose_precision(config.precision, config.device)  # recorded in place of "auto"
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
     return Run(
         RunSettings(
             output=Path(config.output),
@@ -43,6 +45,7 @@ def build_run(config: DictConfig) -> Run:
             trackers=list(config.trackers),
             resume=config.resume,
             record=OmegaConf.to_yaml(config, resolve=True),
+            course=course_of(resolved),
         )
     )
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from onestep.denoiser import Condition, micro_batches
 from onestep.distillation.parts import Distillation
 from onestep.distillation.report import DistillationReport
+from onestep.engine.course import describe_weights
 from onestep.engine.loop import train
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
@@ -42,7 +43,8 @@ def distill(parts: Distillation) -> dict[str, Any]:
     """Run a distillation and return its summary, see :meth:`DistillationReport.final`.
 
     Raises:
-        ValueError, SystemExit: as :func:`onestep.engine.loop.train`.
+        ValueError, SystemExit: as :func:`onestep.engine.loop.train`, :meth:`onestep.engine.run.Run.guarded` and
+            :meth:`DistillationReport.final`.
     """
     run, settings = parts.run, parts.settings
     state = TrainingState({**parts.trained_networks, "generator_ema": parts.ema.average}, parts.optimizers)
@@ -56,8 +58,10 @@ def distill(parts: Distillation) -> dict[str, Any]:
     def evaluate(iteration: int) -> Measurement | None:
         return report.interim(state) if iteration % settings.evaluate_every == 0 else None
 
-    train(run, state, settings, parts.data, update, evaluate)
-    return report.final(state)
+    with run.guarded():
+        teacher = {"teacher.weights": describe_weights(parts.method.teacher)}
+        train(run, state, settings, parts.data, update, evaluate, teacher)
+        return report.final(state)
 
 
 def updates(

@@ -11,8 +11,8 @@ from onestep.distillation.parts import Distillation
 from onestep.engine.log import read_log
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
-from onestep.evaluation.evaluate import RunEvaluator
 from onestep.evaluation.generate import SampleFunction
+from onestep.evaluation.of_run import RunEvaluator, check_values
 from onestep.metrics.result import Measurement
 from onestep.reports.plots import save_curves, save_side_by_side
 from onestep.reports.tables import print_summary
@@ -46,8 +46,13 @@ class DistillationReport:
 
         Returns:
             ``teacher`` and ``student``, each with every metric, ``network_evaluations``, ``samples`` and
-            ``samples_per_second`` (only ``network_evaluations`` for a teacher that is not evaluated); ``images_seen``
-            and ``seconds`` of the training; ``results``, a record of each value. Empty outside the main process.
+            ``samples_per_second`` (only ``network_evaluations`` for a teacher that is not evaluated); ``images_seen``,
+            the number of ``skipped_steps`` among the iterations, and ``seconds`` of the training; ``results``, a record
+            of each value. Empty outside the main process.
+
+        Raises:
+            ValueError: if a value could not be computed, with the reason; everything else is written then.
+            StopRequestedError: after a signal, in all processes.
         """
         self.run.log.close()
         folder, parts, average = self.run.folder, self.parts, self.parts.ema.average
@@ -62,10 +67,13 @@ class DistillationReport:
         student_nfe = average.network_evaluations
         sample_teacher = partial(parts.sampler, parts.method.teacher)
         teacher: dict[str, Any] = {"network_evaluations": teacher_nfe}
-        records = {}
+        records: dict[str, Any] = {}
+        failures: dict[str, dict[str, str]] = {}
         if parts.evaluation.evaluate_teacher:
-            teacher, records["teacher"] = self.of_teacher.final("teacher", sample_teacher, teacher_nfe)
-        student, records["student"] = self.of_student.final("student", average, student_nfe)
+            teacher, records["teacher"], failures["teacher"] = self.of_teacher.final(
+                "teacher", sample_teacher, teacher_nfe
+            )
+        student, records["student"], failures["student"] = self.of_student.final("student", average, student_nfe)
         teacher_images = self._grid(self.of_teacher, sample_teacher)
         student_images = self._grid(self.of_student, average)
         self.run.finish()
@@ -75,6 +83,7 @@ class DistillationReport:
             "teacher": teacher,
             "student": student,
             "images_seen": state.iteration * parts.settings.batch_size,
+            "skipped_steps": state.skipped_steps,
             "seconds": round(state.seconds, 1),
             "results": records,
         }
@@ -84,6 +93,7 @@ class DistillationReport:
         lines, metrics = read_log(folder / "log.jsonl"), parts.evaluator.descriptions
         save_curves(lines, metrics, _DIAGNOSTICS, folder / "curves.png")
         print_summary(summary, folder)
+        check_values(failures, folder)
         return summary
 
     def _grid(self, evaluator: RunEvaluator, sample: SampleFunction) -> Tensor:

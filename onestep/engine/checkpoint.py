@@ -150,6 +150,18 @@ def best_value(run: Path, key: str) -> Measurement | None:
     return None if found is None else found[1]
 
 
+def best_checkpoint(run: Path, key: str) -> tuple[Path, int] | None:
+    """The intact checkpoint with the best value of ``key``, the first of equals, and its iteration."""
+    best: tuple[Path, Measurement] | None = None
+    for path in list_checkpoints(run):
+        measured = _measurement_of(path)
+        if measured is None or measured.key != key or damage(path) is not None:
+            continue
+        if best is None or measured.is_better_than(best[1]):
+            best = path, measured
+    return None if best is None else (best[0], _iteration_of(best[0]))
+
+
 def _best_of_each(run: Path) -> dict[str, tuple[Path, Measurement]]:
     """The best checkpoint by key. A run that was resumed with another ``evaluation.best`` has several keys."""
     best: dict[str, tuple[Path, Measurement]] = {}

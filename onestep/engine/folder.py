@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onestep.engine.checkpoint import find_checkpoint, list_checkpoints
+from onestep.engine.course import Course, changes_since
 from onestep.engine.settings import RunSettings
 from onestep.files import to_json, write_text
 from onestep.processes import from_main_process, rank_and_count
@@ -34,8 +35,8 @@ class RunFolder:
         """Make the folder; a context in which no other run uses it, with the checkpoint to resume.
 
         Raises:
-            ValueError: if another run uses the folder, or it cannot be written; for a missing checkpoint, or a fresh
-                start in a folder with another run's checkpoints.
+            ValueError: if another run uses the folder, or it cannot be written; for a missing checkpoint or one of
+                another course, or a fresh start in a folder with another run's checkpoints.
         """
         with ExitStack() as held:
 
@@ -48,6 +49,8 @@ class RunFolder:
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint that ``settings.resume`` names; None for a fresh start."""
         found = find_checkpoint(self.settings.resume, self.path)
+        if found is not None:
+            changes_since(found, Course(self.settings.course))
         if found is None and list_checkpoints(self.path):
             raise ValueError(
                 f"{self.path} holds the checkpoints of another run: continue it with resume=auto, or {_ANOTHER}"

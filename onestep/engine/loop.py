@@ -1,7 +1,9 @@
 """The loop of every training: updates, skipped steps, evaluations, checkpoints and rollbacks."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from torch import Tensor
 
@@ -10,13 +12,15 @@ from onestep.denoiser import Condition
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.run import Run
 from onestep.engine.settings import TrainingSettings
+from onestep.engine.signals import StopRequestedError
+from onestep.engine.skips import check_successes, count_success, roll_back, skip_step
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
 
 #: Performs the updates of an iteration, given its number and this process's rows of the batch.
 Update = Callable[[int, Tensor | None, Condition], None]
 #: Called after each iteration with the number of iterations so far; returns the value that picks the best checkpoint,
-#: or None if nothing was evaluated.
+#: or None if nothing was evaluated. A signal interrupts it with a :class:`StopRequestedError`.
 Evaluate = Callable[[int], Measurement | None]
 
 
@@ -27,20 +31,32 @@ def train(
     data: TrainingDataset | NoData,
     update: Update,
     evaluate: Evaluate,
+    parts: Mapping[str, str] | None = None,
 ) -> None:
-    """Start or resume ``run`` and train to the end. Every process must call it.
+    """Start or resume ``run`` and train to the end. Every process must call it, within :meth:`Run.guarded`.
+
+    ``parts`` are descriptions of what a checkpoint must have in common with the run, in addition to settings and data.
 
     Raises:
-        ValueError: for losses or gradients that stay non-finite, a full disk, or a lost process.
+        ValueError: for a checkpoint of another course, or losses or gradients that stay non-finite.
         SystemExit: with :data:`onestep.engine.signals.STOPPED`, after a signal and a checkpoint.
     """
-    run.start(state, settings)
-    with run.guarded():
-        while state.iteration < settings.iterations:
-            try:
-                _iterate(run, state, settings, data, update, evaluate)
-            except NonFiniteError as error:
-                run.roll_back(error, state, settings)
+    run.start(state, settings, {"data": _describe(data), **(parts or {})})
+    if not state.evaluated:
+        _end_iteration(run, state, settings, evaluate)
+        run.save(state, settings)
+    last: Path | None = None
+    while state.iteration < settings.iterations:
+        try:
+            _iterate(run, state, settings, data, update, evaluate)
+        except NonFiniteError as error:
+            last = roll_back(run, error, state, settings, last)
+    check_successes(run, state)
+
+
+def _describe(data: TrainingDataset | NoData) -> str:
+    length = f", {len(data)} items" if isinstance(data, TrainingDataset) else ""
+    return f"{type(data).__name__}{length} of {tuple(data.image_shape)}, {data.label_dim} classes"
 
 
 def _iterate(
@@ -54,15 +70,28 @@ def _iterate(
     """The iterations from ``state.iteration`` on."""
     for x_real, condition in run.batches(data, settings, start=state.iteration):
         started = time.monotonic()
+        skipped = False
         try:
             update(state.iteration, x_real, condition)
-            state.skipped_steps = 0
-        except SkippedStepError as skipped:  # ends the iteration's updates
-            run.skip_step(skipped, state, settings, data)
+            count_success(state)
+        except SkippedStepError as error:  # ends the iteration's updates
+            skip_step(run, error, state, settings, data)
+            skipped = True
 
         state.iteration += 1
         state.seconds += time.monotonic() - started
         run.log.end_iteration(state.iteration)
-        run.end_iteration(state, settings, evaluate(state.iteration))
+        _end_iteration(run, state, settings, evaluate, skipped)
         if state.iteration == settings.iterations:
             return
+
+
+def _end_iteration(
+    run: Run, state: TrainingState, settings: TrainingSettings, evaluate: Evaluate, skipped: bool = False
+) -> None:
+    """Evaluate, save and stop if that is due; an evaluation that a signal interrupts is repeated on resumption."""
+    measured, state.evaluated = None, False
+    with suppress(StopRequestedError):
+        measured = evaluate(state.iteration)
+        state.evaluated = True
+    run.end_iteration(state, settings, measured, skipped)

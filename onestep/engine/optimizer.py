@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field, FiniteFloat
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -50,6 +52,21 @@ class NonFiniteError(ValueError):
     """Too many consecutive skipped steps."""
 
 
+@dataclass
+class GuardState:
+    """What a resumed run needs in addition to the optimisers' state.
+
+    Args:
+        lr_factor: factor of the learning rates in addition to their schedule, after a rollback.
+        loss_scale: the factor of the loss in fp16, else 1.
+        steps_at_scale: steps without an overflow since it last changed.
+    """
+
+    lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    loss_scale: Annotated[FiniteFloat, Field(ge=1)] = 1.0
+    steps_at_scale: Annotated[int, Field(ge=0)] = 0
+
+
 class GuardedOptimizer:
     """Steps of one or several optimisers from one loss. If a value is not finite, all of them skip the step.
 
@@ -78,7 +95,7 @@ class GuardedOptimizer:
         ]
         self.loss_scale = 2.0**16 if fp16 else 1.0
         self.steps_at_scale = 0
-        self.lr_factor = 1.0  # factor of the learning rates in addition to their schedule, after a rollback
+        self.lr_factor = 1.0
         self._micro_batches: list[tuple[Losses, Tensor]] = []
 
     def backward(self, losses: Losses, sigma: Tensor) -> None:
@@ -149,14 +166,15 @@ class GuardedOptimizer:
         if self.steps_at_scale == _SCALE_GROWS_AFTER:
             self.loss_scale, self.steps_at_scale = self.loss_scale * 2, 0
 
-    def state_dict(self) -> dict[str, float]:
+    def state(self) -> GuardState:
         """The state of a resumed run in addition to the optimisers' state."""
-        return {name: getattr(self, name) for name in ("loss_scale", "steps_at_scale", "lr_factor")}
+        return GuardState(self.lr_factor, self.loss_scale, self.steps_at_scale)
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.lr_factor = state["lr_factor"]
-        if self.fp16:
-            self.loss_scale, self.steps_at_scale = state["loss_scale"], int(state["steps_at_scale"])
+    def load_state(self, state: GuardState) -> None:
+        """Continue from a :meth:`state`; the loss scale from one of fp16 only."""
+        self.lr_factor = state.lr_factor
+        if self.fp16 and state.loss_scale > 1:
+            self.loss_scale, self.steps_at_scale = state.loss_scale, state.steps_at_scale
 
 
 def _with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

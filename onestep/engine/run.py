@@ -1,8 +1,6 @@
 """A run's folder, processes and records, common to distillation and pretraining."""
 
-import math
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,24 +8,26 @@ from datetime import timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from onestep.data.dataset import Batch, NoData, PositionSampler, TrainingDataset, keep_batch
 from onestep.denoiser import map_condition
-from onestep.engine.checkpoint import CheckpointWriter, best_value, find_checkpoint, set_later_aside
+from onestep.engine.checkpoint import CheckpointWriter, best_value, set_later_aside
+from onestep.engine.course import Course, changes_since, describe
+from onestep.engine.failures import explain_failure
 from onestep.engine.folder import RunFolder
 from onestep.engine.launch import join_submitit_job
 from onestep.engine.log import RunLog
-from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.prefetch import prefetch
 from onestep.engine.settings import RunSettings, TrainingSettings
-from onestep.engine.signals import STOPPED, StopSignals, leave_signals_to_parent
+from onestep.engine.signals import STOPPED, StopRequestedError, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
 from onestep.seeding import BatchRandom
@@ -62,6 +62,7 @@ class Run:
         self.folder = self._folder.path
         self.checkpoint: Path | None = None  # to resume
         self.log: RunLog
+        self.course: Course
         self.signals = StopSignals()
         self._writer = CheckpointWriter(self.folder)
         self._saved_iteration = -1
@@ -78,17 +79,31 @@ class Run:
         if self.settings.trackers:
             self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
 
-    def start(self, state: TrainingState, settings: TrainingSettings) -> None:
+    def start(self, state: TrainingState, settings: TrainingSettings, parts: dict[str, str]) -> None:
         """Resume ``state`` from the run's checkpoint, if there is one; write the configuration and open the log.
 
-        Raises:
-            ValueError: if the checkpoint does not fit the networks.
-        """
-        self._continue_from(self.checkpoint, state, settings)
-        if self.checkpoint is not None:
-            self.accelerator.print(f"resumed {self.checkpoint} at iteration {state.iteration} of {settings.iterations}")
+        Args:
+            state: the new state.
+            settings: of the training.
+            parts: descriptions of the data and of other parts that a checkpoint must have in common with the run.
 
-    def _continue_from(self, checkpoint: Path | None, state: TrainingState, settings: TrainingSettings) -> None:
+        Raises:
+            ValueError: if the checkpoint is of another course, see :mod:`onestep.engine.course`, or does not fit the
+                networks.
+        """
+        self.course = Course(self.settings.course, parts)
+        changes = {} if self.checkpoint is None else changes_since(self.checkpoint, self.course)
+        self.continue_from(self.checkpoint, state, settings)
+        if self.checkpoint is not None:
+            changed = f", with {describe(changes)}" if changes else ""
+            self.accelerator.print(
+                f"resumed {self.checkpoint} at iteration {state.iteration} of {settings.iterations}{changed}"
+            )
+        if changes:
+            self.log.write(state.iteration, {"changed_settings": changes})
+
+    def continue_from(self, checkpoint: Path | None, state: TrainingState, settings: TrainingSettings) -> None:
+        """Load ``state`` from a ``checkpoint``, if it is not None, and open the log at its iteration."""
         pending = state.load(checkpoint) if checkpoint is not None else []
         self.write_config()
         if self.accelerator.is_main_process:
@@ -102,10 +117,11 @@ class Run:
             every=settings.log_every,
             pending=pending,
         )
-        if checkpoint is not None and checkpoint.parent.parent == self.folder:
+        if checkpoint is not None and checkpoint.parent.parent == self.folder and state.evaluated:
             self._saved_iteration = state.iteration
 
-    def _order(self, data: TrainingDataset, settings: TrainingSettings, start: int) -> PositionSampler:
+    def order(self, data: TrainingDataset, settings: TrainingSettings, start: int) -> PositionSampler:
+        """This process's indices in ``data`` of each batch from iteration ``start`` on."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         return PositionSampler(len(data), settings.batch_size, self.seed, start, rank, processes)
 
@@ -121,15 +137,22 @@ class Run:
         pinned = self.device.type == "cuda"  # for asynchronous copies
         loader = DataLoader(
             data,
-            batch_sampler=self._order(data, settings, start),
+            batch_sampler=self.order(data, settings, start),
             collate_fn=keep_batch,
             num_workers=self.settings.num_workers,
+            timeout=self.settings.process_timeout if self.settings.num_workers else 0,
             pin_memory=pinned,
             worker_init_fn=leave_signals_to_parent,
         )
         move = partial(Tensor.to, device=self.device, non_blocking=pinned)
-        for images, condition in prefetch(iter(loader)):
-            yield None if images is None else move(images), map_condition(move, condition)
+        reader = iter(loader)
+        try:
+            for images, condition in prefetch(reader):
+                yield None if images is None else move(images), map_condition(move, condition)
+        except RuntimeError:
+            for process in getattr(reader, "_workers", ()):  # Python waits at its end for one that hangs
+                process.kill()
+            raise
 
     def random(self, settings: TrainingSettings, iteration: int, *stream: int) -> BatchRandom:
         """This process's rows of the randomness of an iteration's global batch; ``stream`` selects another stream."""
@@ -138,83 +161,50 @@ class Run:
         size = settings.batch_size
         return BatchRandom(self.seed, 0, iteration, *stream, batch_size=size, rows=rows, device=self.device)
 
-    def skip_step(
-        self,
-        skipped: SkippedStepError,
-        state: TrainingState,
-        settings: TrainingSettings,
-        data: TrainingDataset | NoData,
-    ) -> None:
-        """Log a skipped step, with its non-finite samples by their indices in ``data``.
-
-        Raises:
-            NonFiniteError: after ``settings.max_skipped_steps`` consecutive skipped steps.
-        """
-        samples = [asdict(sample) for sample in skipped.samples]
-        if isinstance(data, TrainingDataset):
-            indices = next(iter(self._order(data, settings, state.iteration)))
-            samples = [sample | {"index": indices[sample["position"]]} for sample in samples]
-        if self.accelerator.num_processes > 1:
-            samples = gather_object(samples)
-        values = {name: value if math.isfinite(value) else str(value) for name, value in skipped.values.items()}
-        skip = {"skipped_step": values, "bad_samples": len(samples), "samples": samples[:10]}
-        self.log.write(state.iteration + 1, skip)
-        if skipped.overflow:
-            return
-        state.skipped_steps += 1
-        message = f"non-finite value in iteration {state.iteration}: {skipped.values}, samples {samples[:10]}"
-        if state.skipped_steps >= settings.max_skipped_steps:
-            raise NonFiniteError(
-                f"{message}. This step and the {state.skipped_steps - 1} before it were skipped, and the last "
-                "checkpoint is intact: lower the learning rate or the weight of that term and continue with "
-                "resume=auto, or set training.rollbacks"
-            )
-        warnings.warn(f"{message}: step skipped, {state.skipped_steps} in a row", stacklevel=2)
-
-    def roll_back(self, error: NonFiniteError, state: TrainingState, settings: TrainingSettings) -> None:
-        """Roll back to the last intact checkpoint and lower the learning rates.
-
-        Raises:
-            NonFiniteError: ``error``, after ``settings.rollbacks`` rollbacks or without a checkpoint.
-        """
-        self._writer.wait()
-        self.accelerator.wait_for_everyone()
-        checkpoint = find_checkpoint("auto", self.folder)
-        rollbacks = state.rollbacks + 1
-        if checkpoint is None or rollbacks > settings.rollbacks:
-            raise error
-        self.log.close()
-        self._continue_from(checkpoint, state, settings)
-        state.rollbacks, state.skipped_steps = rollbacks, 0
-        for optimizer in state.optimizers.values():
-            optimizer.lr_factor = settings.rollback_lr_factor**rollbacks
-        self.log.write(state.iteration, {"rollback": f"{error}"})
-        self.accelerator.print(
-            f"{error}\nrolled back to {checkpoint}, learning rates times {settings.rollback_lr_factor**rollbacks}"
-        )
-
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Context that delays signals to the end of an iteration and explains errors of the disk and of processes."""
+        """Context that delays signals until a process can stop, and explains errors of the machine.
+
+        Raises:
+            ValueError: for a full disk or memory, a lost process or data loading process.
+            SystemExit: with :data:`onestep.engine.signals.STOPPED`, after a signal at :meth:`check_stop`.
+        """
         try:
             with self.signals:
                 yield
                 self._writer.wait()
-        except OSError as error:
-            raise ValueError(
-                f"the run in {self.folder} stopped: {error}. The last checkpoint is intact: fix the cause and continue "
-                "with resume=auto"
-            ) from error
-        except RuntimeError as error:
-            if self.accelerator.num_processes == 1 or isinstance(error, torch.OutOfMemoryError):
+        except StopRequestedError:
+            self._stop("in the final evaluation, which resume=auto repeats")
+        except (OSError, SafetensorError, MemoryError, RuntimeError) as error:
+            disk = isinstance(error, OSError | SafetensorError)
+            reason = f"the run in {self.folder} stopped: {error}" if disk else explain_failure(error)
+            if reason is None:
                 raise
-            raise ValueError(
-                f"process {self.accelerator.process_index} failed, perhaps because another one died: {error}. The last "
-                "checkpoint is intact: continue with resume=auto"
-            ) from error
+            raise ValueError(f"{reason}. The last checkpoint is intact: continue with resume=auto") from error
 
-    def end_iteration(self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None) -> None:
+    def check_stop(self) -> None:
+        """Stop if a process has received a signal. Every process must call it; it also notices lost processes.
+
+        Raises:
+            StopRequestedError: in all processes.
+        """
+        if self._in_any_process(self.signals.received is not None)[0]:
+            raise StopRequestedError
+
+    def _stop(self, where: str) -> NoReturn:
+        self._writer.wait()
+        self.log.close()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.print(f"stopped by a signal {where}")
+        self.signals.hand_on()
+        sys.exit(STOPPED)
+
+    def end_iteration(
+        self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None, skipped: bool = False
+    ) -> None:
         """Save a checkpoint if one is due or ``measured`` is the best value so far; stop after a signal.
+
+        None is due after a ``skipped`` step: a rollback returns to a state before the first one.
 
         Raises:
             SystemExit: with :data:`onestep.engine.signals.STOPPED`, after a signal and the checkpoint.
@@ -225,19 +215,11 @@ class Run:
             self._writer.wait()
             best = measured.is_better_than(best_value(self.folder, measured.key))
         stop, best = self._in_any_process(self.signals.received is not None, best)
-        # Not after a skipped step: a rollback returns to a state before the first one.
-        due = state.iteration % settings.checkpoint_every == 0 and state.skipped_steps == 0
+        due = state.iteration % settings.checkpoint_every == 0 and not skipped
         if due or best or stop or state.iteration == settings.iterations:
             self.save(state, settings, measured)
         if stop:
-            self._writer.wait()
-            self.log.close()
-            self.accelerator.wait_for_everyone()
-            self.accelerator.print(
-                f"stopped by a signal and saved after iteration {state.iteration}; continue with resume=auto"
-            )
-            self.signals.hand_on()
-            sys.exit(STOPPED)
+            self._stop(f"and saved after iteration {state.iteration}; continue with resume=auto")
 
     def _in_any_process(self, *flags: bool) -> list[bool]:
         if self.accelerator.num_processes == 1:
@@ -255,10 +237,15 @@ class Run:
             return
         self._writer.wait()
         self.log.sync()
-        snapshot = state.snapshot(self.log.state(), measured, keep=self.accelerator.is_main_process)
+        values = {"log": self.log.state(), "course": asdict(self.course)}
+        snapshot = state.snapshot(values, measured, keep=self.accelerator.is_main_process)
         if snapshot is not None:
             self._writer.write(snapshot, settings.keep_last)
         self._saved_iteration = state.iteration
+
+    def wait_for_writer(self) -> None:
+        """Wait until the last checkpoint is complete; raises the error if it could not be written."""
+        self._writer.wait()
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write ``values`` into the run's folder."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 def check_positive(settings: object, block: str, *names: str) -> None:
@@ -30,6 +31,7 @@ class RunSettings:
         trackers: accelerate's trackers, such as "tensorboard".
         resume: "auto", a run's folder or a checkpoint's folder; None for a fresh start.
         record: the configuration in YAML, written to the run's folder.
+        course: the settings that a checkpoint must have in common with the run, by their full keys.
 
     Raises:
         ValueError: for a negative number of workers.
@@ -44,6 +46,7 @@ class RunSettings:
     trackers: Sequence[str]
     resume: str | None
     record: str
+    course: dict[str, Any]
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:

@@ -3,7 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
@@ -24,6 +25,43 @@ def leave_signals_to_parent(_: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal outside a training."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+class StopRequestedError(Exception):
+    """A signal to a process of a run, at a point at which all processes can stop."""
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Context in which SIGTERM, SIGUSR1 and SIGUSR2 raise :class:`Interrupted`, as SIGINT raises KeyboardInterrupt.
+
+    Handlers of others, such as submitit's, stay in place, and outside the main thread nothing changes.
+    """
+    changed = []
+    try:
+        for number in _SIGNALS:
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _interrupt)
+                changed.append(number)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
 class StopSignals:
     """Context that records SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 in ``received``, without any other effect.
 
@@ -39,7 +77,8 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
-            if number == signal.SIGTERM and signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN):
+            ours = (signal.SIG_DFL, signal.SIG_IGN, _interrupt)
+            if number == signal.SIGTERM and signal.getsignal(number) not in ours:
                 continue  # submitit ignores it, as Slurm sends it in addition to the requeue signal
             try:
                 self._previous[number] = signal.signal(number, self._record)
@@ -60,5 +99,5 @@ class StopSignals:
     def hand_on(self) -> None:
         """Pass the signal to the previous handler, such as submitit's, which requeues the job."""
         handler: Callable[[int, FrameType | None], Any] | Any = self._previous.get(self.received)  # type: ignore[arg-type]
-        if self.received is not None and self.received != signal.SIGINT and callable(handler):
+        if self.received not in (None, signal.SIGINT) and callable(handler) and handler is not _interrupt:
             handler(self.received, None)

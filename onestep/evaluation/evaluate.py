@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +14,11 @@ from torch import Tensor
 
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
-from onestep.engine.run import Run
-from onestep.engine.settings import EvaluationSettings
-from onestep.evaluation.generate import SampleFunction, SampleSpace, generate_all, generate_local
 from onestep.images import from_uint8
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
-from onestep.metrics.result import Measurement
 from onestep.processes import process_rows
 from onestep.reading import read_arrays
-from onestep.reports.plots import save_samples
 
 
 @dataclass(frozen=True)
@@ -92,115 +87,13 @@ def evaluate(
         network_evaluations: network evaluations per sample.
         prompts: seed ``s`` has ``prompts[s % len(prompts)]``; None for samples without prompts.
     """
-    values = evaluator([images], distributed=True, prompts=_prompts_of(prompts, seeds))
+    values = evaluator([images], distributed=True, prompts=prompts_of(prompts, seeds))
     return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
 
 
-def _prompts_of(prompts: Sequence[str] | None, seeds: range) -> list[str] | None:
+def prompts_of(prompts: Sequence[str] | None, seeds: range) -> list[str] | None:
     """The prompts of this process's rows of ``seeds``."""
     return None if prompts is None else [prompts[seeds[place] % len(prompts)] for place in process_rows(len(seeds))]
-
-
-@dataclass(frozen=True)
-class RunEvaluator:
-    """Evaluates the networks of a run on samples of the same seeds; every process must call its methods.
-
-    Args:
-        run: processes, folder and log.
-        evaluator: the metrics.
-        settings: numbers of samples, and the interim metrics.
-        space: inputs of the samples, and their decoder.
-
-    Raises:
-        ValueError: for a metric that compares images with prompts if the data has no prompts.
-    """
-
-    run: Run
-    evaluator: Evaluator
-    settings: EvaluationSettings
-    space: SampleSpace
-
-    def __post_init__(self) -> None:
-        for name, metric in self.evaluator.metrics.items():
-            if metric.reads == "similarities" and self.space.prompts is None:
-                raise ValueError(f"metrics: {name} compares images with prompts, and this data has none: remove {name}")
-
-    @property
-    def best(self) -> str | None:
-        """The key of the value that selects the best checkpoint, see :func:`best_key`."""
-        return best_key(self.evaluator, self.settings)
-
-    def generate(self, sample: SampleFunction, count: int, classes: Sequence[int] | None = None) -> Tensor:
-        """Images [count, C, H, W] in every process."""
-        space = replace(self.space, classes=classes)
-        return generate_all(sample, range(count), self.settings.batch_size, space, self.run.accelerator)
-
-    def interim(self, iteration: int, sample: SampleFunction) -> Measurement | None:
-        """Evaluate after an ``iteration``: log the values, and save a grid of samples in ``samples/``.
-
-        Returns:
-            The value that selects the best checkpoint; None without interim metrics, and outside the main process.
-        """
-        settings, values = self.settings, {}
-        if self.evaluator.keys(settings.interim_metrics):
-            samples = self._generate_local(sample, range(settings.interim_samples))
-            prompts = _prompts_of(self.space.prompts, range(settings.interim_samples))
-            values = self.evaluator(samples, distributed=True, prompts=prompts, only=settings.interim_metrics)
-        grid = self.generate(sample, settings.grid)
-        if not self.run.accelerator.is_main_process:
-            return None
-        save_samples(grid, self.run.folder / "samples" / f"iteration_{iteration:08d}.png")
-        if not values:
-            return None
-        self.run.log.write(iteration, values)
-        measured = self.measurement(values)
-        assert measured is not None  # best_key is among the interim values
-        self.run.log.show({self.evaluator.descriptions[measured.key].title: measured.value})
-        return measured
-
-    def measurement(self, line: dict[str, Any] | None) -> Measurement | None:
-        """The value in a ``line`` of the log or of an evaluation that selects the best; None if it is absent."""
-        if line is None or (key := self.best) is None or key not in line:
-            return None
-        return Measurement(key, line[key], self.evaluator.descriptions[key].higher_is_better)
-
-    def best_line(self, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """The first of the log's ``lines`` with the best value; None if none has a value."""
-        best: dict[str, Any] | None = None
-        for line in lines:
-            measured = self.measurement(line)
-            if measured is not None and measured.is_better_than(self.measurement(best)):
-                best = line
-        return best
-
-    def final(
-        self, name: str, sample: SampleFunction, network_evaluations: int
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The values of the first range of seeds, with the cost, and the records of all ranges.
-
-        Returns:
-            The metrics (in the main process alone), ``network_evaluations``, ``samples`` and ``samples_per_second``;
-            and the records of :meth:`Evaluator.results` of each range.
-        """
-        # Without metrics, the samples serve to measure the speed alone.
-        count = self.settings.samples if self.evaluator.metrics else self.settings.grid
-        title = f"sampling the {name}" if self.run.accelerator.is_main_process else None
-        side: dict[str, Any] = {}
-        records: list[dict[str, Any]] = []
-        for number in range(self.settings.seed_ranges):
-            first = number * count
-            samples = Clock(self._generate_local(sample, range(first, first + count), title))
-            only = self.settings.interim_metrics if number else None
-            prompts = _prompts_of(self.space.prompts, range(first, first + count))
-            values = self.evaluator(samples, distributed=True, prompts=prompts, only=only)
-            records += self.evaluator.results(values, count, [first, first + count - 1], network_evaluations)
-            if not number:
-                cost = {"samples": count, "samples_per_second": round(count / samples.seconds, 1)}
-                side = values | {"network_evaluations": network_evaluations} | cost
-        return side, records
-
-    def _generate_local(self, sample: SampleFunction, seeds: range, progress: str | None = None) -> Iterator[Tensor]:
-        return generate_local(sample, seeds, self.settings.batch_size, self.space, self.run.accelerator, progress)
 
 
 class Clock:
@@ -215,40 +108,6 @@ class Clock:
             self.seconds += time.monotonic() - started
             yield item
             started = time.monotonic()
-
-
-def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, processes: int) -> None:
-    """Check the numbers of samples and the names of metrics and values in ``settings``.
-
-    Raises:
-        ValueError: for fewer samples than ``processes``, a number of samples that contradicts a metric's name, or the
-            name of a metric or value that is not measured.
-    """
-    settings.check_processes(processes)
-    for count in {settings.samples, settings.interim_samples}:
-        evaluator.check_samples(count)
-    for name in settings.interim_metrics or []:
-        if name not in evaluator.metrics:
-            known = ", ".join(evaluator.metrics) or "none"
-            raise ValueError(f"evaluation.interim_metrics: {name} is not among the metrics: {known}")
-    best_key(evaluator, settings)
-
-
-def best_key(evaluator: Evaluator, settings: EvaluationSettings) -> str | None:
-    """The key of the value that selects the best checkpoint: ``evaluation.best``, or the first; None without metrics.
-
-    Raises:
-        ValueError: if ``evaluation.best`` is not measured during the run.
-    """
-    keys = evaluator.keys(settings.interim_metrics)
-    if settings.best is None:
-        return keys[0] if keys else None
-    if settings.best not in keys:
-        raise ValueError(
-            f"evaluation.best={settings.best} is not among the values that are measured during the run: "
-            f"{', '.join(keys) or 'none'}; choose one of them, or null for the first"
-        )
-    return settings.best
 
 
 def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,6 +102,7 @@ class Evaluator:
         distributed: bool = False,
         prompts: Sequence[str] | None = None,
         only: Collection[str] | None = None,
+        failures: dict[str, str] | None = None,
     ) -> dict[str, float]:
         """The values by key, over all images [B, C, H, W] of ``batches``; empty outside the main process.
 
@@ -110,6 +112,7 @@ class Evaluator:
                 those of all samples.
             prompts: the prompt of each sample, for metrics that read them.
             only: the names of the metrics to compute; None for all.
+            failures: receives the reason of each value that cannot be computed, by key; None raises the error.
         """
         wanted = self._wanted(only)
         extractions = {network: Extraction(network, kinds, self.device) for network, kinds in wanted.items()}
@@ -128,7 +131,13 @@ class Evaluator:
             return values
         for name, metric in self._chosen(only).items():
             network = self.network_of[name]
-            value = metric(self.real[network].get(metric.reads), generated[network][metric.reads])
+            try:
+                value = metric(self.real[network].get(metric.reads), generated[network][metric.reads])
+            except (ValueError, torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+                if failures is None:
+                    raise
+                failures |= dict.fromkeys(self.keys([name]), str(error))
+                continue
             values |= value if isinstance(value, dict) else {name: value}
         return values
 

@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor
 
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition, micro_batches
+from onestep.engine.checkpoint import best_checkpoint
 from onestep.engine.ema import EMA
 from onestep.engine.log import read_log
 from onestep.engine.loop import train
@@ -19,12 +22,11 @@ from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
-from onestep.evaluation.evaluate import RunEvaluator
 from onestep.evaluation.generate import SampleSpace
+from onestep.evaluation.of_run import RunEvaluator, check_values
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.result import Measurement
 from onestep.models.base import DenoiserNetwork
-from onestep.models.generator import load_denoiser
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.objectives.denoising import denoising_loss
 from onestep.objectives.losses import Losses, Term
@@ -59,27 +61,29 @@ class Pretraining:
 def pretrain(parts: Pretraining) -> dict[str, Any]:
     """Train a denoiser with EDM's loss (arXiv 2206.00364, eq. 8) and keep the best EMA; without metrics, the last.
 
-    ``evaluation.best`` is the key of the value that picks it. The run's folder ``teacher`` loads with ``teacher=local
-    teacher.path=...``.
+    The best is that of the best checkpoint by ``evaluation.best``. The run's folder ``teacher`` loads with
+    ``teacher=local teacher.path=...``.
 
     Returns:
         ``teacher``: metrics of the kept teacher, ``network_evaluations``, ``samples`` and ``samples_per_second``;
-        ``images_seen`` by the kept teacher; ``seconds`` of the full training; ``results``: a record of each value.
-        Empty outside the main process.
+        ``images_seen`` by the kept teacher; the number of ``skipped_steps`` and ``seconds`` of the full training;
+        ``results``: a record of each value. Empty outside the main process.
 
     Raises:
-        ValueError, SystemExit: as :func:`onestep.engine.loop.train`.
+        ValueError: as :func:`onestep.engine.loop.train` and :meth:`Run.guarded`, or if a value could not be computed.
+        SystemExit: as these, after a signal.
     """
     run, settings = parts.run, parts.settings
     state = TrainingState({"network": parts.network, "network_ema": parts.ema.average}, {"network": parts.optimizer})
 
     def evaluate(iteration: int) -> Measurement | None:
         due = iteration % settings.evaluate_every == 0 or iteration == settings.iterations
-        return _evaluate(run, parts, state) if due else None
+        return parts.run_evaluator.interim(iteration, partial(parts.sampler, parts.ema.average)) if due else None
 
-    train(run, state, settings, parts.data, partial(_update, parts), evaluate)
-    run.log.close()
-    return _finish(run, parts, state)
+    with run.guarded():
+        train(run, state, settings, parts.data, partial(_update, parts), evaluate)
+        run.log.close()
+        return _finish(run, parts, state)
 
 
 def _update(parts: Pretraining, iteration: int, x_real: Tensor | None, conditions: Condition) -> None:
@@ -108,42 +112,43 @@ def _update(parts: Pretraining, iteration: int, x_real: Tensor | None, condition
     parts.ema.update(network, iteration * settings.batch_size, settings.batch_size)
 
 
-def _evaluate(run: Run, parts: Pretraining, state: TrainingState) -> Measurement | None:
-    """Evaluate the EMA, and save it as the run's teacher if it is the best so far or there are no metrics.
-
-    Every process must call it. Returns the value that picks the best, see :meth:`RunEvaluator.interim`.
-    """
-    average, evaluator = parts.ema.average, parts.run_evaluator
-    earlier = evaluator.best_line(read_log(run.folder / "log.jsonl"))
-    measured = evaluator.interim(state.iteration, partial(parts.sampler, average))
-    with full_state_dict(average):
-        if run.accelerator.is_main_process and (
-            measured is None or measured.is_better_than(evaluator.measurement(earlier))
-        ):
-            average.save_pretrained(run.folder / "teacher")
-    return measured
-
-
 def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any]:
-    """Evaluate the kept teacher, and write the summary and the curves. Every process must call it."""
-    run.accelerator.wait_for_everyone()
-    teacher = load_denoiser(run.folder / "teacher").to(run.device)
-    evaluations = parts.sampler.network_evaluations
-    side, records = parts.run_evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
+    """Save and evaluate the best teacher, and write the summary and the curves. Every process must call it."""
+    iteration = _restore_best(run, parts, state)
+    teacher, evaluations = parts.ema.average, parts.sampler.network_evaluations
+    with full_state_dict(teacher):
+        if run.accelerator.is_main_process:
+            teacher.save_pretrained(run.folder / "teacher")
+    side, records, failures = parts.run_evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
     run.finish()
     if not run.accelerator.is_main_process:
         return {}
-    lines = read_log(run.folder / "log.jsonl")
-    best = parts.run_evaluator.best_line(lines)
     summary = {
         "teacher": side,
-        "images_seen": state.iteration * parts.settings.batch_size if best is None else best["images_seen"],
+        "images_seen": iteration * parts.settings.batch_size,
+        "skipped_steps": state.skipped_steps,
         "seconds": round(state.seconds, 1),
         "results": {"teacher": records},
     }
     run.write_json("summary.json", summary)
     metrics = parts.evaluator.descriptions
-    save_curves(lines, metrics, ("loss", "network_gradient"), run.folder / "curves.png")
+    save_curves(read_log(run.folder / "log.jsonl"), metrics, ("loss", "network_gradient"), run.folder / "curves.png")
     print_summary(summary, run.folder)
     Console().print(f"the teacher is in {run.folder / 'teacher'}", soft_wrap=True)
+    check_values({"teacher": failures}, run.folder)
     return summary
+
+
+def _restore_best(run: Run, parts: Pretraining, state: TrainingState) -> int:
+    """Load the EMA of the best checkpoint of this run; without values, keep the last. Returns its iteration."""
+    run.wait_for_writer()
+    key = parts.run_evaluator.best
+    found: list[tuple[Path, int] | None] = [None]
+    if run.accelerator.is_main_process and key is not None:
+        found = [best_checkpoint(run.folder, key)]
+    broadcast_object_list(found)
+    if found[0] is None:
+        return state.iteration
+    folder, iteration = found[0]
+    state.load_network("network_ema", folder)
+    return iteration

@@ -45,6 +45,7 @@ class Summary(TypedDict):
     teacher: Side
     student: NotRequired[Side]
     images_seen: NonNegativeInt
+    skipped_steps: NotRequired[NonNegativeInt]
     seconds: FiniteFloat
     results: dict[str, list[Record]]
 
@@ -97,12 +98,14 @@ def to_markdown(rows: list[list[str]]) -> str:
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print the summary of the run in ``folder``: one metric or cost per row, with columns for teacher and student."""
     sides, descriptions = evaluated_sides(summary), descriptions_of(summary)
-    table = Table("", title=f"{summary['images_seen']:,} images seen, {summary['seconds']:.0f} s of training")
+    skipped = f", {summary['skipped_steps']:,} steps skipped" if summary.get("skipped_steps") else ""
+    table = Table("", title=f"{summary['images_seen']:,} images seen{skipped}, {summary['seconds']:.0f} s of training")
     for side in sides:
         table.add_column(side, justify="right", no_wrap=True)
     titles = {key: description.title for key, description in descriptions.items()}
     for key, title in (titles | {cost: cost.replace("_", " ") for cost in COSTS}).items():
-        table.add_row(title, *(format_value(summary[side][key]) if key in summary[side] else "" for side in sides))
+        values = [summary[side].get(key) for side in sides]
+        table.add_row(title, *("" if value is None else format_value(value) for value in values))
     console = Console()
     console.print(table)
     console.print(f"files of this run: {folder}", soft_wrap=True)

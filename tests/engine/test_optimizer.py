@@ -174,7 +174,7 @@ def test_overflow_halves_the_scale_of_this_optimizer_alone() -> None:
         take_step(optimizers[0], half_terms(weight, 0.0))
     assert optimizers[0].loss_scale == 2.0**15
     resumed = guard(torch.optim.SGD([weight], lr=1.0), make_settings(), fp16=True)
-    resumed.load_state_dict(optimizers[0].state_dict())
+    resumed.load_state(optimizers[0].state())
     assert resumed.loss_scale == 2.0**15
 
 

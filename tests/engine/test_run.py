@@ -27,7 +27,7 @@ def test_the_best_is_saved_and_kept(key: str, tmp_path: Path) -> None:
     settings = make_settings(total_images=60, checkpoint_every=4, keep_last=1)
     higher_is_better = key == "recall"
     sign = -1 if higher_is_better else 1
-    run.start(state, settings)
+    run.start(state, settings, {})
     with run.guarded():
         for state.iteration, value in VALUES.items():
             run.end_iteration(state, settings, Measurement(key, sign * value, higher_is_better))

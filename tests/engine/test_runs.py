@@ -19,7 +19,7 @@ from tests.helpers.killed_run import assert_same_checkpoint, distill_until_itera
 
 def test_the_summary(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    assert summary.keys() == {"teacher", "student", "images_seen", "seconds", "results"}
+    assert summary.keys() == {"teacher", "student", "images_seen", "skipped_steps", "seconds", "results"}
     for side in ("teacher", "student"):
         assert summary[side].keys() == {"fid", "recall", "network_evaluations", "samples", "samples_per_second"}
         assert summary[side]["samples"] == 32
@@ -27,7 +27,7 @@ def test_the_summary(finished_run: Path) -> None:
         assert summary[side]["samples_per_second"] > 0
     assert summary["teacher"]["network_evaluations"] == 3  # two steps of Heun
     assert summary["student"]["network_evaluations"] == 1
-    assert summary["images_seen"] == 96  # 6 iterations of 16
+    assert summary["images_seen"] == 96 and summary["skipped_steps"] == 0  # 6 iterations of 16
     assert summary["seconds"] > 0
 
 
@@ -131,7 +131,9 @@ def test_a_resumed_run_reads_on_in_the_pairs(
 def test_resuming_in_another_folder(of: str, finished_run: Path, tmp_path: Path) -> None:
     overrides = ("training.total_images=112", "evaluation.samples=16", f"resume={finished_run / of}")
     assert distill(tiny_config(tmp_path, *overrides))["images_seen"] == 112
-    assert [line["iteration"] for line in read_log(tmp_path / "log.jsonl")] == [7]
+    changed, trained = read_log(tmp_path / "log.jsonl")
+    assert (changed["iteration"], changed["changed_settings"]) == (6, {"training.total_images": [96, 112]})
+    assert trained["iteration"] == 7
 
 
 def test_the_seed_decides_the_run(finished_run: Path, tmp_path: Path) -> None:

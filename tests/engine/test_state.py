@@ -1,10 +1,13 @@
 """Checkpoints of a training state: saving, loading, deletion of old ones, and damage."""
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from onestep.engine.checkpoint import find_checkpoint, list_checkpoints, write_checkpoint
@@ -12,6 +15,8 @@ from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.state import TrainingState
 from onestep.noise import LogUniformSigma
 from onestep.objectives.density_ratio import RatioNormalizer
+
+Optimizer = Callable[..., torch.optim.Optimizer]
 
 
 def make_state(seed: int) -> TrainingState:
@@ -131,9 +136,72 @@ def test_saving_the_same_iteration_again_replaces_it(tmp_path: Path) -> None:
 
 def test_the_guard_and_the_counters_come_back(tmp_path: Path) -> None:
     state, resumed = make_state(0), make_state(1)
-    state.skipped_steps, state.rollbacks, state.optimizers["guard"].lr_factor = 2, 1, 0.25
+    state.skipped_steps, state.recent_skips, state.rollbacks, state.evaluated = 3, 1.5, 1, False
+    state.optimizers["guard"].lr_factor = 0.25
     resumed.load(state.save(tmp_path, keep_last=1))
-    assert (resumed.skipped_steps, resumed.rollbacks, resumed.optimizers["guard"].lr_factor) == (2, 1, 0.25)
+    assert asdict(resumed) == asdict(state) and resumed.recent_skips == 1.5
+    assert resumed.optimizers["guard"].lr_factor == 0.25
+
+
+def state_of(optimizer: Optimizer, **options: Any) -> tuple[TrainingState, torch.Tensor]:
+    """A weight of 1 after a step with the gradient 2."""
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(network.weight)
+    network.weight.grad = torch.full((1, 1), 2.0)
+    made = optimizer(network.parameters(), **options)
+    made.step()
+    settings: Any = None
+    return TrainingState({"network": network}, {"guard": GuardedOptimizer({"network": made}, settings)}), network.weight
+
+
+ADAM = torch.optim.Adam
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "resumed", "new_options", "moved"),
+    [
+        (ADAM, {"lr": 0.1}, ADAM, {"lr": 0.0}, 0.0),
+        (ADAM, {"lr": 0.1}, ADAM, {"lr": 0.3}, 0.3),  # Adam's step for a constant gradient is its rate
+        (ADAM, {"lr": 0.1}, torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.5}, 0.1 + 0.9 * 0.05),
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.5}, torch.optim.SGD, {"lr": 0.2}, 0.4),
+        (torch.optim.SGD, {"lr": 0.1}, torch.optim.SGD, {"lr": 0.1, "momentum": 0.5}, 0.2),
+        (torch.optim.SGD, {"lr": 0.1}, ADAM, {"lr": 0.2}, 0.2),  # a state that begins
+    ],
+)
+def test_the_options_are_those_of_the_resumed_run(
+    saved: Optimizer, options: dict[str, Any], resumed: Optimizer, new_options: dict[str, Any], moved: float,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    folder = state_of(saved, **options)[0].save(tmp_path, keep_last=1)
+    weight_at = load_file(folder / "network.safetensors")["weight"].item()
+    state, weight = state_of(resumed, **new_options)
+    state.load(folder)
+    assert weight.item() == weight_at != 1
+    optimizer_of(state).step()
+    assert weight_at - weight.item() == pytest.approx(moved, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "resumed", "new_options", "message"),
+    [
+        (
+            ADAM,
+            {},
+            torch.optim.SGD,
+            {"momentum": 0.5},
+            r"of torch\.optim\.adam\.Adam \(exp_avg, .*SGD \(mom",
+        ),
+        (ADAM, {}, torch.optim.SGD, {}, r"does not fit torch\.optim\.sgd\.SGD \(no state\)"),
+        (ADAM, {}, ADAM, {"amsgrad": True}, r"max_exp_avg_sq"),
+    ],
+)
+def test_an_optimizer_of_another_state(
+    saved: Optimizer, options: dict[str, Any], resumed: Optimizer, new_options: dict[str, Any], message: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    folder = state_of(saved, **options)[0].save(tmp_path, keep_last=1)
+    with pytest.raises(ValueError, match=f"cannot resume from .*the state of optimizer.network.*{message}"):
+        state_of(resumed, **new_options)[0].load(folder)
 
 
 def test_a_snapshot_is_of_its_moment(tmp_path: Path) -> None:
@@ -188,11 +256,27 @@ def test_damaged_checkpoint(tmp_path: Path, file: str, damage: str) -> None:
         make_state(1).load(folder)
 
 
-def test_checkpoint_of_another_network(tmp_path: Path) -> None:
-    folder = make_state(0).save(tmp_path, keep_last=1)
-    other = TrainingState({"network": nn.Linear(3, 5)}, {})
-    with pytest.raises(ValueError, match=f"(?s)cannot resume from {folder}.*weight"):
+@pytest.mark.parametrize(
+    ("names", "features", "message"),
+    [
+        (("network",), 5, "size mismatch for weight"),
+        (("network", "other"), 2, "holds network, and this run trains network, other"),
+    ],
+)
+def test_checkpoint_of_other_networks(tmp_path: Path, names: tuple[str, ...], features: int, message: str) -> None:
+    folder = TrainingState({"network": nn.Linear(3, 2)}, {}).save(tmp_path, keep_last=1)
+    other = TrainingState({name: nn.Linear(3, features) for name in names}, {})
+    with pytest.raises(ValueError, match=f"cannot resume from {folder}: .*{message}") as caught:
         other.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_state_of_other_parameters(tmp_path: Path) -> None:
+    state, smaller = make_state(0), make_state(0)
+    take_steps(state, 1)
+    del optimizer_of(smaller).param_groups[1]
+    with pytest.raises(ValueError, match=r"network\.optimizer: 2\..* is the state of no parameter"):
+        smaller.load(state.save(tmp_path, keep_last=1))
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:

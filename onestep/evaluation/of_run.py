@@ -1,0 +1,184 @@
+"""Evaluations of a run: metrics and grids during the training and at its end."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onestep.engine.run import Run
+from onestep.engine.settings import EvaluationSettings
+from onestep.evaluation.evaluate import Clock, prompts_of
+from onestep.evaluation.generate import SampleFunction, SampleSpace, generate_local
+from onestep.metrics.evaluator import Evaluator
+from onestep.metrics.result import Measurement
+from onestep.processes import gather_rows
+from onestep.reports.plots import save_samples
+
+
+@dataclass(frozen=True)
+class RunEvaluator:
+    """Evaluates the networks of a run on samples of the same seeds; every process must call its methods.
+
+    Args:
+        run: processes, folder and log.
+        evaluator: the metrics.
+        settings: numbers of samples, and the interim metrics.
+        space: inputs of the samples, and their decoder.
+
+    Raises:
+        ValueError: for a metric that compares images with prompts if the data has no prompts.
+    """
+
+    run: Run
+    evaluator: Evaluator
+    settings: EvaluationSettings
+    space: SampleSpace
+
+    def __post_init__(self) -> None:
+        for name, metric in self.evaluator.metrics.items():
+            if metric.reads == "similarities" and self.space.prompts is None:
+                raise ValueError(f"metrics: {name} compares images with prompts, and this data has none: remove {name}")
+
+    @property
+    def best(self) -> str | None:
+        """The key of the value that selects the best checkpoint, see :func:`best_key`."""
+        return best_key(self.evaluator, self.settings)
+
+    def generate(self, sample: SampleFunction, count: int, classes: Sequence[int] | None = None) -> Tensor:
+        """Images [count, C, H, W] in every process."""
+        batches = list(self._generate_local(sample, range(count), space=replace(self.space, classes=classes)))
+        return gather_rows(torch.cat(batches), self.run.device)
+
+    def interim(self, iteration: int, sample: SampleFunction) -> Measurement | None:
+        """Evaluate after an ``iteration``: log the values, and save a grid of samples in ``samples/``.
+
+        A value that cannot be computed is left out with a warning.
+
+        Returns:
+            The value that selects the best checkpoint; None if it was not measured, and outside the main process.
+
+        Raises:
+            StopRequestedError: after a signal, in all processes.
+        """
+        settings = self.settings
+        values: dict[str, float] = {}
+        failures: dict[str, str] = {}
+        if self.evaluator.keys(settings.interim_metrics):
+            samples = self._generate_local(sample, range(settings.interim_samples))
+            prompts = prompts_of(self.space.prompts, range(settings.interim_samples))
+            values = self.evaluator(
+                samples, distributed=True, prompts=prompts, only=settings.interim_metrics, failures=failures
+            )
+        grid = self.generate(sample, settings.grid)
+        if not self.run.accelerator.is_main_process:
+            return None
+        save_samples(grid, self.run.folder / "samples" / f"iteration_{iteration:08d}.png")
+        for key, reason in failures.items():
+            warnings.warn(f"{key} cannot be computed after iteration {iteration}: {reason}", stacklevel=2)
+        if values:
+            self.run.log.write(iteration, values)
+        if (measured := self.measurement(values)) is not None:
+            self.run.log.show({self.evaluator.descriptions[measured.key].title: measured.value})
+        return measured
+
+    def measurement(self, values: dict[str, float]) -> Measurement | None:
+        """The one of the ``values`` of an evaluation that selects the best; None if it is absent."""
+        if (key := self.best) is None or key not in values:
+            return None
+        return Measurement(key, values[key], self.evaluator.descriptions[key].higher_is_better)
+
+    def final(
+        self, name: str, sample: SampleFunction, network_evaluations: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+        """The values of the first range of seeds, with the cost, and the records of all ranges.
+
+        Returns:
+            The metrics (in the main process alone), ``network_evaluations``, ``samples`` and ``samples_per_second``;
+            the records of :meth:`Evaluator.results` of each range; and the reasons of values that could not be
+            computed, by key. Such a value is None.
+
+        Raises:
+            StopRequestedError: after a signal, in all processes.
+        """
+        # Without metrics, the samples serve to measure the speed alone.
+        count = self.settings.samples if self.evaluator.metrics else self.settings.grid
+        title = f"sampling the {name}" if self.run.accelerator.is_main_process else None
+        side: dict[str, Any] = {}
+        records: list[dict[str, Any]] = []
+        failures: dict[str, str] = {}
+        for number in range(self.settings.seed_ranges):
+            first = number * count
+            samples = Clock(self._generate_local(sample, range(first, first + count), title))
+            only = self.settings.interim_metrics if number else None
+            prompts = prompts_of(self.space.prompts, range(first, first + count))
+            values = self.evaluator(samples, distributed=True, prompts=prompts, only=only, failures=failures)
+            records += self.evaluator.results(values, count, [first, first + count - 1], network_evaluations)
+            if not number:
+                cost = {"samples": count, "samples_per_second": round(count / samples.seconds, 1)}
+                unknown: dict[str, None] = dict.fromkeys(failures)
+                side = values | unknown | {"network_evaluations": network_evaluations} | cost
+        return side, records, failures
+
+    def _generate_local(
+        self, sample: SampleFunction, seeds: range, progress: str | None = None, space: SampleSpace | None = None
+    ) -> Iterator[Tensor]:
+        accelerator, batch_size = self.run.accelerator, self.settings.batch_size
+        for batch in generate_local(sample, seeds, batch_size, space or self.space, accelerator, progress):
+            yield batch
+            self.run.check_stop()
+
+
+def check_values(failures: Mapping[str, Mapping[str, str]], folder: Path) -> None:
+    """Check that all values of a final evaluation could be computed.
+
+    Args:
+        failures: the reasons of those that could not, by side (teacher, student) and key.
+        folder: the run's folder.
+
+    Raises:
+        ValueError: naming them.
+    """
+    reasons = [f"{key} of the {side}: {reason}" for side, failed in failures.items() for key, reason in failed.items()]
+    if reasons:
+        raise ValueError(
+            f"values that could not be computed: {'; '.join(reasons)}. They are null in {folder / 'summary.json'}; "
+            "everything else is written"
+        )
+
+
+def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, processes: int) -> None:
+    """Check the numbers of samples and the names of metrics and values in ``settings``.
+
+    Raises:
+        ValueError: for fewer samples than ``processes``, a number of samples that contradicts a metric's name, or the
+            name of a metric or value that is not measured.
+    """
+    settings.check_processes(processes)
+    for count in {settings.samples, settings.interim_samples}:
+        evaluator.check_samples(count)
+    for name in settings.interim_metrics or []:
+        if name not in evaluator.metrics:
+            known = ", ".join(evaluator.metrics) or "none"
+            raise ValueError(f"evaluation.interim_metrics: {name} is not among the metrics: {known}")
+    best_key(evaluator, settings)
+
+
+def best_key(evaluator: Evaluator, settings: EvaluationSettings) -> str | None:
+    """The key of the value that selects the best checkpoint: ``evaluation.best``, or the first; None without metrics.
+
+    Raises:
+        ValueError: if ``evaluation.best`` is not measured during the run.
+    """
+    keys = evaluator.keys(settings.interim_metrics)
+    if settings.best is None:
+        return keys[0] if keys else None
+    if settings.best not in keys:
+        raise ValueError(
+            f"evaluation.best={settings.best} is not among the values that are measured during the run: "
+            f"{', '.join(keys) or 'none'}; choose one of them, or null for the first"
+        )
+    return settings.best
