@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -180,6 +180,8 @@ class Run:
             reason = f"the run in {self.folder} stopped: {error}" if disk else explain_failure(error)
             if reason is None:
                 raise
+            with suppress(ValueError):  # of the same full disk
+                self._writer.wait()
             raise ValueError(f"{reason}. The last checkpoint is intact: continue with resume=auto") from error
 
     def check_stop(self) -> None:
