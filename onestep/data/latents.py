@@ -8,8 +8,8 @@ from torch import Tensor
 from onestep.cache import ChunkCache, fingerprint
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition
+from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import TeacherPipeline
-from onestep.models.diffusers.pipeline_parts import Autoencoder
 
 _FORMAT = 1  # of the cached files; a new number invalidates all older files
 
@@ -41,7 +41,7 @@ class LatentDataset(ImageDataset):
             )
         self.image_shape = (pipeline.autoencoder.channels, height // factor, width // factor)
         description = {"format": _FORMAT, "images": images.fingerprint(), "rows": pipeline.batch_size}
-        self._key = fingerprint(description, files=Autoencoder.files(pipeline.folder))
+        self._key = fingerprint(description, files=Autoencoder.files(pipeline.folder, pipeline.variant))
         cache = ChunkCache(pipeline.cache, self._key, "latents", "teacher.pipeline.cache")
         self.rows = pipeline.encode_images(self._read, len(images), cache)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.data.dataset import Batch, TrainingDataset
 from onestep.images import decode_image, from_uint8
+from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
-from onestep.models.diffusers.pipeline_parts import Autoencoder
 
 _FORMAT = 1  # of the cached files; a new number invalidates all older files
 
@@ -68,7 +68,7 @@ class PromptDataset(TrainingDataset):
             "format": _FORMAT, "dtype": pipeline.dtype, "image_size": pipeline.image_size, "column": column,
             "rows": pipeline.batch_size,
         }  # fmt: skip
-        key = fingerprint(description, files=[*Autoencoder.files(pipeline.folder), Path(images.path)])
+        key = fingerprint(description, files=[*Autoencoder.files(pipeline.folder, pipeline.variant), Path(images.path)])
         cache = ChunkCache(pipeline.cache, key, "latents", "teacher.pipeline.cache")
 
         def read(rows: range) -> dict[str, Tensor]:

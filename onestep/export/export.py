@@ -1,6 +1,7 @@
 """Export of a finished run's generator as a diffusers pipeline with a model card."""
 
 from pathlib import Path
+from typing import Any
 
 from onestep.denoiser import beyond_labels
 from onestep.engine.records import read_record, select
@@ -8,8 +9,9 @@ from onestep.evaluation.sample import WEIGHTS
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
 from onestep.files import atomic_folder
+from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.export import save_text_to_image
-from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder, quiet
+from onestep.models.diffusers.folder import pipeline_folder, quiet
 from onestep.models.generator import Generator
 
 
@@ -45,16 +47,26 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
 def _write(run: Path, weights: str, output: Path) -> None:
     generator = Generator.from_pretrained(run / WEIGHTS[weights])
     record = read_record(run)
-    pipeline = select(record, "teacher.pipeline.path") or select(record, "data.pipeline.path")
     if text_to_image := bool(beyond_labels(generator.denoiser.condition_keys)):
-        usage = save_text_to_image(generator, pipeline_folder(pipeline), output)
+        folder, variant = _teacher_pipeline(record)
+        usage = save_text_to_image(generator, folder, output, variant)
     else:
         latent = generator.denoiser.denoises_latents or select(record, "data.pipeline") is not None
-        vae = Autoencoder.from_pretrained(pipeline_folder(pipeline)).vae if latent else None
+        vae = Autoencoder.from_pretrained(*_teacher_pipeline(record)).vae if latent else None
         with quiet():  # no warning about the absent autoencoder of a pixel-space generator
             OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
     write_card(run, output, generator, weights, usage, text_to_image)
+
+
+def _teacher_pipeline(record: dict[str, Any]) -> tuple[Path, str | None]:
+    """The folder of the teacher's pipeline, as the run read it, and the variant of its weights."""
+    found = select(record, "teacher.pipeline") or select(record, "data.pipeline")
+    options = found if isinstance(found, dict) else {}
+    path, variant = options.get("path"), options.get("variant")
+    if not isinstance(path, str) or not isinstance(variant, str | None):
+        raise ValueError("the run's config.yaml has no teacher.pipeline.path: expected the pipeline of its teacher")
+    return pipeline_folder(path, bool(options.get("local_files_only")), options.get("revision"), variant), variant
 
 
 def _usage(output: Path, generator: Generator) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor
 from onestep.denoiser import map_condition
 from onestep.images import to_uint8
 from onestep.models.base import DenoiserNetwork
-from onestep.models.diffusers.pipeline_parts import Autoencoder, pipeline_folder
+from onestep.models.diffusers.autoencoder import Autoencoder
+from onestep.models.diffusers.folder import pipeline_folder
 from onestep.models.generator import Generator, load_denoiser
 from onestep.seeding import seeded_inputs, seeded_noise
 

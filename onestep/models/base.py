@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions
 from onestep.files import atomic_file, write_text
 from onestep.models.diffusers.pipeline import TeacherPipeline
+from onestep.models.weights import DIFFUSERS_BASE, Weights
 from onestep.noise import karras_sigmas
-from onestep.reading import read_tensors
 
 #: The file of a network's weights in its folder, as diffusers names it.
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = f"{DIFFUSERS_BASE}.safetensors"
 
 Outputs = Literal["prediction", "features", "both"]
 Network = TypeVar("Network", bound=nn.Module)
@@ -122,10 +122,9 @@ class DenoiserNetwork(nn.Module, ABC):
         Raises:
             ValueError: if the file is absent or does not fit the network.
         """
-        try:
-            self.load_state_dict(read_tensors(Path(folder) / WEIGHTS))
-        except RuntimeError as error:
-            raise ValueError(f"the weights at {str(folder)!r} do not fit {type(self).__name__}: {error}") from error
+        weights = Weights.find(Path(folder))
+        weights.check(self, type(self).__name__)
+        self.load_state_dict(weights.read(None))
         return self.eval()
 
     def loss_weight(self, sigma: Tensor) -> Tensor:

@@ -1,23 +1,27 @@
 """The generator: a denoiser, evaluated once at a fixed high noise level, or a few times at falling levels."""
 
 import copy
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import FiniteFloat
+from pydantic import BaseModel, FiniteFloat, create_model
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition
 from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
+from onestep.models.describe import describe
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.edm.denoiser import EDMDenoiser
-from onestep.reading import open_tensors, read_json
+from onestep.models.weights import Weights, load_network, read_config
+from onestep.reading import read_json
 from onestep.seeding import noise_from_latents
 
 _SETTINGS = "generator.json"
@@ -143,7 +147,9 @@ class Generator(nn.Module):
         """
         settings = Path(folder) / _SETTINGS
         if not settings.is_file():
-            raise ValueError(f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights")
+            raise ValueError(
+                f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights; {describe(Path(folder))}"
+            )
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
         levels = read_json(settings, StepLevels)
         return cls(network, levels.sigma_init, levels.later_sigmas).eval()
@@ -159,44 +165,25 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"no checkpoint at {str(folder)!r}: expected a folder with config.json and safetensors weights, such as "
-            "the 'teacher' or 'generator' folder of a finished run"
+            f"the 'teacher' or 'generator' folder of a finished run; {describe(folder)}"
         )
     name = read_json(folder / "config.json", dict[str, Any]).get("_class_name")
     if name not in list(_CLASSES):
         raise ValueError(
-            f"{folder / 'config.json'} describes a {name}, expected one of {', '.join(_CLASSES)}; load another class "
-            "by Generator.from_pretrained(folder, denoiser)"
+            f"{folder / 'config.json'} describes a {str(name)[:80]}, expected one of {', '.join(_CLASSES)}: use "
+            "teacher=diffusers for a network of diffusers, and Generator.from_pretrained(folder, denoiser) for other "
+            "classes"
         )
-    try:
-        denoiser, report = _CLASSES[name].from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"the checkpoint at {str(folder)!r} cannot be read: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {error}") from error
-    # diffusers silently initialises missing weights at random.
-    if problems := {kind: keys for kind, keys in report.items() if keys}:
-        raise ValueError(f"the weights at {str(folder)!r} do not fit their config.json: {problems}")
-    check_weights(folder, denoiser)
-    # The config of a student must not contain the local path of its teacher.
-    denoiser.register_to_config(_name_or_path="")
-    return denoiser.eval()
+    read_config(folder / "config.json")  # within limits
+    arguments = read_json(folder / "config.json", _arguments(name)).model_dump(exclude_unset=True)
+    return load_network(lambda: _CLASSES[name](**arguments), Weights.find(folder))
 
 
-def check_weights(folder: Path, network: nn.Module) -> None:
-    """Check that the weights of ``network`` are finite, and are numbers of that kind in the files of ``folder`` too.
-
-    Raises:
-        ValueError: naming the first that is not.
-    """
-    expected = network.state_dict()
-    for path in sorted(folder.glob("*.safetensors")):
-        with open_tensors(path) as file:
-            for name in file.keys():  # noqa: SIM118
-                kind = file.get_slice(name).get_dtype()
-                if name in expected and expected[name].is_floating_point() and not kind.startswith(("F", "BF")):
-                    raise ValueError(f"{path}: {name} is of dtype {kind}, expected floating-point numbers")
-    for name, value in expected.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{folder}: the weight {name} is not finite: take an earlier checkpoint, or other weights")
+@cache
+def _arguments(name: str) -> type[BaseModel]:
+    """The arguments of a class with their types."""
+    parameters = inspect.signature(_CLASSES[name]).parameters.values()
+    fields: dict[str, Any] = {
+        one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters
+    }
+    return create_model(name, **fields)

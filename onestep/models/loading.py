@@ -4,6 +4,7 @@ from pathlib import Path
 
 from onestep.assets import ASSETS
 from onestep.models.base import DenoiserNetwork
+from onestep.models.describe import describe, is_safetensors
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.generator import Generator, StepLevels, load_denoiser
 from onestep.reading import read_json
@@ -27,7 +28,8 @@ def load_teacher(path: str, guidance: float = 1.0) -> DenoiserNetwork:
     if not place.is_file() and not (place / "config.json").is_file():
         raise ValueError(
             f"no teacher at {path!r}: expected a folder with config.json and safetensors weights, a file of EDM's "
-            f"format, or the name of a bundled teacher: {', '.join(sorted(bundled)) or 'none is bundled'}"
+            f"format, or the name of a bundled teacher: {', '.join(sorted(bundled)) or 'none is bundled'}; "
+            f"{describe(place)}"
         )
     network = load_edm(place) if place.is_file() else load_denoiser(place)
     return network.requires_grad_(False).set_guidance(guidance)
@@ -47,6 +49,8 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
     bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("generators/*/config.json")}
     path = bundled.get(str(path), Path(path))
     if path.is_file():
+        if is_safetensors(path):
+            raise ValueError(f"no generator at {str(path)!r}: {describe(path)}")
         if sigma_init is None:
             raise ValueError(
                 f"{path} does not contain the noise level of its generator: set sigma_init=..., which is 2.5 for SiD, "

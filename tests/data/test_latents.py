@@ -17,8 +17,8 @@ from onestep.data.image_folder import ImageFolder
 from onestep.data.latents import LatentDataset
 from onestep.export.export import export
 from onestep.export.pipeline import OneStepPipeline
+from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import TeacherPipeline
-from onestep.models.diffusers.pipeline_parts import Autoencoder
 from onestep.models.generator import Generator
 from onestep.seeding import seeded_inputs
 from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config

@@ -17,8 +17,10 @@ from onestep.data.dataset import has_images
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.evaluation.generate import SampleSpace
 from onestep.images import decode_image, from_uint8
+from onestep.models.diffusers.autoencoder import Autoencoder
+from onestep.models.diffusers.folder import quiet
 from onestep.models.diffusers.pipeline import TeacherPipeline
-from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, quiet
+from onestep.models.diffusers.text_encoder import TextEncoder
 from tests.helpers.pictures import encode, huge_png
 
 PROMPTS = ["a cat", "the sea", "red", "a dog", "blue"]
@@ -228,5 +230,5 @@ def test_images_that_are_none(make: Make, with_images: Path) -> None:
         pyarrow.parquet.write_table(table, with_images)
         with pytest.raises(ValueError, match=rf"row 1 of .*data.parquet: the image cannot be read: {reason}"):
             make(with_images, image_column="image")
-    with pytest.raises(ValueError, match="no pipeline of diffusers at '.*': expected a folder with model_index.json"):
+    with pytest.raises(ValueError, match="no pipeline of diffusers at '.*', which has no model_index.json"):
         make(pipeline=str(with_images.parent))

@@ -48,7 +48,7 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "broken.pkl").write_bytes(SID.read_bytes()[:5000])
     for arguments, message in (
         ([SID, tmp_path], "already exists: give a new folder"),
-        ([tmp_path / "absent.pkl", tmp_path / "out"], "there is no file"),
+        ([tmp_path / "absent.pkl", tmp_path / "out"], "no such file"),
         ([tmp_path / "broken.pkl", tmp_path / "out"], "broken.pkl cannot be read: "),
         ([SID, tmp_path / "out", "--sigma-init", "0"], r"sigma_init=0\.0 is outside the noise levels"),
     ):

@@ -61,7 +61,7 @@ def test_a_variant_of_the_weights(tmp_path: Path) -> None:
     pipeline = diffusers.DDPMPipeline(build_network("unet"), diffusers.DDPMScheduler())
     pipeline.save_pretrained(tmp_path, variant="fp16")
     assert load(tmp_path, variant="fp16").image_shape == (3, 8, 8)
-    with pytest.raises(ValueError, match=f"no teacher could be read from {str(tmp_path)!r}.*{WEIGHTS}"):
+    with pytest.raises(ValueError, match="unet has weights of the variant fp16 alone: set teacher.variant=fp16"):
         load(tmp_path)
 
 
@@ -74,7 +74,9 @@ def test_pickled_weights_are_not_opened(pipeline: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     (pipeline / "unet" / WEIGHTS).unlink()
     (pipeline / "unet/diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Harmful()))
-    with pytest.raises(ValueError, match="expected .* weights as safetensors"):
+    with pytest.raises(
+        ValueError, match="weights as diffusion_pytorch_model.bin, which can run code and is not opened"
+    ):
         load(pipeline)
     assert not Path("harm_was_done").exists()
 
@@ -86,12 +88,11 @@ def test_code_in_the_folder_is_not_run(
     monkeypatch.chdir(tmp_path)
     (pipeline / place).write_text("from pathlib import Path\nPath('harm_was_done').touch()\nclass Model: ...\n")
     load(pipeline)
-    index = json.loads((pipeline / "model_index.json").read_text()) | {"_class_name": ["pipeline", "Model"]}
-    (pipeline / "model_index.json").write_text(json.dumps(index | {"unet": ["model", "UNet2DModel"]}))
-    assert type(load(pipeline).network) is diffusers.UNet2DModel
-    (pipeline / "model_index.json").write_text(json.dumps(index | {"unet": ["unet", "Model"]}))
-    with pytest.raises(ValueError, match="not supported"):
-        load(pipeline)
+    index = json.loads((pipeline / "model_index.json").read_text())
+    for change in ({"_class_name": ["pipeline", "Model"]}, {"unet": ["model", "UNet2DModel"]}):
+        (pipeline / "model_index.json").write_text(json.dumps(index | change))
+        with pytest.raises(ValueError, match="own is not run"):
+            load(pipeline)
     assert not Path("harm_was_done").exists()
 
 
@@ -99,14 +100,14 @@ def test_weights_that_do_not_fit(pipeline: Path) -> None:
     weights = load_file(pipeline / "unet" / WEIGHTS)
     del weights["conv_out.bias"]
     save_file(weights, pipeline / "unet" / WEIGHTS)
-    with pytest.raises(ValueError, match=r"do not fit their config: .*missing_keys.*conv_out\.bias"):
+    with pytest.raises(ValueError, match=r"do not fit config.json: 1 tensors .*network.conv_out\.bias \(missing\)"):
         load(pipeline)
 
 
 def test_truncated_weights(pipeline: Path) -> None:
     file = pipeline / "unet" / WEIGHTS
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"no teacher could be read from {str(pipeline)!r}"):
+    with pytest.raises(ValueError, match=f"{WEIGHTS}: no safetensors, or a damaged file"):
         load(pipeline)
 
 
@@ -131,7 +132,10 @@ def test_a_network_without_its_scheduler(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no teacher could be read from 'nobody/nothing': expected a folder or hub id"):
+    with pytest.raises(
+        ValueError,
+        match="no pipeline of diffusers at 'nobody/nothing': expected a folder with model_index",
+    ):
         load("nobody/nothing")
     with pytest.raises(ValueError, match=r"teacher\.dtype='int8': choose one of float32, bfloat16, float16"):
         load(tmp_path, dtype="int8")

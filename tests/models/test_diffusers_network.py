@@ -283,5 +283,5 @@ def test_sizes_other_than_the_networks_own() -> None:
     assert DiffusersDenoiser.wrap(build_network("sd"), diffusers.DDIMScheduler(), size=16).image_shape == (4, 16, 16)
     flow = diffusers.FlowMatchEulerDiscreteScheduler()
     assert DiffusersDenoiser.wrap(build_network("flux"), flow).image_shape == (4, 128, 128)
-    with pytest.raises(ValueError, match="size=7: expected an even number"):
+    with pytest.raises(ValueError, match="multiples of 2, and not 7x7"):
         DiffusersDenoiser.wrap(build_network("flux"), flow, size=7)

@@ -206,31 +206,31 @@ def test_denoiser_is_no_generator(tmp_path: Path) -> None:
 
 def test_missing_tensor(folder: Path) -> None:
     edit_weights(folder, drop="model.map_label.bias")
-    with pytest.raises(ValueError, match=r"do not fit their config.json.*missing_keys.*model\.map_label\.bias"):
+    with pytest.raises(ValueError, match=r"do not fit config.json: .*model\.map_label\.bias \(missing\)"):
         load_denoiser(folder)
 
 
 def test_tensor_too_many(folder: Path) -> None:
     edit_weights(folder, stray=torch.zeros(1))
-    with pytest.raises(ValueError, match=r"do not fit their config.json.*unexpected_keys.*stray"):
+    with pytest.raises(ValueError, match=r"do not fit config.json: .*stray \(\(1,\), expected none"):
         load_denoiser(folder)
 
 
 def test_config_of_another_width(folder: Path) -> None:
     edit_config(folder, label_dim=4)
-    with pytest.raises(ValueError, match=rf"{folder.name}' do not fit their config.json.*map_label"):
+    with pytest.raises(ValueError, match=rf"{folder.name}' do not fit config.json.*map_label"):
         load_denoiser(folder)
 
 
 def test_config_of_another_architecture(folder: Path) -> None:
     edit_config(folder, architecture="DiT")
-    with pytest.raises(ValueError, match=rf"{folder.name}' do not fit their config.json: architecture='DiT'"):
+    with pytest.raises(ValueError, match=f"{folder.name}' describes no network: architecture='DiT'"):
         load_denoiser(folder)
 
 
 def test_config_with_an_unknown_option(folder: Path) -> None:
     edit_config(folder, options={"width": 16})
-    with pytest.raises(ValueError, match=rf"{folder.name}.*cannot be read.*unexpected keyword argument 'width'"):
+    with pytest.raises(ValueError, match=rf"{folder.name}.*no network: .*unexpected keyword argument 'width'"):
         load_denoiser(folder)
 
 
@@ -243,11 +243,11 @@ def test_config_that_is_no_json(folder: Path) -> None:
 def test_cut_weights(folder: Path) -> None:
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=rf"{folder.name}.*cannot be read"):
+    with pytest.raises(ValueError, match=rf"{folder.name}.*no safetensors, or a damaged file"):
         load_denoiser(folder)
 
 
 def test_no_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    with pytest.raises(ValueError, match=rf"{folder.name}.*cannot be read"):
+    with pytest.raises(ValueError, match=rf"no weights diffusion_pytorch_model.safetensors in .*{folder.name}"):
         load_denoiser(folder)

@@ -109,11 +109,11 @@ HARMFUL: dict[str, tuple[bytes, str]] = {
     "another encoding": (pickled(Call("_codecs", "encode", ("x", "rot13"))), "bytes are spelt as x in rot13"),
     "keys of one hash": (same_hash(9), "keys that are no strings or small integers"),
     "what a terminal obeys": (pickled(Call("os", "\x1b[2J")), r"asks for os\.'\\x1b\[2J'"),
-    "a member far away": (far_away(), "int too large"),
+    "a member far away": (far_away(), "cannot be read"),
     "nothing left": (pickle.PROTO + b"\x04" + b".", "0 objects are left"),
     "an unknown memo": (b"\x80\x04h\x07.", "its pickle is broken .KeyError: 7"),
     "no pickle": (b"\x89PNG\r\n\x1a\n", "cannot be read"),
-    "empty": (b"", "cannot be read"),
+    "empty": (b"", "is empty: copy or download it again"),
     "a cut torch file": (torch_zip(pickled(1))[:60], "File is not a zip file"),
 }  # fmt: skip
 

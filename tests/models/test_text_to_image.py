@@ -22,8 +22,8 @@ from onestep.config import instantiate
 from onestep.engine.log import read_log
 from onestep.evaluation.writing import SampleWriter
 from onestep.export.export import export
-from onestep.models.diffusers.pipeline_parts import TextEncoder
 from onestep.models.diffusers.schedule import VariancePreservingSchedule
+from onestep.models.diffusers.text_encoder import TextEncoder
 from onestep.models.generator import Generator
 from tests.helpers.configs import Configure, configure, tiny_config
 from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5

@@ -1,5 +1,6 @@
 """A network of diffusers with its noise schedule, as a denoiser in the package's convention."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -51,9 +52,11 @@ class DiffusersDenoiser(StoredDenoiser):
         self.network: Any = getattr(diffusers, network_class).from_config(dict(network_config))
         config = self.network.config
         self.family.check(config)
-        self.schedule = read_schedule(scheduler_config)
+        with torch.device("cpu"):  # has values also where the network is built without memory
+            self.schedule = read_schedule(scheduler_config)
         self.sigma_min, self.sigma_max = self.schedule.sigma_min, self.schedule.sigma_max
         self.image_shape = self.family.image_shape(config, size)
+        self.family.check_size(config, self.image_shape)
         self.label_dim = self.family.label_dim(config)
         if lora is not None:
             self.add_lora(**lora)
@@ -61,9 +64,9 @@ class DiffusersDenoiser(StoredDenoiser):
     @classmethod
     def wrap(cls, network: Any, scheduler: Any, size: int | None = None) -> Self:
         """The denoiser of an existing ``network`` (not copied) with a ``scheduler`` of diffusers."""
-        scheduler_config = {"_class_name": type(scheduler).__name__, **_plain(scheduler.config)}
+        scheduler_config = {"_class_name": type(scheduler).__name__, **plain_config(scheduler.config)}
         with init_empty_weights():
-            denoiser = cls(type(network).__name__, _plain(network.config), scheduler_config, size)
+            denoiser = cls(type(network).__name__, plain_config(network.config), scheduler_config, size)
         denoiser.network = network
         return denoiser
 
@@ -75,11 +78,13 @@ class DiffusersDenoiser(StoredDenoiser):
             targets: names of the layers, or their suffixes.
 
         Raises:
-            ValueError: if no layer has such a name.
+            ValueError: if no layer has such a name, or for numbers out of range.
         """
+        if not (rank > 0 and 0 < alpha < math.inf and targets and all(isinstance(name, str) for name in targets)):
+            raise ValueError(f"lora: rank={rank}, alpha={alpha}, targets={targets}: expected positive numbers, names")
         from peft import LoraConfig, inject_adapter_in_model
 
-        options = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
+        options = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
         try:
             inject_adapter_in_model(options, self.network.requires_grad_(False))
         except ValueError as error:
@@ -160,6 +165,6 @@ class DiffusersDenoiser(StoredDenoiser):
         return self.schedule.scalings(sigma).c_out ** -2
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without diffusers' private entries, such as the path of its file."""
     return {name: value for name, value in config.items() if not name.startswith("_")}

@@ -17,10 +17,12 @@ from typing import Any
 import diffusers
 import numpy as np
 
+from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
-from onestep.models.diffusers.pipeline_parts import Autoencoder
+from onestep.models.diffusers.folder import INDEX, PipelineIndex, part_files
 from onestep.models.diffusers.schedule import build_scheduler, tabulated_timesteps
 from onestep.models.generator import Generator
+from onestep.reading import read_json
 
 _LORA_USAGE = """
 
@@ -32,10 +34,11 @@ _LORA_USAGE = """
 _COPIED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # neither pickles nor code
 
 
-def save_text_to_image(generator: Generator, teacher: Path, output: Path) -> str:
+def save_text_to_image(generator: Generator, teacher: Path, output: Path, variant: str | None = None) -> str:
     """Write the pipeline in the folder ``teacher`` with the generator's network and scheduler into ``output``.
 
-    For a LoRA student it also writes the change alone, as ``pytorch_lora_weights.safetensors``.
+    For a LoRA student it also writes the change alone, as ``pytorch_lora_weights.safetensors``. The teacher's weights
+    are copied once: those of the ``variant``, or of the default where it has none.
 
     Returns:
         Python code that generates images with it.
@@ -47,20 +50,21 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path) -> str
     assert isinstance(denoiser, DiffusersDenoiser)
     scheduler, arguments = match_scheduler(generator)
     if denoiser.config["size"] is not None:
-        factor = Autoencoder.from_pretrained(teacher).downsampling
+        factor = Autoencoder.from_pretrained(teacher, variant).downsampling
         height, width = (side * factor for side in denoiser.image_shape[1:])
         arguments |= {"height": height, "width": width}
-    index: dict[str, Any] = json.loads((teacher / "model_index.json").read_text())
-    network = next(name for name, entry in index.items() if _class_of(entry) == type(denoiser.network).__name__)
-    for name, entry in index.items():
-        if _class_of(entry) is not None and name not in (network, "scheduler"):
-            _copy(teacher / name, output / name)
+    index = PipelineIndex.read(teacher / INDEX)
+    content = read_json(teacher / INDEX, dict[str, Any])
+    network = next(name for name, kind in index.components.items() if kind == type(denoiser.network).__name__)
+    for name in index.components:
+        if name not in (network, "scheduler"):
+            _copy(teacher / name, output / name, variant)
     if denoiser.config["lora"] is not None:
-        _save_lora(getattr(diffusers, index["_class_name"]), network, denoiser, output)
+        _save_lora(getattr(diffusers, index.kind), network, denoiser, output)
     _without_lora(denoiser).save_pretrained(output / network)
     scheduler.save_pretrained(output / "scheduler")
-    index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    content["scheduler"] = ["diffusers", type(scheduler).__name__]
+    (output / INDEX).write_text(json.dumps(content, indent=2) + "\n")
     usage = _usage(output.name, generator, arguments)
     if denoiser.config["lora"] is not None:
         usage += _LORA_USAGE.format(name=output.name, scheduler=type(scheduler).__name__)
@@ -136,16 +140,13 @@ def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:
     )
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, variant: str | None) -> None:
+    """Copy a component with its weights once, under the names of the default."""
     target.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.is_file() and file.suffix in _COPIED_SUFFIXES:
-            shutil.copyfile(file, target / file.name)
-
-
-def _class_of(entry: Any) -> str | None:
-    """The class in an entry of a pipeline's index, None for other entries."""
-    return entry[1] if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) else None
+    for file in part_files(source, variant):
+        if file.suffix in _COPIED_SUFFIXES:
+            name = file.name if variant is None else file.name.replace(f".{variant}.", ".")  # shards keep theirs
+            shutil.copyfile(file, target / name)
 
 
 def _usage(name: str, generator: Generator, arguments: dict[str, Any]) -> str:

@@ -41,6 +41,24 @@ class Family(ABC):
         height, width = (size, size) if isinstance(size, int) else size
         return config["in_channels"], height, width
 
+    def side_divisor(self, config: Mapping[str, Any]) -> int:
+        """The number that must divide the height and width of its images or latents."""
+        return 1
+
+    def check_size(self, config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
+        """Check that the network can halve or cut up images or latents of ``image_shape``.
+
+        Raises:
+            ValueError: with the number that must divide their sides.
+        """
+        divisor, sides = self.side_divisor(config), image_shape[1:]
+        if any(side < 1 or side % divisor for side in sides):
+            near = max(1, round(sides[0] / divisor)) * divisor
+            raise ValueError(
+                f"this network takes sides that are multiples of {divisor}, and not {sides[0]}x{sides[1]}: set "
+                f"teacher.size={near}, and for images data.resolution={near}"
+            )
+
     def label_dim(self, config: Mapping[str, Any]) -> int:
         """The number of classes; 0 for none."""
         return 0
@@ -105,6 +123,9 @@ class _Transformer(Family):
         height = x.shape[2] // self._patch_size(network)
         return tokens.transpose(1, 2).unflatten(2, (height, -1))
 
+    def side_divisor(self, config: Mapping[str, Any]) -> int:
+        return config["patch_size"]
+
     def _patch_size(self, network: Any) -> int:
         return network.config["patch_size"]
 
@@ -120,6 +141,9 @@ class UNet(_UNet):
                 f"time_embedding_type={config['time_embedding_type']!r} is not supported: expected None (with "
                 "num_class_embeds for classes) and 'positional'"
             )
+
+    def side_divisor(self, config: Mapping[str, Any]) -> int:
+        return 2 ** (len(config["block_out_channels"]) - 1)  # each level but the last halves it
 
     def label_dim(self, config: Mapping[str, Any]) -> int:
         return config["num_class_embeds"] or 0
@@ -173,6 +197,12 @@ class TextUNet(_UNet):
 class SD3(_Transformer):
     """``SD3Transformer2DModel``."""
 
+    def check_size(self, config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
+        super().check_size(config, image_shape)
+        longest = config["pos_embed_max_size"] * config["patch_size"]
+        if max(image_shape[1:]) > longest:
+            raise ValueError(f"this network takes sides up to {longest}, not {image_shape[1:]}: set teacher.size=...")
+
     def condition_keys(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         return ("encoder_hidden_states", "pooled_projections")
 
@@ -193,9 +223,10 @@ class Flux(_Transformer):
 
     def image_shape(self, config: Mapping[str, Any], size: int | None) -> tuple[int, int, int]:
         size = _FLUX_DEFAULT_SIZE if size is None else size
-        if size % 2:
-            raise ValueError(f"size={size}: expected an even number, the height and width of Flux's latents")
         return config["in_channels"] // 4, size, size
+
+    def side_divisor(self, config: Mapping[str, Any]) -> int:
+        return 2  # a token has two by two latent pixels
 
     def embeds_guidance(self, config: Mapping[str, Any]) -> bool:
         return bool(config["guidance_embeds"])

@@ -3,16 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import diffusers
-from diffusers import DDPMScheduler, DiffusionPipeline
-
-from onestep.models.diffusers.denoiser import DiffusersDenoiser
+from onestep.models.diffusers.denoiser import DiffusersDenoiser, plain_config
 from onestep.models.diffusers.families import FAMILIES
+from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, pipeline_folder
 from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
-from onestep.models.diffusers.schedule import build_scheduler
-
-_INDEX = "model_index.json"
-_SCHEDULER = "scheduler_config.json"
+from onestep.models.weights import Weights, load_network, read_config
+from onestep.reading import read_json
 
 
 def load_diffusers(
@@ -47,50 +43,43 @@ def load_diffusers(
     """
     if dtype not in DTYPES:
         raise ValueError(f"teacher.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
-    options = {"revision": revision, "local_files_only": local_files_only}
-    folder = Path(path)
-    try:
-        # Every scheduler class reads a config in the same way.
-        if (folder / "config.json").is_file() and not (folder / _INDEX).is_file():
-            network_class = str(DiffusersDenoiser.load_config(path).get("_class_name"))
-            if network_class not in FAMILIES:
-                raise _unsupported(path, f"a network {network_class}")
-            subfolder, latent, scheduler = None, False, DDPMScheduler.load_config(_scheduler_folder(folder))
-        else:
-            index = DiffusionPipeline.load_config(path, **options)
-            network_class, subfolder = _find_network(path, index)
-            latent = bool((index.get("vae") or [None])[0])
-            scheduler = DDPMScheduler.load_config(path, subfolder="scheduler", **options)
-        network, report = getattr(diffusers, network_class).from_pretrained(
-            path,
-            subfolder=subfolder,
-            torch_dtype=DTYPES[dtype],
-            variant=variant,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"no teacher could be read from {path!r}: expected a folder or hub id of a diffusers pipeline, with its "
-            f"weights as safetensors. {error}"
-        ) from error
-    # diffusers silently initialises missing weights at random.
-    if problems := {kind: keys for kind, keys in report.items() if keys}:
-        raise ValueError(f"the weights at {path!r} do not fit their config: {problems}")
-    denoiser = DiffusersDenoiser.wrap(network, build_scheduler(scheduler), size)
-    denoiser.register_to_config(latent=latent)
+    folder, latent = Path(path).expanduser(), False
+    if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
+        network_class = str(read_json(folder / "config.json", dict[str, Any]).get("_class_name"))
+        if network_class not in FAMILIES:
+            raise _unsupported(path, f"a network {network_class[:80]}")
+        scheduler = _scheduler_beside(folder)
+    else:
+        root = pipeline_folder(path, local_files_only, revision, variant)
+        index = PipelineIndex.read(root / INDEX)
+        name, network_class = _find_network(path, index)
+        folder, latent = root / name, "vae" in index.components
+        scheduler = root / "scheduler" / SCHEDULER_CONFIG
+    config, scheduler_config = read_config(folder / "config.json"), read_scheduler(scheduler)
+    weights = Weights.find(folder, variant=variant)
+    if variant is not None and weights.variant is None:
+        raise ValueError(f"teacher.variant={variant}: {folder} has no weights of it; set teacher.variant=null")
+    denoiser = load_network(
+        lambda: DiffusersDenoiser(network_class, config, scheduler_config, size, latent=latent),
+        weights.renamed(lambda name: f"network.{name}"),
+        DTYPES[dtype],
+    )
+    denoiser.register_to_config(network_config=plain_config(denoiser.network.config))  # with diffusers' defaults
     denoiser.pipeline = pipeline
-    return denoiser.requires_grad_(False).eval().set_guidance(guidance)
+    return denoiser.requires_grad_(False).set_guidance(guidance)
 
 
-def _find_network(path: str, index: dict[str, Any]) -> tuple[str, str]:
-    """The class and the folder of a pipeline's denoising network."""
-    components = {name: str(entry[1]) for name, entry in index.items() if isinstance(entry, list | tuple) and entry[1:]}
-    for name, network_class in components.items():
+def read_scheduler(path: Path) -> dict[str, Any]:
+    """The config of a scheduler with its ``_class_name``, within limits, see :func:`read_config`."""
+    return read_config(path) | {"_class_name": read_json(path, dict[str, Any]).get("_class_name")}
+
+
+def _find_network(path: str, index: PipelineIndex) -> tuple[str, str]:
+    """The folder and the class of a pipeline's denoising network."""
+    for name, network_class in index.components.items():
         if network_class in FAMILIES:
-            return network_class, name
-    raise _unsupported(path, f"a {index.get('_class_name')} of {', '.join(sorted(components.values()))}")
+            return name, network_class
+    raise _unsupported(path, f"a {index.kind} of {', '.join(sorted(index.components.values()))}")
 
 
 def _unsupported(path: str, found: str) -> ValueError:
@@ -99,12 +88,12 @@ def _unsupported(path: str, found: str) -> ValueError:
     )
 
 
-def _scheduler_folder(folder: Path) -> Path:
+def _scheduler_beside(folder: Path) -> Path:
     places = (folder, folder / "scheduler", folder.parent / "scheduler")
     for place in places:
-        if (place / _SCHEDULER).is_file():
-            return place
+        if (place / SCHEDULER_CONFIG).is_file():
+            return place / SCHEDULER_CONFIG
     raise ValueError(
-        f"the network at {str(folder)!r} lacks its scheduler, which has the noise schedule: expected {_SCHEDULER} in "
-        f"{' or '.join(map(repr, map(str, places)))}"
+        f"the network at {str(folder)!r} lacks its scheduler, which has the noise schedule: expected "
+        f"{SCHEDULER_CONFIG} in {' or '.join(map(repr, map(str, places)))}"
     )

@@ -1,6 +1,5 @@
 """Text encoders and autoencoder of a teacher's pipeline, with a cache of their outputs."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
@@ -13,11 +12,14 @@ from torch import Tensor
 
 from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.denoiser import Condition
+from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.families import FAMILIES, find_family
-from onestep.models.diffusers.pipeline_parts import Autoencoder, TextEncoder, pipeline_folder
+from onestep.models.diffusers.folder import INDEX, PipelineIndex, pipeline_folder
+from onestep.models.diffusers.text_encoder import TextEncoder
+from onestep.models.weights import read_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FORMAT = 1  # of the cached files; a new number invalidates all older files
+_FORMAT = 2  # of the cached files; a new number invalidates all older files
 
 
 class TeacherPipeline:
@@ -33,6 +35,7 @@ class TeacherPipeline:
         cache: folder of the cached embeddings and latents; it may start with ~.
         revision: revision of a hub id; None for the newest.
         local_files_only: if True, search the local cache alone for a hub id.
+        variant: variant of the weights, such as "fp16", of the components that have it; None for the default.
 
     Raises:
         ValueError: for another dtype, or a batch size below 1. Methods and properties raise it if the pipeline is
@@ -48,13 +51,14 @@ class TeacherPipeline:
         cache: str,
         revision: str | None = None,
         local_files_only: bool = False,
+        variant: str | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"teacher.pipeline.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
         if batch_size < 1:
             raise ValueError(f"teacher.pipeline.batch_size={batch_size}: expected at least 1")
         self.path, self.size, self.dtype, self.batch_size, self.cache = path, size, dtype, batch_size, cache
-        self.revision, self.local_files_only = revision, local_files_only
+        self.revision, self.local_files_only, self.variant = revision, local_files_only, variant
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -62,20 +66,20 @@ class TeacherPipeline:
     @cached_property
     def folder(self) -> Path:
         """The pipeline's folder on this machine."""
-        return pipeline_folder(self.path, self.local_files_only, self.revision)
+        return pipeline_folder(self.path, self.local_files_only, self.revision, self.variant)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder, on the CPU until its first use."""
-        return Autoencoder.from_pretrained(self.folder)
+        return Autoencoder.from_pretrained(self.folder, self.variant)
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the latents or images of the pipeline's network."""
-        for name, entry in self._index.items():
-            if isinstance(entry, list) and entry[1] in FAMILIES:
-                config = json.loads((self.folder / name / "config.json").read_text())
-                return find_family(entry[1]).image_shape(config, self.size)
+        for name, network_class in self._index.components.items():
+            if network_class in FAMILIES:
+                config = read_config(self.folder / name / "config.json")
+                return find_family(network_class).image_shape(config, self.size)
         raise ValueError(f"{self.folder}: expected a pipeline with one of the networks {', '.join(FAMILIES)}")
 
     @property
@@ -150,17 +154,17 @@ class TeacherPipeline:
 
     def _text_encoder(self) -> Callable[[], TextEncoder]:
         """A function that loads the text encoders at its first call; they live as long as the function."""
-        return cache(lambda: TextEncoder(self.folder, PartialState().device, DTYPES[self.dtype]))
+        return cache(lambda: TextEncoder(self.folder, PartialState().device, DTYPES[self.dtype], self.variant))
 
     @cached_property
-    def _index(self) -> dict[str, Any]:
-        return json.loads((self.folder / "model_index.json").read_text())
+    def _index(self) -> PipelineIndex:
+        return PipelineIndex.read(self.folder / INDEX)
 
     @cached_property
     def _text_cache(self) -> ChunkCache:
-        kind = {name: entry for name, entry in self._index.items() if name == "_class_name" or not name.startswith("_")}
+        kind = {"class": self._index.kind, **self._index.components}
         description = {"format": _FORMAT, "dtype": self.dtype, "image_size": self.image_size, "pipeline": kind}
-        key = fingerprint(description, files=TextEncoder.files(self.folder))
+        key = fingerprint(description, files=TextEncoder.files(self.folder, self.variant))
         return ChunkCache(self.cache, key, "text embeddings", "teacher.pipeline.cache")
 
 

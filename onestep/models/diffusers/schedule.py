@@ -31,6 +31,7 @@ from torch import Tensor
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _TERMINAL_ALPHAS_CUMPROD = 2.0**-24  # in place of 0, where sigma would be infinite; as in diffusers' Euler scheduler
 _FLOW_SIGMA_MAX = 2.0**30
+_MAX_TIMESTEPS = 100_000  # the published schedulers have 1,000
 
 
 class Scalings(NamedTuple):
@@ -162,22 +163,28 @@ def build_scheduler(config: Mapping[str, Any]) -> Any:
     """The scheduler of diffusers with this ``config``.
 
     Raises:
-        ValueError: if its ``_class_name`` is not a scheduler of diffusers.
+        ValueError: if its ``_class_name`` is not a scheduler of diffusers, or its values describe none.
     """
     name = config.get("_class_name")
     scheduler_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
         raise ValueError(f"the scheduler's config has _class_name={name!r}, expected a scheduler of diffusers")
-    return scheduler_class.from_config(  # type: ignore[attr-defined]
-        {key: value for key, value in config.items() if not key.startswith("_")}
-    )
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 2 <= steps <= _MAX_TIMESTEPS:
+        raise ValueError(f"the scheduler's num_train_timesteps={steps}: expected 2 to {_MAX_TIMESTEPS:,}")
+    try:
+        return scheduler_class.from_config(  # type: ignore[attr-defined]
+            {key: value for key, value in config.items() if not key.startswith("_")}
+        )
+    except Exception as error:  # whatever a constructor of diffusers raises for a config's values
+        raise ValueError(f"the config of the scheduler {name} describes none: {error}") from error
 
 
 def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """The noise schedule of a scheduler's config.
 
     Raises:
-        ValueError: for a scheduler of an unsupported family.
+        ValueError: for a scheduler of an unsupported family, or noise levels that do not increase.
     """
     scheduler = build_scheduler(config)
     name = config["_class_name"]
@@ -188,7 +195,14 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
             f"the schedule of {name} is not supported: expected discrete variance-preserving timesteps "
             "(DDPM, DDIM, PNDM, Euler, DPMSolver, ...) or flow matching (FlowMatchEulerDiscreteScheduler)"
         )
-    return VariancePreservingSchedule(scheduler)
+    schedule = VariancePreservingSchedule(scheduler)
+    levels = schedule.log_sigmas
+    if levels.ndim != 1 or len(levels) < 2 or not (levels.isfinite().all() and (levels.diff() > 0).all()):
+        raise ValueError(
+            f"the noise levels of {name} do not increase with its timesteps: check beta_start, beta_end, beta_schedule "
+            "and trained_betas in its config"
+        )
+    return schedule
 
 
 def tabulated_timesteps(schedule: NoiseSchedule, sigmas: Sequence[float]) -> list[int] | None:

@@ -1,5 +1,6 @@
 """A raw network with one of EDM's preconditionings, as in its checkpoints and their descendants."""
 
+import math
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ class EDMDenoiser(StoredDenoiser):
         preconditioning_options: its further arguments, see :mod:`onestep.models.edm.preconditioning`.
 
     Raises:
-        ValueError: for an unknown architecture or preconditioning, images that are not square, or a dropout
-            outside [0, 1).
+        ValueError: for an unknown architecture or preconditioning, images that are not square, noise levels that are
+            not positive and ascending, or a dropout outside [0, 1).
     """
 
     @register_to_config
@@ -54,6 +55,11 @@ class EDMDenoiser(StoredDenoiser):
         for name in ("dropout", "label_dropout"):
             if not 0 <= (probability := (options or {}).get(name, 0)) < 1:
                 raise ValueError(f"{name}={probability}: expected a probability in [0, 1)")
+        if not (0 < sigma_min < sigma_max < math.inf and 0 < sigma_data < math.inf):
+            raise ValueError(
+                f"sigma_min={sigma_min}, sigma_max={sigma_max}, sigma_data={sigma_data}: expected 0 < sigma_min < "
+                "sigma_max, and 0 < sigma_data"
+            )
         channels, height, width = image_shape
         if height != width:
             raise ValueError(f"image_shape={tuple(image_shape)}: expected square images")

@@ -8,8 +8,7 @@ It looks a name up in a table of the format's names, which map to recording func
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 #: Recording functions by (module, name) in the file; None for a name that is referred to but never called.
 Names = Mapping[tuple[str, str], Callable[..., Any] | None]
@@ -74,7 +73,7 @@ class PickleMachine:
         self.below: list[list[Any]] = []  # the stacks under the open marks
         self.memo: dict[int, Any] = {}
 
-    def read(self, file: BytesIO) -> Any:
+    def read(self, file: BinaryIO) -> Any:
         """The object of the next pickle in ``file``; reads up to the pickle's end.
 
         Raises:

@@ -3,6 +3,7 @@
 No code in them is run, see :mod:`onestep.models.edm.safe_unpickler`. The names below are all names of the format.
 """
 
+import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from onestep.models.describe import describe, is_safetensors
 from onestep.models.edm.safe_unpickler import Name, Names, PickleMachine, Recorded, short
 
 _DTYPES = {
@@ -195,7 +197,7 @@ def _storage_by_id(storages: dict[str, Storage]) -> Callable[[Any], Storage]:
     return find
 
 
-def _read_legacy(file: BytesIO, names: Names) -> Any:
+def _read_legacy(file: BinaryIO, names: Names) -> Any:
     """The object in a file of torch.save before version 1.6, the format of a single storage to this day."""
     storages: dict[str, Storage] = {}
     header = [PickleMachine({}).read(file) for _ in range(3)]
@@ -215,7 +217,7 @@ def _read_legacy(file: BytesIO, names: Names) -> Any:
     return content
 
 
-def _read_zip(file: BytesIO, names: Names) -> Any:
+def _read_zip(file: BinaryIO, names: Names) -> Any:
     """The object in a file of torch.save since version 1.6: a zip of a pickle and a member for each storage."""
     storages: dict[str, Storage] = {}
     with zipfile.ZipFile(file) as archive:
@@ -234,6 +236,18 @@ def _read_zip(file: BytesIO, names: Names) -> Any:
     return content
 
 
+class _SizedFile(io.BufferedReader):
+    """An open file whose reads ask for no more than it has: memory is allocated for what is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.size = os.path.getsize(path)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = self.size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def read_checkpoint(path: str | Path) -> Any:
     """The object in a file, as plain data, :class:`Recorded` objects and :class:`RecordedTensor`.
 
@@ -243,15 +257,16 @@ def read_checkpoint(path: str | Path) -> Any:
     Raises:
         ValueError: if the file is absent or damaged, or contains anything that is not part of the format.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no file {str(path)!r}")
+    if Path(path).is_dir() or is_safetensors(Path(path)):
+        raise ValueError(f"{path} is no file of EDM's format: {describe(Path(path))}")
     try:
-        content = Path(path).read_bytes()
-        file, names = BytesIO(content), _names(len(content))
-        if content.startswith(b"PK"):
-            return _read_zip(file, names)
-        if content.startswith(b"\x80\x02\x8a\x0a"):  # the magic number as a pickle
-            return _read_legacy(file, names)
-        return PickleMachine(names).read(file)
+        with _SizedFile(path) as file:
+            start, names = file.read(4), _names(file.size)
+            file.seek(0)
+            if start.startswith(b"PK"):
+                return _read_zip(file, names)
+            if start == b"\x80\x02\x8a\x0a":  # the magic number as a pickle
+                return _read_legacy(file, names)
+            return PickleMachine(names).read(file)
     except (OSError, ValueError, LookupError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,164 @@
+"""The folder of a diffusers pipeline on this machine: its index, and the download of a hub id.
+
+The folder may come from anybody. Its index is data: no module that it names is imported, and no code in it is run.
+"""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onestep.models.describe import describe
+from onestep.models.weights import DIFFUSERS_BASE, TRANSFORMERS_BASE, Weights
+from onestep.reading import read_json
+
+INDEX = "model_index.json"
+SCHEDULER_CONFIG = "scheduler_config.json"
+
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last for the safety checker, which is not used
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class PipelineIndex:
+    """What ``model_index.json`` says.
+
+    Attributes:
+        kind: the class of the pipeline.
+        components: class names of its components by name, which is their folder.
+        settings: its other settings, such as ``force_zeros_for_empty_prompt``.
+    """
+
+    kind: str
+    components: dict[str, str]
+    settings: dict[str, Any]
+
+    @classmethod
+    def read(cls, file: Path) -> "PipelineIndex":
+        """The index in ``file``.
+
+        Raises:
+            ValueError: if it is damaged, or names code other than that of diffusers and transformers.
+        """
+        content = read_json(file, dict[str, Any])
+        kind = content.get("_class_name")
+        if not isinstance(kind, str) or not kind.isidentifier():
+            raise ValueError(
+                f"{file}: _class_name={_short(kind)}: expected the name of a pipeline of diffusers; a pipeline with "
+                "code of its own is not run"
+            )
+        components: dict[str, str] = {}
+        settings: dict[str, Any] = {}
+        for name, entry in content.items():
+            if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
+                if not name.isidentifier() or not _is_known(entry[0]):
+                    raise ValueError(
+                        f"{file}: {_short(name)}={_short(entry)}: expected a folder of the pipeline, and a class of "
+                        "diffusers or transformers; code of a pipeline's own is not run"
+                    )
+                components[name] = entry[1]
+            elif not name.startswith("_") and entry != [None, None]:
+                settings[name] = entry
+        return cls(kind, components, settings)
+
+
+def _is_known(library: str) -> bool:
+    return library in _LIBRARIES or library.startswith("onestep.")
+
+
+def pipeline_folder(
+    path: str, local_files_only: bool = False, revision: str | None = None, variant: str | None = None
+) -> Path:
+    """The folder of the pipeline at ``path``, or the download of a hub id: configs, vocabularies and safetensors.
+
+    Args:
+        path: folder or hub id.
+        local_files_only: if True, search the local cache alone for a hub id.
+        revision: revision of a hub id; None for the newest.
+        variant: the variant of the weights; None for the default.
+
+    Raises:
+        ValueError: if there is no pipeline.
+    """
+    folder = Path(path).expanduser()
+    if (folder / INDEX).is_file():
+        return folder
+    if folder.exists() or folder.is_symlink():
+        raise ValueError(f"no pipeline of diffusers at {path!r}, which has no {INDEX}: {describe(folder)}")
+    if not _HUB_ID.fullmatch(path):
+        raise ValueError(f"no pipeline of diffusers at {path!r}: expected a folder with {INDEX}, or a hub id")
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    options: dict[str, Any] = {"local_files_only": local_files_only, "revision": revision}
+    try:
+        index = PipelineIndex.read(Path(hf_hub_download(path, INDEX, **options)))
+        names = list(index.components)
+        patterns = [f"{name}/{file}" for name in names for file in ("*.json", "*.txt", "*.model")]
+        download = Path(
+            snapshot_download(path, allow_patterns=[INDEX, *patterns, *_weights(names, variant)], **options)
+        )
+        if variant is not None:  # some components may have the default weights alone
+            lacking = [name for name in names if not any((download / name).glob(f"*.{variant}*.safetensors"))]
+            snapshot_download(path, allow_patterns=[INDEX, *_weights(lacking, None)], **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no pipeline of diffusers at {path!r}: expected a folder with {INDEX}, or a hub id. "
+            f"{' '.join(str(error).split())[:400]}"
+        ) from error
+    return download
+
+
+def part_files(folder: Path, variant: str | None) -> list[Path]:
+    """The files of a pipeline's component in a fixed order, of its weights those of the ``variant`` alone.
+
+    Raises:
+        ValueError: if it has weights, but none of the variant or the default.
+    """
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    plain = [file for file in files if not _is_weights(file)]
+    if len(plain) == len(files) or not (folder / "config.json").is_file():
+        return plain
+    base = TRANSFORMERS_BASE if any(file.name.startswith(TRANSFORMERS_BASE) for file in files) else DIFFUSERS_BASE
+    return [*plain, *Weights.find(folder, base, variant, floats=False).files]
+
+
+def _is_weights(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".h5") or ".index." in file.name
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Disable the progress bars and warnings of diffusers, and of transformers if it is there."""
+    from diffusers.utils import logging as diffusers_logging
+
+    loggers: list[Any] = [diffusers_logging]
+    if importlib.util.find_spec("transformers") is not None:
+        from transformers.utils import logging as transformers_logging
+
+        loggers.append(transformers_logging)
+    before = [(logger.get_verbosity(), logger.is_progress_bar_enabled()) for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, (verbosity, bars) in zip(loggers, before, strict=True):
+            logger.set_verbosity(verbosity)
+            if bars:
+                logger.enable_progress_bar()
+
+
+def _weights(components: list[str], variant: str | None) -> list[str]:
+    middle = "" if variant is None else f".{variant}"
+    bases = (DIFFUSERS_BASE, TRANSFORMERS_BASE)
+    endings = (f"{middle}.safetensors", f"{middle}-?????-of-?????.safetensors")
+    return [f"{name}/{base}{ending}" for name in components for base in bases for ending in endings]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

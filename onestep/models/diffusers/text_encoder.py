@@ -1,0 +1,196 @@
+"""The text encoders of a text-to-image pipeline of diffusers.
+
+A pipeline's folder may come from anybody. Its components are built here from an allowed class each, so that no module
+that a file names is imported; weights are safetensors that fit their config.
+"""
+
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor
+
+from onestep.models.diffusers.families import FAMILIES
+from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, part_files, quiet
+from onestep.models.diffusers.schedule import build_scheduler
+from onestep.models.weights import TRANSFORMERS_BASE, Weights, build_outline, read_config
+
+_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+_TOKENIZERS = (
+    "CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+)  # fmt: skip
+
+
+def require_text_libraries() -> None:
+    """Raise a ValueError if the package transformers is missing."""
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("text encoders need the package transformers: pip install 'onestep[text]'")
+
+
+class TextEncoder:
+    """Encodes prompts to the condition of a text-to-image network, by the pipeline's ``encode_prompt``.
+
+    It supports Stable Diffusion 1.5 and 2.x (CLIP), SDXL (two encoders and the image sizes), SD3 (three encoders) and
+    Flux (CLIP and T5). It does not load the pipeline's network.
+
+    Args:
+        folder: the pipeline's folder.
+        device, dtype: device and dtype of the encoders.
+        variant: variant of their weights; None for the default.
+
+    Raises:
+        ValueError: for another class of pipeline or component, weights that do not fit their config, or if the package
+            transformers is missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        variant: str | None = None,
+    ) -> None:
+        require_text_libraries()
+        index = PipelineIndex.read(folder / INDEX)
+        self.kind = index.kind
+        if self.kind not in _ENCODE:
+            raise ValueError(
+                f"{folder}: prompts for a {self.kind} are not supported, expected one of {', '.join(_ENCODE)}"
+            )
+        self.device = torch.device(device)
+        with quiet():
+            self.pipeline = _load_without_network(folder, index, dtype, variant)
+        for name in self.encoders(index):
+            getattr(self.pipeline, name).to(self.device)
+
+    @staticmethod
+    def encoders(index: PipelineIndex) -> list[str]:
+        """The names of the text encoders in a pipeline's index."""
+        return [name for name in index.components if name.startswith("text_encoder")]
+
+    @staticmethod
+    def files(folder: Path, variant: str | None = None) -> list[Path]:
+        """The files that the embeddings of the pipeline in ``folder`` depend on, in a fixed order."""
+        parts = [part for part in sorted(folder.iterdir()) if part.name.startswith(("text_encoder", "tokenizer"))]
+        return [file for part in parts for file in part_files(part, variant)]
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """The condition of ``prompts``: tensors [N, ...] on the CPU, with the names of the network's arguments.
+
+        ``image_size`` is the height and width of the images in pixels, an input of SDXL.
+        """
+        condition = _ENCODE[self.kind](self.pipeline, list(prompts), self.device)
+        if self.kind == "StableDiffusionXLPipeline":
+            sizes = torch.tensor([*image_size, 0, 0, *image_size], dtype=torch.float32)  # original, crop, target
+            condition["time_ids"] = sizes.repeat(len(prompts), 1)
+        return {name: tensor.cpu().contiguous() for name, tensor in condition.items()}
+
+    def empty(self, image_size: tuple[int, int]) -> dict[str, Tensor]:
+        """The pipeline's condition [1, ...] of the empty prompt, for guidance."""
+        condition = self([""], image_size)
+        if self.pipeline.config.get("force_zeros_for_empty_prompt"):  # SDXL
+            zeros = {name: torch.zeros_like(condition[name]) for name in ("encoder_hidden_states", "text_embeds")}
+            condition |= zeros
+        return condition
+
+
+def _load_without_network(folder: Path, index: PipelineIndex, dtype: torch.dtype, variant: str | None) -> Any:
+    """The pipeline with its network's config but not its weights, and without autoencoder and safety checker."""
+    import diffusers
+
+    parts: dict[str, Any] = {"vae": None}
+    for name, kind in index.components.items():
+        place = folder / name
+        if name in ("unet", "transformer") and kind in FAMILIES:
+            with init_empty_weights():
+                parts[name] = getattr(diffusers, kind).from_config(read_config(place / "config.json"))
+        elif name == "scheduler":
+            parts[name] = build_scheduler(read_config(place / SCHEDULER_CONFIG) | {"_class_name": kind})
+        elif name.startswith("tokenizer"):
+            parts[name] = _load_tokenizer(place, kind)
+        elif name.startswith("text_encoder"):
+            parts[name] = _load_encoder(place, kind, dtype, variant)
+    pipeline_class = getattr(diffusers, index.kind)
+    given = parts | index.settings | {"requires_safety_checker": False}
+    arguments = inspect.signature(pipeline_class.__init__).parameters.values()
+    absent = {argument.name: None for argument in arguments if argument.default is argument.empty}
+    names = {argument.name for argument in arguments} - {"self"}
+    return pipeline_class(**{name: part for name, part in (absent | given).items() if name in names})
+
+
+def _load_tokenizer(folder: Path, kind: str) -> Any:
+    import transformers
+
+    if kind not in _TOKENIZERS:
+        raise ValueError(f"{folder}: a tokenizer {kind} is not supported: expected one of {', '.join(_TOKENIZERS)}")
+    for file in folder.glob("*config.json"):
+        read_config(file)  # refuses code of its own
+    try:
+        return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers' library raises plain exceptions
+        raise ValueError(f"{folder} holds no {kind} that can be read: {_one_line(error)}") from error
+
+
+def _load_encoder(folder: Path, kind: str, dtype: torch.dtype, variant: str | None) -> Any:
+    import transformers
+
+    if kind not in _ENCODERS:
+        raise ValueError(f"{folder}: a text encoder {kind} is not supported: expected one of {', '.join(_ENCODERS)}")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder} has an adapter_config.json, which names another model: merge the adapter first")
+    encoder_class = getattr(transformers, kind)
+    settings = read_config(folder / "config.json")
+    weights = Weights.find(folder, TRANSFORMERS_BASE, variant, floats=False)
+    outline = build_outline(lambda: encoder_class(encoder_class.config_class(**settings)), weights)
+    if (count := sum(parameter.numel() for parameter in outline.parameters())) > 1.01 * weights.count:
+        raise ValueError(f"{folder}: its config describes {count:,} numbers, and its weights are {weights.count:,}")
+    try:
+        encoder, report = encoder_class.from_pretrained(
+            str(folder), config=encoder_class.config_class(**settings), variant=weights.variant, dtype=dtype,
+            use_safetensors=True, local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # whatever transformers raises for files that are damaged or do not fit
+        raise ValueError(f"{folder} holds no {kind} that can be read: {_one_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers would leave them random
+        raise ValueError(f"{folder}: its weights lack {len(missing)} tensors of its config, such as {missing[:3]}")
+    if broken := [name for name, value in encoder.named_parameters() if not value.isfinite().all()]:
+        raise ValueError(f"{folder}: the weight {broken[0]} is not finite: take other weights")
+    return encoder.eval()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _encode_sd(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, _ = pipeline.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": embeds}
+
+
+def _encode_sdxl(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, _, pooled, _ = pipeline.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": embeds, "text_embeds": pooled}
+
+
+def _encode_sd3(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, device, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+
+def _encode_flux(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    embeds, pooled, _ = pipeline.encode_prompt(prompts, None, device)
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+
+_ENCODE = {
+    "StableDiffusionPipeline": _encode_sd,
+    "StableDiffusionXLPipeline": _encode_sdxl,
+    "StableDiffusion3Pipeline": _encode_sd3,
+    "FluxPipeline": _encode_flux,
+}
