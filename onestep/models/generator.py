@@ -148,7 +148,8 @@ class Generator(nn.Module):
         settings = Path(folder) / _SETTINGS
         if not settings.is_file():
             raise ValueError(
-                f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights; {describe(Path(folder))}"
+                f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights; "
+                f"{describe(Path(folder))}"
             )
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
         levels = read_json(settings, StepLevels)
