@@ -31,8 +31,8 @@ def levels_of(img_resolution: int, model_channels: int, channel_mult: Sequence[i
     """
     if img_resolution % 2 ** (len(channel_mult) - 1):
         raise ValueError(
-            f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times: set data.resolution=... to a "
-            f"multiple of {2 ** (len(channel_mult) - 1)}, or shorten network.options.channel_mult"
+            f"img_resolution={img_resolution} cannot be halved {len(channel_mult) - 1} times: set data.resolution=... "
+            f"to a multiple of {2 ** (len(channel_mult) - 1)}, or shorten network.options.channel_mult"
         )
     return [(img_resolution >> level, model_channels * mult) for level, mult in enumerate(channel_mult)]
 
