@@ -105,5 +105,6 @@ def load_classifier(path: str) -> Classifier:
             network = Classifier(**parse_json(text, _Config, f"{file}, config"))
         network.load_state_dict(read_tensors(file), assign=True)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} holds no feature network of onestep pretrain features ({error})") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{file} holds no feature network of onestep pretrain features: {reason}") from error
     return network.eval().requires_grad_(False)

@@ -153,7 +153,10 @@ class Generator(nn.Module):
             )
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
         levels = read_json(settings, StepLevels)
-        return cls(network, levels.sigma_init, levels.later_sigmas).eval()
+        try:
+            return cls(network, levels.sigma_init, levels.later_sigmas).eval()
+        except ValueError as error:
+            raise ValueError(f"{settings}: {error}") from error
 
 
 def load_denoiser(folder: str | Path) -> DenoiserNetwork:
