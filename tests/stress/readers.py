@@ -1,0 +1,240 @@
+"""The readers of files from others, each with seeds to damage."""
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import save
+from torch import nn
+
+from onestep.build.recorded import Parts
+from onestep.config import compose
+from onestep.data.edm_zip import EDMZip
+from onestep.data.prompts import ParquetImages, read_prompts
+from onestep.data.webdataset import WebDataset
+from onestep.engine.log import read_log
+from onestep.engine.optimizer import GuardedOptimizer
+from onestep.engine.state import TrainingState
+from onestep.metrics.classifier import Classifier, load_classifier
+from onestep.metrics.statistics import Moments
+from onestep.models.edm.checkpoint import load_edm
+from onestep.models.generator import Generator
+from onestep.models.loading import load_generator
+from onestep.reports.compare import to_table
+from tests.helpers.edm_format import pickled, snapshot
+from tests.helpers.edm_models import tiny_denoiser
+from tests.stress.mutations import mutate_bytes, mutate_json, mutate_safetensors, mutate_values, mutate_zip
+
+Mutate = Callable[[bytes, Random], bytes]
+
+
+@dataclass
+class Reader:
+    """Reads the file ``path``, whose content is one of ``seeds`` after ``mutate``."""
+
+    path: Path
+    seeds: list[bytes]
+    read: Callable[[], object]
+    mutate: Mutate = mutate_bytes
+
+
+def record(folder: Path) -> Reader:
+    seeds = [
+        OmegaConf.to_yaml(compose("train", [*overrides, "output=x"]), resolve=True).encode()
+        for overrides in (
+            ["experiment=digits"], ["experiment=mixture"], ["experiment=cifar10_uncond", "data.path=a.zip"],
+            ["experiment=text_to_image", "teacher=sd15", "data.path=[a,b]"],
+            ["teacher=diffusers", "teacher.path=x", "data=latents", "data.images.path=z"],
+        )
+    ]  # fmt: skip
+    config = compose("sample", [f"run={folder}"])
+
+    def read() -> None:
+        parts = Parts(config)
+        for name in ("teacher", "sampler", "data", "features"):
+            parts[name]
+
+    def mutate(content: bytes, random: Random) -> bytes:
+        if random.random() < 0.3:
+            return mutate_bytes(content, random)
+        return yaml.safe_dump(mutate_values(yaml.safe_load(content), random)).encode()
+
+    return Reader(folder / "config.yaml", seeds, read, mutate)
+
+
+def generator(name: str, folder: Path) -> Reader:
+    Generator(tiny_denoiser(), 2.5, [0.5]).save_pretrained(folder)
+    mutate = mutate_safetensors if name.endswith(".safetensors") else mutate_json
+    return Reader(folder / name, [(folder / name).read_bytes()], lambda: Generator.from_pretrained(folder), mutate)
+
+
+def pipeline(folder: Path) -> Reader:
+    Generator(tiny_denoiser(), 2.5).save_pretrained(folder / "denoiser")
+    seeds = [json.dumps({"_class_name": "OneStepPipeline", "sigma_init": 2.5, "later_sigmas": [1.0]}).encode()]
+    return Reader(folder / "model_index.json", seeds, lambda: load_generator(folder), mutate_json)
+
+
+def checkpoint(name: str, folder: Path) -> Reader:
+    """A file of a checkpoint, whose manifest says that it is whole."""
+
+    def state() -> TrainingState:
+        network = nn.Linear(2, 2)
+        guard = GuardedOptimizer({"network": torch.optim.Adam(network.parameters())}, None)  # type: ignore[arg-type]
+        return TrainingState({"network": network}, {"guard": guard})
+
+    whole = state()
+    whole.networks["network"](torch.ones(1, 2)).sum().backward()
+    whole.optimizers["guard"].optimizers["network"].step()
+    saved = whole.save(folder, keep_last=1)
+    seeds = [(saved / name).read_bytes()]
+    if name == "log.json":
+        seeds.append(json.dumps([{"loss": [1.0, 2.0, 3.0, None]}]).encode())
+    if name != "manifest.json":
+        (saved / "manifest.json").write_text('{"iteration": 0, "measured": null, "files": {}}')
+    mutate = mutate_safetensors if name.endswith(".safetensors") else mutate_json
+    return Reader(saved / name, seeds, lambda: state().load(saved), mutate)
+
+
+def summary(folder: Path) -> Reader:
+    side = {"network_evaluations": 1, "samples": 4, "samples_per_second": 1.5, "fid": 3.25}
+    of_fid = {"metric": "fid", "name": "fid4", "value": 3.25, "title": "FID", "higher_is_better": False,
+              "features": "a", "reference": "b", "samples": 4, "seeds": [0, 3]}  # fmt: skip
+    values = {"teacher": side, "student": side, "images_seen": 16, "seconds": 2.5, "results": {"student": [of_fid]}}
+    return Reader(
+        folder / "summary.json", [json.dumps(values).encode()], lambda: to_table({"run": folder}), mutate_json
+    )
+
+
+def log(folder: Path) -> Reader:
+    lines = [{"iteration": i, "images_seen": 16 * i, "loss": 0.5} for i in range(1, 5)]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    return Reader(folder / "log.jsonl", [content], lambda: read_log(folder / "log.jsonl"))
+
+
+def npz(folder: Path) -> Reader:
+    seeds = []
+    for save_arrays in (np.savez, np.savez_compressed):
+        file = io.BytesIO()
+        save_arrays(file, mu=np.arange(3.0), sigma=np.eye(3))
+        seeds.append(file.getvalue())
+    return Reader(folder / "a.npz", seeds, lambda: Moments.load(folder / "a.npz"), mutate_zip)
+
+
+def feature_network(folder: Path) -> Reader:
+    path = folder / "features.safetensors"
+    Classifier("a", [1, 8, 8], 2, 4, [2], [2], 0.5).save(path)
+    return Reader(path, [path.read_bytes()], lambda: load_classifier(str(path)), mutate_safetensors)
+
+
+def _pictures(count: int = 4) -> list[bytes]:
+    pictures = []
+    for index in range(count):
+        file = io.BytesIO()
+        Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(file, "PNG" if index % 2 else "JPEG")
+        pictures.append(file.getvalue())
+    return pictures
+
+
+def edm_zip(folder: Path) -> Reader:
+    file = io.BytesIO()
+    names = [f"00000/img{index:08d}.png" for index in range(4)]
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, picture in zip(names, _pictures(), strict=True):
+            archive.writestr(name, picture)
+        archive.writestr("dataset.json", json.dumps({"labels": [[name, i % 2] for i, name in enumerate(names)]}))
+
+    def read() -> None:
+        images = EDMZip(str(folder / "a.zip"))
+        for index in range(len(images)):
+            images[index]
+
+    return Reader(folder / "a.zip", [file.getvalue()], read, mutate_zip)
+
+
+def tar(folder: Path) -> Reader:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for index, picture in enumerate(_pictures()):
+            for suffix, content in ((".png", picture), (".cls", str(index % 2).encode())):
+                member = tarfile.TarInfo(f"{index:04d}{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+    def read() -> None:
+        images = WebDataset(str(folder / "a.tar"))
+        for index in range(len(images)):
+            images[index]
+
+    return Reader(folder / "a.tar", [file.getvalue()], read)
+
+
+def parquet(folder: Path) -> Reader:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = folder / "a.parquet"
+    seeds = []
+    for compression in ("none", "snappy"):
+        rows = {"prompt": [f"a {i}" for i in range(4)], "image": [{"bytes": p, "path": None} for p in _pictures()]}
+        pyarrow.parquet.write_table(pyarrow.table(rows), path, compression=compression)
+        seeds.append(path.read_bytes())
+
+    def read() -> None:
+        read_prompts(str(path), "prompt")
+        images = ParquetImages(str(path), "image")
+        for index in range(len(images)):
+            images[index]
+
+    return Reader(path, seeds, read)
+
+
+def pickle(folder: Path) -> Reader:
+    seeds = [pickled({"ema": snapshot(tiny_denoiser())["ema"]})]
+    return Reader(folder / "a.pkl", seeds, lambda: load_edm(folder / "a.pkl"))
+
+
+def torch_file(folder: Path) -> Reader:
+    file = io.BytesIO()
+    torch.save({"model": tiny_denoiser().state_dict()}, file)
+    return Reader(folder / "a.pt", [file.getvalue()], lambda: load_edm(folder / "a.pt"), mutate_zip)
+
+
+def safetensors_file(folder: Path) -> Reader:
+    seeds = [save(dict(tiny_denoiser().state_dict()))]
+    return Reader(folder / "a.safetensors", seeds, lambda: load_edm(folder / "a.safetensors"), mutate_safetensors)
+
+
+#: Readers by name, made in an empty folder.
+READERS: dict[str, Callable[[Path], Reader]] = {
+    "record": record,
+    "generator": partial(generator, "generator.json"),
+    "config": partial(generator, "config.json"),
+    "weights": partial(generator, "diffusion_pytorch_model.safetensors"),
+    "pipeline": pipeline,
+    "manifest": partial(checkpoint, "manifest.json"),
+    "state": partial(checkpoint, "state.json"),
+    "optimizer": partial(checkpoint, "network.optimizer.json"),
+    "optimizer_state": partial(checkpoint, "network.optimizer.safetensors"),
+    "pending": partial(checkpoint, "log.json"),
+    "summary": summary,
+    "log": log,
+    "npz": npz,
+    "feature_network": feature_network,
+    "zip": edm_zip,
+    "tar": tar,
+    "parquet": parquet,
+    "pickle": pickle,
+    "torch_file": torch_file,
+    "safetensors_file": safetensors_file,
+}
