@@ -1,6 +1,9 @@
-"""The floating-point precision of networks."""
+"""The floating-point precision of networks, and float64 on devices that may have none."""
+
+from functools import cache
 
 import torch
+from torch import Tensor
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 
@@ -26,3 +29,18 @@ def choose_precision(precision: str, device: str) -> str:
     else:
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "no"
+
+
+@cache
+def float64_device(device: torch.device) -> torch.device:
+    """The device of float64 numbers for a computation on ``device``: the CPU if it has none, as Apple's GPUs."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.device("cpu")
+    return device
+
+
+def double(values: Tensor) -> Tensor:
+    """``values`` in float64, on their :func:`float64_device`; differentiable."""
+    return values.to(float64_device(values.device)).double()

@@ -11,6 +11,7 @@ from torch import Tensor
 from onestep.denoiser import NO_CONDITION, Condition, Denoiser, score
 from onestep.models.base import DenoiserNetwork
 from onestep.noise import expand_like, karras_sigmas
+from onestep.precision import double
 from onestep.seeding import noise_from_latents
 
 
@@ -75,12 +76,12 @@ class EulerSampler(Sampler):
         noises: Iterator[Tensor] | None = None,
     ) -> Tensor:
         sigmas = self.sigmas(denoiser)
-        x = latents.double() * sigmas[0]
+        x = double(latents) * sigmas[0]
         for sigma, sigma_next in pairwise(sigmas):
-            level = torch.full((len(latents),), sigma, device=x.device)
-            x0 = denoiser(x.float(), level, condition).double()
+            level = torch.full((len(latents),), sigma, device=latents.device)
+            x0 = double(denoiser(x.float().to(latents.device), level, condition))
             x = x0 + (sigma_next / sigma) * (x - x0)
-        return x.to(latents.dtype)
+        return x.to(latents)
 
 
 class HeunSampler(Sampler):
@@ -148,19 +149,18 @@ class HeunSampler(Sampler):
         ``noises`` [B, C, H, W]. If it is None, a sample's noise is a function of its latent, so that an image does not
         depend on the rest of the batch.
         """
-        batch = len(latents)
         sigmas = self.sigmas(denoiser)
-        x = latents.double() * sigmas[0]
-        noises = noise_from_latents(latents, x.dtype) if noises is None else (noise.to(x) for noise in noises)
+        x = double(latents) * sigmas[0]
+        noises = noise_from_latents(latents.to(x.device), x.dtype) if noises is None else (n.to(x) for n in noises)
         for sigma, sigma_next in pairwise(sigmas):
             sigma_hat, x = self._add_churn(denoiser, x, sigma, noises)
-            slope = self._slope(denoiser, x, sigma_hat, condition, batch)
+            slope = self._slope(denoiser, x, sigma_hat, condition, latents.device)
             proposal = x + (sigma_next - sigma_hat) * slope
             if sigma_next > 0:
-                slope = (slope + self._slope(denoiser, proposal, sigma_next, condition, batch)) / 2
+                slope = (slope + self._slope(denoiser, proposal, sigma_next, condition, latents.device)) / 2
                 proposal = x + (sigma_next - sigma_hat) * slope
             x = proposal
-        return x.to(latents.dtype)
+        return x.to(latents)
 
     def _add_churn(self, denoiser: Denoiser, x: Tensor, sigma: float, noises: Iterator[Tensor]) -> tuple[float, Tensor]:
         if self.churn == 0 or not self.churn_min <= sigma <= self.churn_max:
@@ -170,10 +170,10 @@ class HeunSampler(Sampler):
         return sigma_hat, x + math.sqrt(sigma_hat**2 - sigma**2) * self.churn_noise * next(noises)
 
     @staticmethod
-    def _slope(denoiser: Denoiser, x: Tensor, sigma: float, condition: Condition, batch: int) -> Tensor:
+    def _slope(denoiser: Denoiser, x: Tensor, sigma: float, condition: Condition, device: torch.device) -> Tensor:
         """dx/dsigma = -sigma * score of the probability flow ODE (eq. 1 with s(t) = 1, sigma(t) = t)."""
-        level = torch.full((batch,), sigma, dtype=torch.float64, device=x.device)
-        x0 = denoiser(x.float(), level.float(), condition).double()
+        level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
+        x0 = double(denoiser(x.float().to(device), level.float().to(device), condition))
         return -expand_like(level, x) * score(x0, x, level)
 
 

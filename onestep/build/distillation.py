@@ -41,6 +41,7 @@ from onestep.models.generator import Generator
 from onestep.models.loading import load_generator
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
+from onestep.precision import float64_device
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_rng
 
@@ -101,7 +102,7 @@ def build_distillation(
     if objective.needs_ratio or generator_settings.gan_weight > 0:
         discriminator = build_discriminator(config, teacher, fake_score).to(device)
         make_normalizer = instantiate(config.normalizer)
-        normalizer = make_normalizer(sigma).to(device) if make_normalizer is not None else None
+        normalizer = make_normalizer(sigma).to(float64_device(device)) if make_normalizer is not None else None
 
     sampler: Sampler = parts["sampler"]
     metrics = parts["metrics"]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onestep.precision import double
 from onestep.seeding import BatchRandom
 
 PARAMETERS = ("x_flip", "y_flip", "scale", "rotation", "anisotropy_angle", "anisotropy", "x_shift", "y_shift")
@@ -73,17 +74,19 @@ class EDMAugmentation:
         if not moved.any():
             return images
         grid = F.affine_grid(self._inverse(parameters[moved], images.shape[2:]), list(images[moved].shape), False)
-        warped = F.grid_sample(images[moved], grid.to(images), "bicubic", "reflection", False)
-        images[moved] = warped.clamp(-1, 1)  # bicubic interpolation overshoots at edges
+        # On the device of the grid: one without float64 has no bicubic interpolation either.
+        old = images[moved].to(grid.device)
+        warped = F.grid_sample(old, grid.to(old), "bicubic", "reflection", False)
+        images[moved] = warped.clamp(-1, 1).to(images.device)  # bicubic interpolation overshoots at edges
         return images
 
     def _inverse(self, parameters: Tensor, size: torch.Size) -> Tensor:
         """Affine maps [B, 2, 3] from positions in the new image to the old one, in half sides from the centre."""
-        _, _, scale, rotation, angle, stretch, x_shift, y_shift = parameters.double().unbind(1)
+        _, _, scale, rotation, angle, stretch, x_shift, y_shift = double(parameters).unbind(1)
         enlarge = _diagonal(self.scale**scale, self.scale**scale)
         stretched = _diagonal(self.anisotropy**stretch, self.anisotropy**-stretch)
         matrix = _rotation(angle) @ stretched @ _rotation(-angle) @ _rotation(-rotation) @ enlarge
-        half = torch.tensor([size[1] / 2, size[0] / 2], dtype=torch.float64, device=parameters.device)
+        half = torch.tensor([size[1] / 2, size[0] / 2], dtype=torch.float64, device=matrix.device)
         shift = 2 * self.translation * torch.stack([x_shift, y_shift], 1)[:, :, None]
         inverse = matrix.inverse() * half / half[:, None]
         return torch.cat([inverse, -inverse @ shift], 2)

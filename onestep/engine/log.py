@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from onestep.files import atomic_file, sync, to_json
+from onestep.precision import double
 from onestep.reading import check_file, parse_json
 
 #: Statistics of diagnostics in the log; others have the mean only. They are taken within a global batch.
@@ -138,7 +139,7 @@ class RunLog:
 
 def _moments(value: Tensor) -> Tensor:
     """Count, sum, sum of squares and maximum [4] of a tensor's elements, in float64."""
-    exact = value.detach().double()
+    exact = double(value.detach())
     return torch.stack([torch.full_like(exact.sum(), exact.numel()), exact.sum(), exact.square().sum(), exact.max()])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onestep.files import atomic_file
+from onestep.precision import double, float64_device
 from onestep.processes import sum_over_processes
 from onestep.reading import read_arrays
 
@@ -82,13 +83,14 @@ class FeatureStatistics:
     """Sums of D-dimensional features and of their products, accumulated in float64 like EDM's fid.py."""
 
     def __init__(self, dimensions: int, device: torch.device | str = "cpu") -> None:
+        device = float64_device(torch.device(device))
         self.count = torch.zeros((), dtype=torch.float64, device=device)
         self.sum = torch.zeros(dimensions, dtype=torch.float64, device=device)
         self.products = torch.zeros(dimensions, dimensions, dtype=torch.float64, device=device)
 
     def update(self, features: Tensor) -> Self:
         """Add features [B, D]."""
-        features = features.to(self.sum)
+        features = double(features).to(self.sum.device)
         self.count += len(features)
         self.sum += features.sum(0)
         self.products.addmm_(features.T, features)

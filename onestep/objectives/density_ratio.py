@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onestep.noise import SigmaDistribution
+from onestep.precision import double
 from onestep.processes import sum_over_processes
 
 
@@ -16,9 +17,9 @@ def global_mean(values: Tensor) -> Tensor:
 
     The sum is in float64. Every process must call it. The processes' batches may differ in size.
     """
-    exact = values.detach().double()
+    exact = double(values.detach())
     total_and_count = sum_over_processes(torch.stack([exact.sum(), torch.ones_like(exact).sum()]))
-    return total_and_count[0].div(total_and_count[1]).to(values.dtype)
+    return total_and_count[0].div(total_and_count[1]).to(values)
 
 
 class RatioNormalizer(nn.Module):
@@ -55,7 +56,7 @@ class RatioNormalizer(nn.Module):
         Differentiable by ``log_ratio``. The mean is a constant.
         """
         log_mean = torch.where(self.counts > 0, (self.sums / self.counts).log(), 0.0)
-        return log_ratio - log_mean[self._bin(sigma)].to(log_ratio.dtype)
+        return log_ratio - log_mean.to(log_ratio)[self._bin(sigma)]
 
     @torch.no_grad()
     def update(self, log_ratio: Tensor, sigma: Tensor) -> None:
@@ -63,10 +64,10 @@ class RatioNormalizer(nn.Module):
 
         Every process must call it. Sums and counts are reduced over processes, so all processes hold the same means.
         """
-        ratio = log_ratio.double().clamp(-self.log_ratio_bound, self.log_ratio_bound).exp()
+        ratio = double(log_ratio).clamp(-self.log_ratio_bound, self.log_ratio_bound).exp()
         # A product with the one-hot membership: scattered additions are not deterministic on a GPU. (torch's one_hot
         # validates its input, which would synchronise with the device.)
-        membership = (self._bin(sigma)[:, None] == torch.arange(self.bins, device=sigma.device)).double()
+        membership = double(self._bin(sigma)[:, None] == torch.arange(self.bins, device=sigma.device))
         sums, counts = sum_over_processes(torch.stack([ratio, torch.ones_like(ratio)]) @ membership)
         kept = torch.where(counts > 0, self.decay, 1.0)
         self.sums.mul_(kept).add_(sums)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from onestep.precision import double
+
 
 class Divergence(ABC):
     """An f-divergence ``E_q[f(p/q)]``: its ``f`` and its weight ``h(r) = r^2 f''(r)``."""
@@ -188,13 +190,13 @@ class CustomDivergence(Divergence):
         with torch.enable_grad():
             log_r = log_ratio if differentiable else log_ratio.detach().requires_grad_()
             # float64: r spans e^-40 to e^40, and the second derivative of a naively written f cancels.
-            r = log_r.double().exp()
+            r = double(log_r).exp()
             values = self.f(r)
             slope = torch.autograd.grad(values.sum(), r, create_graph=True)[0] if values.requires_grad else values
             if not slope.requires_grad:
                 raise ValueError("f must have a second derivative by r, but it is affine or breaks autograd's graph")
             (curvature,) = torch.autograd.grad(slope.sum(), r, create_graph=differentiable)
-            weight = (r.square() * curvature).to(log_ratio.dtype)
+            weight = (r.square() * curvature).to(log_ratio.dtype).to(log_ratio.device)
         return weight if differentiable else weight.detach()
 
 

@@ -15,6 +15,7 @@ from onestep.engine.run import Run
 from onestep.engine.settings import check_positive
 from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
+from onestep.precision import double
 from onestep.seeding import seeded_rng
 
 
@@ -123,4 +124,4 @@ def _train(network: Classifier, images: Tensor, labels: Tensor, settings: Classi
 def _accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     """The accuracy of ``network`` on ``images``, in [0, 1]."""
     predicted = torch.cat([network.classify(to_uint8(part)).argmax(1) for part in images.split(500)])
-    return (predicted == labels).double().mean().item()
+    return double(predicted == labels).mean().item()

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onestep.precision import double
+
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _TERMINAL_ALPHAS_CUMPROD = 2.0**-24  # in place of 0, where sigma would be infinite; as in diffusers' Euler scheduler
 _FLOW_SIGMA_MAX = 2.0**30
@@ -104,13 +106,14 @@ class VariancePreservingSchedule(NoiseSchedule):
         return self.log_sigmas.exp().float()
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        if self.log_sigmas.device != sigma.device:  # once, because a copy blocks the device
-            self.log_sigmas = self.log_sigmas.to(sigma.device)
+        log_sigma = double(sigma.float()).log()
+        if self.log_sigmas.device != log_sigma.device:  # once, because a copy blocks the device
+            self.log_sigmas = self.log_sigmas.to(log_sigma.device)
         table = self.log_sigmas
-        log_sigma = sigma.float().double().log().clamp(table[0], table[-1])
+        log_sigma = log_sigma.clamp(table[0], table[-1])
         above = torch.searchsorted(table, log_sigma).clamp(1, len(table) - 1)
         low, high = table[above - 1], table[above]
-        return (above - 1 + (log_sigma - low) / (high - low)).float()
+        return (above - 1 + (log_sigma - low) / (high - low)).float().to(sigma.device)
 
     def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
         euler = diffusers.EulerDiscreteScheduler.from_config(self.scheduler.config)
