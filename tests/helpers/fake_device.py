@@ -56,7 +56,7 @@ class _Placement:
         return tensor
 
     def of(self, tensor: Tensor) -> torch.device:
-        return self.device if self.holds(tensor) else CPU
+        return self.device if self.holds(tensor) else tensor.device
 
 
 class _Operations(TorchDispatchMode):
@@ -148,7 +148,7 @@ class _Calls(TorchFunctionMode):
         if func == Tensor.backward:
             with self:
                 return torch.autograd.backward(first, kwargs.pop("gradient", None), **kwargs)
-        if named is None:
+        if named is None or device.type not in ("cpu", placement.device.type):  # another is meta
             return self._inheriting(here, func, *args, **kwargs)
         return self._placed(device, func, *args, **kwargs | {"device": CPU})
 
@@ -166,6 +166,8 @@ class _Calls(TorchFunctionMode):
         if torch.float64 in (dtype, tensor.dtype if dtype and backward else dtype) and "mps" in (now.type, device.type):
             raise TypeError(_NO_FLOAT64)  # also in a call that moves to the CPU: the cast comes first
         options: dict[str, Any] = {} if memory_format is None else {"memory_format": memory_format}
+        if "meta" in (device.type, now.type):
+            return func(tensor, *args, **kwargs)
         if device.type == now.type:
             return Tensor.to(tensor, dtype=dtype or tensor.dtype, copy=copy, **options)
         if now.type == "cpu":
