@@ -159,7 +159,9 @@ def generate_samples(row: Row, count: int) -> Tensor:
     if row.side == "student":
         return generate(Generator.from_pretrained(row.folder / "generator"), count)
     teacher = load_denoiser(row.folder / "teacher").requires_grad_(False)
-    options = read_record(row.folder)["sampler"]
+    options = read_record(row.folder).get("sampler")
+    if not isinstance(options, dict):
+        raise ValueError(f"{row.folder}: config.yaml has no sampler of its teacher")
     sampler = HeunSampler(**{name: value for name, value in options.items() if not name.startswith("_")})
     return sampler(teacher, *seeded_inputs(list(range(count)), teacher.image_shape, teacher.label_dim))
 

@@ -1,5 +1,6 @@
 """Random changes to the bytes, the values or the members of a file, each a function of its random numbers."""
 
+import copy
 import io
 import json
 import re
@@ -57,7 +58,7 @@ def mutate_values(values: Any, random: Random) -> Any:
     for _ in range(random.choice((1, 1, 2, 4))):
         places = [(parent, key) for parent, key in _places(values)]
         if not places:
-            return random.choice(_VALUES)
+            return copy.deepcopy(random.choice(_VALUES))
         parent, key = random.choice(places)
         change = random.randrange(5)
         if change == 0:
@@ -68,7 +69,7 @@ def mutate_values(values: Any, random: Random) -> Any:
             other, other_key = random.choice(places)
             parent[key] = json.loads(json.dumps(other.get(other_key) if isinstance(other, dict) else None))
         else:
-            parent[key] = random.choice(_VALUES)
+            parent[key] = copy.deepcopy(random.choice(_VALUES))
     return values
 
 
