@@ -58,6 +58,16 @@ def from_main_process(read: Callable[[], Any]) -> Any:
     return found[0]
 
 
+def meet(device: torch.device | str) -> None:
+    """Wait for all processes: a process that works alone thus notices a lost one.
+
+    Raises:
+        RuntimeError: if a process is lost, at once or after the timeout of collective operations.
+    """
+    if rank_and_count()[1] > 1:
+        sum_over_processes(torch.zeros(1, device=device)).item()
+
+
 def broadcast_flag(value: bool, device: torch.device | str) -> bool:
     """The ``value`` of the main process."""
     if rank_and_count()[1] == 1:

@@ -6,7 +6,7 @@ missing chunks, and a larger number of pairs extends the cache.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from onestep.denoiser import Condition, map_condition
 from onestep.engine.settings import check_positive
 from onestep.evaluation.generate import SampleSpace, generate_batches
 from onestep.models.base import DenoiserNetwork
+from onestep.processes import meet
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_inputs
 from onestep.toy.teacher import MixtureTeacher
@@ -93,15 +94,18 @@ def prepare_pairs(
 ) -> TeacherPairs:
     """The pairs of the seeds 0 to ``count - 1``, from the cache; missing ones are generated and cached.
 
-    The work is divided among the processes. ``batch_size`` and ``seed`` are those of the training, see
-    :class:`TeacherPairs`.
+    The work is divided among the processes, which meet after each chunk. ``batch_size`` and ``seed`` are those of the
+    training, see :class:`TeacherPairs`.
 
     Raises:
         ValueError: if the cache cannot be written.
     """
     cache = PairCache(settings, teacher, sampler, accelerator)
     chunks = range(math.ceil(settings.count / settings.batch_size))
-    held = cache.read_or_generate(chunks[accelerator.process_index :: accelerator.num_processes])
+    mine = chunks[accelerator.process_index :: accelerator.num_processes]
+    held = cache.read_or_generate(mine, meet=partial(meet, accelerator.device))
+    if len(mine) < math.ceil(len(chunks) / accelerator.num_processes):
+        meet(accelerator.device)
     accelerator.wait_for_everyone()
     # The chunks of the other processes; generated here too if they are on another machine with a separate cache.
     held |= cache.read_or_generate([chunk for chunk in chunks if chunk not in held])
@@ -132,26 +136,30 @@ class PairCache:
         """The file of a chunk."""
         return self.chunks.path(self._name(chunk))
 
-    def read_or_generate(self, chunks: Sequence[int]) -> dict[int, Tensor]:
-        """The images [batch_size, C, H, W] of each of ``chunks``; missing ones are generated and cached."""
+    def read_or_generate(self, chunks: Sequence[int], meet: Callable[[], None] = lambda: None) -> dict[int, Tensor]:
+        """The images [batch_size, C, H, W] of each of ``chunks``; missing ones are generated and cached.
+
+        ``meet`` is called after each chunk.
+        """
         held = {chunk: kept["images"] for chunk in chunks if (kept := self.chunks.read(self._name(chunk))) is not None}
         missing = [chunk for chunk in chunks if chunk not in held]
-        if not missing:
-            return held
-        self.accelerator.print(
-            f"pairs of noise and teacher image: {len(held)} of {len(chunks)} chunks are in {self.folder}"
-        )
+        if missing:
+            self.accelerator.print(
+                f"pairs of noise and teacher image: {len(held)} of {len(chunks)} chunks are in {self.folder}"
+            )
         batches = generate_batches(
             partial(self.sampler, self.teacher),
             [seed for chunk in missing for seed in self._seeds(chunk)],
             self.batch_size,
             SampleSpace.of(self.teacher),
             self.accelerator,
-            progress="generating pairs with the teacher" if self.accelerator.is_main_process else None,
+            progress="generating pairs with the teacher" if missing and self.accelerator.is_main_process else None,
         )
-        for images, chunk in zip(batches, missing, strict=True):
-            self.chunks.write(self._name(chunk), {"images": images})
-            held[chunk] = images
+        for chunk in chunks:
+            if chunk not in held:
+                held[chunk] = next(batches)
+                self.chunks.write(self._name(chunk), {"images": held[chunk]})
+            meet()
         return held
 
     @staticmethod
