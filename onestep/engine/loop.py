@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.run import Run
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.signals import StopRequestedError
-from onestep.engine.skips import check_successes, count_success, roll_back, skip_step
+from onestep.engine.skips import Rollback, check_successes, count_success, roll_back, skip_step
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
 
@@ -45,7 +44,7 @@ def train(
     if not state.evaluated:
         _end_iteration(run, state, settings, evaluate)
         run.save(state, settings)
-    last: Path | None = None
+    last: Rollback | None = None
     while state.iteration < settings.iterations:
         try:
             _iterate(run, state, settings, data, update, evaluate)

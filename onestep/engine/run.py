@@ -175,13 +175,13 @@ class Run:
                 self._writer.wait()
         except StopRequestedError:
             self._stop("in the final evaluation, which resume=auto repeats")
-        except (OSError, SafetensorError, MemoryError, RuntimeError) as error:
+        except Exception as error:
+            with suppress(ValueError):  # a disk that is full for both
+                self._writer.wait()
             disk = isinstance(error, OSError | SafetensorError)
             reason = f"the run in {self.folder} stopped: {error}" if disk else explain_failure(error)
             if reason is None:
                 raise
-            with suppress(ValueError):  # of the same full disk
-                self._writer.wait()
             raise ValueError(f"{reason}. The last checkpoint is intact: continue with resume=auto") from error
 
     def check_stop(self) -> None:

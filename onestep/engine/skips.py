@@ -2,10 +2,10 @@
 
 import math
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.engine.checkpoint import damage, list_checkpoints
@@ -13,6 +13,7 @@ from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.run import Run
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.state import TrainingState
+from onestep.processes import from_main_process
 
 _FORGIVEN = 0.5  # of a skipped step, by each iteration without one: a run in which every third is skipped goes on
 
@@ -68,20 +69,28 @@ def check_successes(run: Run, state: TrainingState) -> None:
         )
 
 
-def roll_back(
-    run: Run, error: NonFiniteError, state: TrainingState, settings: TrainingSettings, last: Path | None
-) -> Path:
-    """Roll back to the newest intact checkpoint and lower the learning rates; returns the checkpoint.
+@dataclass(frozen=True)
+class Rollback:
+    """The iterations at which steps failed, and of the checkpoint to which the run rolled back."""
 
-    From ``last``, the checkpoint of the previous rollback, it goes further back if no newer one has been written since.
+    failed: int
+    target: int
+
+
+def roll_back(
+    run: Run, error: NonFiniteError, state: TrainingState, settings: TrainingSettings, last: Rollback | None
+) -> Rollback:
+    """Roll back to the newest intact checkpoint and lower the learning rates.
+
+    If the run has not come further than before the ``last`` rollback, it goes further back than that, if it can.
 
     Raises:
         NonFiniteError: ``error`` with an advice, after ``settings.rollbacks`` rollbacks or without a checkpoint.
     """
     run.wait_for_writer()
-    found: list[Path | None] = [_checkpoint_before(run.folder, last) if run.accelerator.is_main_process else None]
-    broadcast_object_list(found)
-    checkpoint, rollbacks = found[0], state.rollbacks + 1
+    failed, rollbacks = state.iteration, state.rollbacks + 1
+    before = last.target if last is not None and failed <= last.failed else None
+    checkpoint: Path | None = from_main_process(lambda: _checkpoint_before(run.folder, before))
     if checkpoint is None or rollbacks > settings.rollbacks:
         raise NonFiniteError(f"{error}. {_advice(checkpoint, settings)}") from error
     run.log.close()
@@ -92,14 +101,14 @@ def roll_back(
         optimizer.lr_factor = factor
     run.log.write(state.iteration, {"rollback": f"{error}", "lr_factor": factor})
     run.accelerator.print(f"{error}\nrolled back to {checkpoint}, learning rates times {factor:.3g}")
-    return checkpoint
+    return Rollback(failed, state.iteration)
 
 
-def _checkpoint_before(run: Path, last: Path | None) -> Path | None:
-    found = list_checkpoints(run)
-    if last in found[1:] and found[-1] == last:
-        found.pop()
-    return next((path for path in reversed(found) if damage(path) is None), None)
+def _checkpoint_before(run: Path, iteration: int | None) -> Path | None:
+    """The newest intact checkpoint before ``iteration``, or else the oldest one; None for the newest of all."""
+    intact = [path for path in list_checkpoints(run) if damage(path) is None]
+    earlier = [path for path in intact if iteration is None or path.name < f"iteration_{iteration:08d}"]
+    return earlier[-1] if earlier else next(iter(intact), None)
 
 
 def _advice(checkpoint: Path | None, settings: TrainingSettings) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.objectives.denoising import denoising_loss
 from onestep.objectives.losses import Losses, Term
+from onestep.processes import from_main_process
 from onestep.reports.plots import save_curves
 from onestep.reports.tables import print_summary
 from onestep.samplers import Sampler
@@ -143,12 +143,9 @@ def _restore_best(run: Run, parts: Pretraining, state: TrainingState) -> int:
     """Load the EMA of the best checkpoint of this run; without values, keep the last. Returns its iteration."""
     run.wait_for_writer()
     key = parts.run_evaluator.best
-    found: list[tuple[Path, int] | None] = [None]
-    if run.accelerator.is_main_process and key is not None:
-        found = [best_checkpoint(run.folder, key)]
-    broadcast_object_list(found)
-    if found[0] is None:
+    found: tuple[Path, int] | None = from_main_process(lambda: key and best_checkpoint(run.folder, key))
+    if found is None:
         return state.iteration
-    folder, iteration = found[0]
+    folder, iteration = found
     state.load_network("network_ema", folder)
     return iteration
