@@ -17,7 +17,7 @@ def explain_failure(error: BaseException) -> str | None:
         )
     if isinstance(error, RuntimeError) and text.startswith("DataLoader"):
         return (
-            f"a data loading process failed: {text}. Its file system hangs or its memory is full: lower num_workers; "
+            f"a reading process failed: {text}. Its file system hangs or its memory is full: lower num_workers; "
             "num_workers=0 reads in the training process"
         )
     if isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in text):

@@ -1,6 +1,7 @@
 """Small complete pretrainings: a teacher, with and without augmentation, and a feature network."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import load_file
 from onestep.build.pretraining import pretrain, pretrain_features
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
+from onestep.evaluation.of_run import RunEvaluator
 from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
+from onestep.metrics.result import Measurement
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
 from onestep.seeding import BatchRandom
@@ -52,6 +55,36 @@ def test_the_teacher_of_the_best_recall_is_kept(tmp_path: Path) -> None:
     best = max(of_run, key=lambda line: line["recall"])
     assert summary["images_seen"] == best["images_seen"] and "fid" not in summary["teacher"]
     assert_kept(tmp_path, best["iteration"])
+
+
+@pytest.mark.parametrize(
+    ("second", "moved", "kept"),
+    [
+        ({4: 9.0, 6: 8.0}, False, 2),  # the best is that before the abandoned iterations
+        ({4: 2.5, 6: 2.0}, False, 6),
+        ({4: 9.0, 6: 8.0}, True, 6),  # the checkpoint of iteration 2 is not among the run's any more
+    ],
+)
+def test_the_kept_teacher_is_of_the_resumed_course(
+    second: dict[int, float], moved: bool, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes back to iteration 2 of a course whose best was that of iteration 4."""
+    values = {2: 3.0, 4: 1.0, 6: 5.0}
+
+    def interim(_: RunEvaluator, iteration: int, __: object) -> Measurement:
+        return Measurement("fid", values[iteration], higher_is_better=False)
+
+    monkeypatch.setattr(RunEvaluator, "interim", interim)
+    settings = ("training.evaluate_every=2", "metrics=[fid]", "evaluation.samples=4", "evaluation.grid=1")
+    run, back = tmp_path / "run", tmp_path / "run" / "checkpoints" / "iteration_00000002"
+    assert pretrain(tiny_pretraining(run, *settings))["images_seen"] == 64
+    assert_kept(run, 4)
+    if moved:
+        back = Path(shutil.move(back, tmp_path / "iteration_00000002"))
+    values.update(second)
+    summary = pretrain(tiny_pretraining(run, *settings, f"resume={back}", "optimizer.teacher.lr=1e-3"))
+    assert summary["images_seen"] == 16 * kept
+    assert_kept(run, kept)
 
 
 def test_without_metrics_the_last_teacher_is_kept(tmp_path: Path) -> None:
