@@ -12,7 +12,6 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from onestep.config import CONF, check_config, compose, explain, instantiate
-from onestep.entry import run_entry_point
 from tests.helpers.configs import configure
 from tests.helpers.diffusers_models import build_network
 from tests.helpers.paths import REFERENCE
@@ -239,17 +238,3 @@ def test_a_slurm_job_is_warned_in_time_and_comes_back() -> None:
 def test_slurm_without_submitit_names_the_extra() -> None:
     error = HydraException("In 'hydra/launcher/slurm': Could not find 'hydra/launcher/submitit_slurm'")
     assert explain(error) == "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
-
-
-def test_ctrl_c_ends_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(_: DictConfig) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sys.argv", ["onestep"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    with pytest.raises(SystemExit) as caught:
-        run_entry_point(interrupted, "train", [f"hydra.run.dir={tmp_path}"])
-    assert caught.value.code == 130
-    assert capsys.readouterr().err == "interrupted by SIGINT\n"
