@@ -5,8 +5,8 @@ tensors depend on, see :func:`fingerprint`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from onestep.files import atomic_file, hash_file, hash_parts, hash_tensors
+from onestep.folders import is_cache_folder, process_folder
 
 
 class ChunkCache:
     """Chunks of named tensors in the folder ``folder/key``.
+
+    If the folder is the package's own and cannot be written, new chunks are kept until the process ends, with a printed
+    notice.
 
     Args:
         folder: the parent of the folders of all keys; it may start with ~.
@@ -30,24 +34,39 @@ class ChunkCache:
         setting: the name of the setting for ``folder``, for messages.
 
     Raises:
-        ValueError: if the folder cannot be made or written.
+        ValueError: if a folder that the user chose cannot be made or written.
     """
 
     def __init__(self, folder: str, key: str, title: str, setting: str) -> None:
-        self.folder = Path(folder).expanduser() / key
-        self.title, self.setting = title, setting
-        with self._writing():
+        self.title, self.setting, self.is_default = title, setting, is_cache_folder(folder)
+        self.folder = Path(os.path.expanduser(folder)) / key
+        self._unkept: Path | None = None  # the folder of new chunks if this one cannot be written
+        try:
+            if not self.folder.is_absolute() and folder.startswith("~"):
+                raise OSError(f"no home folder is known for {folder}")
             self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._give_up(error)
 
     def path(self, chunk: str) -> Path:
         """The file of a chunk."""
-        return self.folder / f"{chunk}.safetensors"
+        name = f"{chunk}.safetensors"
+        if self._unkept is not None and (self._unkept / name).is_file():
+            return self._unkept / name
+        return self.folder / name
 
     def write(self, chunk: str, tensors: Mapping[str, Tensor]) -> None:
         """Write ``tensors`` as ``chunk``."""
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        with self._writing(), atomic_file(self.path(chunk)) as temporary:
-            save_file(contiguous, temporary, metadata={"sha256": hash_tensors(contiguous)})
+        try:
+            self._write(self._unkept or self.folder, chunk, contiguous)
+        except (OSError, SafetensorError) as error:
+            self._write(self._give_up(error), chunk, contiguous)
+
+    @staticmethod
+    def _write(folder: Path, chunk: str, tensors: Mapping[str, Tensor]) -> None:
+        with atomic_file(folder / f"{chunk}.safetensors") as temporary:
+            save_file(dict(tensors), temporary, metadata={"sha256": hash_tensors(tensors)})
 
     def read(self, chunk: str) -> dict[str, Tensor] | None:
         """A chunk's tensors; None if it is missing or, with a printed notice, damaged."""
@@ -73,15 +92,20 @@ class ChunkCache:
         except (OSError, SafetensorError):
             return False
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"the {self.title} cannot be written to {self.folder} ({error}): free disk space, or choose another "
-                f"folder with {self.setting}=..."
-            ) from error
+    def _give_up(self, error: Exception) -> Path:
+        """The folder of new chunks after the ``error`` of writing to this one.
+
+        Raises:
+            ValueError: if the user chose this folder, or the folder of the process cannot be written either.
+        """
+        message = f"the {self.title} cannot be written to {self.folder} ({error})"
+        mend = f"choose another folder with {self.setting}=..."
+        if not self.is_default or self._unkept is not None:
+            raise ValueError(f"{message}: free disk space, or {mend}") from error
+        self._unkept = process_folder() / self.folder.name
+        if PartialState().is_local_main_process:
+            print(f"{message}: they are computed for this run alone; to keep them, {mend}", flush=True)
+        return self._unkept
 
 
 class CachedRows:

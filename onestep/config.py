@@ -14,12 +14,14 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+from onestep.folders import cache_folder
 from onestep.ranges import OPTIMIZER, check, is_plain, parameters
 
 #: The folder of all configuration files.
 CONF = Path(__file__).parent / "conf"
 
 OmegaConf.register_new_resolver("started", lambda pattern: datetime.now().strftime(pattern), use_cache=True)
+OmegaConf.register_new_resolver("cache", cache_folder)
 
 _INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 

@@ -1,6 +1,8 @@
 """The Inception network of published FIDs: NVIDIA's TorchScript port of the original of 2015."""
 
+import os
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from onestep.files import atomic_file, hash_file
+from onestep.folders import is_cache_folder, process_folder
 from onestep.metrics.features import FeatureNetwork
 
 
@@ -28,8 +31,9 @@ class InceptionFeatures(FeatureNetwork):
 
     def __init__(self, path: str, sha256: str, url: str | None, protocol_samples: int | None) -> None:
         super().__init__()
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         if not file.is_file():
+            file = _writable(file)
             fetch(file, sha256, url)
         content_hash = hash_file(file)
         if content_hash != sha256.lower():
@@ -58,6 +62,16 @@ class InceptionFeatures(FeatureNetwork):
 
 def _as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def _writable(file: Path) -> Path:
+    """``file``, or one of the process alone if ``file`` is in the package's own cache, which cannot be written."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if not is_cache_folder(file) or (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        return file
+    print(f"{file.name} cannot be kept in {file.parent}: it is fetched for this run alone", flush=True)
+    return process_folder() / file.name
 
 
 def fetch(path: Path, sha256: str, url: str | None) -> None:
