@@ -26,6 +26,7 @@ from onestep.data.webdataset import WebDataset
 from onestep.engine.log import read_log
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.state import TrainingState
+from onestep.export.model_card import write_card
 from onestep.metrics.classifier import Classifier, load_classifier
 from onestep.metrics.statistics import Moments
 from onestep.models.edm.checkpoint import load_edm
@@ -49,8 +50,8 @@ class Reader:
     mutate: Mutate = mutate_bytes
 
 
-def record(folder: Path) -> Reader:
-    seeds = [
+def _records() -> list[bytes]:
+    return [
         OmegaConf.to_yaml(compose("train", [*overrides, "output=x"]), resolve=True).encode()
         for overrides in (
             ["experiment=digits"], ["experiment=mixture"], ["experiment=cifar10_uncond", "data.path=a.zip"],
@@ -58,6 +59,15 @@ def record(folder: Path) -> Reader:
             ["teacher=diffusers", "teacher.path=x", "data=latents", "data.images.path=z"],
         )
     ]  # fmt: skip
+
+
+def _mutate_yaml(content: bytes, random: Random) -> bytes:
+    if random.random() < 0.3:
+        return mutate_bytes(content, random)
+    return yaml.safe_dump(mutate_values(yaml.safe_load(content), random)).encode()
+
+
+def record(folder: Path) -> Reader:
     config = compose("sample", [f"run={folder}"])
 
     def read() -> None:
@@ -65,12 +75,18 @@ def record(folder: Path) -> Reader:
         for name in ("teacher", "sampler", "data", "features"):
             parts[name]
 
-    def mutate(content: bytes, random: Random) -> bytes:
-        if random.random() < 0.3:
-            return mutate_bytes(content, random)
-        return yaml.safe_dump(mutate_values(yaml.safe_load(content), random)).encode()
+    return Reader(folder / "config.yaml", _records(), read, _mutate_yaml)
 
-    return Reader(folder / "config.yaml", seeds, read, mutate)
+
+def card(folder: Path) -> Reader:
+    made, output = Generator(tiny_denoiser(), 2.5), folder / "card"
+    output.mkdir()
+    (folder / "summary.json").write_bytes(_summary())
+
+    def read() -> None:
+        write_card(folder, output, made, "ema", "usage")
+
+    return Reader(folder / "config.yaml", _records(), read, _mutate_yaml)
 
 
 def generator(name: str, folder: Path) -> Reader:
@@ -106,14 +122,16 @@ def checkpoint(name: str, folder: Path) -> Reader:
     return Reader(saved / name, seeds, lambda: state().load(saved), mutate)
 
 
-def summary(folder: Path) -> Reader:
+def _summary() -> bytes:
     side = {"network_evaluations": 1, "samples": 4, "samples_per_second": 1.5, "fid": 3.25}
     of_fid = {"metric": "fid", "name": "fid4", "value": 3.25, "title": "FID", "higher_is_better": False,
               "features": "a", "reference": "b", "samples": 4, "seeds": [0, 3]}  # fmt: skip
     values = {"teacher": side, "student": side, "images_seen": 16, "seconds": 2.5, "results": {"student": [of_fid]}}
-    return Reader(
-        folder / "summary.json", [json.dumps(values).encode()], lambda: to_table({"run": folder}), mutate_json
-    )
+    return json.dumps(values).encode()
+
+
+def summary(folder: Path) -> Reader:
+    return Reader(folder / "summary.json", [_summary()], lambda: to_table({"run": folder}), mutate_json)
 
 
 def log(folder: Path) -> Reader:
@@ -218,6 +236,7 @@ def safetensors_file(folder: Path) -> Reader:
 #: Readers by name, made in an empty folder.
 READERS: dict[str, Callable[[Path], Reader]] = {
     "record": record,
+    "card": card,
     "generator": partial(generator, "generator.json"),
     "config": partial(generator, "config.json"),
     "weights": partial(generator, "diffusion_pytorch_model.safetensors"),
