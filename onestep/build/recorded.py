@@ -132,5 +132,5 @@ def _plain(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_plain(item, f"{key}[{index}]") for index, item in enumerate(value)]
     if not isinstance(value, str | int | float | bool | None) or (isinstance(value, str) and "${" in value):
-        raise ValueError(f"{key}={str(value)[:80]}: expected a number, a text, or a list of these")
+        raise ValueError(f"{key}={str(value)[:80]}: expected a number, a text without ${{...}}, or a list of these")
     return value
