@@ -3,9 +3,13 @@
 A checkpoint is written into a temporary folder, synced and then renamed. ``manifest.json`` holds the size and the
 SHA-256 of each file, to detect damage before any of it is loaded. Nothing is unpickled. Folders whose names begin with
 a dot are not checkpoints: they are incomplete, or abandoned by a rollback.
+
+Other names in the folder of the checkpoints are the user's, such as those of copies: they are neither read, renamed nor
+deleted.
 """
 
 import os
+import re
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +27,8 @@ from onestep.reading import read_json
 
 _FOLDER = "checkpoints"
 _MANIFEST = "manifest.json"
+_NAME = re.compile(r"iteration_([0-9]{8,})(?:_([0-9]+))?")
+_LITTER = re.compile(rf"\.(abandoned|writing_.+)_{_NAME.pattern}")
 _SPARE_BYTES = 2**20  # for the JSON files and the file system's metadata
 
 
@@ -36,8 +42,9 @@ class _File:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """The content of ``manifest.json``."""
+    """The content of ``manifest.json``; ``name`` is the folder's."""
 
+    name: str
     measured: Measurement | None
     files: dict[str, _File]
 
@@ -67,19 +74,18 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
     """Write ``run/checkpoints/iteration_NNNNNNNN``, then delete all but the newest ``keep_last`` and the best.
 
     Older checkpoints are deleted only when the new one is complete. If one of the same iteration exists, the new name
-    ends in ``_2``, and the old folder is deleted afterwards.
+    ends in a number, and the old folder is deleted afterwards.
 
     Raises:
         ValueError: if the disk is full or fails; earlier checkpoints are unchanged then.
     """
     parent = run / _FOLDER
-    name = f"iteration_{snapshot.iteration:08d}"
     same_iteration = [path for path in list_checkpoints(run) if _iteration_of(path) == snapshot.iteration]
-    target = parent / (f"{name}_2" if parent / name in same_iteration else name)
+    target = _free_path(parent, snapshot.iteration)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for unfinished in parent.glob(".writing_*"):  # of a killed process
-            shutil.rmtree(unfinished)
+        for path in _folders(parent, _LITTER):  # of a killed process, or set aside
+            shutil.rmtree(path)
         _require_room(parent, snapshot.size)
         with atomic_folder(target, durable=True) as folder:
             _write_files(folder, snapshot)
@@ -92,6 +98,12 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
         ) from error
     _prune(run, target, same_iteration, keep_last)
     return target
+
+
+def _free_path(parent: Path, iteration: int) -> Path:
+    name = f"iteration_{iteration:08d}"
+    names = (name, *(f"{name}_{number}" for number in range(2, 100)))
+    return next(path for path in map(parent.joinpath, names) if not os.path.lexists(path))
 
 
 class CheckpointWriter:
@@ -132,15 +144,15 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
         (folder / f"{name}.json").write_text(to_json(values), encoding="utf-8")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(folder.iterdir())}
     measured = None if snapshot.measured is None else asdict(snapshot.measured)
-    manifest = {"iteration": snapshot.iteration, "measured": measured, "files": files}
+    manifest = {"name": folder.name, "measured": measured, "files": files}
     (folder / _MANIFEST).write_text(to_json(manifest, indent=1), encoding="utf-8")
 
 
 def _prune(run: Path, written: Path, same_iteration: list[Path], keep_last: int) -> None:
-    keep = list_checkpoints(run)[-keep_last:]
-    keep += [path for path, _ in _best_of_each(run).values()]
-    for path in (run / _FOLDER).iterdir():
-        if path != written and (path in same_iteration or path not in keep):
+    found = list_checkpoints(run)
+    keep = {*found[-keep_last:], *(path for path, _ in _best_of_each(run).values())}.difference(same_iteration)
+    for path in found:
+        if path != written and path not in keep:
             shutil.rmtree(path)
 
 
@@ -181,7 +193,26 @@ def _measurement_of(folder: Path) -> Measurement | None:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run's folder, oldest first, damaged ones included; see :func:`damage`."""
-    return sorted((run / _FOLDER).glob("iteration_*"))
+    found = [path for path in _folders(run / _FOLDER, _NAME) if not _is_copy(path)]
+    return sorted(found, key=lambda path: [int(number) for number in path.name.split("_")[1:]])
+
+
+def _folders(parent: Path, names: re.Pattern[str]) -> list[Path]:
+    """The folders, not links to folders, with ``names`` in ``parent``."""
+    try:
+        with os.scandir(parent) as entries:
+            return [Path(entry.path) for entry in entries
+                    if names.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]  # fmt: skip
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_copy(folder: Path) -> bool:
+    """True if the manifest has the name of another checkpoint."""
+    try:
+        return read_json(folder / _MANIFEST, _Manifest).name != folder.name
+    except ValueError:  # damaged
+        return False
 
 
 def _iteration_of(folder: Path) -> int:
@@ -228,6 +259,9 @@ def find_checkpoint(resume: str | None, run: Path) -> Path | None:
             raise ValueError(f"cannot resume from {path}: {reason}; choose another checkpoint, or resume=auto")
         return path
     found = list_checkpoints(path)
+    others = sorted({entry.name for entry in (path / _FOLDER).glob("[!.]*")} - {folder.name for folder in found})
+    if others:
+        warnings.warn(f"{path / _FOLDER}: not written by a run and ignored: {', '.join(others[:3])}", stacklevel=2)
     for folder in reversed(found):
         if (reason := damage(folder)) is None:
             return folder

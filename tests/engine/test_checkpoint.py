@@ -128,6 +128,39 @@ def test_later_checkpoints_are_ignored_after_a_rollback(tmp_path: Path) -> None:
     assert value_in(found.parent / "iteration_00000002") == 7.0
 
 
+def test_what_a_user_puts_beside_them_is_left_alone(tmp_path: Path) -> None:
+    """Neither read, renamed nor deleted, by any function; the names that are taken are avoided."""
+    first = write_checkpoint(tmp_path, make_snapshot(6, value=6.0), keep_last=1)
+    parent = first.parent
+    copies = ("iteration_00000006 (copy)", "iteration_00000099", "iteration_00000006_2", "iteration_backup",
+              "iteration_12", "iteration_000000007", "iteration_00000008", "notes", ".abandoned_mine")  # fmt: skip
+    for name in copies:
+        shutil.copytree(first, parent / name)
+    (parent / "iteration_00000007").write_text("a file")
+    (parent / "iteration_00000098").symlink_to(first)
+    left = {*copies, "iteration_00000007", "iteration_00000098"}
+
+    with pytest.warns(UserWarning, match="not written by a run and ignored: iteration_000000"):
+        assert find_checkpoint("auto", tmp_path) == first
+    assert best_value(tmp_path, "fid") is None and names(tmp_path) == ["iteration_00000006"]
+    written = [write_checkpoint(tmp_path, make_snapshot(i, value=i), keep_last=1).name for i in (7, 8, 8, 9)]
+    assert written == ["iteration_00000007_2", "iteration_00000008_2", "iteration_00000008_3", "iteration_00000009"]
+    assert {path.name for path in parent.iterdir()} == {*left, "iteration_00000009"}
+    set_later_aside(tmp_path, iteration=1)
+    assert {path.name for path in parent.iterdir()} == {*left, ".abandoned_iteration_00000009"}
+    write_checkpoint(tmp_path, make_snapshot(2), keep_last=1)
+    assert {path.name for path in parent.iterdir()} == {*left, "iteration_00000002"}
+    assert all(value_in(parent / name) == 6.0 for name in (*copies[:2], "notes"))
+
+
+def test_a_link_to_the_checkpoints_folder(tmp_path: Path) -> None:
+    """On another disk, for example."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk")
+    written = write_checkpoint(tmp_path, make_snapshot(1), keep_last=1)
+    assert find_checkpoint("auto", tmp_path) == written and (tmp_path / "disk" / written.name).is_dir()
+
+
 FILES = ("network.safetensors", "state.json", "manifest.json")
 
 
@@ -173,6 +206,8 @@ def test_a_disk_without_room_is_seen_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = write_checkpoint(tmp_path, make_snapshot(1), keep_last=1)
+    for litter in (".writing_host_1_iteration_00000002/iteration_00000002", ".abandoned_iteration_00000003"):
+        (good.parent / litter).mkdir(parents=True)  # it is deleted before room is asked for
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(
         ValueError, match=r"iteration 2 could not be written to .*\(it needs 0\.0 MB, and 1\.0 MB are free\)"
