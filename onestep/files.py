@@ -4,7 +4,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import socket
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,23 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_WRITING = f".writing_{socket.gethostname()}_"  # the names of unfinished files and folders, before the process's id
+
 
 @contextmanager
 def atomic_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """The path of a temporary file with the same suffix, renamed to ``path`` after the block; the folder is made.
 
     If the block raises, the temporary file is removed and ``path`` is unchanged. A killed process may leave a temporary
-    file, whose name begins with ``.writing_``. If several processes write ``path``, the last one wins.
+    file, whose name begins with ``.writing_``. If several processes write ``path``, the last one wins. The permissions
+    are those of the umask.
 
     Args:
         path: the file to write or replace.
         durable: wait until the file and its name are on the disk.
     """
     path = Path(path)
-    temporary = path.with_name(f".writing_{os.getpid()}_{path.name}")
+    temporary = path.with_name(f"{_WRITING}{os.getpid()}_{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
+        _follow_umask(temporary.parent, [temporary])
         if durable:
             sync(temporary)
         os.replace(temporary, path)
@@ -40,26 +47,66 @@ def atomic_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: str | Path, durable: bool = False) -> Iterator[Path]:
+def atomic_folder(folder: str | Path, durable: bool = False, replace: bool = False) -> Iterator[Path]:
     """Like :func:`atomic_file`, with an empty temporary folder of the final name.
 
-    ``folder`` must not exist or be empty. The parent of the temporary folder has a name that begins with ``.writing_``.
+    ``folder`` must not exist or be empty; with ``replace``, new files replace those of the same names in it, each
+    atomically. The parent of the temporary folder has a name that begins with ``.writing_``;
+    those of ``folder`` that killed processes left are removed first.
     """
     folder = Path(folder).absolute()
-    parent = folder.with_name(f".writing_{os.getpid()}_{folder.name}")
+    parent = folder.with_name(f"{_WRITING}{os.getpid()}_{folder.name}")
     temporary = parent / folder.name
-    shutil.rmtree(parent, ignore_errors=True)  # of a killed process with the same id
+    _remove_unfinished(folder)
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        _follow_umask(parent, (path for path in temporary.rglob("*") if path.is_file()))
         if durable:
             for path in (*temporary.rglob("*"), temporary):
                 sync(path)
-        os.replace(temporary, folder)
+        if replace and folder.is_dir():
+            for path in temporary.iterdir():
+                os.replace(path, folder / path.name)
+        else:
+            os.replace(temporary, folder)
         if durable:
             sync(folder.parent)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what processes left that were killed on this machine while they wrote ``folder``."""
+    if not folder.parent.is_dir():
+        return
+    name = re.compile(f"{re.escape(_WRITING)}([0-9]{{1,9}})_{re.escape(folder.name)}")
+    for path in folder.parent.iterdir():
+        if (match := name.fullmatch(path.name)) and not _runs(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """True if ``process`` is another one and has not ended."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return process != os.getpid()
+
+
+def _follow_umask(folder: Path, written: Iterable[Path]) -> None:
+    """Give new files in ``folder`` the permissions of the umask: safetensors' are their owner's alone."""
+    private = [path for path in written if stat.S_IMODE(path.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR]
+    if private:
+        example = folder / f"{_WRITING}{os.getpid()}"  # os.umask reads by a change, which is every thread's
+        with example.open("w") as file:
+            usual = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        example.unlink(missing_ok=True)
+        for path in private:
+            path.chmod(usual)
 
 
 def write_text(path: str | Path, text: str) -> None:

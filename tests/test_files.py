@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from onestep import files
 from onestep.files import atomic_file, atomic_folder, hash_file, hash_parts, hash_tensors, write_text
@@ -71,10 +74,19 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
 def test_a_folder_appears_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()  # an empty one is replaced
-    (stale := tmp_path / f".writing_{os.getpid()}_model" / "model").mkdir(parents=True)
-    (stale / "half").write_text("of a killed process")
+    ended = os.fork() or os._exit(0)
+    os.waitpid(ended, 0)
+    host = socket.gethostname()
+    for process in (ended, os.getpid()):  # of killed processes, one of them with this one's id
+        (stale := tmp_path / f".writing_{host}_{process}_model" / "model").mkdir(parents=True)
+        (stale / "half").write_text("of a killed process")
+    others = {f".writing_{host}_{os.getppid()}_model", f".writing_other_{ended}_model", f".writing_{host}_{ended}_a"}
+    for name in others:  # of a living process, of another machine, and of another folder
+        (tmp_path / name).mkdir()
     with atomic_folder("model") as temporary:
         assert temporary.name == "model" and list(temporary.iterdir()) == []
+        for name in others:
+            (tmp_path / name).rmdir()
         (temporary / "part").mkdir()
         (temporary / "part" / "config").write_text("{}")
         assert list((tmp_path / "model").iterdir()) == []
@@ -82,11 +94,16 @@ def test_a_folder_appears_when_it_is_complete(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="not empty"), atomic_folder("model") as temporary:
         (temporary / "other").write_text("")
     assert tree(tmp_path) == {"model/part/config": "{}"} and list(tmp_path.iterdir()) == [tmp_path / "model"]
+    for content in ("old", "new"):
+        with atomic_folder("model", replace=True) as temporary:
+            (temporary / "weights").write_text(content)
+    assert tree(tmp_path) == {"model/part/config": "{}", "model/weights": "new"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
 def test_a_durable_one_is_synced_before_and_after_it_is_renamed(tmp_path: Path, calls: list[str]) -> None:
     write_text(tmp_path / "file", "text")
-    assert calls == [f".writing_{os.getpid()}_file", "-> file", f"{tmp_path.name}/"]
+    assert calls == [f".writing_{socket.gethostname()}_{os.getpid()}_file", "-> file", f"{tmp_path.name}/"]
     calls.clear()
     with atomic_folder(tmp_path / "folder", durable=True) as temporary:
         (temporary / "part").mkdir()
@@ -102,10 +119,24 @@ def test_a_durable_one_is_synced_before_and_after_it_is_renamed(tmp_path: Path, 
     assert calls == ["-> file", "-> other"]
 
 
-def test_the_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
-    write_text(tmp_path / "file", "text")
-    (tmp_path / "plain").write_text("text")
-    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077, 0o027])
+def test_the_permissions_are_those_of_the_umask(umask: int, tmp_path: Path) -> None:
+    """Also of safetensors, which gives a new file to its owner alone."""
+    tensors = {"weight": torch.zeros(1)}
+    previous = os.umask(umask)
+    try:
+        write_text(tmp_path / "text", "text")
+        with atomic_file(tmp_path / "weights.safetensors") as temporary:
+            save_file(tensors, temporary)
+        with atomic_folder(tmp_path / "model") as folder:
+            (folder / "unet").mkdir()
+            for path in (folder / "weights.safetensors", folder / "unet" / "weights.safetensors"):
+                save_file(tensors, path)
+    finally:
+        os.umask(previous)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    files = {"text", "weights.safetensors"}
+    assert modes == {name: (0o666 if name in files else 0o777) & ~umask for name in (*files, "model", "unet")}
 
 
 def test_hash_of_a_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions
-from onestep.files import atomic_file, write_text
+from onestep.files import atomic_file, atomic_folder, write_text
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.weights import DIFFUSERS_BASE, Weights
 from onestep.noise import karras_sigmas
@@ -287,6 +287,12 @@ class StoredDenoiser(ModelMixin, DenoiserNetwork, ConfigMixin):
     config = ConfigMixin.config
     register_to_config: Any  # of ConfigMixin
     enable_gradient_checkpointing: Any  # of ModelMixin
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        with atomic_folder(folder, replace=True) as temporary:
+            super().save_pretrained(temporary, **options)
+
+    save_pretrained.__wrapped__ = ModelMixin.save_pretrained  # type: ignore[attr-defined] # pipelines read its signature
 
 
 def copy_trained(network: Network) -> Network:

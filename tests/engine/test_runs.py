@@ -54,6 +54,7 @@ def test_the_config_is_written_resolved(finished_run: Path) -> None:
 
 def test_the_files(finished_run: Path) -> None:
     written = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
+    assert {(finished_run / path).stat().st_mode for path in written} == {(finished_run / "config.yaml").stat().st_mode}
     beside_checkpoints = {path for path in written if not path.startswith("checkpoints/")}
     network = {"config.json", "diffusion_pytorch_model.safetensors", "generator.json"}
     assert beside_checkpoints == {
