@@ -56,8 +56,18 @@ class ChunkCache:
         return self.folder / name
 
     def write(self, chunk: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write ``tensors`` as ``chunk``."""
+        """Write ``tensors`` as ``chunk``.
+
+        Raises:
+            ValueError: for non-finite values, which would be read again in every run; or if it cannot be written.
+        """
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        for name, tensor in contiguous.items():
+            if not tensor.isfinite().all():
+                raise ValueError(
+                    f"the {self.title} have non-finite values ({name}): check the weights that compute them, and their "
+                    "inputs; float16 overflows where bfloat16 and float32 do not"
+                )
         try:
             self._write(self._unkept or self.folder, chunk, contiguous)
         except (OSError, SafetensorError) as error:
@@ -121,23 +131,22 @@ class CachedRows:
         self.cache, self.names, self.rows = cache, names, rows
 
     def fill(self, compute: Callable[[int], Mapping[str, Tensor]], progress: str) -> None:
-        """Compute the missing chunks, divided among the processes.
+        """Verify the present chunks and compute the others, divided among the processes.
 
         Args:
             compute: a chunk's tensors by its position.
             progress: title of the progress bar.
         """
         state = PartialState()
-        missing = [chunk for chunk, name in enumerate(self.names) if not self.cache.holds(name)]
-        state.wait_for_everyone()  # no process writes before all have listed the missing chunks
-        assigned = missing[state.process_index :: state.num_processes]
-        silent = not assigned or not state.is_main_process
-        for chunk in tqdm(assigned, desc=progress, unit="chunk", disable=silent, leave=False):
+        assigned = range(len(self.names))[state.process_index :: state.num_processes]
+        missing = [chunk for chunk in assigned if self.cache.read(self.names[chunk]) is None]
+        silent = not missing or not state.is_main_process
+        for chunk in tqdm(missing, desc=progress, unit="chunk", disable=silent, leave=False):
             self.cache.write(self.names[chunk], compute(chunk))
         state.wait_for_everyone()
-        for chunk in missing:  # those of other processes too, which may be on another machine with a separate cache
-            if not self.cache.holds(self.names[chunk]):
-                self.cache.write(self.names[chunk], compute(chunk))
+        for chunk, name in enumerate(self.names):  # of other processes, which may be on machines with separate caches
+            if not self.cache.holds(name):
+                self.cache.write(name, compute(chunk))
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows [len(indices), ...] by name."""

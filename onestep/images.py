@@ -1,21 +1,26 @@
 """Conversion of images between files, 8-bit pixels and [-1, 1]. Files and their headers are not trusted."""
 
 import io
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from onestep.reading import read_bytes
+
 #: Pillow supports more formats; for some it runs another program (EPS).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
 MAX_BYTES = 1 << 28  # of one image's file
 MAX_PIXELS = 1 << 26  # of one image, before it is resized
 
 _MODES = {1: "L", 3: "RGB"}
-_DEEP_MODES = ("I", "F")  # more than 8 bits per channel
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # Pillow refuses long ones; none has a pixel
 
 
 class DamagedImageError(ValueError):
@@ -33,15 +38,14 @@ def check_size(size: int, limit: int = MAX_BYTES) -> None:
 
 
 def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """The bytes of the file at ``path``.
+    """The bytes of the regular file at ``path``.
 
     Raises:
         DamagedImageError: if it cannot be read or is larger than ``limit``.
     """
     try:
-        check_size(path.stat().st_size, limit)
-        return path.read_bytes()
-    except OSError as error:
+        return read_bytes(path, limit)
+    except ValueError as error:
         raise DamagedImageError(str(error)) from error
 
 
@@ -58,35 +62,77 @@ def from_uint8(pixels: Tensor) -> Tensor:
 def decode_image(encoded: bytes, size: tuple[int, int] | None = None, channels: int | None = None) -> np.ndarray:
     """The uint8 pixels [C, H, W] of an image file's bytes.
 
+    The orientation in EXIF is applied. Transparent pixels are shown on white. Of 16 bits per channel the upper 8 count.
+    Of an animation it is the first image.
+
     Args:
-        encoded: PNG, JPEG, WebP or BMP.
+        encoded: PNG, JPEG, WebP, BMP or GIF.
         size: (H, W) of the result. The largest central rectangle of these proportions is resized by Lanczos, for a
             square like in EDM's dataset_tool.py. None keeps the size.
         channels: 1 (grey) or 3 (RGB); None keeps grey and RGB.
 
     Raises:
         DamagedImageError: if the image cannot be decoded or has more than MAX_PIXELS.
-        ValueError: for an intact image with more than 8 bits per channel, or of another mode without ``channels``.
+        ValueError: for an intact image that is neither grey nor RGB, without ``channels``.
     """
     image: Image.Image
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = Image.open(io.BytesIO(_without_texts(encoded)), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:  # from the header, before anything is decoded
             raise DamagedImageError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
         image.load()
     except Exception as error:  # Pillow's plugins raise many types of errors for damaged bytes
         raise DamagedImageError(str(error) or type(error).__name__) from error
-    if image.mode.startswith(_DEEP_MODES):
-        raise ValueError(f"it has more than 8 bits per channel (Pillow's mode {image.mode}): convert it to 8 bits")
-    if channels is None and image.mode not in _MODES.values():
-        raise ValueError(f"it is neither grey nor RGB (Pillow's mode {image.mode}): convert by channels=3 or 1")
-    if channels is not None:
-        image = image.convert(_MODES[channels])
+    if channels is None and not image.mode.startswith(("L", "RGB", "I;16")):
+        raise ValueError(f"it is neither grey nor RGB (Pillow's mode {image.mode}): convert by data.channels=3 or 1")
+    with suppress(Exception):  # damaged EXIF has no orientation
+        ImageOps.exif_transpose(image, in_place=True)
+    image = _opaque(_of_8_bits(image))
+    mode = image.mode if channels is None else _MODES[channels]
+    if image.mode != mode:
+        image = image.convert(mode)
     if size is not None and (image.height, image.width) != size:
         # Crop first: to cover ``size``, a long thin image would be enlarged to far more than MAX_PIXELS.
         image = _crop(image, size).resize(size[::-1], Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _without_texts(encoded: bytes) -> bytes:
+    """A PNG without its texts and colour profile; any other bytes unchanged."""
+    if not encoded.startswith(_PNG):
+        return encoded
+    parts, start = [_PNG], len(_PNG)
+    while start + 8 <= len(encoded):
+        length, kind = struct.unpack(">I4s", encoded[start : start + 8])
+        end = start + length + 12  # with length, kind and checksum
+        if kind not in _TEXTS:
+            parts.append(encoded[start:end])
+        start = end
+    return b"".join(parts)
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """The upper 8 of a grey image's 16 bits, as Pillow itself decodes RGB of 16 bits."""
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    grey = Image.fromarray((levels >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """An image on a white background, RGB or grey as before."""
+    if not image.has_transparency_data:
+        return image
+    mode = "L" if image.mode.startswith("L") else "RGB"
+    image = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    white = Image.new(mode, image.size, "white")
+    white.paste(image.convert(mode), mask=image.getchannel("A"))
+    return white
 
 
 def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:

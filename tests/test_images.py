@@ -1,9 +1,12 @@
 """Conversion of images between files, 8-bit pixels and [-1, 1]."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from onestep.images import DamagedImageError, decode_image, from_uint8, to_uint8
 from tests.helpers.pictures import encode, huge_png
@@ -50,11 +53,62 @@ def test_decoding() -> None:
     assert np.array_equal(decode_image(encode(Image.fromarray(rgb), "BMP")), rgb.transpose(2, 0, 1))
     with pytest.raises(ValueError, match=r"neither grey nor RGB .*channels=3"):
         decode_image(encode(Image.fromarray(rgb).convert("P")))
-    with pytest.raises(ValueError, match="more than 8 bits per channel"):
-        decode_image(encode(Image.fromarray(columns.astype(np.uint16))), channels=1)
-    for kind in ("EPS", "GIF"):  # for an EPS, Pillow runs Ghostscript
+    for kind in ("EPS", "PPM"):  # for an EPS, Pillow runs Ghostscript
         with pytest.raises(DamagedImageError):
             decode_image(encode(grey, kind))
+
+
+def test_transparency_is_shown_on_white() -> None:
+    """The left half is opaque, the right half transparent over red (grey: over black)."""
+    alpha = np.array([[255, 255, 0, 0]] * 4, np.uint8)
+    blue = np.stack([np.where(alpha, value, hidden) for value, hidden in ((0, 255), (0, 0), (200, 0))], 2)
+    rgba = Image.fromarray(np.dstack([blue, alpha]).astype(np.uint8))
+    grey = Image.merge("LA", [Image.fromarray(np.where(alpha, 70, 0).astype(np.uint8)), Image.fromarray(alpha)])
+    keyed = io.BytesIO()
+    Image.fromarray(blue.astype(np.uint8)).save(keyed, "PNG", transparency=(255, 0, 0))
+    palette = io.BytesIO()
+    indexed = rgba.convert("RGB").quantize(2, dither=Image.Dither.NONE)
+    indexed.save(palette, "PNG", transparency=indexed.getpixel((3, 0)))
+    webp = encode(rgba.resize((64, 64), Image.Resampling.NEAREST), "WEBP")
+    for name, encoded in {"RGBA": encode(rgba), "key": keyed.getvalue(), "palette": palette.getvalue()}.items():
+        assert decode_image(encoded, channels=3)[:, 0, [0, 3]].tolist() == [[0, 255], [0, 255], [200, 255]], name
+    assert decode_image(encode(rgba)).shape == (3, 4, 4)
+    assert decode_image(encode(grey), channels=3)[:, 0, [0, 3]].tolist() == [[70, 255]] * 3
+    assert decode_image(encode(grey)).tolist() == [[[70, 70, 255, 255]] * 4]
+    assert (decode_image(webp, channels=1)[0, :, 40:] == 255).all()
+
+
+def test_16_bits_count_by_their_upper_8() -> None:
+    ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    expected = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    for channels in (None, 1, 3):
+        decoded = decode_image(encode(Image.fromarray(ramp)), channels=channels)
+        assert np.array_equal(decoded, np.repeat(expected, channels or 1, axis=0))
+
+
+def test_orientation_of_cameras() -> None:
+    """The camera's first row is the image's right column (6), its bottom row (3), its mirrored first row (2)."""
+    picture = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    for orientation, expected in (
+        (6, [[3, 0], [4, 1], [5, 2]]),
+        (3, [[5, 4, 3], [2, 1, 0]]),
+        (2, [[2, 1, 0], [5, 4, 3]]),
+        (77, [[0, 1, 2], [3, 4, 5]]),
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        picture.save(stream := io.BytesIO(), "PNG", exif=exif)
+        assert decode_image(stream.getvalue())[0].tolist() == expected
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_long_texts_and_profiles_are_no_damage(compressed: bool) -> None:
+    """Longer than what Pillow reads by itself: 1 MiB for a text, 64 MiB in all."""
+    texts = PngInfo()
+    for number in range(70):
+        texts.add_text(f"Comment {number}", "x" * 1_000_000, zip=compressed)
+    Image.new("L", (4, 4), 99).save(stream := io.BytesIO(), "PNG", pnginfo=texts, icc_profile=bytes(2_000_000))
+    assert (decode_image(stream.getvalue()) == 99).all()
 
 
 def test_rectangles_of_other_proportions() -> None:

@@ -53,9 +53,10 @@ def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher
         ("classes", network.label_dim, data.label_dim),
     ):
         if of_network != of_data:
+            fewer = name_of_value == "classes" and 0 < data.label_dim < network.label_dim
             raise ValueError(
                 f"the {name} does not fit the data: {name_of_value} {of_network} against {of_data}; use another {name} "
-                f"({name}=...) or other data (data=...)"
+                f"({name}=...), other data (data=...)" + (f", or data.num_classes={of_network}" if fewer else "")
             )
 
 

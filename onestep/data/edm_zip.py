@@ -1,54 +1,67 @@
 """Datasets in the format of StyleGAN and EDM: a zip or folder of images with their labels in dataset.json."""
 
 import json
-import os
+import posixpath
+import warnings
 import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from onestep.data.listing import files_below, image_names, is_hidden
 from onestep.data.stored import Contents, EncodedImages, PerProcess, class_labels
-from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError, check_size, read_file
+from onestep.images import MAX_BYTES, DamagedImageError, check_size, read_file
+from onestep.reading import parse_json
 
 _LABELS = "dataset.json"
-_LABEL_BYTES = 1024  # limit of dataset.json per image, ample for name and number
+# Limit of dataset.json per image, ample for name and number, and in all: it may be that of a larger dataset.
+_LABEL_BYTES, _LEAST_LABEL_BYTES = 256, 1 << 26
 
 
 @dataclass(eq=False)
 class EDMZip(EncodedImages):
     """Images of a zip or folder as EDM's ``dataset_tool.py`` writes it, in the order of their names.
 
-    The labels are those of dataset.json, ``{"labels": [["00000/img00000000.png", 6], ...]}``, and optional. No file is
-    extracted. For the arguments see :class:`onestep.data.stored.EncodedImages`.
+    The labels are those of dataset.json, ``{"labels": [["00000/img00000000.png", 6], ...]}``, and optional. It lies
+    next to the images or above them, and its names are relative to its folder. No file is extracted. For the arguments
+    see :class:`onestep.data.stored.EncodedImages`.
 
     Raises:
-        ValueError: if the path does not exist, or a label is missing or not a class.
+        ValueError: if the path does not exist, there are two dataset.json, or a label is missing, contradicts another
+            one or is not a class.
     """
 
     def open(self) -> Contents:
         place = Path(self.path)
         self._zip: PerProcess | None = None
         if place.is_dir():
-            found = (Path(folder, file) for folder, _, files in os.walk(place) for file in files)
-            names = [str(file.relative_to(place).as_posix()) for file in found]
+            names = list(files_below(place))
         elif place.is_file():
             self._zip = PerProcess(partial(_open_zip, place))
-            names = self._zip.get().namelist()
+            names = [name for name in self._zip.get().namelist() if not name.endswith("/") and not is_hidden(name)]
         else:
             raise ValueError(f"{self.path}: no such zip or folder: expected the output of EDM's dataset_tool.py")
-        images = sorted(name for name in names if name.lower().endswith(SUFFIXES))
-        if not self.use_labels or _LABELS not in names:
+        labels = [name for name in names if posixpath.basename(name).lower() == _LABELS]
+        images = image_names((name for name in names if name not in labels), self.path)
+        if not self.use_labels or not labels:
             return Contents(images)
-        return self._labelled(images)
+        if len(labels) > 1:
+            raise ValueError(f"{self.path}: two files of labels, {labels[0]!r} and {labels[1]!r}: remove one")
+        return self._labelled(images, labels[0])
 
-    def _labelled(self, images: list[str]) -> Contents:
-        place = f"{self.path}, {_LABELS}"
+    def _labelled(self, images: list[str], file: str) -> Contents:
+        place = f"{self.path}, {file}"
+        content = self._bytes(file, max(_LEAST_LABEL_BYTES, _LABEL_BYTES * len(images)))
         try:
-            pairs = json.loads(self._bytes(_LABELS, _LABEL_BYTES * (1 + len(images)))).get("labels")
-            label_of = None if pairs is None else dict(pairs)
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f'{place}: expected {{"labels": [[name, class], ...]}} ({error})') from error
+            values = parse_json(content.decode(json.detect_encoding(content)), dict[str, Any], place)
+            pairs = values.get("labels")
+            label_of = None if pairs is None else _labels_by_name(pairs, posixpath.dirname(file))
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = str(error).removeprefix(f"{place}: ")
+            raise ValueError(f'{place}: expected {{"labels": [[name, class], ...]}} ({reason})') from error
         if label_of is None:
+            warnings.warn(f"{place}: it has no labels: the images have no classes", stacklevel=2)
             return Contents(images)
         missing = [name for name in images if name not in label_of]
         if missing:
@@ -81,6 +94,22 @@ class EDMZip(EncodedImages):
             raise
         except Exception as error:  # zipfile and its decompressors raise many types of errors for damaged bytes
             raise DamagedImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _labels_by_name(pairs: Any, folder: str) -> dict[str, Any]:
+    """The labels by the names of images. In ``pairs`` names are relative to ``folder``, or to the root.
+
+    Raises:
+        ValueError: for an image with two labels. TypeError or ValueError: for anything but pairs.
+    """
+    label_of: dict[str, Any] = {}
+    for name, label in pairs:
+        name = posixpath.normpath(name.replace("\\", "/"))
+        if not (folder and name.startswith(f"{folder}/")):
+            name = posixpath.join(folder, name)
+        if label_of.setdefault(name, label) != label:
+            raise ValueError(f"{name!r} has two labels, {label_of[name]} and {label}")
+    return label_of
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

@@ -1,5 +1,6 @@
 """Prompts for a text-to-image model, with or without images; their embeddings and latents are cached."""
 
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,7 +17,9 @@ from onestep.data.dataset import Batch, TrainingDataset
 from onestep.images import decode_image, from_uint8
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
+from onestep.reading import check_file, read_bytes
 
+_MAX_BYTES, _MAX_ROWS = 1 << 28, 1 << 23  # of one file
 _FORMAT = 1  # of the cached files; a new number invalidates all older files
 
 
@@ -91,24 +94,30 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
         ValueError: if there are no prompts, or the file is missing or of another type.
     """
     if not isinstance(path, str):
-        prompts = [str(prompt) for prompt in path]
+        prompts = list(path)
     elif path.endswith(".parquet"):
         prompts = _open_parquet(path, column).read(columns=[column]).column(column).to_pylist()
-        if not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(
-                f"{path}: column {column!r} has values that are not text: set data.column=... to a column of text"
-            )
     elif path.endswith(".txt"):
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"data.path={path}: the prompts cannot be read: {error}") from error
-        prompts = [line.strip() for line in lines if line.strip()]
+        prompts = _read_lines(path)
     else:
         raise ValueError(f"data.path={path}: expected a .txt file with one prompt per line, or a .parquet file")
+    for row, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            place = f"{path}, column {column!r}, row {row}" if isinstance(path, str) else "the prompts"
+            raise ValueError(f"{place}: {str(prompt)[:80]} is not text: remove this row, or set data.column=...")
     if not prompts:
         raise ValueError(f"data.path={path}: it has no prompts")
     return prompts
+
+
+def _read_lines(path: str) -> list[str]:
+    """The lines of a text file with a visible character. Only line feeds and carriage returns end a line."""
+    try:
+        text = read_bytes(path, _MAX_BYTES).decode("utf-8-sig")
+    except ValueError as error:
+        raise ValueError(f"data.path={path}: the prompts cannot be read: {error}") from error
+    lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
+    return [line for line in lines if any(unicodedata.category(letter)[0] not in "CZ" for letter in line)]
 
 
 class ParquetImages(Sequence[bytes]):
@@ -125,8 +134,9 @@ class ParquetImages(Sequence[bytes]):
             raise ValueError(f"data.image_column={column}: images need a .parquet file, got data.path={path}")
         self.path, self.column = path, column
         self.file = _open_parquet(path, column)
-        kind = str(self.file.schema_arrow.field(column).type)
-        if kind not in ("binary", "large_binary") and not kind.startswith("struct<bytes: "):
+        kind = self.file.schema_arrow.field(column).type
+        fields = {field.name: str(field.type) for field in kind} if str(kind).startswith("struct<") else {}
+        if fields.get("bytes", str(kind)) not in ("binary", "large_binary"):
             raise ValueError(f"{path}: column {column!r} has the type {kind}, expected encoded images")
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.ends = list(accumulate(sizes))
@@ -153,9 +163,12 @@ def _open_parquet(path: str, column: str) -> Any:
     except ImportError as error:
         raise ValueError("parquet files need the package pyarrow: pip install 'onestep[text]'") from error
     try:
+        check_file(path)
         file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ValueError(f"data.path={path}: it cannot be read as parquet: {error}") from error
     if column not in file.schema_arrow.names:
         raise ValueError(f"{path} has no column {column!r}; its columns are: {', '.join(file.schema_arrow.names)}")
+    if file.metadata.num_rows > _MAX_ROWS:
+        raise ValueError(f"{path}: {file.metadata.num_rows:,} rows are more than {_MAX_ROWS:,}: divide the file")
     return file

@@ -19,6 +19,7 @@ from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition
 from onestep.files import hash_parts
 from onestep.images import DamagedImageError, decode_image, from_uint8
+from onestep.ranges import Count
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,23 @@ class StoredImages(ImageDataset):
     Args:
         path: file or folder of the images.
         use_labels: False to ignore the labels.
+        num_classes: number of classes, for a teacher with more of them than the images have; None for the highest label
+            plus one.
         max_size: size of a random subset, in the stored order, the same as EDM's; None for all images.
         random_seed: seed of the subset.
         xflip: append the mirror images after all images.
         skip_damaged: decode every image once at the start, and omit the damaged ones with a warning.
 
     Raises:
-        ValueError: if there are no images. Reading an image raises :class:`DamagedImageError` if it cannot be decoded,
-            and ValueError if its shape is not that of the first image.
+        ValueError: if there are no images, or a label is above the number of classes. Reading an image raises
+            :class:`DamagedImageError` if it cannot be decoded, and ValueError if its shape is not that of the first
+            image.
     """
 
     path: str
     _: KW_ONLY
     use_labels: bool = True
+    num_classes: Count | None = None
     max_size: int | None = None
     random_seed: int = 0
     xflip: bool = False
@@ -68,10 +73,19 @@ class StoredImages(ImageDataset):
         self.positions = self._intact(positions) if self.skip_damaged else positions
         if not len(self.positions):
             raise ValueError(f"{self.path}: it has no {'intact ' if len(positions) else ''}images")
-        has_labels = self.use_labels and contents.labels is not None
-        self.labels = contents.labels if has_labels else None
-        self.label_dim = contents.num_classes if has_labels else 0
+        self.labels = contents.labels if self.use_labels else None
+        self.label_dim = 0 if self.labels is None else self._count_classes(self.labels, contents.num_classes)
         self.image_shape = self._named_pixels(self.positions[0]).shape
+
+    def _count_classes(self, labels: np.ndarray, found: int) -> int:
+        if self.num_classes is not None and self.num_classes < found:
+            raise ValueError(
+                f"data.num_classes={self.num_classes}: {self.path} has {found} classes; set at least {found}, or null"
+            )
+        count, used = self.num_classes or found, len(np.unique(labels))
+        if used < count / 2:
+            warnings.warn(f"{self.path}: only {used:,} of {count:,} classes have images", stacklevel=2)
+        return count
 
     @abstractmethod
     def open(self) -> Contents:
@@ -218,10 +232,11 @@ def class_labels(labels: Sequence[Any], names: Sequence[str], place: str) -> np.
     """Labels as int64 [N].
 
     Raises:
-        ValueError: for a label that is not an integer from 0.
+        ValueError: for a label that is not an integer from 0; a whole float is one.
     """
     for label, name in zip(labels, names, strict=True):
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 1 << 20:
+        whole = isinstance(label, int) or (isinstance(label, float) and label.is_integer())
+        if isinstance(label, bool) or not whole or not 0 <= label < 1 << 20:
             raise ValueError(
                 f"{place}: the label of {name!r} is {label!r}, expected an integer from 0: correct it, or set "
                 "data.use_labels=false"

@@ -2,16 +2,23 @@
 
 import glob
 import tarfile
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from onestep.data.listing import is_hidden
 from onestep.data.stored import Contents, EncodedImages, class_labels
 from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError, check_size
+from onestep.ranges import Text
+
+_MAX_SHARDS = 1 << 20
+_MAX_HEADER = 1 << 20  # bytes
 
 
 class _Member(NamedTuple):
@@ -20,6 +27,7 @@ class _Member(NamedTuple):
     shard: int
     offset: int
     size: int
+    name: str
 
 
 @dataclass(eq=False)
@@ -31,48 +39,63 @@ class WebDataset(EncodedImages):
 
     Args:
         path: a folder with .tar files, one such file, or a pattern such as shards/train-{000..127}.tar or shards/*.tar.
-            For the other arguments see :class:`onestep.data.stored.EncodedImages`.
+        image_suffix: what follows the first dot in the images' names, such as jpg or input.png, where samples have
+            several images; None for any image. For the other arguments see
+            :class:`onestep.data.stored.EncodedImages`.
 
     Raises:
-        ValueError: if there are no shards, a shard is damaged or compressed, or some images have no class.
+        ValueError: if there are no shards, a shard is damaged or compressed, a sample has two images or classes, or
+            some images have no class.
     """
+
+    _: KW_ONLY
+    image_suffix: Text | None = None
 
     def open(self) -> Contents:
         self.shards = find_shards(self.path)
         images: dict[str, _Member] = {}
-        labels: dict[str, int] = {}
+        classes: dict[str, _Member] = {}
         for number, shard in enumerate(tqdm(self.shards, desc=f"indexing {self.path}", leave=False, delay=2)):
-            for key, suffix, member in _members(shard, number):
-                if suffix.endswith(SUFFIXES):
-                    if f"{shard}/{key}" in images:
-                        raise ValueError(f"{shard}: two images have the key {key!r}")
-                    images[f"{shard}/{key}"] = member
-                elif suffix == ".cls" and self.use_labels:
-                    labels[f"{shard}/{key}"] = self._class(shard, key, member)
+            for member in _members(shard, number):
+                key, suffix = _split(member.name)
+                if suffix == "cls":
+                    _add(classes, f"{shard}/{key}", member, "classes: remove one")
+                elif suffix == self.image_suffix if self.image_suffix else f".{suffix}".endswith(SUFFIXES):
+                    _add(images, f"{shard}/{key}", member, "images: choose with data.image_suffix=..., or rename one")
         names = list(images)
-        self.members = np.array(list(images.values()), dtype=np.int64).reshape(-1, 3)
-        if not labels:
+        self.members = np.array([member[:3] for member in images.values()], dtype=np.int64).reshape(-1, 3)
+        if classes.keys() - images.keys():
+            some = ", ".join(sorted(classes.keys() - images.keys())[:3])
+            warnings.warn(f"{self.path}: samples with a class and without an image are omitted: {some}", stacklevel=2)
+        if not self.use_labels or not classes:
+            if self.use_labels:
+                warnings.warn(f"{self.path}: it has no .cls members: the images have no classes", stacklevel=2)
             return Contents(names)
-        found = class_labels([labels.get(name) for name in names], names, self.path)
+        labels = [self._class(classes[name]) if name in classes else None for name in names]
+        found = class_labels(labels, names, self.path)
         return Contents(names, found, int(found.max(initial=-1)) + 1)
 
-    def _class(self, shard: str, key: str, member: _Member) -> int:
-        text = self._bytes(member, limit=20).decode(errors="replace").strip()
-        if not text.isdecimal():
-            raise ValueError(f"{shard}: the class of {key!r} is {text!r}, expected an integer from 0")
+    def _class(self, member: _Member) -> int:
+        text = self._bytes(member, limit=1024).decode(errors="replace").strip()
+        if not (text.isascii() and text.isdecimal() and len(text) < 20):
+            raise ValueError(
+                f"{self.shards[member.shard]}, {member.name!r}: the class is {text[:80]!r}, expected an integer from "
+                "0; correct it, or set data.use_labels=false"
+            )
         return int(text)
 
     def encoded(self, position: int) -> bytes:
-        return self._bytes(_Member(*self.members[position]), limit=MAX_BYTES)
+        shard, offset, size = map(int, self.members[position])
+        return self._bytes(_Member(shard, offset, size, self.names[position]), limit=MAX_BYTES)
 
     def _bytes(self, member: _Member, limit: int) -> bytes:
-        check_size(member.size, limit)
         try:
+            check_size(member.size, limit)
             with Path(self.shards[member.shard]).open("rb") as file:
                 file.seek(member.offset)
                 return file.read(member.size)
-        except OSError as error:
-            raise DamagedImageError(str(error)) from error
+        except (OSError, DamagedImageError) as error:
+            raise DamagedImageError(f"{self.shards[member.shard]}, {member.name!r}: {error}") from error
 
 
 def find_shards(path: str) -> list[str]:
@@ -82,45 +105,81 @@ def find_shards(path: str) -> list[str]:
         ValueError: if a file is missing or there are none.
     """
     if Path(path).is_dir():
-        shards = sorted(str(file) for file in Path(path).glob("*.tar"))
+        shards = sorted(str(file) for file in Path(path).glob("*.tar") if not is_hidden(file.name))
     else:
         expanded = _expand(path)
         shards = sorted({file for pattern in expanded for file in (glob.glob(pattern) or [pattern])})
     absent = [shard for shard in shards if not Path(shard).is_file()]
     if absent or not shards:
-        raise ValueError(f"{path}: no {'such file: ' + absent[0] if absent else 'tar files in it'}")
+        raise ValueError(
+            f"{path}: no {'such file: ' + absent[0] if absent else 'tar files in it'}; compressed shards (.tar.gz) "
+            "must be decompressed, to be read from any position"
+        )
     return shards
 
 
 def _expand(pattern: str) -> list[str]:
     """The names of a pattern such as ``a-{00..02}.tar``; several braces give the product of their ranges."""
     parts: list[list[str]] = []
+    whole, names = pattern, 1
     while "{" in pattern:
         before, _, rest = pattern.partition("{")
         body, closed, pattern = rest.partition("}")
         first, dots, last = body.partition("..")
-        if not (closed and dots and first.isdecimal() and last.isdecimal() and 0 <= int(last) - int(first) < 1 << 20):
+        if not (closed and dots and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise ValueError(f"{{{body}}}: expected a range of numbers such as {{000..127}}")
+        names *= int(last) - int(first) + 1
+        if names > _MAX_SHARDS:
+            raise ValueError(f"{whole}: it stands for more than {_MAX_SHARDS:,} files")
         parts += [[before], [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]]
     return ["".join(choice) for choice in product(*parts, [pattern])]
 
 
-def _members(shard: str, number: int) -> list[tuple[str, str, _Member]]:
-    """Key, lower-case suffix and position of each regular file. The suffix starts at the first dot."""
-    found = []
+def _split(name: str) -> tuple[str, str]:
+    """The key and the lower-case suffix of a member. The suffix follows the first dot of the file's name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def _add(found: dict[str, _Member], key: str, member: _Member, choose: str) -> None:
+    """Raises ValueError for a second member of one ``key``."""
+    if key in found:
+        shard, _, sample = key.rpartition(".tar/")
+        raise ValueError(
+            f"{shard}.tar: {found[key].name!r} and {member.name!r} have one key, {sample!r} (the name up to its first "
+            f"dot), which has two {choose}"
+        )
+    found[key] = member
+
+
+class _Bounded:
+    """A file for tarfile without long reads: a header can ask for any number of bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
+def _members(shard: str, number: int) -> Iterator[_Member]:
+    """Position and name of each regular file that is not hidden."""
+    empty = True
     try:
-        with tarfile.open(shard, "r:") as tar:  # uncompressed, for reading from any position
-            for member in tar:
-                if not member.isreg() or member.issparse():
-                    continue
-                folder, slash, name = member.name.rpartition("/")
-                stem, dot, suffix = name.partition(".")
-                place = _Member(number, member.offset_data, member.size)
-                found.append((folder + slash + stem, (dot + suffix).lower(), place))
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        with Path(shard).open("rb") as file:
+            bounded: Any = _Bounded(file)
+            with tarfile.open(fileobj=bounded, mode="r:") as tar:  # uncompressed, for reading from any position
+                for member in tar:
+                    empty = False
+                    if member.isreg() and not member.issparse() and not is_hidden(member.name):
+                        yield _Member(number, member.offset_data, member.size, member.name)
+                    setattr(tar, "members", [])  # noqa: B010  # tarfile keeps all
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise ValueError(
             f"{shard}: expected an uncompressed tar, and it is another file or damaged: {error}"
         ) from error
-    if not found:
+    if empty:
         raise ValueError(f"{shard}: it is empty")
-    return found
