@@ -2,7 +2,8 @@
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -96,7 +97,9 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
     if not isinstance(path, str):
         prompts = list(path)
     elif path.endswith(".parquet"):
-        prompts = _open_parquet(path, column).read(columns=[column]).column(column).to_pylist()
+        file = _open_parquet(path, column)
+        with _readable(path):
+            prompts = file.read(columns=[column]).column(column).to_pylist()
     elif path.endswith(".txt"):
         prompts = _read_lines(path)
     else:
@@ -154,7 +157,18 @@ class ParquetImages(Sequence[bytes]):
         return encoded
 
     def _read_group(self, group: int) -> list[Any]:
-        return self.file.read_row_group(group, columns=[self.column]).column(0).to_pylist()
+        with _readable(self.path):
+            return self.file.read_row_group(group, columns=[self.column]).column(0).to_pylist()
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Raises ValueError for pyarrow's errors, which are of many types and lines."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"data.path={path}: it cannot be read as parquet: {reason[:300]}") from error
 
 
 def _open_parquet(path: str, column: str) -> Any:
@@ -162,11 +176,9 @@ def _open_parquet(path: str, column: str) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError("parquet files need the package pyarrow: pip install 'onestep[text]'") from error
-    try:
+    with _readable(path):
         check_file(path)
         file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise ValueError(f"data.path={path}: it cannot be read as parquet: {error}") from error
     if column not in file.schema_arrow.names:
         raise ValueError(f"{path} has no column {column!r}; its columns are: {', '.join(file.schema_arrow.names)}")
     if file.metadata.num_rows > _MAX_ROWS:
