@@ -1,6 +1,7 @@
 """Hydra with checks: invalid configurations are rejected before anything runs, with the valid choices."""
 
 import difflib
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -22,8 +23,19 @@ CONF = Path(__file__).parent / "conf"
 
 OmegaConf.register_new_resolver("started", lambda pattern: datetime.now().strftime(pattern), use_cache=True)
 OmegaConf.register_new_resolver("cache", cache_folder)
+OmegaConf.register_new_resolver("folder_name", lambda text: folder_name(text))
 
 _INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+
+def folder_name(overrides: str) -> str:
+    """A name for the folder of ``overrides`` without what a path or a command line would take apart.
+
+    A name that is changed or cut ends in a hash, to stay unique.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", overrides)
+    digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
+    return name if name == overrides and len(name) <= 200 else f"{name[:180]}_{digest}"
 
 
 def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:

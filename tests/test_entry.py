@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from onestep.entry import run_entry_point
@@ -36,6 +37,23 @@ def test_a_failed_job_does_not_end_a_sweep(capfd: pytest.CaptureFixture[str]) ->
     ]
     assert errors.count(f"error: {refused}\n") == 2 and errors.count("error: ZeroDivisionError: of a bug\n") == 1
     assert errors.count("Traceback") == 1 and "in job\n" in errors  # of the unexpected error
+
+
+def test_the_folders_of_a_sweep_need_no_quotes(tmp_path: Path) -> None:
+    """Whatever the values are, and however long; each job has a folder of its own below the sweep's."""
+    long = "x" * 300
+    swept = ["-m", "seed=1", "classes=[3,7]", f"run=/a/b,_a_b,'é (1)=,$',{long}"]
+    run_entry_point(lambda config: None, "sample", swept)
+    (sweep,) = (tmp_path / "outputs").iterdir()
+    names = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert (
+        len(names) == 4
+        and "classes-_3_7_" in names[0]
+        and all("+seed-1" in name or long[:99] in name for name in names)
+    )
+    for name in names:
+        override = OverridesParser.create().parse_override(f"run={sweep / name}")
+        assert override.value() == str(sweep / name) and not override.is_sweep_override()
 
 
 @pytest.mark.parametrize("stop", [SystemExit(75), KeyboardInterrupt()])

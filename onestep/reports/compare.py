@@ -23,7 +23,7 @@ def read_runs(folder: Path) -> dict[str, Path]:
     runs = sorted(path.parent for path in folder.glob("*/summary.json"))
     if not runs:
         raise ValueError(f"{folder} holds no finished run: give the folder of a sweep (onestep train -m ...)")
-    overrides = [run.name.split(",") for run in runs]
+    overrides = [[override.replace("-", "=", 1) for override in run.name.split("+")] for run in runs]
     common = set(overrides[0]).intersection(*overrides[1:]) if len(runs) > 1 else set()
     names = [", ".join(value for value in values if value not in common) or run.name
              for values, run in zip(overrides, runs, strict=True)]  # fmt: skip

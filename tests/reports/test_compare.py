@@ -16,7 +16,7 @@ from onestep.reports.compare import generate_all, read_runs, save_panels, to_tab
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """Two finished runs and an unfinished one."""
-    for index, name in enumerate(("experiment=mixture,objective=sid", "experiment=mixture,objective=sds")):
+    for index, name in enumerate(("experiment-mixture+objective-sid", "experiment-mixture+objective-sds")):
         run = tmp_path / name
         generator = Generator(EDMDenoiser((2, 1, 1), architecture="MLP", options={"width": 8, "depth": 1}), 1.0)
         generator.save_pretrained(run / "generator")
@@ -30,7 +30,7 @@ def sweep(tmp_path: Path) -> Path:
         summary = {"teacher": side, "student": student, "images_seen": 1000 + index, "seconds": 59.6}
         summary["results"] = {"student": records}
         (run / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "experiment=mixture,objective=vsd").mkdir()
+    (tmp_path / "experiment-mixture+objective-vsd").mkdir()
     return tmp_path
 
 
