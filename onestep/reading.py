@@ -108,7 +108,7 @@ def read_arrays(path: str | Path, names: Collection[str]) -> dict[str, np.ndarra
                 raise ValueError(f"it unpacks to {size / 1e9:,.1f} GB, far more than its own size")
             return {name: _read_array(archive, f"{name}.npy") for name in found}
     except Exception as error:  # a damaged archive raises many types
-        raise ValueError(f"{path}: no .npz of {' or '.join(names)}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: no .npz of {' or '.join(names)}: {one_line(error, 300)}") from error
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -138,7 +138,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"{path}: no plain YAML: nested too deep") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that does not exist, no UTF-8
-        raise ValueError(f"{path}: no plain YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: no plain YAML: {one_line(error, 300)}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{path}: expected keys with values, got {type(values).__name__}")
     return values
@@ -178,15 +178,19 @@ def check_file(path: str | Path) -> None:
         raise ValueError(f"{path}: expected a file, not a folder, a pipe or a device")
 
 
+def one_line(value: object, longest: int = 80) -> str:
+    """A value from a file, or another library's message, as one line of a message."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def first_error(error: ValidationError) -> str:
     """The first of pydantic's errors in one line: the key, the value and what was expected."""
     first = error.errors(include_url=False)[0]
     key = ".".join(map(str, first["loc"])) or "the content"
     if first["type"] == "missing":
         return f"{key} is missing"
-    value = repr(first["input"])
-    value = value if len(value) <= 60 else f"{value[:60]}..."
-    return f"{key}={value}: {first['msg'].replace('Input should be', 'expected')}"
+    return f"{one_line(key)}={one_line(repr(first['input']))}: {first['msg'].replace('Input should be', 'expected')}"
 
 
 class _PlainLoader(yaml.SafeLoader):

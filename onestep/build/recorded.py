@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from onestep.config import CONF, check_config, compose
 from onestep.engine.records import read_record
+from onestep.reading import one_line
 
 _PARTS = ("teacher", "sampler", "data", "features")
 #: The groups of these parts and of what they refer to, by the keys of their choices.
@@ -49,7 +50,7 @@ class Parts:
         try:
             return self._recorded(name, recorded)
         except (ValueError, OmegaConfBaseException) as error:
-            raise ValueError(f"{self.file}: {error}; give this part yourself: {name}=...") from error
+            raise ValueError(f"{self.file}: {one_line(error, 300)}; give this part yourself: {name}=...") from error
 
     def describes(self, name: str, kind: type) -> bool:
         """True if a part is of class ``kind``; nothing is imported."""
@@ -59,12 +60,12 @@ class Parts:
 
     def _recorded(self, name: str, recorded: Any) -> DictConfig:
         if not isinstance(recorded, dict):
-            raise ValueError(f"{name}={str(recorded)[:80]} is an object of this run, which its folder does not hold")
+            raise ValueError(f"{name}={one_line(recorded)} is an object of this run, which its folder does not hold")
         choices = self.record.get("choices")
         choices = choices if isinstance(choices, dict) else {}
         choice = choices.get(name)
         if not _is_registered(name, choice):
-            raise ValueError(f"choices.{name}={str(choice)[:80]} is not one of this package's choices")
+            raise ValueError(f"choices.{name}={one_line(choice)} is not one of this package's choices")
         if self._own is None:
             self._own = _compose_own(choices)
         node = OmegaConf.create({name: _overlay(self._own[name], recorded, name)})
@@ -94,7 +95,7 @@ def _overlay(own: DictConfig, recorded: dict[Any, Any], path: str) -> dict[str, 
     names = list(own)  # also those without a value, which are not "in" it
     unknown = [name for name in recorded if name not in names]
     if unknown:
-        raise ValueError(f"{path}.{str(unknown[0])[:80]} is no key of this part")
+        raise ValueError(f"{path}.{one_line(unknown[0])} is no key of this part")
     values: dict[str, Any] = {}
     for name in map(str, names):
         key, mine = f"{path}.{name}", _value(own, name)
@@ -103,11 +104,11 @@ def _overlay(own: DictConfig, recorded: dict[Any, Any], path: str) -> dict[str, 
             values[name] = mine
         elif OmegaConf.is_dict(mine) and theirs is not None:
             if theirs is not mine and not isinstance(theirs, dict):
-                raise ValueError(f"{key}={str(theirs)[:80]}: expected a part")
+                raise ValueError(f"{key}={one_line(theirs)}: expected a part")
             values[name] = _overlay(mine, {} if theirs is mine else theirs, key)
         elif name.startswith("_") or name in _PROGRAMS:
             if theirs != mine:
-                raise ValueError(f"{key}={str(theirs)[:80]} is not this package's ({mine})")
+                raise ValueError(f"{key}={one_line(theirs)} is not this package's ({mine})")
             values[name] = mine
         else:
             values[name] = mine if theirs is mine else _plain(theirs, key)
@@ -132,5 +133,5 @@ def _plain(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return [_plain(item, f"{key}[{index}]") for index, item in enumerate(value)]
     if not isinstance(value, str | int | float | bool | None) or (isinstance(value, str) and "${" in value):
-        raise ValueError(f"{key}={str(value)[:80]}: expected a number, a text without ${{...}}, or a list of these")
+        raise ValueError(f"{key}={one_line(value)}: expected a number, a text without ${{...}}, or a list of these")
     return value

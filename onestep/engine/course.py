@@ -12,7 +12,7 @@ from torch import nn
 
 from onestep.engine.shard import full_tensor
 from onestep.files import hash_tensors
-from onestep.reading import read_json
+from onestep.reading import one_line, read_json
 
 #: Settings, or groups of them, that a run may change without a trace in its weights.
 _WITHOUT_INFLUENCE = (
@@ -87,7 +87,7 @@ def describe_weights(network: nn.Module) -> str:
 
 def describe(changes: Changes) -> str:
     """``key: old -> new`` of the first changes, and the number of the others."""
-    texts = [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
+    texts = [f"{one_line(key)}: {one_line(old)} -> {one_line(new)}" for key, (old, new) in changes.items()]
     others = [f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
     return ", ".join(texts[:_SHOWN] + others)
 

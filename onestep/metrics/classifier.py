@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from onestep.assets import ASSETS
 from onestep.files import atomic_file
 from onestep.metrics.features import FeatureNetwork
-from onestep.reading import open_tensors, parse_json, read_tensors
+from onestep.reading import one_line, open_tensors, parse_json, read_tensors
 
 _Layers = Annotated[list[PositiveInt], Field(max_length=100)]
 
@@ -105,6 +105,6 @@ def load_classifier(path: str) -> Classifier:
             network = Classifier(**parse_json(text, _Config, f"{file}, config"))
         network.load_state_dict(read_tensors(file), assign=True)
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ValueError(f"{file} holds no feature network of onestep pretrain features: {reason}") from error
     return network.eval().requires_grad_(False)

@@ -10,8 +10,8 @@ from typing import Any
 
 _NUMBERS = (-1, 0, 1, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**64, 10**18, 1e308, 5e-324, -1e30, 0.5)
 _VALUES: tuple[Any, ...] = (
-    *_NUMBERS, None, True, False, "", "x", "1", "nan", "${oc.env:HOME}", "../evil", "/dev/zero", "a\0b", "\ud7ff",
-    "os.system", [], {}, [1, 2], [[[[1]]]], {"_target_": "os.system", "_args_": ["touch MARKER"]}, {"a": 1},
+    *_NUMBERS, None, True, False, "", "x", "1", "nan", "a\nb\n", "${oc.env:HOME}", "../evil", "/dev/zero", "a\0b",
+    "\ud7ff", "os.system", [], {}, [1, 2], [[[[1]]]], {"_target_": "os.system", "_args_": ["touch MARKER"]}, {"a": 1},
     "x" * 10_000, [0] * 10_000,
 )  # fmt: skip
 _TOKENS = (

@@ -23,6 +23,7 @@ from onestep.config import compose
 from onestep.data.edm_zip import EDMZip
 from onestep.data.prompts import ParquetImages, read_prompts
 from onestep.data.webdataset import WebDataset
+from onestep.engine.course import Course, changes_since, course_of
 from onestep.engine.log import read_log
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.state import TrainingState
@@ -120,6 +121,16 @@ def checkpoint(name: str, folder: Path) -> Reader:
         (saved / "manifest.json").write_text('{"iteration": 0, "measured": null, "files": {}}')
     mutate = mutate_safetensors if name.endswith(".safetensors") else mutate_json
     return Reader(saved / name, seeds, lambda: state().load(saved), mutate)
+
+
+def course(folder: Path) -> Reader:
+    settings = course_of(yaml.safe_load(_records()[0]))
+    seeds = [json.dumps({"settings": settings, "parts": {"data": "Digits, 1,797 images"}}).encode()]
+
+    def read() -> None:
+        changes_since(folder, Course(settings, {"data": "Digits, 1,797 images"}))
+
+    return Reader(folder / "course.json", seeds, read, mutate_json)
 
 
 def _summary() -> bytes:
@@ -246,6 +257,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "optimizer": partial(checkpoint, "network.optimizer.json"),
     "optimizer_state": partial(checkpoint, "network.optimizer.safetensors"),
     "pending": partial(checkpoint, "log.json"),
+    "course": course,
     "summary": summary,
     "log": log,
     "npz": npz,
