@@ -115,5 +115,5 @@ def _labels_by_name(pairs: Any, folder: str) -> dict[str, Any]:
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # also of versions and encodings that zipfile does not know
         raise ValueError(f"{path}: expected a zip, and it is another file or damaged: {error}") from error

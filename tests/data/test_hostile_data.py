@@ -148,6 +148,7 @@ CASES: dict[str, Make] = {
     "zip: a PostScript program": zip_of({"a.png": b"%!PS-Adobe-3.0 EPSF-3.0\n(touch MARKER) (w) file\n"}),
     "zip: a pixel bomb": zip_of({"a.png": huge_png(60_000)}),
     "zip: encrypted": patched_zip(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"),
+    "zip: a version that there is not": patched_zip(b"\x14\0\0\0\0\0", b"\x7f\0\0\0\0\0"),
     "zip: a method that there is not": patched_zip(b"\x14\0\0\0\0\0", b"\x14\0\0\0\x63\0"),
     "zip: a size of gigabytes": patched_zip(struct.pack("<I", len(PNG)) * 2, struct.pack("<2I", len(PNG), 2**31)),
     "zip: zeros": npz_bomb,
