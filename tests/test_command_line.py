@@ -148,3 +148,18 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     drawn = run_python(str(REPOSITORY / "sample.py"), *images)
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "images" / "000001.png").is_file()
+
+
+def test_drawing_images_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    """diffusers, with transformers and torch's compiler, takes longer to import than torch, and matplotlib a tenth."""
+    arguments = ["sample", "checkpoint=fashion", "count=1", "device=cpu", "precision=no", f"save_to={tmp_path}"]
+    unneeded = ["diffusers", "transformers", "peft", "matplotlib", "sklearn", "torchmetrics", "torch._dynamo", "sympy"]
+    code = f"""
+import sys
+from onestep.commands import main
+main({arguments})
+print("imported:", sorted(set({unneeded}) & sys.modules.keys()))
+"""
+    finished = run_python("-c", code, cwd=tmp_path)
+    assert finished.stdout.splitlines()[-1:] == ["imported: []"], finished.stderr
+    assert (tmp_path / "000000.png").is_file()

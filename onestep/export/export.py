@@ -11,7 +11,7 @@ from onestep.export.pipeline import OneStepPipeline
 from onestep.files import atomic_folder
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.export import save_text_to_image
-from onestep.models.diffusers.folder import pipeline_folder, quiet
+from onestep.models.diffusers.folder import pipeline_folder
 from onestep.models.generator import Generator
 
 
@@ -53,8 +53,7 @@ def _write(run: Path, weights: str, output: Path) -> None:
     else:
         latent = generator.denoiser.denoises_latents or select(record, "data.pipeline") is not None
         vae = Autoencoder.from_pretrained(*_teacher_pipeline(record)).vae if latent else None
-        with quiet():  # no warning about the absent autoencoder of a pixel-space generator
-            OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
+        OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
     write_card(run, output, generator, weights, usage, text_to_image)
 

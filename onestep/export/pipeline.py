@@ -65,6 +65,24 @@ class OneStepPipeline(DiffusionPipeline):
         vae = Autoencoder.from_pretrained(folder).vae if (folder / "vae").is_dir() else None
         return cls(load_denoiser(folder / "denoiser"), vae, index.get("sigma_init"), index.get("later_sigmas"))
 
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
+    ) -> None:
+        """Write ``model_index.json`` and the networks, as safetensors.
+
+        Raises:
+            ValueError: for other files than safetensors, or a variant.
+        """
+        if not safe_serialization or variant is not None:
+            raise ValueError(
+                f"safe_serialization={safe_serialization}, variant={variant}: this pipeline writes safetensors without "
+                "a variant"
+            )
+        self.save_config(save_directory)
+        self.denoiser.save_pretrained(Path(save_directory) / "denoiser")
+        if self.vae is not None:
+            self.vae.save_pretrained(Path(save_directory) / "vae")
+
     @torch.no_grad()
     def __call__(
         self,

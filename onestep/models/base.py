@@ -5,18 +5,19 @@ import json
 from abc import ABC
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions
-from onestep.files import atomic_file, atomic_folder, write_text
-from onestep.models.diffusers.pipeline import TeacherPipeline
+from onestep.files import atomic_file, write_text
 from onestep.models.weights import DIFFUSERS_BASE, Weights
 from onestep.noise import karras_sigmas
+
+if TYPE_CHECKING:
+    from onestep.models.diffusers.pipeline import TeacherPipeline
 
 #: The file of a network's weights in its folder, as diffusers names it.
 WEIGHTS = f"{DIFFUSERS_BASE}.safetensors"
@@ -54,7 +55,7 @@ class DenoiserNetwork(nn.Module, ABC):
     sigma_data: float = 0.5
     guidance = 1.0  # set by the user of the network, so it is not in the config
     unconditional: Condition = NO_CONDITION  # of one sample; empty for zeros
-    pipeline: TeacherPipeline | None = None  # the same object in students and teacher
+    pipeline: "TeacherPipeline | None" = None  # the same object in students and teacher
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The x0-prediction [B, C, H, W] without guidance, for the arguments of :meth:`forward`."""
@@ -107,7 +108,7 @@ class DenoiserNetwork(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write its weights as safetensors, and its class and config as ``config.json``.
 
-        A :class:`StoredDenoiser` loads from its folder alone. Other classes load the weights by :meth:`load_weights`.
+        The package's own classes load from their folder alone. Others load the weights by :meth:`load_weights`.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
         # Copies, as safetensors refuses tied weights.
@@ -279,20 +280,6 @@ class DenoiserNetwork(nn.Module, ABC):
                 "such as the embeddings of the empty prompt: set_guidance(guidance, unconditional={...})"
             )
         return {name: torch.zeros_like(given) for name, given in condition.items()}
-
-
-class StoredDenoiser(ModelMixin, DenoiserNetwork, ConfigMixin):
-    """A denoiser that saves and loads like a diffusers model: safetensors and a config that rebuilds it."""
-
-    config = ConfigMixin.config
-    register_to_config: Any  # of ConfigMixin
-    enable_gradient_checkpointing: Any  # of ModelMixin
-
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        with atomic_folder(folder, replace=True) as temporary:
-            super().save_pretrained(temporary, **options)
-
-    save_pretrained.__wrapped__ = ModelMixin.save_pretrained  # type: ignore[attr-defined] # pipelines read its signature
 
 
 def copy_trained(network: Network) -> Network:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -18,14 +19,16 @@ from onestep.denoiser import NO_CONDITION, Condition
 from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe
-from onestep.models.diffusers.denoiser import DiffusersDenoiser
-from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.weights import Weights, load_network, read_config
 from onestep.reading import read_json
 from onestep.seeding import noise_from_latents
 
 _SETTINGS = "generator.json"
-_CLASSES: dict[str, Any] = {"EDMDenoiser": EDMDenoiser, "DiffusersDenoiser": DiffusersDenoiser}
+#: The modules of the classes in a config; imported at first use, as diffusers takes longer to import than torch.
+_CLASSES = {
+    "EDMDenoiser": "onestep.models.edm.denoiser",
+    "DiffusersDenoiser": "onestep.models.diffusers.denoiser",
+}
 _MAX_STEPS = 8  # few-step students use fewer; more indicate a mistake
 
 
@@ -180,13 +183,17 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
         )
     read_config(folder / "config.json")  # within limits
     arguments = read_json(folder / "config.json", _arguments(name)).model_dump(exclude_unset=True)
-    return load_network(lambda: _CLASSES[name](**arguments), Weights.find(folder))
+    return load_network(lambda: _class(name)(**arguments), Weights.find(folder))
+
+
+def _class(name: str) -> Any:
+    return getattr(import_module(_CLASSES[name]), name)
 
 
 @cache
 def _arguments(name: str) -> type[BaseModel]:
     """The arguments of a class with their types."""
-    parameters = inspect.signature(_CLASSES[name]).parameters.values()
+    parameters = inspect.signature(_class(name)).parameters.values()
     fields: dict[str, Any] = {
         one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters
     }

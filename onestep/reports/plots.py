@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +13,10 @@ from onestep.files import atomic_file
 from onestep.images import to_uint8
 from onestep.metrics.result import Description
 from onestep.toy.networks import are_points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def to_grid(images: Tensor, columns: int, scale: int, gap: int = 1) -> Tensor:
@@ -41,7 +43,14 @@ def save_image(pixels: Tensor, path: Path) -> None:
         Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(temporary)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def new_figure(**options: Any) -> "Figure":
+    """A figure of matplotlib, which is imported here as most samples need none."""
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure in the format of the path's suffix."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=100)
@@ -52,12 +61,12 @@ def save_samples(samples: Tensor, path: Path, columns: int = 10) -> None:
     if not are_points(samples):
         save_image(to_grid(samples, columns, enlargement(samples)), path)
         return
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = new_figure(figsize=(5, 5), layout="constrained")
     plot_samples(figure.subplots(), samples)
     save_figure(figure, path)
 
 
-def plot_samples(axis: Axes, samples: Tensor) -> None:
+def plot_samples(axis: "Axes", samples: Tensor) -> None:
     """Plot images as a grid, 2-D points [N, 2, 1, 1] as dots, 1-D points as a histogram; axes span [-1.5, 1.5]."""
     if not are_points(samples):
         grid = to_grid(samples, columns=10 if len(samples) > 25 else 5, scale=enlargement(samples)).numpy()
@@ -76,7 +85,7 @@ def plot_samples(axis: Axes, samples: Tensor) -> None:
 
 def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str], path: Path) -> None:
     """Write a plot of the teacher's and the student's samples [N, C, H, W], two titled panels."""
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    figure = new_figure(figsize=(12, 6.6), layout="constrained")
     for axis, samples, title in zip(figure.subplots(1, 2), (teacher, student), titles, strict=True):
         plot_samples(axis, samples)
         axis.set_title(title)
@@ -100,7 +109,7 @@ def save_curves(
         return
     columns = min(3, len(present))
     rows = -(-len(present) // columns)
-    figure = Figure(figsize=(5 * columns, 3 * rows), layout="constrained")
+    figure = new_figure(figsize=(5 * columns, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis in axes[len(present) :]:
         axis.set_axis_off()

@@ -239,8 +239,8 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: 
     usual = folder(tiny_denoiser(seed=1))
     one_weight = tiny_denoiser(seed=1)
     next(one_weight.parameters()).data.view(-1)[0] += 1e-6
-    other_sigma_data = tiny_denoiser(seed=1)
-    other_sigma_data.register_to_config(sigma_data=0.6)
+    other_sigma_data = EDMDenoiser(**{**tiny_denoiser(seed=1).config, "sigma_data": 0.6})
+    other_sigma_data.load_state_dict(tiny_denoiser(seed=1).state_dict())
     others = [
         folder(tiny_denoiser(seed=2)),
         folder(one_weight),

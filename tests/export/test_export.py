@@ -178,7 +178,12 @@ def test_a_killed_export_leaves_nothing(finished_run: Path, tmp_path: Path, monk
 
 
 def test_nothing_but_safetensors_is_read(exported: Path, tmp_path: Path) -> None:
-    OneStepPipeline.from_pretrained(exported).save_pretrained(tmp_path, safe_serialization=False)
-    assert (tmp_path / "denoiser" / "diffusion_pytorch_model.bin").is_file()
+    pipeline = OneStepPipeline.from_pretrained(exported)
+    with pytest.raises(ValueError, match="safe_serialization=False, variant=None: this pipeline writes safetensors"):
+        pipeline.save_pretrained(tmp_path, safe_serialization=False)
+    assert list(tmp_path.iterdir()) == []
+    pipeline.save_pretrained(tmp_path)
+    weights = tmp_path / "denoiser" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ValueError, match="diffusion_pytorch_model.bin, which can run code and is not opened"):
         OneStepPipeline.from_pretrained(tmp_path)

@@ -6,6 +6,7 @@ test_edm_fixtures.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,7 +178,7 @@ def test_prediction_without_graph_beside_features_with(batch: tuple[Tensor, Tens
         ({"image_shape": (3, 7, 7)}, "img_resolution=7 cannot be halved 2 times"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EDMDenoiser(**({"image_shape": (3, 8, 8)} | arguments))
 

@@ -61,7 +61,7 @@ def test_the_sampler_keeps_to_the_levels_of_the_network() -> None:
         (1, 8, 8), sigma_min=0.01, sigma_max=50.0, options=tiny, preconditioning="iddpm",
     )  # fmt: skip
     levels = HeunSampler(steps=5, sigma_min=0.002, sigma_max=80).sigmas(denoiser)
-    u = denoiser.precondition.u
+    u = denoiser.precondition.get_buffer("u")
     assert all(level in u.tolist() for level in levels) and levels[-1] == 0
     nominal = [*karras_sigmas(5, 0.01, 50).tolist(), 0.0]
     for level, asked in zip(levels, nominal, strict=True):

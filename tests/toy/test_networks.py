@@ -1,5 +1,7 @@
 """The networks for points."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,6 +53,6 @@ def test_mlp_by_hand() -> None:
         ({"image_shape": (2, 1, 1), "architecture": "Affine", "label_dim": 3}, "label_dim=0, got label_dim=3"),
     ],
 )
-def test_what_they_do_not_take(arguments: dict[str, object], message: str) -> None:
+def test_what_they_do_not_take(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EDMDenoiser(**arguments)

@@ -11,13 +11,13 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, map_condition
-from onestep.models.base import StoredDenoiser
+from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.families import find_family
 from onestep.models.diffusers.schedule import read_schedule
 from onestep.noise import expand_like
 
 
-class DiffusersDenoiser(StoredDenoiser):
+class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigMixin):
     """A network of diffusers with the noise schedule of its scheduler, see :mod:`onestep.models.diffusers.schedule`.
 
     For a latent model, the images of the package's convention are its scaled latents. Channels of a learned variance
@@ -35,6 +35,9 @@ class DiffusersDenoiser(StoredDenoiser):
         ValueError: for a network or a scheduler that is not supported.
     """
 
+    config = diffusers.ConfigMixin.config
+    register_to_config: Any  # of ConfigMixin
+    enable_gradient_checkpointing: Any  # of ModelMixin
     _supports_gradient_checkpointing = True
 
     @register_to_config
@@ -125,7 +128,7 @@ class DiffusersDenoiser(StoredDenoiser):
         return 1 if self.family.embeds_guidance(self.network.config) else super().network_evaluations
 
     def set_guidance(self, guidance: float, unconditional: Condition = NO_CONDITION) -> Self:
-        """See :meth:`StoredDenoiser.set_guidance`; for text the default is :attr:`pipeline`'s empty prompt."""
+        """See the base class; for text the default is :attr:`pipeline`'s empty prompt."""
         super().set_guidance(guidance, unconditional)
         if not self.unconditional and self.pipeline and self.requires_condition and self.network_evaluations > 1:
             self.unconditional = self.pipeline.unconditional()

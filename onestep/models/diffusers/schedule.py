@@ -23,7 +23,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import diffusers
 import numpy as np
 import torch
 from torch import Tensor
@@ -116,6 +115,8 @@ class VariancePreservingSchedule(NoiseSchedule):
         return (above - 1 + (log_sigma - low) / (high - low)).float().to(sigma.device)
 
     def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+        import diffusers
+
         euler = diffusers.EulerDiscreteScheduler.from_config(self.scheduler.config)
         euler.set_timesteps(steps)
         return euler.sigmas.tolist()
@@ -147,6 +148,8 @@ class FlowSchedule(NoiseSchedule):
         return (sigma / (1 + sigma)).float() * self.num_train_timesteps
 
     def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+        import diffusers
+
         euler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
         config, shift = euler.config, None
         if config.use_dynamic_shifting:  # linear in the image's tokens, as in Flux's and SD3's pipelines
@@ -168,6 +171,8 @@ def build_scheduler(config: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: if its ``_class_name`` is not a scheduler of diffusers, or its values describe none.
     """
+    import diffusers
+
     name = config.get("_class_name")
     scheduler_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):

@@ -1,14 +1,14 @@
 """A raw network with one of EDM's preconditionings, as in its checkpoints and their descendants."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from onestep.denoiser import Condition
-from onestep.models.base import Outputs, StoredDenoiser
+from onestep.models.base import DenoiserNetwork, Outputs
 from onestep.models.edm.adm import DhariwalUNet
 from onestep.models.edm.preconditioning import make_preconditioning
 from onestep.models.edm.song_unet import SongUNet
@@ -18,7 +18,7 @@ from onestep.toy.networks import MLP, Affine
 ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "MLP": MLP, "Affine": Affine}
 
 
-class EDMDenoiser(StoredDenoiser):
+class EDMDenoiser(DenoiserNetwork):
     """A raw network with a preconditioning (arXiv 2206.00364, table 1).
 
     Args:
@@ -36,7 +36,6 @@ class EDMDenoiser(StoredDenoiser):
             not positive and ascending, or a dropout outside [0, 1).
     """
 
-    @register_to_config
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -49,7 +48,9 @@ class EDMDenoiser(StoredDenoiser):
         preconditioning: str = "edm",
         preconditioning_options: dict[str, Any] | None = None,
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self._settings = settings
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture={architecture!r}: choose one of {', '.join(sorted(ARCHITECTURES))}")
         for name in ("dropout", "label_dropout"):
@@ -70,6 +71,11 @@ class EDMDenoiser(StoredDenoiser):
         self.image_shape = (channels, height, width)
         self.label_dim = label_dim
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its arguments."""
+        return self._settings
 
     @property
     def supports_guidance(self) -> bool:

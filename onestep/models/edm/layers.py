@@ -75,7 +75,8 @@ class Resample(nn.Module):
 
 def filter_of(taps: Sequence[int]) -> Tensor:
     """The separable filter [1, 1, k, k] of ``taps`` [k], with sum 1."""
-    row = torch.as_tensor(taps, dtype=torch.float32)
+    # With memory also in a network's outline: operations without memory import torch's compiler, which takes seconds.
+    row = torch.as_tensor(taps, dtype=torch.float32, device="cpu")
     return (row.outer(row) / row.sum().square())[None, None]
 
 
