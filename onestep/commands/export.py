@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", help="the run's folder, such as outputs/f_distill_jensen_shannon/2026-01-31_12-00-00")
+    parser.add_argument("run", help="the run's folder, such as outputs/digits_long/2026-01-31_12-00-00_123456")
     parser.add_argument("output", help="the folder to write, which must not exist yet")
     parser.add_argument(
         "--weights", choices=list(WEIGHTS), default="ema", help="the averaged generator or the last one"

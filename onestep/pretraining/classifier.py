@@ -61,7 +61,7 @@ def pretrain_features(
 
     Returns:
         ``held_out_accuracy``; ``held_out_images``, the number of images of the accuracy; and ``images``, the number of
-        training images of the saved network.
+        training images of the saved network. Empty outside the main process.
 
     Raises:
         ValueError: for data without classes, or fewer images than one step needs.
@@ -78,6 +78,8 @@ def pretrain_features(
     _train(network, images, labels, settings)
     accuracy = _accuracy(tested, *of_held_out)
     network.config["held_out_accuracy"] = accuracy
+    if not run.accelerator.is_main_process:
+        return {}
     network.save(run.folder / "features.safetensors")
     summary = {"held_out_accuracy": accuracy, "held_out_images": len(of_held_out[0]), "images": len(images)}
     run.write_json("summary.json", summary)
