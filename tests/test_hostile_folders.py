@@ -272,9 +272,11 @@ def tiny_state() -> TrainingState:
 
 def forge(folder: Path, name: str, content: Any) -> None:
     """Replace a file of a checkpoint, and its size and hash in the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if name == "manifest.json" and isinstance(content, dict):
+        content = manifest | content
     place(folder / name, content)
     if name != "manifest.json" and (folder / name).is_file():
-        manifest = json.loads((folder / "manifest.json").read_text())
         read = (folder / name).read_bytes() if content != "sparse" else b""
         manifest["files"][name] = {"bytes": len(read), "sha256": hashlib.sha256(read).hexdigest()}
         place(folder / "manifest.json", manifest)
@@ -294,6 +296,7 @@ FORGED: list[tuple[str, Any]] = [
     ("network.optimizer.safetensors", save({"99.exp_avg": torch.zeros(2, 2)})),
     ("network.optimizer.safetensors", save({"a.exp_avg": torch.zeros(2, 2)})),
     ("network.optimizer.safetensors", save({"exp_avg": torch.zeros(2, 2)})),
+    ("network.optimizer.safetensors", save({"0.step": torch.ones(()), "1.exp_avg": torch.zeros(2)})),
     *(("network.optimizer.json",
        {"kind": "Adam", "guard": {"loss_scale": scale, "steps_at_scale": 0, "lr_factor": rate}})
       for scale, rate in ((1.0, 1e30), (1.0, -1.0), (0.0, 1.0), ("1", 1.0))),

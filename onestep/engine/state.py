@@ -201,6 +201,9 @@ def _check_kind(
     trial.__dict__ = {**optimizer.__dict__, "state": defaultdict(dict), "param_groups": [{**options, "params": [copy]}]}
     trial.step()
     needed, saved = set(trial.state[copy]), set(state[index])
+    for other, values in state.items():
+        if set(values) != saved:
+            raise ValueError(f"{name}.optimizer: parameter {other} has another state than parameter {index}")
     if needed != saved and not (kind == _kind(optimizer) and needed < saved):
         raise ValueError(
             f"the state of optimizer.{name}, of {kind} ({', '.join(sorted(saved))}), does not fit {_kind(optimizer)} "

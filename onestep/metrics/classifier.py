@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing_extensions import TypedDict
@@ -15,18 +15,19 @@ from typing_extensions import TypedDict
 from onestep.assets import ASSETS
 from onestep.files import atomic_file
 from onestep.metrics.features import FeatureNetwork
+from onestep.ranges import Count, ImageShape, Side
 from onestep.reading import one_line, open_tensors, parse_json, read_tensors
 
-_Layers = Annotated[list[PositiveInt], Field(max_length=100)]
+_Layers = Annotated[list[Side], Field(max_length=100)]
 
 
 class _Config(TypedDict):
     """The arguments of :class:`Classifier` in a file."""
 
     name: str
-    image_shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
-    num_classes: PositiveInt
-    num_features: PositiveInt
+    image_shape: ImageShape
+    num_classes: Count
+    num_features: Side
     channels: _Layers
     strides: _Layers
     held_out_accuracy: float | None

@@ -15,7 +15,6 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from PIL import Image
-from safetensors.torch import save
 from torch import nn
 
 from onestep.build.recorded import Parts
@@ -31,6 +30,7 @@ from onestep.export.model_card import write_card
 from onestep.metrics.classifier import Classifier, load_classifier
 from onestep.metrics.statistics import Moments
 from onestep.models.edm.checkpoint import load_edm
+from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator
 from onestep.reports.compare import to_table
@@ -118,7 +118,8 @@ def checkpoint(name: str, folder: Path) -> Reader:
     if name == "log.json":
         seeds.append(json.dumps([{"loss": [1.0, 2.0, 3.0, None]}]).encode())
     if name != "manifest.json":
-        (saved / "manifest.json").write_text('{"iteration": 0, "measured": null, "files": {}}')
+        manifest = json.loads((saved / "manifest.json").read_text())
+        (saved / "manifest.json").write_text(json.dumps(manifest | {"files": {}}))
     mutate = mutate_safetensors if name.endswith(".safetensors") else mutate_json
     return Reader(saved / name, seeds, lambda: state().load(saved), mutate)
 
@@ -234,14 +235,20 @@ def pickle(folder: Path) -> Reader:
 
 
 def torch_file(folder: Path) -> Reader:
-    file = io.BytesIO()
-    torch.save({"model": tiny_denoiser().state_dict()}, file)
-    return Reader(folder / "a.pt", [file.getvalue()], lambda: load_edm(folder / "a.pt"), mutate_zip)
+    options = {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+    network = EDMDenoiser(
+        (3, 8, 8), label_dim=4, architecture="DhariwalUNet", options=options | {"channel_mult_emb": 2}
+    )
+    seeds = []
+    for new_format in (True, False):
+        file = io.BytesIO()
+        torch.save({"model": network.model.state_dict()}, file, _use_new_zipfile_serialization=new_format)
+        seeds.append(file.getvalue())
 
+    def mutate(content: bytes, random: Random) -> bytes:
+        return (mutate_zip if content.startswith(b"PK") else mutate_bytes)(content, random)
 
-def safetensors_file(folder: Path) -> Reader:
-    seeds = [save(dict(tiny_denoiser().state_dict()))]
-    return Reader(folder / "a.safetensors", seeds, lambda: load_edm(folder / "a.safetensors"), mutate_safetensors)
+    return Reader(folder / "a.pt", seeds, lambda: load_edm(folder / "a.pt"), mutate)
 
 
 #: Readers by name, made in an empty folder.
@@ -267,5 +274,4 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "parquet": parquet,
     "pickle": pickle,
     "torch_file": torch_file,
-    "safetensors_file": safetensors_file,
 }
