@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from onestep.files import atomic_file, hash_file, hash_parts, hash_tensors
 from onestep.folders import is_cache_folder, process_folder
+from onestep.reading import open_tensors
 
 
 class ChunkCache:
@@ -84,10 +85,10 @@ class ChunkCache:
         if not path.is_file():
             return None
         try:
-            with safe_open(path, "pt") as file:
+            with open_tensors(path) as file:
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 intact = (file.metadata() or {}).get("sha256") == hash_tensors(tensors)
-        except (OSError, SafetensorError):
+        except ValueError:
             intact = False
         if not intact:
             print(f"{path} is damaged or cannot be read: its {self.title} are computed again", flush=True)
@@ -97,9 +98,9 @@ class ChunkCache:
     def holds(self, chunk: str) -> bool:
         """True if there is a chunk of full length; only :meth:`read` verifies the checksum."""
         try:
-            with safe_open(self.path(chunk), "pt") as file:
+            with open_tensors(self.path(chunk)) as file:
                 return "sha256" in (file.metadata() or {})
-        except (OSError, SafetensorError):
+        except ValueError:
             return False
 
     def _give_up(self, error: Exception) -> Path:

@@ -17,6 +17,7 @@ from torch import nn
 
 from onestep.build.recorded import Parts
 from onestep.build.sampling import sample
+from onestep.cache import ChunkCache
 from onestep.engine.log import read_log
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.records import read_record
@@ -410,3 +411,13 @@ def test_feature_network(name: str, tmp_path: Path) -> None:
     place(tmp_path / "features.safetensors", content)
     with refused(tmp_path, "features.safetensors"):
         load_classifier(str(tmp_path / "features.safetensors"))
+
+
+@pytest.mark.parametrize("name", NO_TENSORS)
+def test_a_chunk_of_a_cache_is_computed_again(name: str, tmp_path: Path) -> None:
+    chunks = ChunkCache(str(tmp_path), "key", "pairs", "pairs.cache")
+    place(chunks.path("a"), NO_TENSORS[name])
+    with bounded():
+        assert chunks.read("a") is None and not chunks.holds("a")
+    chunks.write("a", {"x": torch.ones(2)})
+    assert torch.equal((chunks.read("a") or {})["x"], torch.ones(2)) and chunks.holds("a")
