@@ -73,9 +73,8 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
 
     def checked(config: DictConfig) -> None:
         jobs.append(list(HydraConfig.get().overrides.task))
-        # A launcher's job in another process ends with an exit code of its own.
-        among_others = HydraConfig.get().mode is RunMode.MULTIRUN and os.getpid() == here
-        with _noted(failed, len(jobs) - 1, traceback) if among_others else explained(traceback):
+        swept = HydraConfig.get().mode is RunMode.MULTIRUN
+        with _noted(failed, len(jobs) - 1, traceback, os.getpid() == here) if swept else explained(traceback):
             check_additions(jobs[-1], config)
             check_config(config)
             add_choices(config, HydraConfig.get().runtime.choices)
@@ -93,8 +92,11 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
 
 
 @contextmanager
-def _noted(failed: dict[int, str], job: int, traceback: bool) -> Iterator[None]:
-    """Context that prints a job's error and puts it into ``failed``, for the next job of the sweep to run."""
+def _noted(failed: dict[int, str], job: int, traceback: bool, here: bool) -> Iterator[None]:
+    """Context that prints a job's error and puts it into ``failed``, for the next job of the sweep to run.
+
+    If a launcher runs the job in another process, ``here`` is False, and the error goes to the process of the sweep.
+    """
     try:
         yield
     except Exception as error:
@@ -103,6 +105,8 @@ def _noted(failed: dict[int, str], job: int, traceback: bool) -> Iterator[None]:
             print_exception(error)
         failed[job] = f"{type(error).__name__}: {error}" if known is None else known
         print(f"error: {failed[job]}", file=sys.stderr)
+        if not here:
+            raise ValueError(f"job {HydraConfig.get().job.override_dirname}: {failed[job]}") from error
 
 
 def _run_hydra(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:

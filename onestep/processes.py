@@ -42,7 +42,7 @@ def from_main_process(read: Callable[[], Any]) -> Any:
     """The result of ``read`` in the main process, which alone calls it, in every process.
 
     Raises:
-        ValueError: in every process, if ``read`` raises one.
+        ValueError: in every process, if ``read`` raises one, or an OSError.
     """
     if rank_and_count()[1] == 1:
         return read()
@@ -50,7 +50,7 @@ def from_main_process(read: Callable[[], Any]) -> Any:
     if rank_and_count()[0] == 0:
         try:
             found[0] = read()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             found[1] = str(error)
     dist.broadcast_object_list(found)
     if found[1] is not None:
