@@ -11,11 +11,11 @@ from rich.console import Console
 
 from onestep.build.evaluation import build_evaluator
 from onestep.build.recorded import Parts
+from onestep.build.run import separate_processes
 from onestep.config import instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
-from onestep.engine.launch import separate_accelerate_state
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
 from onestep.evaluation.writing import FORMATS
@@ -31,7 +31,7 @@ from onestep.samplers import Sampler
 MODELS = ("student", "teacher")
 
 
-@separate_accelerate_state()
+@separate_processes()
 def sample(config: DictConfig) -> dict[str, Any]:
     """Generate ``config.count`` images, write them, and evaluate ``config.metrics``; or evaluate ``config.images``.
 
@@ -62,7 +62,6 @@ def sample(config: DictConfig) -> dict[str, Any]:
         _evaluator(config, parts, accelerator.device) if config.get("metrics") else None,
         config.seed_ranges,
     )
-    accelerator.end_training()
     if accelerator.is_main_process:
         Console().print({name: value for name, value in result.items() if name != "results"})
     return result
