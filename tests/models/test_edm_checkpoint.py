@@ -141,7 +141,7 @@ def with_options(network: Call, **options: Any) -> Call:
 
 
 REFUSED: dict[str, tuple[Callable[[Call], Any], str]] = {
-    "another class": (lambda n: {"ema": renamed(n, "Precond")}, "class is Precond; EDMPrecond, VPPrecond"),
+    "another class": (lambda n: {"ema": renamed(n, "Precond")}, "class is Precond of EDM2; EDMPrecond, VPPrecond"),
     "another network": (
         lambda n: {"ema": changed(n, _modules={"model": renamed(model_of(n), "UNet")})},
         "raw network is UNet; SongUNet and DhariwalUNet are known",

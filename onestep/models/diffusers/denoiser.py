@@ -83,7 +83,13 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
         Raises:
             ValueError: if no layer has such a name, or for numbers out of range.
         """
-        if not (rank > 0 and 0 < alpha < math.inf and targets and all(isinstance(name, str) for name in targets)):
+        if not (
+            rank > 0
+            and 0 < alpha < math.inf
+            and isinstance(targets, list)
+            and targets
+            and all(isinstance(name, str) for name in targets)
+        ):
             raise ValueError(f"lora: rank={rank}, alpha={alpha}, targets={targets}: expected positive numbers, names")
         from peft import LoraConfig, inject_adapter_in_model
 

@@ -39,8 +39,8 @@ Tensors = dict[str, RecordedTensor]
 def load_edm(path: str | Path) -> EDMDenoiser:
     """The network of an EDM checkpoint (the average, ``ema``), in float32 and eval mode.
 
-    A bare state dict must be that of an ADM network, whose settings follow from names and shapes. Its preconditioning
-    is EDM's with a ``sigma_data`` of 0.5, as for DMD2.
+    A state dict, bare or under ``ema``, must be that of an ADM network, whose settings follow from names and shapes.
+    Its preconditioning is EDM's with a ``sigma_data`` of 0.5, as for DMD2.
 
     Args:
         path: a pickle of EDM or one of its descendants, or a file of torch.save with such a network's state dict.
@@ -54,7 +54,7 @@ def load_edm(path: str | Path) -> EDMDenoiser:
         if isinstance(network, Recorded):
             return _from_object(network)
         if type(content) is dict:
-            return _from_state_dict(content)
+            return _from_state_dict(network if type(network) is dict else content)
         raise ValueError(f"it holds {short(content)}, no network")
     except ValueError as error:
         raise ValueError(f"{path} holds no network that can be read: {error}") from error
@@ -64,7 +64,10 @@ def _from_object(network: Recorded) -> EDMDenoiser:
     """The denoiser of a recorded preconditioned network."""
     preconditioning = _PRECONDITIONINGS.get(network.class_name.removesuffix(_SHARED_ENCODER))
     if preconditioning is None:
-        raise ValueError(f"its class is {short(network.class_name)}; {', '.join(_PRECONDITIONINGS)} are known")
+        raise ValueError(
+            f"its class is {short(network.class_name)}{' of EDM2' if network.class_name == 'Precond' else ''}; "
+            f"{', '.join(_PRECONDITIONINGS)} of EDM are known"
+        )
     tensors = _tensors_of(network)
     model = network.state["_modules"].get("model")
     architecture = model.class_name.removesuffix(_SHARED_ENCODER) if isinstance(model, Recorded) else model
@@ -174,7 +177,10 @@ def _from_state_dict(content: dict[Any, Any]) -> EDMDenoiser:
     prefixes = sorted(name.removesuffix(anchor) for name in found if name.endswith(anchor))
     if len(prefixes) != 1:
         keys = ", ".join(short(str(key)) for key in list(content)[:8])
-        raise ValueError(f"expected one network, under 'ema' or as a state dict, found {len(prefixes)} among {keys}")
+        raise ValueError(
+            f"expected one network, under 'ema' or as a state dict, found {len(prefixes)} among {keys}: choose one, "
+            "and save its state dict alone: torch.save(torch.load(FILE, weights_only=True)[KEY], NEW_FILE)"
+        )
     tensors = {
         f"model.{name.removeprefix(prefixes[0])}": value
         for name, value in found.items()
@@ -184,7 +190,7 @@ def _from_state_dict(content: dict[Any, Any]) -> EDMDenoiser:
         raise ValueError("it is a state dict of another network than ADM, which does not tell its settings")
     try:
         return _build(tensors, architecture="DhariwalUNet", **_adm_settings(tensors))
-    except (KeyError, IndexError, ZeroDivisionError) as error:
+    except (LookupError, ArithmeticError, TypeError) as error:
         raise ValueError(f"its state dict is none of an ADM network ({type(error).__name__}: {error})") from error
 
 
@@ -201,6 +207,8 @@ def _adm_settings(tensors: Tensors) -> dict[str, Any]:
         match for name in tensors if (match := re.fullmatch(r"model\.enc\.(\d+)x\1_block(\d+)\.conv1.weight", name))
     ]
     levels = sorted({int(match[1]) for match in blocks}, reverse=True)
+    if not levels:
+        raise ValueError("its state dict has no residual blocks of an ADM network, such as enc.64x64_block0")
     embedding_channels, model_channels = shape("map_layer0.weight")
     options = {
         "augment_dim": width("map_augment.weight"),

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 Names = Mapping[tuple[str, str], Callable[..., Any] | None]
 
 _MAX_OPCODES = 1_000_000  # published networks of the format have less than 100,000
+_MAX_ARGUMENTS = 16  # of a call: a tuple in the file can be an argument again and again
 _MAX_KEY = 1 << 32  # of dictionaries: larger integers can be chosen to have equal hashes
 
 
@@ -72,6 +73,7 @@ class PickleMachine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under the open marks
         self.memo: dict[int, Any] = {}
+        self.copied = 0  # attributes: a dictionary in the file can be the state of many objects
 
     def read(self, file: BinaryIO) -> Any:
         """The object of the next pickle in ``file``; reads up to the pickle's end.
@@ -127,11 +129,16 @@ class PickleMachine:
         record = self.names[name.module, name.name] if isinstance(name, Name) else None
         if record is None or type(arguments) is not tuple:
             raise ValueError(f"it would call {short(name)}: refused, and nothing in the file was run")
+        if len(arguments) > _MAX_ARGUMENTS:
+            raise ValueError(f"it would call {short(name)} with {len(arguments):,} arguments: refused")
         self.push(record(*arguments))
 
     def set_state(self) -> None:
         target, state = self.pop(2)
         if isinstance(target, Recorded):
+            self.copied += len(state) if type(state) is dict else 0
+            if self.copied > _MAX_OPCODES:
+                raise ValueError(f"its objects have more than {_MAX_OPCODES:,} attributes, which no network needs")
             target.set_state(state)
         elif type(target) is not dict:  # the state of a state dict is its _metadata, not needed
             raise ValueError(f"it would set the state of {short(target)}: refused")

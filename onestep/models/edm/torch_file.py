@@ -31,6 +31,7 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 _NUMPY_DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_MAX_DIMENSIONS = 8  # of a tensor; those of networks have up to 4
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # at the start of files of torch.save before version 1.6
 _TORCH_PROTOCOL = 1001
 
@@ -107,7 +108,11 @@ def _persistent_object(meta: Any) -> Recorded:
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> RecordedTensor:
     if not isinstance(storage, Storage) or type(shape) is not tuple or type(stride) is not tuple:
         raise ValueError("a tensor is described by something else than a storage, a shape and strides")
-    if len(shape) != len(stride) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)):
+    if (
+        len(shape) != len(stride)
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride))
+    ):
         raise ValueError("a tensor's shape or strides are no lengths")
     return RecordedTensor(storage, offset, shape, stride)
 
@@ -168,6 +173,7 @@ _NAMES: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("numpy.core.multiarray", "scalar"): _numpy_scalar,  # before numpy 2
     ("numpy._core.multiarray", "scalar"): _numpy_scalar,
     ("numpy", "dtype"): _numpy_dtype,
+    ("dnnlib.util", "EasyDict"): lambda: {},  # of EDM2, whose networks are then refused by their class
     # Sets in the encoding of protocols before 4; no set of the format is needed.
     ("builtins", "set"): lambda _: Recorded("set"),
     ("__builtin__", "set"): lambda _: Recorded("set"),
@@ -269,4 +275,5 @@ def read_checkpoint(path: str | Path) -> Any:
                 return _read_legacy(file, names)
             return PickleMachine(names).read(file)
     except (OSError, ValueError, LookupError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        reason = " ".join(str(error).split())  # pickletools quotes the file
+        raise ValueError(f"{path} cannot be read: {reason[:400]}") from error
