@@ -140,19 +140,19 @@ class Run:
             batch_sampler=self.order(data, settings, start),
             collate_fn=keep_batch,
             num_workers=self.settings.num_workers,
-            timeout=self.settings.process_timeout if self.settings.num_workers else 0,
             pin_memory=pinned,
             worker_init_fn=leave_signals_to_parent,
         )
         move = partial(Tensor.to, device=self.device, non_blocking=pinned)
         reader = iter(loader)
-        try:
-            for images, condition in prefetch(reader):
-                yield None if images is None else move(images), map_condition(move, condition)
-        except RuntimeError:
-            for process in getattr(reader, "_workers", ()):  # Python waits at its end for one that hangs
+        timeout = self.settings.process_timeout if self.settings.num_workers else None
+
+        def kill_workers() -> None:  # DataLoader's own timeout does not cover the transfer of a batch
+            for process in getattr(reader, "_workers", ()):
                 process.kill()
-            raise
+
+        for images, condition in prefetch(reader, timeout, kill_workers):
+            yield None if images is None else move(images), map_condition(move, condition)
 
     def random(self, settings: TrainingSettings, iteration: int, *stream: int) -> BatchRandom:
         """This process's rows of the randomness of an iteration's global batch; ``stream`` selects another stream."""
@@ -176,6 +176,8 @@ class Run:
         except StopRequestedError:
             self._stop("in the final evaluation, which resume=auto repeats")
         except Exception as error:
+            if "log" in vars(self):
+                self.log.close()  # its bar's line
             with suppress(ValueError):  # a disk that is full for both
                 self._writer.wait()
             disk = isinstance(error, OSError | SafetensorError)

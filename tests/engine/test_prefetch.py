@@ -39,6 +39,20 @@ def test_what_making_an_item_raises_comes_in_its_turn() -> None:
     assert seen == [0, 1]
 
 
+def test_an_item_that_takes_too_long() -> None:
+    killed = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        assert killed.wait(60)
+        raise OSError("what the thread sees of a killed reader")
+
+    user = prefetch(items(), timeout=0.05, give_up=killed.set)
+    assert next(user) == 0
+    with pytest.raises(RuntimeError, match=r"^DataLoader: no batch within 0\.05 seconds"):
+        next(user)
+
+
 def test_nothing_is_made_after_the_user_left() -> None:
     def items() -> Iterator[int]:
         for number in range(1000):
