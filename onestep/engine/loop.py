@@ -50,6 +50,7 @@ def train(
             _iterate(run, state, settings, data, update, evaluate)
         except NonFiniteError as error:
             last = roll_back(run, error, state, settings, last)
+    run.wait_for_writer()  # before the long evaluation
     check_successes(run, state)
 
 

@@ -68,8 +68,8 @@ class TrainingSettings:
         log_every, checkpoint_every, evaluate_every: iterations between log lines, checkpoints, and evaluations with a
             grid of samples.
         keep_last: number of newest checkpoints kept, in addition to the best one by evaluation.best.
-        max_skipped_steps: consecutive iterations with a skipped, non-finite step after which the run stops or rolls
-            back.
+        max_skipped_steps: iterations with a skipped, non-finite step after which the run stops or rolls back; each
+            iteration without one takes half off the count.
         rollbacks: largest number of rollbacks to the last checkpoint.
         rollback_lr_factor: factor of the learning rates at each rollback.
 

@@ -74,7 +74,7 @@ def test_damaged_files(
         run = tmp_path / name
         shutil.copytree(straight, run)
         damage(list_checkpoints(run)[-1] / name)
-        with pytest.warns(UserWarning, match="is damaged and passed over"):
+        with pytest.warns(UserWarning, match="is damaged and skipped"):
             go_on(run)
         assert_same_run(straight, run)
     survived(f"a checkpoint's file {fault}", len(names), len(names), "2 iterations, of a checkpoint every 2")
@@ -148,7 +148,7 @@ def test_one_of_two_processes_is_lost(how: signal.Signals, survived: Survived, t
     finally:
         for worker in workers:
             worker.kill()
-    assert workers[0].returncode == 1 and "process 0 lost another one" in said and "resume=auto" in said
+    assert workers[0].returncode == 1 and "process 0 failed, perhaps because another one died" in said and "resume=auto" in said
     iterations = last_iteration(tmp_path) - newest_intact(tmp_path)
     assert newest_intact(tmp_path) >= 2 and iterations <= 4
     survived(
