@@ -148,7 +148,11 @@ def test_one_of_two_processes_is_lost(how: signal.Signals, survived: Survived, t
     finally:
         for worker in workers:
             worker.kill()
-    assert workers[0].returncode == 1 and "process 0 failed, perhaps because another one died" in said and "resume=auto" in said
+    assert (
+        workers[0].returncode == 1
+        and "process 0 failed, perhaps because another one died" in said
+        and "resume=auto" in said
+    )
     iterations = last_iteration(tmp_path) - newest_intact(tmp_path)
     assert newest_intact(tmp_path) >= 2 and iterations <= 4
     survived(
