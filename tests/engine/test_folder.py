@@ -144,7 +144,7 @@ def test_each_run_has_its_own_precision(tmp_path: Path, accelerator: Accelerator
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("started", ["together", "by_time"])
+@pytest.mark.parametrize("started", ["together", pytest.param("by_time", marks=pytest.mark.slow)])
 def test_the_processes_share_a_folder(started: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two real processes of the command without a folder, or with one that each names for itself."""
     with socket.socket() as free:
