@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from onestep.denoiser import beyond_labels
 from onestep.engine.records import read_record, select
 from onestep.evaluation.sample import WEIGHTS
@@ -29,7 +31,8 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
         ``output``.
 
     Raises:
-        ValueError: for an unknown choice, a ``run`` that is not finished, or an ``output`` that is not empty.
+        ValueError: for an unknown choice, a ``run`` that is not finished, or an ``output`` that is not empty or
+            cannot be written.
     """
     run, output = Path(run), Path(output)
     if weights not in WEIGHTS:
@@ -39,8 +42,11 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
             raise ValueError(f"{run} has no {name}: expected the folder of a finished run")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} already exists: give a new folder")
-    with atomic_folder(output) as temporary:
-        _write(run, weights, temporary)
+    try:
+        with atomic_folder(output) as temporary:
+            _write(run, weights, temporary)
+    except (OSError, SafetensorError) as error:  # what is read raises ValueError
+        raise ValueError(f"{output} could not be written, and nothing of it is left: {error}") from error
     return output
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors import SafetensorError
 
 from onestep.build.sampling import sample
 from onestep.commands import main
@@ -175,6 +176,22 @@ def test_a_killed_export_leaves_nothing(finished_run: Path, tmp_path: Path, monk
         export(finished_run, tmp_path / "digits")
     assert list(tmp_path.iterdir()) == []
     assert export(finished_run, tmp_path / "digits").joinpath("README.md").is_file()
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(39, "Directory not empty")])
+def test_a_place_that_cannot_be_written(
+    error: Exception, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("onestep.export.export.write_card", fail)
+    with pytest.raises(ValueError, match=f"digits could not be written, and nothing of it is left: .*{error.args[-1]}"):
+        export(finished_run, tmp_path / "digits")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file/digits could not be written"):
+        export(finished_run, tmp_path / "file" / "digits")
 
 
 def test_nothing_but_safetensors_is_read(exported: Path, tmp_path: Path) -> None:
