@@ -26,8 +26,8 @@ NonNegativeImages = Annotated[int, Ge(0), Le(2**48)]
 #: Lengths of loops that end in reasonable time, and sides of images.
 Steps = Annotated[int, Ge(1), Le(100_000)]
 Side = Annotated[int, Ge(1), Le(2**14)]
-#: Seeds of random numbers.
-Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
+#: Seeds of random numbers: torch's rng on the CPU and numpy's take 32 bits.
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 #: Finite numbers: of either sign, above 0, and from 0.
 Number = Annotated[float, Ge(-(10**12)), Le(10**12)]
 Positive = Annotated[float, Gt(0), Le(10**12)]

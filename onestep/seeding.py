@@ -11,6 +11,30 @@ from torch import Tensor
 from onestep.denoiser import Condition
 from onestep.noise import SigmaDistribution
 
+#: Seeds of samples are below this number: torch's rng on the CPU takes 32 bits, so that larger ones repeat others.
+SEEDS = 2**32
+
+
+def check_seeds(first: int, last: int, setting: str = "seeds") -> None:
+    """Check that the seeds from ``first`` to ``last`` have random numbers of their own; ``setting`` sets them.
+
+    Raises:
+        ValueError: if one is outside [0, SEEDS).
+    """
+    if first < 0 or last >= SEEDS:
+        raise ValueError(f"{setting}: got the seeds from {first} to {last}, expected seeds from 0 to {SEEDS - 1}")
+
+
+def check_classes(classes: Sequence[int], label_dim: int) -> None:
+    """Check that ``classes`` are indices of ``label_dim`` classes.
+
+    Raises:
+        ValueError: for anything else, or none.
+    """
+    if not classes or not all(type(label) is int and 0 <= label < label_dim for label in classes):
+        known = f"{label_dim} classes, numbered from 0" if label_dim else "0 classes: set classes=null"
+        raise ValueError(f"classes={list(classes)}: this network has {known}")
+
 
 def seeded_rng(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """An rng that is a function of ``key``, such as (seed, rank, iteration): a resumed run gets the same numbers."""
@@ -75,6 +99,7 @@ def seeded_noise(seeds: Sequence[int], noise_shape: tuple[int, ...], label_dim: 
     It continues the rng of the latents of :func:`seeded_inputs`, like diffusers' pipelines: with
     ``generator=torch.Generator().manual_seed(seed)`` they use the same numbers.
     """
+    check_seeds(min(seeds), max(seeds))
     rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
     for rng in rngs:
         torch.randn(noise_shape, generator=rng)  # the latents
@@ -93,10 +118,11 @@ def seeded_inputs(
     the seed: random, or ``classes[seed % len(classes)]``.
 
     Raises:
-        ValueError: for classes outside [0, label_dim).
+        ValueError: for classes outside [0, label_dim), or seeds outside [0, SEEDS).
     """
-    if classes is not None and not all(0 <= label < label_dim for label in classes):
-        raise ValueError(f"classes={classes}: this network has {label_dim} classes, numbered from 0")
+    check_seeds(min(seeds), max(seeds))
+    if classes is not None:
+        check_classes(classes, label_dim)
     latents, labels = [], []
     for seed in seeds:
         rng = torch.Generator().manual_seed(seed)

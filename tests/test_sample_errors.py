@@ -33,6 +33,11 @@ def sample_config(tmp_path: Path) -> Configure:
         ("classes=[-1]", r"classes=\[-1\]: this network has 10 classes, numbered from 0"),
         ("classes=[]", r"classes=\[\]: expected a list such as \[3,7\]"),
         ("classes=3", r"classes=3: expected a list such as \[3,7\]"),
+        ("seed=-2", "seed=-2 count=4 seed_ranges=1: got the seeds from -2 to 1, expected seeds from 0 to 4294967295"),
+        ("seed=4294967293", "got the seeds from 4294967293 to 4294967296, expected"),
+        ("seed=9223372036854775807", "got the seeds from 9223372036854775807 to 9223372036854775810, expected"),
+        ("seed=18446744073709551616", "expected seeds from 0 to 4294967295"),
+        ("seed_ranges=1073741825", "got the seeds from 0 to 4294967299, expected"),
         ("checkpoint=elsewhere", "expected either run=.* or checkpoint="),
     ],
 )
@@ -73,5 +78,29 @@ def test_weights_that_do_not_fit_their_config(finished_run: Path, tmp_path: Path
     load_denoiser(finished_run / "generator").save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"num_blocks": 1', '"num_blocks": 2'))
-    with pytest.raises(ValueError, match=r"do not fit their config\.json.* expected shape"):
+    with pytest.raises(ValueError, match=r"do not fit config\.json.* expected \("):
         load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("present", ["000000.png", "samples.npz", "grid.png", "generator.json", "0/1.png"])
+@pytest.mark.parametrize("format", ["png", "grid", "npz"])
+def test_samples_are_not_put_beside_others(present: str, format: str, sample_config: Configure) -> None:
+    config = sample_config("checkpoint=fashion", f"format={format}")
+    place = Path(config.save_to, present)
+    place.parent.mkdir(parents=True)
+    place.write_text("as it was")
+    with pytest.raises(ValueError, match=r"save_to=.*: it holds 1 other files, such as .*: give a new folder"):
+        sample(config)
+    assert [path for path in Path(config.save_to).rglob("*") if path.is_file()] == [place]
+    assert place.read_text() == "as it was"
+
+
+def test_samples_in_a_place_that_is_no_folder(sample_config: Configure, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place, message in (
+        (tmp_path / "file", "file is a file"),
+        (tmp_path / "file" / "below", "file is a file"),
+        ("/proc/onestep", "save_to=/proc/onestep: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(sample_config("checkpoint=fashion", f"save_to={place}"))

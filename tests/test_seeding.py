@@ -5,8 +5,9 @@ from itertools import islice
 import pytest
 import torch
 
+from onestep.evaluation.generate import SampleSpace
 from onestep.noise import LogUniformSigma
-from onestep.seeding import BatchRandom, noise_from_latents, seeded_inputs, seeded_rng
+from onestep.seeding import SEEDS, BatchRandom, noise_from_latents, seeded_inputs, seeded_noise, seeded_rng
 
 SHAPE = (3, 4, 4)
 
@@ -94,3 +95,22 @@ def test_the_rows_of_all_processes_are_the_global_batch(processes: int) -> None:
     rng = seeded_rng(3, 0, 7)
     expected = [torch.randn((8, *SHAPE), generator=rng), distribution.sample(8, rng)]
     assert torch.equal(batch[0], expected[0]) and torch.equal(batch[1], expected[1])
+
+
+def test_seeds_beyond_32_bits_would_repeat_others() -> None:
+    alike = [torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in (5, SEEDS + 5)]
+    assert torch.equal(*alike)  # torch's rng: the reason of the limit
+    last, _ = seeded_inputs([SEEDS - 1], SHAPE, 0)
+    assert torch.equal(last[0], torch.randn(SHAPE, generator=torch.Generator().manual_seed(SEEDS - 1)))
+    for seeds in ([SEEDS], [3, -1], [2**64]):
+        for draw in (lambda seeds: seeded_inputs(seeds, SHAPE, 0), lambda seeds: next(seeded_noise(seeds, SHAPE))):
+            with pytest.raises(ValueError, match="seeds: got the seeds from .* expected seeds from 0 to 4294967295"):
+                draw(seeds)
+
+
+@pytest.mark.parametrize("classes", [[99], [10], [-1], [1.5], ["a"], [True], []])
+def test_classes_are_checked_before_anything_is_drawn(classes: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"classes=\[.*\]: this network has 10 classes, numbered from 0"):
+        SampleSpace(SHAPE, 10, classes)
+    with pytest.raises(ValueError, match=r"this network has 0 classes: set classes=null"):
+        SampleSpace(SHAPE, 0, classes)

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from onestep.build.evaluation import build_evaluator
 from onestep.build.recorded import Parts
-from onestep.build.run import separate_processes
 from onestep.config import instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
+from onestep.engine.launch import separate_accelerate_state
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
-from onestep.evaluation.writing import FORMATS
+from onestep.evaluation.writing import FORMATS, check_folder
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.models.base import DenoiserNetwork
@@ -27,11 +27,12 @@ from onestep.models.loading import load_generator
 from onestep.precision import choose_precision
 from onestep.processes import from_main_process
 from onestep.samplers import Sampler
+from onestep.seeding import check_seeds
 
 MODELS = ("student", "teacher")
 
 
-@separate_processes()
+@separate_accelerate_state()
 def sample(config: DictConfig) -> dict[str, Any]:
     """Generate ``config.count`` images, write them, and evaluate ``config.metrics``; or evaluate ``config.images``.
 
@@ -49,6 +50,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
         if not config.get("metrics"):
             raise ValueError(f"images={config.images}: expected metrics, such as metrics=[fid]")
         return evaluate_files(config.images, _evaluator(config, parts, accelerator.device))
+    place = from_main_process(lambda: _place(config))
     function, network, evaluations = _model(config, parts, accelerator.device)
     result = write_samples(
         function,
@@ -57,13 +59,14 @@ def sample(config: DictConfig) -> dict[str, Any]:
         range(config.seed, config.seed + config.count),
         config.batch_size,
         accelerator,
-        Path(from_main_process(lambda: config.save_to)),
+        place,
         config.format,
         _evaluator(config, parts, accelerator.device) if config.get("metrics") else None,
         config.seed_ranges,
     )
+    accelerator.end_training()
     if accelerator.is_main_process:
-        Console().print({name: value for name, value in result.items() if name != "results"})
+        Console().print({name: value for name, value in result.items() if name != "results"}, soft_wrap=True)
     return result
 
 
@@ -80,6 +83,14 @@ def _check_choices(config: DictConfig) -> None:
             raise ValueError(f"{name}={config[name]}: expected at least 1")
     if config.classes is not None and not (OmegaConf.is_list(config.classes) and len(config.classes)):
         raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
+
+
+def _place(config: DictConfig) -> Path:
+    """The folder of the samples, after the checks of what is drawn into it."""
+    last = config.seed + config.count * config.seed_ranges - 1
+    check_seeds(config.seed, last, f"seed={config.seed} count={config.count} seed_ranges={config.seed_ranges}")
+    check_folder(Path(config.save_to))
+    return Path(config.save_to)
 
 
 def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[SampleFunction, DenoiserNetwork, int]:

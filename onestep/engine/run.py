@@ -30,7 +30,7 @@ from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopRequestedError, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
-from onestep.seeding import BatchRandom
+from onestep.seeding import SEEDS, BatchRandom
 
 _OF_CONDITIONS = 2  # the random stream of conditions; 1 is the distillation's exit step
 
@@ -57,7 +57,7 @@ class Run:
                 f"accelerate is configured for {engine.value}, which supports one network: launch without it, and set "
                 "shard=true"
             )
-        set_seed(settings.seed, device_specific=True)
+        set_seed((settings.seed + self.accelerator.process_index) % SEEDS)  # of each process, also of the last seed
         self._folder = RunFolder(settings)
         self.folder = self._folder.path
         self.checkpoint: Path | None = None  # to resume
@@ -256,9 +256,8 @@ class Run:
         self._folder.write_json(name, values)
 
     def finish(self) -> None:
-        """Close the trackers."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        """Close the trackers and the process group."""
+        self.accelerator.end_training()
 
     @property
     def device(self) -> torch.device:

@@ -1,10 +1,11 @@
 """Metrics of samples, of files or of a run's networks, with a record of how each value was measured."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.processes import process_rows
 from onestep.reading import read_arrays
+from onestep.reports.tables import format_value
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class SampleFiles:
     Args:
         samples: a dataset of images, or batches of images or points.
         count: number of samples.
-        seeds: the first and the last seed in the files; None if they have no seeds.
+        seeds: the first and the last seed in the files; None if they have no seeds, or not all in between.
     """
 
     samples: Reference | Sequence[Tensor]
@@ -51,9 +53,14 @@ def open_samples(path: str) -> SampleFiles:
         return _open_array(place)
     images = EDMZip(path, use_labels=False) if place.is_file() else ImageFolder(path, use_labels=False)
     stems = [Path(name).stem for name in images.names]
-    numbers = [int(stem) for stem in stems if stem.isdecimal()]
-    seeds = [min(numbers), max(numbers)] if len(numbers) == len(stems) else None
+    numbered = all(re.fullmatch(r"[0-9]{6,10}", stem) for stem in stems)  # as SampleWriter names them
+    seeds = _range_of(sorted(map(int, stems))) if numbered else None
     return SampleFiles(images, len(images), seeds)
+
+
+def _range_of(seeds: list[int]) -> list[int] | None:
+    """The first and the last of the sorted ``seeds``; None if one is missing in between or there twice."""
+    return [seeds[0], seeds[-1]] if seeds and seeds == list(range(seeds[0], seeds[0] + len(seeds))) else None
 
 
 def _open_array(path: Path) -> SampleFiles:
@@ -64,7 +71,7 @@ def _open_array(path: Path) -> SampleFiles:
     if seeds is not None and seeds.dtype.kind not in "iu":
         raise ValueError(f"{path}: seeds of {seeds.dtype}, expected integers")
     array = next(iter(arrays.values()))
-    named = None if seeds is None or not seeds.size else [int(seeds.min()), int(seeds.max())]
+    named = None if seeds is None or seeds.shape != array.shape[:1] else _range_of(sorted(seeds.tolist()))
     if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3):
         pixels = torch.from_numpy(array).permute(0, 3, 1, 2)
         return SampleFiles([from_uint8(part) for part in pixels.split(1000)], len(array), named)
@@ -126,20 +133,25 @@ def least_of(ranges: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def print_results(records: list[dict[str, Any]]) -> None:
-    """Print each value with its features, reference, samples and seeds."""
+    """Print each value with its features, reference, samples, seeds and evaluations; no number is folded."""
     table = Table()
-    for title in ("metric", "value", "features", "reference", "samples", "seeds", "evaluations"):
-        justify: Literal["left", "right"] = "right" if title in ("value", "samples", "evaluations") else "left"
-        table.add_column(title, justify=justify, overflow="fold")
+    table.add_column("metric", min_width=8, overflow="fold")
+    table.add_column(
+        "value", justify="right", no_wrap=True, min_width=max(map(len, map(_value_of, records)), default=0)
+    )
+    table.add_column("of", min_width=10, overflow="fold")
     for record in records:
         seeds, evaluations = record["seeds"], record["network_evaluations"]
-        table.add_row(
-            record["title"],
-            f"{record['value']:.5g}",
+        conditions = (
+            f"{record['samples']:,} samples",
+            "seeds not known" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}",
+            *(() if evaluations is None else (f"{evaluations} evaluations each",)),
             record["features"],
-            record["reference"],
-            f"{record['samples']:,}",
-            "not known" if seeds is None else f"{seeds[0]} to {seeds[1]}",
-            "not known" if evaluations is None else str(evaluations),
+            f"against {record['reference']}",
         )
+        table.add_row(record["title"], _value_of(record), "; ".join(conditions))
     Console().print(table)
+
+
+def _value_of(record: dict[str, Any]) -> str:
+    return format_value(record["value"], digits=5)

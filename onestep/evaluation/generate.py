@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from onestep.denoiser import Condition, beyond_labels, map_condition
 from onestep.engine.prefetch import prefetch
 from onestep.processes import gather_rows, process_rows, rank_and_count
-from onestep.seeding import seeded_inputs, seeded_noise
+from onestep.seeding import check_classes, seeded_inputs, seeded_noise
 
 #: Maps latents [B, C, H, W], their condition and further noise to samples [B, C, H, W] in data units.
 SampleFunction = Callable[[Tensor, Condition, Iterator[Tensor]], Tensor]
@@ -48,6 +48,9 @@ class SampleSpace:
         classes: seed ``s`` gets ``classes[s % len(classes)]``; None for a random class, a function of the seed.
         conditions: conditions other than classes; seed ``s`` gets ``conditions[s % len(conditions)]``.
         decode: maps outputs to images [B, C, H, W] in [-1, 1], both on the CPU; None if the outputs are images.
+
+    Raises:
+        ValueError: for classes outside [0, label_dim).
     """
 
     noise_shape: tuple[int, ...]
@@ -55,6 +58,10 @@ class SampleSpace:
     classes: Sequence[int] | None = None
     conditions: Conditions | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.classes is not None:
+            check_classes(self.classes, self.label_dim)
 
     @classmethod
     def of(
@@ -119,8 +126,10 @@ def generate_batches(
             batch = list(seeds[start : start + batch_size])
             yield batch, *space.inputs(batch)
 
+    # On the CPU a thread takes time from the network instead of hiding its own.
+    batches = inputs() if accelerator.device.type == "cpu" else prefetch(inputs())
     with tqdm(total=len(seeds), desc=progress, disable=progress is None, unit="img", leave=False) as bar:
-        for batch, latents, given in prefetch(inputs()):
+        for batch, latents, given in batches:
             condition = map_condition(lambda tensor: tensor.to(accelerator.device), given)
             with accelerator.autocast():
                 images = sample(latents.to(accelerator.device), condition, space.noise(batch))
@@ -148,6 +157,21 @@ def generate_local(
     for batch in generate_batches(sample, padded, batch_size, space, accelerator, progress):
         yield (batch if space.decode is None else space.decode(batch))[:kept]
         kept = max(0, kept - len(batch))
+
+
+def check_finite(samples: Tensor, seeds: Sequence[int]) -> None:
+    """Check that all ``samples`` [N, ...] of ``seeds`` are finite: as pixels, NaN would be black.
+
+    Raises:
+        ValueError: with the seeds of those that are not.
+    """
+    broken = (~samples.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if broken:
+        named = ", ".join(str(seeds[place]) for place in broken[:5]) + (", ..." if len(broken) > 5 else "")
+        raise ValueError(
+            f"{len(broken)} of {len(samples)} samples of a batch are not finite (seeds {named}): check the network's "
+            "weights and the precision"
+        )
 
 
 def generate_all(

@@ -17,6 +17,7 @@ from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.result import Measurement
 from onestep.processes import gather_rows
 from onestep.reports.plots import save_samples
+from onestep.seeding import check_seeds
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, process
             name of a metric or value that is not measured.
     """
     settings.check_processes(processes)
+    ranges = f"evaluation.samples={settings.samples} evaluation.seed_ranges={settings.seed_ranges}"
+    check_seeds(0, settings.samples * settings.seed_ranges - 1, ranges)
     for count in {settings.samples, settings.interim_samples}:
         evaluator.check_samples(count)
     for name in settings.interim_metrics or []:

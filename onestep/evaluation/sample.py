@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from onestep.evaluation.evaluate import evaluate, least_of, open_samples, print_results
-from onestep.evaluation.generate import SampleFunction, SampleSpace, generate_local
+from onestep.evaluation.generate import SampleFunction, SampleSpace, check_finite, generate_local
 from onestep.evaluation.writing import SampleWriter
 from onestep.metrics.evaluator import Evaluator
 from onestep.processes import gather_rows, process_rows, rank_and_count
@@ -79,6 +79,7 @@ def write_samples(
         for _ in range(1, seed_ranges):
             seeds = range(seeds.stop, seeds.stop + count)
             images = torch.cat(list(generate(seeds)))
+            check_finite(images, [seeds[place] for place in process_rows(count)])
             ranges.append(evaluate(evaluator, images, seeds, network_evaluations, space.prompts))
         result |= _with_results(ranges) if main else {}
     return result
@@ -88,8 +89,12 @@ def evaluate_files(path: str, evaluator: Evaluator) -> dict[str, Any]:
     """Evaluate the samples at ``path``, see :func:`onestep.evaluation.evaluate.open_samples`."""
     files = open_samples(path)
     evaluator.check_samples(files.count)
-    records = evaluator.results(evaluator(files.batches()), files.count, files.seeds, None)
-    return {"images": path, "count": files.count} | _with_results([records])
+    values = evaluator(files.batches())
+    if rank_and_count()[0] > 0:
+        return {"images": path, "count": files.count}
+    return {"images": path, "count": files.count} | _with_results(
+        [evaluator.results(values, files.count, files.seeds, None)]
+    )
 
 
 def _finish(writer: SampleWriter, images: Tensor, seeds: range, device: torch.device) -> Path | None:

@@ -1,12 +1,15 @@
 """Samples as files: PNG files, written by threads during the sampling, one grid, or one array."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from torch import Tensor
 
+from onestep.evaluation.generate import check_finite
 from onestep.files import atomic_file
 from onestep.images import to_uint8
 from onestep.reports.plots import save_image, save_samples
@@ -15,14 +18,36 @@ FORMATS = ("png", "grid", "npz")
 _IMAGES_PER_TASK = 50  # PNG files that a thread writes per task
 
 
+def check_folder(folder: Path) -> None:
+    """Check, before anything is drawn, that ``folder`` can be written to and holds no files but hidden ones and logs.
+
+    Samples beside others would be counted as one set.
+
+    Raises:
+        ValueError: naming the setting save_to.
+    """
+    present = next((path for path in (folder, *folder.absolute().parents) if os.path.lexists(path)), Path("/"))
+    if not present.is_dir():
+        raise ValueError(f"save_to={folder}: {present} is a file: give a new folder")
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise ValueError(f"save_to={folder}: no permission to write to {present}: give a folder of your own")
+    if present == folder:
+        others = sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.suffix != ".log")
+        if others:
+            raise ValueError(
+                f"save_to={folder}: it holds {len(others)} other files, such as {others[0]}: give a new folder, or "
+                "delete them first"
+            )
+
+
 class SampleWriter:
-    """Writes images [B, C, H, W] in [-1, 1], or points, into ``folder``, which the first write creates.
+    """Writes images [B, C, H, W] in [-1, 1], or points, into ``folder``, which is made.
 
     PNG files are named by their seeds, and each process writes its rows. A grid or an array has all samples;
     :meth:`finish` writes it.
 
     Raises:
-        ValueError: for PNG files of points.
+        ValueError: for PNG files of points, or a folder that cannot be made or written to.
     """
 
     def __init__(self, folder: Path, format: str, image_shape: tuple[int, ...]) -> None:
@@ -30,6 +55,12 @@ class SampleWriter:
         self.points = tuple(image_shape[1:]) == (1, 1)
         if self.points and format == "png":
             raise ValueError("format=png: these samples are points, not images: use format=npz or format=grid")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"save_to={folder}: {error.strerror}: give a folder that can be written to") from error
         # zlib releases Python's lock, so threads suffice; more than two would contend for it.
         self._threads = ThreadPoolExecutor(2, "png")
         self._writing: list[Future[None]] = []
@@ -37,15 +68,19 @@ class SampleWriter:
     def add(self, samples: Tensor, seeds: Sequence[int]) -> None:
         """Start to write the ``samples`` (on the CPU) of ``seeds`` if each has its own file."""
         if self.format == "png":
-            self.folder.mkdir(parents=True, exist_ok=True)
             for start in range(0, len(seeds), _IMAGES_PER_TASK):
                 end = start + _IMAGES_PER_TASK
                 self._writing.append(self._threads.submit(self._write_png, samples[start:end], seeds[start:end]))
 
     def write(self, batches: Iterable[Tensor], seeds: Sequence[int]) -> Iterator[Tensor]:
-        """Yield the ``batches`` of the samples of ``seeds``, and :meth:`add` each."""
+        """Yield the ``batches`` of the samples of ``seeds``, and :meth:`add` each.
+
+        Raises:
+            ValueError: with the seeds of samples that are not finite; none of their batch is written.
+        """
         start = 0
         for batch in batches:
+            check_finite(batch, seeds[start : start + len(batch)])
             self.add(batch, seeds[start : start + len(batch)])
             start += len(batch)
             yield batch
@@ -62,13 +97,12 @@ class SampleWriter:
 
     def finish(self, samples: Tensor, seeds: Sequence[int]) -> Path:
         """Write all ``samples`` if they are one file; returns that file, or the folder of the PNG files."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if self.format == "grid":
             save_samples(samples, self.folder / "grid.png")
             return self.folder / "grid.png"
         if self.format == "npz":
             pixels = samples if self.points else to_uint8(samples).permute(0, 2, 3, 1)
             with atomic_file(self.folder / "samples.npz") as temporary:
-                np.savez(temporary, images=pixels.numpy(), seeds=np.array(seeds))
+                np.savez(temporary, images=pixels.numpy(), seeds=np.array(seeds, np.int64))
             return self.folder / "samples.npz"
         return self.folder

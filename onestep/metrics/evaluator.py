@@ -14,7 +14,7 @@ from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.reference import reference_features
 from onestep.metrics.result import Description, Result
 from onestep.metrics.statistics import Moments
-from onestep.processes import rank_and_count
+from onestep.processes import rank_and_count, sum_over_processes
 
 
 class Metric(Protocol):
@@ -113,11 +113,16 @@ class Evaluator:
             prompts: the prompt of each sample, for metrics that read them.
             only: the names of the metrics to compute; None for all.
             failures: receives the reason of each value that cannot be computed, by key; None raises the error.
+
+        Raises:
+            ValueError: without ``failures``, if a sample or a feature is not finite, or a metric cannot be computed.
         """
         wanted = self._wanted(only)
         extractions = {network: Extraction(network, kinds, self.device) for network, kinds in wanted.items()}
-        position = 0
+        position, broken = 0, torch.zeros((), dtype=torch.long, device=self.device)
         for batch in batches:
+            self._check_shape(batch)
+            broken += (~batch.flatten(1).isfinite().all(1)).sum().to(self.device)
             texts = None if prompts is None else prompts[position : position + len(batch)]
             position += len(batch)
             pixels: Tensor | None = None
@@ -125,14 +130,21 @@ class Evaluator:
                 if network is not None and pixels is None:
                     pixels = to_uint8(batch)
                 extraction.add(batch if network is None or pixels is None else pixels, texts)
-        generated = {network: extraction.finish(distributed) for network, extraction in extractions.items()}
+        if distributed:
+            sum_over_processes(broken)
+        generated = {network: _outputs(extraction, distributed) for network, extraction in extractions.items()}
         values: dict[str, float] = {}
         if rank_and_count()[0] > 0:
             return values
         for name, metric in self._chosen(only).items():
             network = self.network_of[name]
             try:
-                value = metric(self.real[network].get(metric.reads), generated[network][metric.reads])
+                if broken:
+                    raise ValueError(f"{int(broken):,} of the samples are not finite: check the network's weights")
+                outputs = generated[network]
+                if isinstance(outputs, ValueError):
+                    raise outputs
+                value = metric(self.real[network].get(metric.reads), outputs[metric.reads])
             except (ValueError, torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
                 if failures is None:
                     raise
@@ -206,6 +218,17 @@ class Evaluator:
             wanted.setdefault(self.network_of[name], set()).add(metric.reads)
         return wanted
 
+    def _check_shape(self, samples: Tensor) -> None:
+        """Check that ``samples`` have the shape of the reference's images, which feature networks would resize."""
+        if isinstance(self.reference, Moments | None) or not any(self.real.values()):
+            return
+        given, expected = tuple(samples.shape[1:]), tuple(self.reference.image_shape)
+        if given != expected:
+            raise ValueError(
+                f"the samples have the shape {given} (channels, height, width), the reference {expected}: give a "
+                "reference of the samples' shape, such as by data.resolution=... and data.channels=..."
+            )
+
     def _check(self, network: FeatureNetwork | None) -> None:
         given = None if isinstance(self.reference, Moments | None) else tuple(self.reference.image_shape)
         if network is None:
@@ -234,6 +257,14 @@ class Evaluator:
                 f"metrics={list(self.metrics)} need real images, and there are none: give data=... with images and "
                 "features=..., or reference=..., an .npz of moments; or choose metrics=[]"
             )
+
+
+def _outputs(extraction: Extraction, distributed: bool) -> dict[Kind, Any] | ValueError:
+    """The outputs of ``extraction``, or the error, which all processes have."""
+    try:
+        return extraction.finish(distributed)
+    except ValueError as error:
+        return error
 
 
 def _describe(name: str, metric: Metric) -> dict[str, Description]:

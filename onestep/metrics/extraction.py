@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from onestep.images import to_uint8
 from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.statistics import FeatureStatistics
-from onestep.processes import gather_rows, process_rows
+from onestep.processes import gather_rows, process_rows, rank_and_count
 
 Kind = Literal["moments", "vectors", "logits", "similarities"]
 #: The kinds that metrics read of generated samples alone.
@@ -82,7 +82,11 @@ class Extraction:
                 self.similarities.append(self.network.similarity(part, prompts[start : start + _BATCH]).cpu())
 
     def finish(self, distributed: bool = False) -> dict[Kind, Any]:
-        """The collected outputs by kind; if ``distributed``, those of all processes in the order of the ranks."""
+        """The collected outputs by kind; if ``distributed``, those of all processes in the order of the ranks.
+
+        Raises:
+            ValueError: in all processes, if an output is not finite.
+        """
         found: dict[Kind, Any] = {}
         if self.statistics is not None:
             found["moments"] = (self.statistics.reduce() if distributed else self.statistics).moments()
@@ -90,14 +94,20 @@ class Extraction:
             parts = getattr(self, kind)
             if parts:
                 found[kind] = gather_rows(torch.cat(parts), self.device) if distributed else torch.cat(parts)
+                if not found[kind].isfinite().all():
+                    raise ValueError(f"some features ({kind}) are not finite: check the feature network's weights")
         return found
 
     def all_of(self, reference: Reference) -> dict[Kind, Any]:
-        """The outputs for all images of ``reference``, in every process; the work is divided among the processes."""
+        """The outputs for all images of ``reference``, in every process.
+
+        The work is divided among the processes, unless there are fewer images than processes.
+        """
         if not self.kinds:
             return {}
-        rows = process_rows(len(reference))
+        divided = len(reference) >= rank_and_count()[1]
+        rows = process_rows(len(reference)) if divided else range(len(reference))
         total = -(-len(rows) // _READ)
         for batch in tqdm(reference.batches(_READ, rows), "features of the reference", total, leave=False, delay=2):
             self.add(batch if self.network is None else to_uint8(batch))
-        return self.finish(distributed=True)
+        return self.finish(distributed=divided)

@@ -7,10 +7,14 @@ from torch import Tensor
 
 from onestep.metrics.extraction import Kind
 from onestep.metrics.features import FeatureNetwork
+from onestep.seeding import seeded_rng
 
 
 class InceptionScore:
-    """``exp E KL(p(class | x) || p(class))``, the mean over consecutive parts of the samples.
+    """``exp E KL(p(class | x) || p(class))``, the mean over random parts of the samples.
+
+    The parts are a function of the samples, not of their order: in consecutive parts of files that are sorted by class,
+    the score would be about 1.
 
     Args:
         splits: the number of parts; at most the number of samples.
@@ -29,8 +33,15 @@ class InceptionScore:
     def __call__(self, real: Tensor | None, generated: Tensor) -> float:
         """The Inception Score, from 1 to the number of classes, of logits ``generated`` [N, K]; ``real`` is unused."""
         scores = []
-        for part in generated.double().tensor_split(min(self.splits, len(generated))):
+        for part in _in_random_order(generated.double()).tensor_split(min(self.splits, len(generated))):
             log_p = part.log_softmax(1)
             log_marginal = log_p.logsumexp(0) - math.log(len(part))
             scores.append((log_p.exp() * (log_p - log_marginal)).sum(1).mean().exp())
         return float(torch.stack(scores).mean())
+
+
+def _in_random_order(logits: Tensor) -> Tensor:
+    """The rows of ``logits`` [N, K] in a random order that is the same for every order of them."""
+    rng = seeded_rng(0)
+    sorted_rows = (logits @ torch.randn(logits.shape[1], generator=rng, dtype=logits.dtype)).argsort()
+    return logits[sorted_rows[torch.randperm(len(logits), generator=rng)]]

@@ -76,11 +76,14 @@ def evaluated_sides(summary: dict[str, Any]) -> list[str]:
     return [side for side in SIDES if "samples" in summary.get(side, {})]
 
 
-def format_value(value: float | None) -> str:
-    """A float with four digits; an integer in full, with commas; "nan" for None, which a JSON file has in its place."""
+def format_value(value: float | None, digits: int = 4) -> str:
+    """A float with ``digits``; an integer in full, with commas; "nan" for None, which a JSON file has in its place.
+
+    A float within 1e-12 of 0 is 0: the rounding of a distance between equal sets.
+    """
     if value is None:
         return "nan"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
 
 
 def to_cell(text: str) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ ALL = "metrics=[fid,is,kid,prdc]"
 
 @pytest.fixture
 def evaluate(finished_run: Path, tmp_path: Path) -> Evaluate:
-    """Runs ``sample`` on the finished run."""
+    """Runs ``sample`` on the finished run, each time into a new folder."""
 
     def run(*overrides: str) -> dict[str, Any]:
-        return sample(configure("sample", f"run={finished_run}", f"save_to={tmp_path}", *overrides))
+        place = tempfile.mkdtemp(dir=tmp_path, prefix=".drawn")
+        return sample(configure("sample", f"run={finished_run}", f"save_to={place}", *overrides))
 
     return run
 
@@ -155,5 +157,5 @@ def test_what_cannot_be_evaluated(evaluate: Evaluate, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cut\.npz: no .npz of images"):
         evaluate(f"images={tmp_path / 'cut.npz'}", "metrics=[fid]")
     Image.new("RGB", (8, 8)).save(tmp_path / "rgb.png")
-    with pytest.raises(ValueError, match="the feature network takes images"):
+    with pytest.raises(ValueError, match=r"the samples have the shape \(3, 8, 8\) .* the reference \(1, 8, 8\)"):
         evaluate(f"images={tmp_path}", "metrics=[fid]")

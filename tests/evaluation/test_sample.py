@@ -1,6 +1,7 @@
 """What ``sample.py`` draws from a run."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ Draw = Callable[..., tuple[Tensor, dict[str, Any]]]
 
 @pytest.fixture
 def draw(finished_run: Path, drawn: list[Tensor], tmp_path: Path) -> Draw:
-    """Draws from the finished run into ``tmp_path``: the images and what ``sample`` returns."""
+    """Draws from the finished run into ``tmp_path``, emptied: the images and what ``sample`` returns."""
 
     def run(*overrides: str) -> tuple[Tensor, dict[str, Any]]:
+        shutil.rmtree(tmp_path)
         config = configure("sample", f"run={finished_run}", f"save_to={tmp_path}", *overrides)
         result = sample(config)
         return drawn[-1], result
@@ -147,3 +149,15 @@ def test_the_summary_s_student_is_what_sample_draws(draw: Draw, finished_run: Pa
         _, result = draw(f"model={model}", "count=32", "metrics=[fid,recall]", "format=npz", "batch_size=16")
         for key in ("fid", "recall"):
             assert result[key] == pytest.approx(summary[model][key], rel=1e-9)
+
+
+def test_points_of_a_mixture_are_drawn_and_evaluated(tmp_path: Path) -> None:
+    place = tmp_path / "points"
+    drawn = ("model=teacher", "teacher=mixture", "mixture=grid", "sampler=heun", "count=200", "format=npz")
+    sample(configure("sample", *drawn, f"save_to={place}"))
+    points = np.load(place / "samples.npz")["images"]
+    assert points.shape == (200, 2, 1, 1)
+    nearest = np.abs(points[:, :, 0, 0] * 2 - np.round(points[:, :, 0, 0] * 2)) / 2  # modes at multiples of 0.5
+    assert (nearest < 0.15).mean() > 0.98
+    scored = ("data=mixture", "mixture=grid", "metrics=[energy]", "data.count=5000")
+    assert abs(sample(configure("sample", f"images={place / 'samples.npz'}", *scored))["energy"]) < 0.05

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from onestep.evaluation.evaluate import open_samples
 from onestep.evaluation.writing import SampleWriter
 
 
@@ -41,3 +42,34 @@ def test_points_are_no_png_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format=png: .* points, not images: use format=npz"):
         SampleWriter(tmp_path / "drawn", "png", (2, 1, 1))
     assert not (tmp_path / "drawn").exists()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_samples_that_are_not_finite_are_not_written(value: float, tmp_path: Path) -> None:
+    """As pixels, NaN would be black."""
+    writer, images = SampleWriter(tmp_path, "png", (3, 4, 4)), grey(torch.arange(8.0)).clone()
+    images[5, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"1 of 4 samples of a batch are not finite \(seeds 15\)"):
+        list(writer.write(images.split(4), range(10, 18)))
+    writer.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{seed:06d}.png" for seed in range(10, 14)]
+
+
+def test_seeds_of_an_array_are_integers(tmp_path: Path) -> None:
+    first = 2**32 - 2
+    writer = SampleWriter(tmp_path, "npz", (3, 4, 4))
+    saved = np.load(writer.finish(grey(torch.zeros(2)), range(first, first + 2)))
+    assert saved["seeds"].dtype == np.int64 and saved["seeds"].tolist() == [first, first + 1]
+    assert open_samples(str(tmp_path / "samples.npz")).seeds == [first, first + 1]
+
+
+@pytest.mark.parametrize(
+    "numbers, seeds", [([3, 4, 5], [3, 5]), ([0, 1, 100], None), ([7], [7, 7]), ([2**32 - 1], [2**32 - 1] * 2)]
+)
+def test_seeds_of_files_are_named_without_a_gap(numbers: list[int], seeds: list[int] | None, tmp_path: Path) -> None:
+    for number in numbers:
+        Image.new("L", (4, 4)).save(tmp_path / f"{number:06d}.png")
+    np.savez(tmp_path / "samples.npz", images=np.zeros((len(numbers), 4, 4, 1), np.uint8), seeds=numbers)
+    assert open_samples(str(tmp_path)).seeds == open_samples(str(tmp_path / "samples.npz")).seeds == seeds
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    assert open_samples(str(tmp_path)).seeds is None

@@ -1,16 +1,19 @@
 """The evaluator with feature networks whose outputs are known in closed form."""
 
 import math
+import re
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
 
 from onestep.data.dataset import ImagesInMemory
 from onestep.metrics.evaluator import Evaluator, Metric
-from onestep.metrics.extraction import Kind
+from onestep.metrics.extraction import Extraction, Kind
 from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.frechet import FrechetDistance
 from onestep.metrics.inception_score import InceptionScore
@@ -227,3 +230,58 @@ def test_which_of_two_measurements_is_better(higher_is_better: bool, best: float
     better, worse, broken = (Measurement("key", value, higher_is_better) for value in (best, worst, math.nan))
     assert better.is_better_than(worse) and not worse.is_better_than(better) and not better.is_better_than(better)
     assert worse.is_better_than(None) and worse.is_better_than(broken) and not broken.is_better_than(worse)
+
+
+def reference_in_a_process(rank: int, processes: int, folder: Path, count: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=processes)
+    torch.save(reference_outputs(count), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def reference_outputs(count: int) -> list[Tensor]:
+    """The moments and features of ``count`` images."""
+    images = ImagesInMemory(torch.rand(count, 1, 2, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    found = Extraction(TwoPixels(), {"moments", "vectors"}, "cpu").all_of(images)
+    return [found["moments"].mean, found["moments"].covariance, found["vectors"]]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_fewer_real_images_than_processes(count: int, tmp_path: Path) -> None:
+    arguments = (3, tmp_path, count)
+    mp.start_processes(reference_in_a_process, arguments, nprocs=3, start_method="fork")  # type: ignore[attr-defined]
+    alone = reference_outputs(count)
+    for rank in range(3):
+        for value, expected in zip(torch.load(tmp_path / f"{rank}.pt"), alone, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "factor, spoil, message",
+    [
+        (1.0, torch.nan, "2 of the samples are not finite"),
+        (1.0, torch.inf, "2 of the samples are not finite"),
+        (torch.nan, 0.0, r"some features (\(vectors\) )?are not finite"),
+    ],
+)
+@pytest.mark.parametrize("metric", [FrechetDistance(), Recall(1)])
+def test_what_is_not_finite_has_no_value(
+    factor: float, spoil: float, message: str, metric: Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.rand(6, 1, 2, 2) * 2 - 1
+    evaluator = Evaluator(TwoPixels(), {"value": metric}, ImagesInMemory(images.clone()))
+    monkeypatch.setattr(TwoPixels, "forward", lambda _, images: images[:, 0, 0].float() * factor)
+    images[[1, 4], 0, 0, 0] = spoil
+    failures: dict[str, str] = {}
+    assert evaluator(images.split(3), failures=failures) == {}
+    assert re.match(message, failures["value"])
+    with pytest.raises(ValueError, match=message):
+        evaluator(images.split(3))
+
+
+def test_both_sides_have_one_shape() -> None:
+    network = TwoPixels()
+    network.image_shape = None  # type: ignore[assignment] # of any size, such as Inception
+    evaluator = Evaluator(network, {"fid": FrechetDistance()}, ImagesInMemory(torch.rand(6, 1, 2, 2)))
+    for shape in ((3, 2, 2), (1, 4, 4)):
+        with pytest.raises(ValueError, match=r"the samples have the shape .* the reference \(1, 2, 2\)"):
+            evaluator([torch.rand(6, *shape)])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from onestep.evaluation.evaluate import print_results
 from onestep.metrics.result import Description
 from onestep.reports.tables import descriptions_of, print_summary
 
@@ -55,3 +56,24 @@ def test_descriptions_come_from_the_records() -> None:
     assert list(descriptions) == list(TEN)
     assert descriptions["recall"] == Description("the title of recall", higher_is_better=True)
     assert descriptions["kid"].heading == "the title of kid ↓" and descriptions["is"].heading == "the title of is ↑"
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_numbers_are_never_folded(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    values = {2.2737e-13: "0", -8.8818e-16: "0", -1.2346e-05: "-1.2346e-05", 317.21: "317.21", -1.5e-12: "-1.5e-12"}
+    common = {"features": "inception-2015-12-05.pt", "reference": "a_long_name_of_a_folder, 50,000 images"}
+    counts = {"samples": 50000, "seeds": [4294917296, 4294967295], "network_evaluations": 1000}
+    print_results([{"title": "kernel distance (KID)", "value": value} | common | counts for value in values])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= int(columns) and "…" not in text
+    lines = [line.strip("│").split("│") for line in text.splitlines() if line[:1] == "│"]
+    assert [cell for line in lines if (cell := line[1].strip())] == list(values.values())
+    words = [word for line in lines for word in line[2].replace(";", " ").split()]
+    for number in ("50,000", "4294917296", "4294967295", "1000"):
+        assert number in words
+    summary = {"teacher": dict.fromkeys(TEN, -1.2346e-05) | COSTS, "student": COSTS, "images_seen": 9, "seconds": 1.0}
+    print_summary(summary | {"results": {"teacher": RECORDS}}, Path("run"))
+    assert capsys.readouterr().out.count("-1.235e-05") == len(TEN)
