@@ -49,9 +49,9 @@ def test_a_pickle_draws_as_a_teacher(tmp_path: Path) -> None:
     assert abs(images - (expected * 127.5 + 128).clamp(0, 255).numpy().astype(int)).max() <= 1
 
 
-def test_a_one_step_pickle_needs_its_noise_level() -> None:
+def test_a_one_step_pickle_needs_its_noise_level(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not contain the noise level .* set sigma_init=\.\.\."):
-        sample(configure("sample", f"checkpoint={SID}"))
+        sample(configure("sample", f"checkpoint={SID}", f"save_to={tmp_path}"))
 
 
 @pytest.fixture

@@ -84,4 +84,4 @@ def test_points_are_drawn_as_numbers(tiny_run: Callable[..., Path], tmp_path: Pa
     assert points.dtype == np.float32 and points.shape == (200, 2, 1, 1)
     assert abs(result["energy"]) < 0.03  # 35 evaluations: the mixture's samples, up to the noise of 200 samples
     with pytest.raises(ValueError, match="format=png: .* points, not images: use format=npz"):
-        sample(configure("sample", *options, "format=png"))
+        sample(configure("sample", *options, "format=png", f"save_to={tmp_path / 'others'}"))
