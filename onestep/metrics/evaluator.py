@@ -29,6 +29,7 @@ class Metric(Protocol):
         features: the metric's feature network; None for the evaluator's.
         title: the value's name in tables and plots; for several values, the titles by key.
         higher_is_better: the direction of the value; for several values, one for all or a direction by key.
+        fewest: the fewest generated samples; 1 unless it is an attribute, and 2 for moments.
     """
 
     reads: Kind
@@ -166,12 +167,15 @@ class Evaluator:
             moments.save(path)
 
     def check_samples(self, count: int) -> None:
-        """Check ``count`` against the number of samples in a metric's name, such as fid50k.
+        """Check ``count`` against the fewest samples of each metric, and the number in a name such as fid50k.
 
         Raises:
-            ValueError: for another number, or for features outside the metric's published protocol.
+            ValueError: for too few or another number, or for features outside the metric's published protocol.
         """
         for name, metric in self.metrics.items():
+            fewest = 2 if metric.reads == "moments" else getattr(metric, "fewest", 1)
+            if count < fewest:
+                raise ValueError(f"{name} needs at least {fewest} samples, got {count}: generate more")
             promised = getattr(metric, "samples", None)
             if promised is None:
                 continue

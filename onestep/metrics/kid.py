@@ -24,6 +24,7 @@ class KernelDistance:
     reads: Kind = "vectors"
     title = "kernel distance (KID)"
     higher_is_better = False
+    fewest = 2
 
     def __init__(self, subsets: int, subset_size: int, seed: int, features: FeatureNetwork | None = None) -> None:
         if subsets < 1 or subset_size < 2:

@@ -23,6 +23,7 @@ class Recall:
 
     def __init__(self, k: int, features: FeatureNetwork | None = None) -> None:
         self.k, self.features = check_neighbour("recall", k), features
+        self.fewest = k + 1
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
         """Recall in [0, 1] of ``generated`` [N, D] against ``real`` [M, D] features.
@@ -56,6 +57,7 @@ class PRDC:
     def __init__(self, k: int, k_density: int, features: FeatureNetwork | None = None) -> None:
         self.k, self.k_density = check_neighbour("precision", k), check_neighbour("density", k_density)
         self.features = features
+        self.fewest = max(k, k_density) + 1
 
     def __call__(self, real: Tensor, generated: Tensor) -> dict[str, float]:
         """``precision``, ``recall``, ``density`` and ``coverage`` of ``generated`` [N, D] against ``real`` [M, D].
