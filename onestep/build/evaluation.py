@@ -52,7 +52,9 @@ def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
     conditions: Conditions | None = data.embeddings if isinstance(data, PromptDataset) else None
     if isinstance(data, MapDataset) and beyond_labels(network.condition_keys):
         conditions = ItemConditions(data)
-    return SampleSpace.of(network, conditions=conditions, decode=_decoder(network, data))
+    images = reference_of(data)
+    classes = images.used_classes if isinstance(images, ImageDataset) else None  # compared with images of them alone
+    return SampleSpace.of(network, classes, conditions, _decoder(network, data))
 
 
 def _decoder(network: Any, data: TrainingDataset | NoData) -> Callable[[Tensor], Tensor] | None:

@@ -23,10 +23,12 @@ class TrainingDataset(ABC, Dataset[Batch]):
     Attributes:
         image_shape: (C, H, W) of all images; without images, of the samples for these conditions.
         label_dim: number of classes; 0 for none.
+        used_classes: the classes that have images, if they are fewer; None for all.
     """
 
     image_shape: tuple[int, int, int]
     label_dim: int
+    used_classes: Sequence[int] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -82,7 +82,10 @@ class StoredImages(ImageDataset):
             raise ValueError(
                 f"data.num_classes={self.num_classes}: {self.path} has {found} classes; set at least {found}, or null"
             )
-        count, used = self.num_classes or found, len(np.unique(labels))
+        count, classes = self.num_classes or found, np.unique(labels).tolist()
+        used = len(classes)
+        if used < count:
+            self.used_classes = classes
         if used < count / 2:
             warnings.warn(f"{self.path}: only {used:,} of {count:,} classes have images", stacklevel=2)
         return count

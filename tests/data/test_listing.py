@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from onestep.build.evaluation import sample_space
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
 from onestep.data.prompts import read_prompts
 from onestep.data.webdataset import WebDataset, find_shards
+from tests.helpers.edm_models import tiny_denoiser
 from tests.helpers.pictures import encode
 
 PNG = encode(Image.new("L", (4, 4), 9))
@@ -84,7 +86,11 @@ def test_numbers_as_names_of_classes(tmp_path: Path) -> None:
 
 def test_fewer_classes_than_the_teacher_has(tmp_path: Path) -> None:
     folder = str(write(tmp_path, "a/x.png", "b/x.png"))
-    assert ImageFolder(folder, num_classes=3)[1][1]["labels"].tolist() == [0, 1, 0]
+    data = ImageFolder(folder, num_classes=3)
+    assert data[1][1]["labels"].tolist() == [0, 1, 0]
+    space = sample_space(tiny_denoiser(label_dim=3), data)  # samples are compared with images of the same classes
+    assert space.inputs(range(4))[1]["labels"].argmax(1).tolist() == [0, 1, 0, 1]
+    assert ImageFolder(folder).used_classes is None
     with pytest.raises(ValueError, match=r"data\.num_classes=1: .* has 2 classes; set at least 2"):
         ImageFolder(folder, num_classes=1)
     with pytest.warns(UserWarning, match="only 2 of 100 classes have images"):
