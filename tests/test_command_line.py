@@ -152,7 +152,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 
 def test_drawing_images_imports_no_more_than_it_needs(tmp_path: Path) -> None:
     """diffusers, with transformers and torch's compiler, takes longer to import than torch, and matplotlib a tenth."""
-    arguments = ["sample", "checkpoint=fashion", "count=1", "device=cpu", "precision=no", f"save_to={tmp_path}"]
+    arguments = ["sample", "checkpoint=fashion", "count=1", "device=cpu", "precision=no", f"save_to={tmp_path}/drawn"]
     unneeded = ["diffusers", "transformers", "peft", "matplotlib", "sklearn", "torchmetrics", "torch._dynamo", "sympy"]
     code = f"""
 import sys
@@ -162,4 +162,4 @@ print("imported:", sorted(set({unneeded}) & sys.modules.keys()))
 """
     finished = run_python("-c", code, cwd=tmp_path)
     assert finished.stdout.splitlines()[-1:] == ["imported: []"], finished.stderr
-    assert (tmp_path / "000000.png").is_file()
+    assert (tmp_path / "drawn" / "000000.png").is_file()
