@@ -8,7 +8,6 @@ from onestep.data.dataset import NoData, TrainingDataset, has_images
 from onestep.data.map_style import MapDataset
 from onestep.denoiser import beyond_labels, check_condition
 from onestep.distillation.settings import GeneratorSettings
-from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
 from onestep.objectives.base import Objective
@@ -141,5 +140,9 @@ def check_steps(generator: Generator) -> None:
         ValueError: see :func:`onestep.models.diffusers.schedule.tabulated_timesteps`.
     """
     denoiser = generator.denoiser
-    if isinstance(denoiser, DiffusersDenoiser) and beyond_labels(denoiser.condition_keys):
+    if not beyond_labels(denoiser.condition_keys):
+        return
+    from onestep.models.diffusers.denoiser import DiffusersDenoiser  # imports diffusers
+
+    if isinstance(denoiser, DiffusersDenoiser):
         tabulated_timesteps(denoiser.schedule, [generator.sigma_init, *generator.later_sigmas])

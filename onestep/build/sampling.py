@@ -15,7 +15,7 @@ from onestep.config import instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
-from onestep.engine.launch import separate_accelerate_state
+from onestep.engine.launch import check_launch, separate_accelerate_state
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
 from onestep.evaluation.writing import FORMATS, check_folder
@@ -43,6 +43,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
         ValueError: for an unknown choice, a missing run or checkpoint, or parts that do not fit each other.
     """
     _check_choices(config)
+    check_launch()
     precision = choose_precision(config.precision, config.device)
     parts = Parts(config)
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+#: Variables of a process that has been started as one of several: by torchrun, Open MPI, MPICH and MVAPICH.
+_RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
+
 
 def join_submitit_job() -> None:
     """In a submitit job of several tasks, set the environment variables that torchrun would set.
@@ -19,6 +22,23 @@ def join_submitit_job() -> None:
     environment = TorchDistributedEnvironment()
     if environment.world_size > 1:
         environment.export(set_cuda_visible_devices=False)
+
+
+def check_launch() -> None:
+    """Check that ``accelerate launch`` has started as many processes as it was asked for.
+
+    Without GPUs it starts one, for any ``--num_processes``; the address of a main process then shows that there should
+    be several.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    several = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if several and not _RANKS & os.environ.keys():
+        raise ValueError(
+            "accelerate launch has started one process for --num_processes=2 or more, as it does without GPUs: use "
+            "torchrun --nproc_per_node 2 -m onestep ..."
+        )
 
 
 @contextmanager

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from onestep.models.diffusers.denoiser import DiffusersDenoiser
-
 ATTENTIONS = ("sdpa", "xformers")
 
 
@@ -33,6 +31,8 @@ def set_attention(attention: str, networks: Iterable[Any]) -> None:
     """
     if attention == "sdpa":
         return
+    from onestep.models.diffusers.denoiser import DiffusersDenoiser  # imports diffusers
+
     for network in networks:
         if not isinstance(network, DiffusersDenoiser):
             raise ValueError(f"attention={attention} is for networks of diffusers: use attention=sdpa")

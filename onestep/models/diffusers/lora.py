@@ -3,9 +3,12 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from onestep.models.base import DenoiserNetwork, copy_trained
-from onestep.models.diffusers.denoiser import DiffusersDenoiser
+
+if TYPE_CHECKING:
+    from onestep.models.diffusers.denoiser import DiffusersDenoiser
 
 STUDENTS = ("generator", "fake_score")
 
@@ -37,7 +40,7 @@ class LoRA:
         if importlib.util.find_spec("peft") is None:
             raise ValueError("LoRA students need the package peft: pip install 'onestep[lora]'")
 
-    def apply(self, network: DenoiserNetwork) -> DiffusersDenoiser:
+    def apply(self, network: DenoiserNetwork) -> "DiffusersDenoiser":
         """A student that starts as ``network`` and shares its frozen parameters; only the change is trained.
 
         The change is in float32, for every precision of the frozen weights.
@@ -45,6 +48,8 @@ class LoRA:
         Raises:
             ValueError: if ``network`` is not of diffusers, or has no layers of these names.
         """
+        from onestep.models.diffusers.denoiser import DiffusersDenoiser  # imports diffusers
+
         if not isinstance(network, DiffusersDenoiser):
             raise ValueError("lora supports networks of diffusers only: use another teacher, or lora=null")
         student = copy_trained(network.requires_grad_(False))
