@@ -135,6 +135,7 @@ class GuardedOptimizer:
                 group.setdefault("initial_lr", group["lr"])
                 group["lr"] = group["initial_lr"] * factor
             optimizer.step()
+        self._zero_grad()  # frees their memory before another network's update
         self._grow_loss_scale()
         return {name: norm.detach() for name, norm in norms.items()}
 
