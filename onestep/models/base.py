@@ -101,6 +101,11 @@ class DenoiserNetwork(nn.Module, ABC):
         return next(self.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its parameters, which pipelines of diffusers read."""
+        return next(self.parameters()).dtype
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """Its class and settings, as plain values."""
         return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "image_shape": list(self.image_shape)}
