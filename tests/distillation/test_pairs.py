@@ -164,8 +164,12 @@ def test_a_chunk_that_was_being_written_is_drawn_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", die)
-        patch.setattr(Path, "unlink", die)  # a killed process deletes nothing
+
+        def die_for_good(*_: object) -> None:
+            patch.setattr(Path, "unlink", die)  # a killed process deletes nothing
+            die()
+
+        patch.setattr(os, "replace", die_for_good)
         prepare()
     (unfinished,) = files(tmp_path / "cache")
     assert unfinished.startswith(".writing_")
