@@ -11,8 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from onestep.build.distillation import build_distillation
 from onestep.build.run import started_run
-from onestep.config import CONF, check_config, compose, explain, unknown_key
+from onestep.config import CONF, check_config, compose, explain
 from onestep.distillation import loop
+from onestep.ranges import unknown_key
 
 
 @dataclass(frozen=True)
@@ -95,5 +96,5 @@ def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, 
     with open_dict(config):
         for name, value in given.items():  # the record names the class of an object
             config[name] = f"{type(value).__module__}.{type(value).__qualname__}"
-    check_config(config)
+    check_config(config, given)
     return config, given

@@ -1,9 +1,8 @@
 """Hydra with checks: invalid configurations are rejected before anything runs, with the valid choices."""
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from onestep.folders import cache_folder
-from onestep.ranges import OPTIMIZER, check, is_plain, parameters
+from onestep.ranges import check_arguments, parameters, unknown_key
 
 #: The folder of all configuration files.
 CONF = Path(__file__).parent / "conf"
@@ -115,9 +114,11 @@ def instantiate(node: Any, **objects: Any) -> Any:
     try:
         return hydra.utils.instantiate(node, _convert_="all", **objects)
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
+        cause, key = error.__cause__, re.search(r"full_key: (\S+)", str(error))
+        if not isinstance(cause, ValueError):
+            raise
+        named = key is None or key[1] in str(cause)
+        raise (cause if named else ValueError(f"{key[1]}: {cause}")) from None  # type: ignore[index]
 
 
 def explain(error: Exception) -> str:
@@ -127,7 +128,7 @@ def explain(error: Exception) -> str:
         parent = cause.parent_node
         if OmegaConf.is_dict(parent):
             full_key = str(cause.full_key)
-            return unknown_key(full_key, (str(key) for key in parent))
+            return unknown_key(full_key, (str(key) for key in parent if key not in _INSTANTIATE_KEYS))
     if isinstance(error, InstantiationException) and (line := explain_failure(error.__cause__)):
         return line
     if "hydra/launcher/submitit" in str(error):
@@ -142,72 +143,68 @@ def explain_failure(error: BaseException | None) -> str | None:
     return failures.explain_failure(error) if error is not None else None
 
 
-def unknown_key(full_key: str, valid: Iterable[str]) -> str:
-    """The message for an unknown key, with the ``valid`` keys."""
-    parent, _, key = full_key.rpartition(".")
-    choices = sorted(set(valid) - _INSTANTIATE_KEYS)
-    guess = difflib.get_close_matches(key, choices, n=1)
-    hint = f"; did you mean {guess[0]!r}?" if guess else "."
-    return f"unknown key {full_key!r}{hint} The keys of {parent or 'the configuration'} are: {', '.join(choices)}"
+def check_config(config: DictConfig, given: Collection[str] = ()) -> None:
+    """Check every setting against its type, and convert it in place.
 
+    The types are those of :mod:`onestep.build.schema`, and of the parameters of each ``_target_``.
 
-def check_additions(overrides: Iterable[str], config: DictConfig) -> None:
-    """Reject new top-level keys, such as ``+imagez=3``, which nothing would read.
+    Args:
+        config: the configuration of a command.
+        given: keys whose values are objects instead of parts of the configuration.
 
     Raises:
-        ValueError: with the key and the valid keys.
+        ValueError: for a setting without a value, a key that nothing reads, or a value out of its range, with the full
+            key.
     """
-    for override in overrides:
-        key = override.lstrip("+").partition("=")[0]
-        if override.startswith("+") and "." not in key:
-            raise ValueError(unknown_key(key, (str(name) for name in config if name != key)))
+    from onestep.build.schema import settings_of
 
-
-def check_config(config: DictConfig) -> None:
-    """Check every argument of every ``_target_`` against its annotation, and convert it in place.
-
-    Raises:
-        ValueError: for a setting without a value, an unknown key, or a value out of its range, with the full key.
-    """
     missing = OmegaConf.missing_keys(config)
     if missing:
         raise ValueError(f"settings without a value: {', '.join(sorted(missing))}; give each as KEY=VALUE")
-    _check_node(config, path="")
+    plain: Any = _without(OmegaConf.to_container(config, resolve=True), given)
+    # Keys for other keys alone, such as data_dim; and the record's.
+    read = {*re.findall(r"\$\{\.*(\w+)", OmegaConf.to_yaml(config)), "choices"}
+    settings = settings_of(plain)
+    known = {key: value for key, value in plain.items() if key in (parameters(settings) or ()) or key not in read}
+    _write(config, check_arguments(settings, _check_parts(known, "", bool(given)), partial=bool(given)))
 
 
-def _check_node(node: Any, path: str) -> None:
-    if OmegaConf.is_list(node):
-        for index, item in enumerate(node):
-            _check_node(item, f"{path}[{index}]")
-    if not OmegaConf.is_dict(node):
-        return
-    arguments = _arguments(node["_target_"], path) if "_target_" in node else None
-    for key, value in node.items():
-        name = f"{path}.{key}" if path else str(key)
-        _check_node(value, name)
-        if arguments is None or key in _INSTANTIATE_KEYS:
-            continue
-        if key not in arguments:
-            raise ValueError(unknown_key(name, arguments))
-        _check_argument(node, str(key), name, arguments[key])
+def check_parts(config: DictConfig) -> None:
+    """Check the arguments of every ``_target_`` alone, as :func:`check_config`."""
+    _write(config, _check_parts(OmegaConf.to_container(config, resolve=True), "", partial=False))
 
 
-def _check_argument(node: DictConfig, key: str, name: str, annotation: Any) -> None:
-    value: Any = node[key]
-    if OmegaConf.is_dict(value) and "_target_" in value and not is_plain(annotation):
-        return
-    plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    converted = check(name, plain, annotation)
-    if repr(converted) != repr(plain):
-        node[key] = list(converted) if isinstance(converted, tuple) else converted
+def _without(plain: Any, given: Collection[str]) -> Any:
+    """The configuration without the keys ``given``, at the top and among the arguments of its parts."""
+    kept = {key: value for key, value in plain.items() if key not in given}
+    return {
+        key: {name: item for name, item in value.items() if name not in given} if isinstance(value, dict) else value
+        for key, value in kept.items()
+    }
 
 
-def _arguments(target: str, path: str) -> dict[str, Any] | None:
-    """The arguments of ``target`` with their types; None if it takes any."""
+def _check_parts(node: Any, path: str, partial: bool) -> Any:
+    """The ``node`` with the arguments of every ``_target_`` converted; ``partial`` as in :func:`check_arguments`."""
+    if isinstance(node, list):
+        return [_check_parts(item, f"{path}[{index}]", partial) for index, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    checked = {key: _check_parts(value, f"{path}.{key}" if path else str(key), partial) for key, value in node.items()}
+    if "_target_" not in node:
+        return checked
+    arguments = {key: value for key, value in checked.items() if key not in _INSTANTIATE_KEYS}
     try:
-        found = parameters(get_object(target))
+        target = get_object(node["_target_"])
     except Exception as error:
-        raise ValueError(f"{path}._target_={target} cannot be imported: {error}") from error
-    if found is not None and target.startswith("torch.optim."):
-        found |= {name: annotation for name, annotation in OPTIMIZER.items() if name in found}
-    return found
+        raise ValueError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
+    return checked | check_arguments(target, arguments, path, partial or node.get("_partial_", False))
+
+
+def _write(node: DictConfig, converted: Mapping[str, Any]) -> None:
+    """Write the values that differ into ``node``."""
+    for key, value in converted.items():
+        before = node[key]
+        if OmegaConf.is_dict(before) and isinstance(value, dict):
+            _write(before, value)
+        elif repr(OmegaConf.to_container(before) if OmegaConf.is_config(before) else before) != repr(value):
+            node[key] = list(value) if isinstance(value, tuple) else value

@@ -21,7 +21,6 @@ from onestep.config import (
     accept_null,
     add_choices,
     add_recipe,
-    check_additions,
     check_config,
     explain,
     explain_failure,
@@ -75,7 +74,6 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
         jobs.append(list(HydraConfig.get().overrides.task))
         swept = HydraConfig.get().mode is RunMode.MULTIRUN
         with _noted(failed, len(jobs) - 1, traceback, os.getpid() == here) if swept else explained(traceback):
-            check_additions(jobs[-1], config)
             check_config(config)
             add_choices(config, HydraConfig.get().runtime.choices)
             main(config)

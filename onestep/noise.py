@@ -57,10 +57,14 @@ class SigmaDistribution(ABC):
         return self.quantile(torch.rand(count, generator=rng, device=rng.device))
 
 
-def _ordered(sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
-    """Both levels; None stands for a teacher's level in a configuration alone."""
+def check_levels(sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    """Both levels, in order; None stands for a teacher's level in a configuration alone.
+
+    Raises:
+        ValueError: naming both.
+    """
     if sigma_min is None or sigma_max is None or not 0 < sigma_min < sigma_max:
-        raise ValueError(f"expected 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
+        raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: expected 0 < sigma_min < sigma_max")
     return sigma_min, sigma_max
 
 
@@ -85,7 +89,7 @@ class LogUniformSigma(SigmaDistribution):
     """``log sigma`` uniform between the logarithms of ``sigma_min`` and ``sigma_max``."""
 
     def __init__(self, sigma_min: Positive | None, sigma_max: Positive | None) -> None:
-        self.log_min, self.log_max = map(math.log, _ordered(sigma_min, sigma_max))
+        self.log_min, self.log_max = map(math.log, check_levels(sigma_min, sigma_max))
 
     def quantile(self, u: Tensor) -> Tensor:
         return torch.exp(self.log_min + u * (self.log_max - self.log_min))
@@ -103,7 +107,7 @@ class KarrasSigma(SigmaDistribution):
 
     def __init__(self, sigma_min: Positive | None, sigma_max: Positive | None, rho: Rho = 7.0) -> None:
         self.rho = rho
-        self.root_min, self.root_max = (level ** (1 / rho) for level in _ordered(sigma_min, sigma_max))
+        self.root_min, self.root_max = (level ** (1 / rho) for level in check_levels(sigma_min, sigma_max))
 
     def quantile(self, u: Tensor) -> Tensor:
         return (self.root_min + u * (self.root_max - self.root_min)) ** self.rho

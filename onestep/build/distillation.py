@@ -170,7 +170,7 @@ class Parts:
             for key in ("sigma_min", "sigma_max")
             if self.config[name].get(key, 0) is None
         }
-        return instantiate(OmegaConf.merge(self.config[name], bounds))
+        return instantiate(self.config[name], **bounds)
 
 
 def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings, CriticSettings]:

@@ -20,8 +20,8 @@ from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.of_run import check_evaluation
 from onestep.models.base import DenoiserNetwork
 from onestep.pretraining import classifier, denoiser
-from onestep.pretraining.classifier import ClassifierSettings
 from onestep.pretraining.denoiser import Pretraining
+from onestep.pretraining.settings import ClassifierSettings
 from onestep.seeding import seeded_rng
 
 

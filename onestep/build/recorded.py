@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onestep.config import CONF, check_config, compose
+from onestep.config import CONF, check_parts, compose
 from onestep.engine.records import read_record
 from onestep.reading import one_line
 
@@ -69,7 +69,7 @@ class Parts:
         if self._own is None:
             self._own = _compose_own(choices)
         node = OmegaConf.create({name: _overlay(self._own[name], recorded, name)})
-        check_config(node)
+        check_parts(node)
         return node[name]
 
 

@@ -1,17 +1,23 @@
 """Non-leaking augmentation of training images (Karras et al. 2022, arXiv 2206.00364, appendix F.2 and table 6)."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from onestep.precision import double
+from onestep.ranges import Fraction, checked
 from onestep.seeding import BatchRandom
 
 PARAMETERS = ("x_flip", "y_flip", "scale", "rotation", "anisotropy_angle", "anisotropy", "x_shift", "y_shift")
 
+Factor = Annotated[float, Gt(0), Le(100)]
 
+
+@checked
 class EDMAugmentation:
     """Random flips, scaling, rotation, stretching and translation, described by nine labels, an input of the network.
 
@@ -31,12 +37,7 @@ class EDMAugmentation:
 
     label_dim = 9
 
-    def __init__(self, probability: float, scale: float, anisotropy: float, translation: float) -> None:
-        if not 0 <= probability <= 1:
-            raise ValueError(f"augment.probability must be in [0, 1], got {probability}")
-        for name, value in (("scale", scale), ("anisotropy", anisotropy), ("translation", translation)):
-            if value <= 0:
-                raise ValueError(f"augment.{name} must be positive, got {value}")
+    def __init__(self, probability: Fraction, scale: Factor, anisotropy: Factor, translation: Factor) -> None:
         self.probability, self.scale, self.anisotropy, self.translation = probability, scale, anisotropy, translation
 
     def __call__(self, images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:

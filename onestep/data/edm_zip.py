@@ -12,6 +12,7 @@ from typing import Any
 from onestep.data.listing import files_below, image_names, is_hidden
 from onestep.data.stored import Contents, EncodedImages, PerProcess, class_labels
 from onestep.images import MAX_BYTES, DamagedImageError, check_size, read_file
+from onestep.ranges import checked
 from onestep.reading import parse_json
 
 _LABELS = "dataset.json"
@@ -19,6 +20,7 @@ _LABELS = "dataset.json"
 _LABEL_BYTES, _LEAST_LABEL_BYTES = 256, 1 << 26
 
 
+@checked
 @dataclass(eq=False)
 class EDMZip(EncodedImages):
     """Images of a zip or folder as EDM's ``dataset_tool.py`` writes it, in the order of their names.

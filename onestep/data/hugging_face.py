@@ -6,8 +6,10 @@ from typing import Any
 
 from onestep.data.stored import Contents, EncodedImages, class_labels
 from onestep.images import DamagedImageError, read_file
+from onestep.ranges import Text, checked
 
 
+@checked
 @dataclass(eq=False)
 class HuggingFaceDataset(EncodedImages):
     """A split of a dataset of images, read from its memory-mapped files. It needs the extra ``datasets``.
@@ -26,9 +28,9 @@ class HuggingFaceDataset(EncodedImages):
     """
 
     _: KW_ONLY
-    split: str
-    image_column: str = "image"
-    label_column: str | None = None
+    split: Text
+    image_column: Text = "image"
+    label_column: Text | None = None
 
     def open(self) -> Contents:
         try:

@@ -4,16 +4,18 @@ import gzip
 import zlib
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from onestep.data.stored import Contents, StoredImages
+from onestep.ranges import Side, checked
 
 _MAX_BYTES = 3 << 28  # of one uncompressed file; EMNIST has 640 million
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
+@checked
 @dataclass(eq=False)
 class IDXImages(StoredImages):
     """The images of ``<train or t10k>-images-idx3-ubyte`` and their classes, in memory as bytes.
@@ -31,12 +33,10 @@ class IDXImages(StoredImages):
     """
 
     _: KW_ONLY
-    split: str
-    pad_to: int | None = None
+    split: Literal["train", "test"]
+    pad_to: Side | None = None
 
     def open(self) -> Contents:
-        if self.split not in _PREFIXES:
-            raise ValueError(f"split={self.split}: choose one of {', '.join(_PREFIXES)}")
         prefix = _PREFIXES[self.split]
         self.stored = self._padded(read_idx(Path(self.path), f"{prefix}-images-idx3-ubyte", dimensions=3))
         names = [f"image {index}" for index in range(len(self.stored))]

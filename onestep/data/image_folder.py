@@ -9,8 +9,10 @@ import numpy as np
 from onestep.data.listing import files_below, image_names, is_hidden
 from onestep.data.stored import Contents, EncodedImages
 from onestep.images import SUFFIXES, read_file
+from onestep.ranges import checked
 
 
+@checked
 @dataclass(eq=False)
 class ImageFolder(EncodedImages):
     """The images of a folder, in the order of their paths; see :data:`onestep.images.SUFFIXES`.

@@ -18,6 +18,7 @@ from onestep.data.dataset import Batch, TrainingDataset
 from onestep.images import decode_image, from_uint8
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
+from onestep.ranges import PathText, Text
 from onestep.reading import check_file, read_bytes
 
 _MAX_BYTES, _MAX_ROWS = 1 << 28, 1 << 23  # of one file
@@ -42,7 +43,9 @@ class PromptDataset(TrainingDataset):
             that cannot be written.
     """
 
-    def __init__(self, path: str | list[str], column: str, image_column: str | None, pipeline: TeacherPipeline) -> None:
+    def __init__(
+        self, path: PathText | list[str], column: Text, image_column: Text | None, pipeline: TeacherPipeline
+    ) -> None:
         self.pipeline, self.label_dim, self.image_shape = pipeline, 0, pipeline.latent_shape
         self.embeddings = pipeline.encode_prompts(read_prompts(path, column))
         self.latents = None if image_column is None else self._encode_images(path, image_column)

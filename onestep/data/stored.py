@@ -19,7 +19,7 @@ from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition
 from onestep.files import hash_parts
 from onestep.images import DamagedImageError, decode_image, from_uint8
-from onestep.ranges import Count
+from onestep.ranges import Count, PathText
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class StoredImages(ImageDataset):
             image.
     """
 
-    path: str
+    path: PathText
     _: KW_ONLY
     use_labels: bool = True
     num_classes: Count | None = None
@@ -61,8 +61,6 @@ class StoredImages(ImageDataset):
     skip_damaged: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_size is not None and self.max_size < 1:
-            raise ValueError(f"max_size={self.max_size}: expected at least 1, or null for all images")
         contents = self.open()
         self.names = contents.names
         positions = np.arange(len(self.names), dtype=np.int64)

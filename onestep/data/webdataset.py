@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from onestep.data.listing import is_hidden
 from onestep.data.stored import Contents, EncodedImages, class_labels
 from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError, check_size
-from onestep.ranges import Text
+from onestep.ranges import Text, checked
 
 _MAX_SHARDS = 1 << 20
 _MAX_HEADER = 1 << 20  # bytes
@@ -30,6 +30,7 @@ class _Member(NamedTuple):
     name: str
 
 
+@checked
 @dataclass(eq=False)
 class WebDataset(EncodedImages):
     """Images of WebDataset shards, in the order of the shards' names and of their members.

@@ -18,10 +18,10 @@ from torch import Tensor
 from onestep.cache import ChunkCache, fingerprint
 from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition, map_condition
-from onestep.engine.settings import check_positive
 from onestep.evaluation.generate import SampleSpace, generate_batches
 from onestep.models.base import DenoiserNetwork
 from onestep.processes import meet
+from onestep.ranges import BatchSize, PathText, Samples, checked
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_inputs
 from onestep.toy.teacher import MixtureTeacher
@@ -30,6 +30,7 @@ Teacher = DenoiserNetwork | MixtureTeacher
 _FORMAT = 1  # version of the files and of the function from seed to pair; a new number invalidates older pairs
 
 
+@checked
 @dataclass(frozen=True)
 class PairSettings:
     """Number and cache of the pairs.
@@ -43,12 +44,9 @@ class PairSettings:
         ValueError: for numbers that are not positive.
     """
 
-    count: int
-    batch_size: int
-    cache: str
-
-    def __post_init__(self) -> None:
-        check_positive(self, "pairs", "count", "batch_size")
+    count: Samples
+    batch_size: BatchSize
+    cache: PathText
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onestep.ranges import Guidance, Positive, PositiveRate, Rate, Steps, checked
 
+
+@checked
 @dataclass(frozen=True)
 class GeneratorSettings:
     """Settings of the generator.
@@ -18,23 +21,13 @@ class GeneratorSettings:
         ValueError: for a number out of its range.
     """
 
-    sigma_init: float
-    later_sigmas: Sequence[float]
-    gan_weight: float
-    regression_weight: float
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.later_sigmas, list | tuple) or not all(
-            isinstance(sigma, int | float) for sigma in self.later_sigmas
-        ):
-            raise ValueError(
-                f"generator.later_sigmas={self.later_sigmas}: expected a list of noise levels such as [0.5,0.2], or []"
-            )
-        for name in ("gan_weight", "regression_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"generator.{name} must not be negative, got {getattr(self, name)}")
+    sigma_init: Positive
+    later_sigmas: Sequence[Positive]
+    gan_weight: Rate
+    regression_weight: Rate
 
 
+@checked
 @dataclass(frozen=True)
 class CriticSettings:
     """Settings of the fake score and the discriminator.
@@ -51,13 +44,7 @@ class CriticSettings:
         ValueError: for a number out of its range.
     """
 
-    steps: int
+    steps: Steps
     fresh_latents: bool
-    guidance: float
-    discriminator_weight: float
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"fake_score.steps must be at least 1, got {self.steps}")
-        if self.discriminator_weight <= 0:
-            raise ValueError(f"discriminator.weight must be positive, got {self.discriminator_weight}")
+    guidance: Guidance
+    discriminator_weight: PositiveRate

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from onestep.models.base import Network, copy_trained
+from onestep.ranges import Positive, checked
 
 
+@checked
 class EMA(Generic[Network]):
     """An exponential moving average of ``network``'s weights.
 
@@ -20,9 +22,7 @@ class EMA(Generic[Network]):
             in a run the average thus forgets the initial weights.
     """
 
-    def __init__(self, network: Network, halflife: float, rampup: float) -> None:
-        if halflife <= 0 or rampup <= 0:
-            raise ValueError(f"EMA needs halflife > 0 and rampup > 0, got halflife={halflife}, rampup={rampup}")
+    def __init__(self, network: Network, halflife: Positive, rampup: Positive) -> None:
         self.average = copy_trained(network).eval().requires_grad_(False)
         self.halflife, self.rampup = halflife, rampup
 

@@ -8,10 +8,13 @@ import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from onestep.engine.settings import CompileMode
 from onestep.engine.shard import checkpoint_activations, shard
 from onestep.models.base import DenoiserNetwork
+from onestep.ranges import checked
 
 
+@checked
 @dataclass(frozen=True)
 class Layout:
     """Memory layout and execution of networks.
@@ -29,7 +32,7 @@ class Layout:
     channels_last: bool
     gradient_checkpointing: bool
     shard: bool
-    compile: bool | str
+    compile: bool | CompileMode
 
     def __post_init__(self) -> None:
         if self.channels_last and self.shard:

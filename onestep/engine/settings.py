@@ -1,22 +1,48 @@
 """Settings of a run, of its training and of its evaluation. Their values are in conf/."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator
+
+from onestep.ranges import (
+    BatchSize,
+    Count,
+    Images,
+    NonNegativeImages,
+    NonNegativeInt,
+    PathText,
+    Positive,
+    PositiveFraction,
+    Samples,
+    Seed,
+    Steps,
+    Text,
+    checked,
+)
 
 
-def check_positive(settings: object, block: str, *names: str) -> None:
-    """Check that the numbers ``names`` of the configuration's ``block`` are positive.
-
-    Raises:
-        ValueError: naming the first that is not.
-    """
-    for name in names:
-        if getattr(settings, name) <= 0:
-            raise ValueError(f"{block}.{name} must be positive, got {getattr(settings, name)}")
+def _as_list(value: Any) -> Any:
+    return [] if value is None else [value] if isinstance(value, str) else value
 
 
+#: The modes of torch.compile.
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+#: "auto" is the accelerator if there is one. A name other than cpu is that of the accelerator that must be there.
+Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+#: The precision of accelerate, or "auto".
+Precision = Literal["auto", "no", "bf16", "fp16"]
+#: Names of accelerate's trackers: a list, a single name, or null for none.
+Trackers = Annotated[list[Text], BeforeValidator(_as_list)]
+#: Processes that read data.
+Workers = Annotated[int, Ge(0), Le(1024)]
+#: Seconds, up to four months.
+Timeout = Annotated[float, Gt(0), Le(10**7)]
+
+
+@checked
 @dataclass(frozen=True)
 class RunSettings:
     """Folder, device and processes of a run.
@@ -24,7 +50,7 @@ class RunSettings:
     Args:
         output: the run's folder.
         seed: seed of all randomness.
-        device: "auto" for the accelerator if there is one, or "cpu".
+        device: "auto" for the accelerator if there is one, "cpu", or the accelerator's name.
         precision: "no" (float32), "bf16" or "fp16".
         num_workers: data loading processes per training process; 0 reads in the training process.
         process_timeout: timeout of collective operations, in seconds.
@@ -38,21 +64,18 @@ class RunSettings:
     """
 
     output: Path
-    seed: int
-    device: str
-    precision: str
-    num_workers: int
-    process_timeout: float
-    trackers: Sequence[str]
-    resume: str | None
+    seed: Seed
+    device: Device
+    precision: Precision
+    num_workers: Workers
+    process_timeout: Timeout
+    trackers: Trackers
+    resume: PathText | None
     record: str
     course: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers}: expected 0 (read in the training process) or more")
 
-
+@checked
 @dataclass(frozen=True)
 class TrainingSettings:
     """Settings of every training.
@@ -77,33 +100,23 @@ class TrainingSettings:
         ValueError: for a number out of its range.
     """
 
-    total_images: int
-    batch_size: int
-    accumulation: int
-    warmup_images: int
-    final_lr: float
-    grad_clip: float
-    ema_halflife: float
-    ema_rampup: float
-    log_every: int
-    checkpoint_every: int
-    evaluate_every: int
-    keep_last: int
-    max_skipped_steps: int
-    rollbacks: int
-    rollback_lr_factor: float
+    total_images: Images
+    batch_size: BatchSize
+    accumulation: BatchSize
+    warmup_images: NonNegativeImages
+    final_lr: PositiveFraction
+    grad_clip: Positive
+    ema_halflife: Positive
+    ema_rampup: Positive
+    log_every: Count
+    checkpoint_every: Count
+    evaluate_every: Count
+    keep_last: Count
+    max_skipped_steps: Count
+    rollbacks: NonNegativeInt
+    rollback_lr_factor: PositiveFraction
 
     def __post_init__(self) -> None:
-        check_positive(
-            self, "training", "total_images", "batch_size", "accumulation", "grad_clip", "log_every",
-            "checkpoint_every", "evaluate_every", "keep_last", "max_skipped_steps",
-        )  # fmt: skip
-        if not 0 < self.final_lr <= 1:
-            raise ValueError(f"training.final_lr must lie in (0, 1], got {self.final_lr}")
-        if self.rollbacks < 0:
-            raise ValueError(f"training.rollbacks must not be negative, got {self.rollbacks}")
-        if not 0 < self.rollback_lr_factor <= 1:
-            raise ValueError(f"training.rollback_lr_factor must lie in (0, 1], got {self.rollback_lr_factor}")
         if self.total_images < self.batch_size:
             raise ValueError(
                 f"training.total_images={self.total_images} is less than one batch: expected at least "
@@ -131,6 +144,7 @@ class TrainingSettings:
         return self.batch_size // processes
 
 
+@checked
 @dataclass(frozen=True)
 class EvaluationSettings:
     """Settings of a run's evaluations. Latents and classes are those of the seeds 0, 1, ...
@@ -148,17 +162,14 @@ class EvaluationSettings:
         grid: samples in a grid of images.
     """
 
-    samples: int
-    seed_ranges: int
-    interim_samples: int
-    interim_metrics: list[str] | None
-    best: str | None
+    samples: Samples
+    seed_ranges: Steps
+    interim_samples: Samples
+    interim_metrics: list[Text] | None
+    best: Text | None
     evaluate_teacher: bool
-    batch_size: int
-    grid: int
-
-    def __post_init__(self) -> None:
-        check_positive(self, "evaluation", "samples", "seed_ranges", "interim_samples", "batch_size", "grid")
+    batch_size: BatchSize
+    grid: BatchSize
 
     def check_processes(self, processes: int) -> None:
         """Check that each of ``processes`` gets at least one sample.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len, MinLen
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from typing_extensions import TypedDict
 from onestep.assets import ASSETS
 from onestep.files import atomic_file
 from onestep.metrics.features import FeatureNetwork
-from onestep.ranges import Count, ImageShape, Side
+from onestep.ranges import Classes, Count, Fraction, ImageShape, PathText, Side, Text, Width, checked
 from onestep.reading import one_line, open_tensors, parse_json, read_tensors
 
 _Layers = Annotated[list[Side], Field(max_length=100)]
@@ -33,6 +34,7 @@ class _Config(TypedDict):
     held_out_accuracy: float | None
 
 
+@checked
 class Classifier(FeatureNetwork):
     """A classifier of square images; its features are the activations before the last layer.
 
@@ -49,15 +51,17 @@ class Classifier(FeatureNetwork):
 
     def __init__(
         self,
-        name: str,
-        image_shape: Sequence[int],
-        num_classes: int,
-        num_features: int,
-        channels: Sequence[int],
-        strides: Sequence[int],
-        held_out_accuracy: float | None = None,
+        name: Text,
+        image_shape: Annotated[Sequence[Side], Len(3, 3)],
+        num_classes: Classes,
+        num_features: Width,
+        channels: Annotated[Sequence[Width], MinLen(1)],
+        strides: Annotated[Sequence[Side], MinLen(1)],
+        held_out_accuracy: Fraction | None = None,
     ) -> None:
         super().__init__()
+        if len(channels) != len(strides):
+            raise ValueError(f"channels={channels}, strides={strides}: expected one stride for each convolution")
         self.config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         self.title = f"{name} classifier"
         before, height, width = self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
@@ -86,7 +90,8 @@ class Classifier(FeatureNetwork):
             save_file(self.state_dict(), temporary, metadata={"config": json.dumps(self.config)})
 
 
-def load_classifier(path: str) -> Classifier:
+@checked
+def load_classifier(path: PathText) -> Classifier:
     """A frozen classifier in eval mode.
 
     Args:

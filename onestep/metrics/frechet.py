@@ -6,6 +6,7 @@ from torch import Tensor
 from onestep.metrics.extraction import Kind
 from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.statistics import Moments
+from onestep.ranges import Samples, Text
 
 
 class FrechetDistance:
@@ -21,7 +22,7 @@ class FrechetDistance:
     higher_is_better = False
 
     def __init__(
-        self, features: FeatureNetwork | None = None, samples: int | None = None, title: str = "Frechet distance"
+        self, features: FeatureNetwork | None = None, samples: Samples | None = None, title: Text = "Frechet distance"
     ) -> None:
         self.features, self.samples, self.title = features, samples, title
 

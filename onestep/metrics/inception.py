@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from onestep.files import atomic_file, hash_file
 from onestep.folders import is_cache_folder, process_folder
 from onestep.metrics.features import FeatureNetwork
+from onestep.ranges import PathText, Samples, Text
 
 
 class InceptionFeatures(FeatureNetwork):
@@ -29,7 +30,7 @@ class InceptionFeatures(FeatureNetwork):
         ValueError: if the file does not exist and cannot be fetched, or its hash differs.
     """
 
-    def __init__(self, path: str, sha256: str, url: str | None, protocol_samples: int | None) -> None:
+    def __init__(self, path: PathText, sha256: Text, url: Text | None, protocol_samples: Samples | None) -> None:
         super().__init__()
         file = Path(os.path.expanduser(path))
         if not file.is_file():

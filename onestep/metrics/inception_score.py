@@ -7,9 +7,11 @@ from torch import Tensor
 
 from onestep.metrics.extraction import Kind
 from onestep.metrics.features import FeatureNetwork
+from onestep.ranges import Steps, checked
 from onestep.seeding import seeded_rng
 
 
+@checked
 class InceptionScore:
     """``exp E KL(p(class | x) || p(class))``, the mean over random parts of the samples.
 
@@ -25,9 +27,7 @@ class InceptionScore:
     title = "Inception Score"
     higher_is_better = True
 
-    def __init__(self, splits: int, features: FeatureNetwork | None = None) -> None:
-        if splits < 1:
-            raise ValueError(f"metrics.is.splits must be at least 1, got {splits}")
+    def __init__(self, splits: Steps, features: FeatureNetwork | None = None) -> None:
         self.splits, self.features = splits, features
 
     def __call__(self, real: Tensor | None, generated: Tensor) -> float:

@@ -1,14 +1,21 @@
 """The kernel distance of two sets of features: with Inception features it is the KID (arXiv 1801.01401)."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
 from onestep.metrics.extraction import Kind
 from onestep.metrics.features import FeatureNetwork
+from onestep.ranges import Seed, Steps, checked
 from onestep.seeding import seeded_rng
 
+SubsetSize = Annotated[int, Ge(2), Le(10**5)]
 
+
+@checked
 class KernelDistance:
     """The unbiased squared MMD (Gretton et al. 2012, eq. 3) with the kernel ``(x . y / D + 1)^3``.
 
@@ -26,12 +33,9 @@ class KernelDistance:
     higher_is_better = False
     fewest = 2
 
-    def __init__(self, subsets: int, subset_size: int, seed: int, features: FeatureNetwork | None = None) -> None:
-        if subsets < 1 or subset_size < 2:
-            raise ValueError(
-                f"metrics.kid: expected subsets >= 1 and subset_size >= 2, got subsets={subsets} and "
-                f"subset_size={subset_size}"
-            )
+    def __init__(
+        self, subsets: Steps, subset_size: SubsetSize, seed: Seed, features: FeatureNetwork | None = None
+    ) -> None:
         self.subsets, self.subset_size, self.seed, self.features = subsets, subset_size, seed, features
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.inception import InceptionFeatures
+from onestep.ranges import PathText, Samples, Text
 
 
 class TorchFidelityFeatures(FeatureNetwork):
@@ -26,7 +27,7 @@ class TorchFidelityFeatures(FeatureNetwork):
 
     title = "torch-fidelity inception-v3-compat"
 
-    def __init__(self, weights: str | None, protocol_samples: int | None) -> None:
+    def __init__(self, weights: PathText | None, protocol_samples: Samples | None) -> None:
         super().__init__()
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -58,7 +59,7 @@ class CleanFeatures(InceptionFeatures):
         ValueError: without the extra.
     """
 
-    def __init__(self, path: str, sha256: str, url: str | None, protocol_samples: int | None) -> None:
+    def __init__(self, path: PathText, sha256: Text, url: Text | None, protocol_samples: Samples | None) -> None:
         try:
             from cleanfid.resize import build_resizer
         except ImportError as error:

@@ -1,14 +1,19 @@
 """Precision and recall by nearest neighbours (Kynkaanniemi et al. 2019, arXiv 1904.06991)."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from onestep.metrics.extraction import Kind
 from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.neighbours import count_within, nearest_distances
+from onestep.ranges import checked
+
+Neighbours = Annotated[int, Ge(1), Le(1000)]
 
 
+@checked
 class Recall:
     """The fraction of real samples within the ``k``-th nearest neighbour's distance of some generated sample.
 
@@ -21,9 +26,8 @@ class Recall:
     title = "recall"
     higher_is_better = True
 
-    def __init__(self, k: int, features: FeatureNetwork | None = None) -> None:
-        self.k, self.features = check_neighbour("recall", k), features
-        self.fewest = k + 1
+    def __init__(self, k: Neighbours, features: FeatureNetwork | None = None) -> None:
+        self.k, self.features, self.fewest = k, features, k + 1
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
         """Recall in [0, 1] of ``generated`` [N, D] against ``real`` [M, D] features.
@@ -36,6 +40,7 @@ class Recall:
         return (inside > 0).double().mean().item()
 
 
+@checked
 class PRDC:
     """Precision and recall, and the density and coverage of Naeem et al. 2020 (arXiv 2002.09797), eq. 4 and 6.
 
@@ -54,9 +59,8 @@ class PRDC:
     title: ClassVar = {key: key for key in ("precision", "recall", "density", "coverage")}
     higher_is_better = True
 
-    def __init__(self, k: int, k_density: int, features: FeatureNetwork | None = None) -> None:
-        self.k, self.k_density = check_neighbour("precision", k), check_neighbour("density", k_density)
-        self.features = features
+    def __init__(self, k: Neighbours, k_density: Neighbours, features: FeatureNetwork | None = None) -> None:
+        self.k, self.k_density, self.features = k, k_density, features
         self.fewest = max(k, k_density) + 1
 
     def __call__(self, real: Tensor, generated: Tensor) -> dict[str, float]:
@@ -76,13 +80,6 @@ class PRDC:
             "density": dense.double().mean().item() / self.k_density,
             "coverage": (covered > 0).double().mean().item(),
         }
-
-
-def check_neighbour(name: str, k: int) -> int:
-    """``k``; raises ValueError for ``k`` < 1."""
-    if k < 1:
-        raise ValueError(f"{name} needs k >= 1 neighbours, got k={k}")
-    return k
 
 
 def check_count(name: str, k: int, **counts: int) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onestep.metrics.features import FeatureNetwork
+from onestep.ranges import PathText, Samples, Side
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of the pixels in [0, 1]
 
@@ -27,7 +28,7 @@ class DINOv2Features(FeatureNetwork):
         ValueError: without the extra, or if there is no such model.
     """
 
-    def __init__(self, path: str, resolution: int, protocol_samples: int | None) -> None:
+    def __init__(self, path: PathText, resolution: Side, protocol_samples: Samples | None) -> None:
         super().__init__()
         self.network = load_transformer("Dinov2Model", path)
         self.resolution, self.protocol_samples = resolution, protocol_samples
@@ -52,7 +53,7 @@ class CLIPFeatures(FeatureNetwork):
         ValueError: without the extra, or if there is no such model.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: PathText) -> None:
         super().__init__()
         self.network = load_transformer("CLIPModel", path)
         self.tokenizer = load_transformer("CLIPTokenizer", path)

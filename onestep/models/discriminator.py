@@ -5,7 +5,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onestep.ranges import Width, checked
 
+
+@checked
 class Discriminator(nn.Module):
     """Logits [B] from the last encoder features [B, C, h, w] of a noised image.
 
@@ -25,10 +28,8 @@ class Discriminator(nn.Module):
         ValueError: for another ``features_from``.
     """
 
-    def __init__(self, feature_channels: int, features_from: Literal["teacher", "fake_score"], hidden: int) -> None:
+    def __init__(self, feature_channels: int, features_from: Literal["teacher", "fake_score"], hidden: Width) -> None:
         super().__init__()
-        if features_from not in ("teacher", "fake_score"):
-            raise ValueError(f"features_from={features_from!r}: expected 'teacher' or 'fake_score'")
         self.features_from = features_from
         self.norm = nn.GroupNorm(1, feature_channels)
         self.conv0 = nn.Conv2d(feature_channels, hidden, 3, padding=1)

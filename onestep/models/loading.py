@@ -7,10 +7,12 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe, is_safetensors
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.generator import Generator, StepLevels, load_denoiser
+from onestep.ranges import Guidance, PathText, checked
 from onestep.reading import read_json
 
 
-def load_teacher(path: str, guidance: float = 1.0) -> DenoiserNetwork:
+@checked
+def load_teacher(path: PathText, guidance: Guidance = 1.0) -> DenoiserNetwork:
     """A frozen teacher in eval mode.
 
     Args:

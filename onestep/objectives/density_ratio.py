@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from onestep.noise import SigmaDistribution
 from onestep.precision import double
 from onestep.processes import sum_over_processes
+from onestep.ranges import Decay, Steps, checked
 
 
 def global_mean(values: Tensor) -> Tensor:
@@ -22,6 +23,7 @@ def global_mean(values: Tensor) -> Tensor:
     return total_and_count[0].div(total_and_count[1]).to(values)
 
 
+@checked
 class RatioNormalizer(nn.Module):
     """Divides r by its running mean in its bin of sigma. Inputs and outputs are logarithms.
 
@@ -36,12 +38,8 @@ class RatioNormalizer(nn.Module):
 
     log_ratio_bound = 40.0  # |log r| is clamped to this before it enters a mean: exp of a saturated logit is infinite
 
-    def __init__(self, sigma_distribution: SigmaDistribution, bins: int, decay: float) -> None:
+    def __init__(self, sigma_distribution: SigmaDistribution, bins: Steps, decay: Decay) -> None:
         super().__init__()
-        if bins < 1:
-            raise ValueError(f"bins must be at least 1, got {bins}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}; 0.99 averages over about 100 updates")
         self.sigma_distribution = sigma_distribution
         self.bins = bins
         self.decay = decay

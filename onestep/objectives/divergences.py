@@ -10,11 +10,14 @@ import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from onestep.precision import double
+from onestep.ranges import checked
 
 
 class Divergence(ABC):
@@ -138,6 +141,7 @@ class LeCam(Divergence):
         return 8 * torch.sigmoid(log_ratio).square() * torch.sigmoid(-log_ratio)
 
 
+@checked
 class Alpha(Divergence):
     """The alpha family: f = (r^a - a r + a - 1)/(a (a-1)), h = r^a.
 
@@ -146,9 +150,7 @@ class Alpha(Divergence):
     [-40, 40].
     """
 
-    def __init__(self, alpha: float) -> None:
-        if not abs(alpha) <= 2:
-            raise ValueError(f"alpha must lie in [-2, 2], got {alpha}: outside, r^alpha overflows float32 at r = e^40")
+    def __init__(self, alpha: Annotated[float, Ge(-2), Le(2)]) -> None:
         self.alpha = alpha
         self.needs_ratio = alpha != 0
 

@@ -1,6 +1,9 @@
 """Score identity Distillation: minimise the squared distance of the scores (Zhou et al. 2024, arXiv 2404.04057)."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from onestep.objectives.base import (
@@ -12,8 +15,10 @@ from onestep.objectives.base import (
     weight_statistics,
 )
 from onestep.objectives.weighting import Weighting
+from onestep.ranges import checked
 
 
+@checked
 class SiD(Objective):
     """The loss ``[2 (1 - alpha) |d|^2 + 2 d . (x0_fake - x_generated)] / sigma^4``, ``d = x0_teacher - x0_fake``.
 
@@ -29,7 +34,7 @@ class SiD(Objective):
     needs_ratio = False
     differentiates_scores = True
 
-    def __init__(self, alpha: float, weighting: Weighting) -> None:
+    def __init__(self, alpha: Annotated[float, Ge(-100), Le(100)], weighting: Weighting) -> None:
         self.alpha = alpha
         self.weighting = weighting
 

@@ -1,13 +1,15 @@
 """Weights of samples, by noise level and by distance to the teacher's prediction."""
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from onestep.noise import per_sample_sum
 from onestep.objectives.base import Predictions
 from onestep.objectives.density_ratio import global_mean
+from onestep.ranges import checked
 
 
 class Weighting(Protocol):
@@ -26,13 +28,14 @@ class UnitWeighting:
         return torch.ones_like(predictions.sigma)
 
 
+@checked
 class PowerWeighting:
     """``sigma^exponent``: a function of the noise level alone, so that the objective's minimum remains computable.
 
     Exponent 2 expresses distribution matching in x0-predictions instead of scores, which balances the noise levels.
     """
 
-    def __init__(self, exponent: float) -> None:
+    def __init__(self, exponent: Annotated[float, Ge(-10), Le(10)]) -> None:
         self.exponent = exponent
 
     def __call__(self, predictions: Predictions, power: int) -> Tensor:

@@ -1,7 +1,6 @@
 """Training of a small classifier as a feature network for the Frechet distance."""
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,43 +11,11 @@ from tqdm.auto import tqdm
 
 from onestep.data.dataset import ImageDataset
 from onestep.engine.run import Run
-from onestep.engine.settings import check_positive
 from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
 from onestep.precision import double
+from onestep.pretraining.settings import ClassifierSettings
 from onestep.seeding import seeded_rng
-
-
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """Settings of a classifier's training.
-
-    Args:
-        epochs: passes over the images.
-        batch_size: images per step.
-        lr: the highest learning rate of a one-cycle schedule (arXiv 1708.07120).
-        weight_decay: of AdamW.
-        noise: standard deviation of the noise on the images, in units of [-1, 1].
-        label_smoothing: probability that the target spreads evenly over the classes.
-
-    Raises:
-        ValueError: for a number out of its range.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    noise: float
-    label_smoothing: float
-
-    def __post_init__(self) -> None:
-        check_positive(self, "features_training", "epochs", "batch_size", "lr")
-        for name in ("weight_decay", "noise"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"features_training.{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"features_training.label_smoothing must lie in [0, 1), got {self.label_smoothing}")
 
 
 def pretrain_features(

@@ -7,11 +7,16 @@ computation is in each component's eigenbasis, where this adds sigma^2 to the ei
 import copy
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from onestep.noise import expand_like
+from onestep.ranges import NonNegative, Number, Positive
+
+Modes = Annotated[int, Ge(1), Le(100)]
 
 
 class GaussianMixture:
@@ -44,20 +49,20 @@ class GaussianMixture:
         return cls(weights, means, stds.square()[:, None, None] * identity)
 
     @classmethod
-    def grid(cls, side: int, spacing: float, std: float) -> "GaussianMixture":
+    def grid(cls, side: Modes, spacing: Positive, std: NonNegative) -> "GaussianMixture":
         """``side^2`` equal modes in the plane, on a square grid around the origin, float32."""
         coordinates = (torch.arange(side) - (side - 1) / 2) * spacing
         return cls._equal_modes(torch.cartesian_prod(coordinates, coordinates).reshape(-1, 2), std)
 
     @classmethod
-    def ring(cls, modes: int, radius: float, std: float) -> "GaussianMixture":
+    def ring(cls, modes: Modes, radius: Positive, std: NonNegative) -> "GaussianMixture":
         """``modes`` equal modes in the plane, evenly spaced on a circle around the origin, float32."""
         angle = torch.arange(modes) * (2 * math.pi / modes)
         return cls._equal_modes(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
     @classmethod
     def modes(
-        cls, weights: Sequence[float], means: Sequence[Sequence[float]], stds: Sequence[float]
+        cls, weights: Sequence[Positive], means: Sequence[Sequence[Number]], stds: Sequence[NonNegative]
     ) -> "GaussianMixture":
         """Isotropic modes from plain numbers, float32; ``means`` are K lists of D."""
         return cls.isotropic(torch.tensor(weights), torch.tensor(means), torch.tensor(stds))

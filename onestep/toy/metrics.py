@@ -1,11 +1,19 @@
 """Metrics of points against a Gaussian mixture with known density."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from onestep.metrics.extraction import Kind
 from onestep.metrics.features import FeatureNetwork
+from onestep.ranges import Positive, checked
 from onestep.toy.gaussian_mixture import GaussianMixture
+
+Share = Annotated[float, Gt(0), Lt(1)]
+Cells = Annotated[int, Ge(1), Le(1000)]
+Points = Annotated[int, Ge(2), Le(10**5)]
 
 _NEAR = 3.0  # standard deviations from a mode's mean: 98.9 % of a planar mode
 
@@ -21,6 +29,7 @@ def _nearest_mode(mixture: GaussianMixture, points: Tensor) -> tuple[Tensor, Ten
     return mode, distance <= _NEAR * mixture.variances[mode].amax(1).sqrt().to(points.dtype)
 
 
+@checked
 class ModesCovered:
     """The number of modes with at least the fraction ``share`` of their expected number of samples.
 
@@ -33,9 +42,7 @@ class ModesCovered:
     title = "modes covered"
     higher_is_better = True
 
-    def __init__(self, mixture: GaussianMixture, share: float) -> None:
-        if not 0 < share < 1:
-            raise ValueError(f"metrics.modes.share must lie between 0 and 1, got {share}")
+    def __init__(self, mixture: GaussianMixture, share: Share) -> None:
         self.mixture, self.share = mixture, share
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:
@@ -62,6 +69,7 @@ class ModePrecision:
         return _nearest_mode(self.mixture, generated)[1].double().mean().item()
 
 
+@checked
 class BinnedKL:
     """``KL(q||p)`` between the masses in square cells, in nats. p's masses are exact, q's are counts.
 
@@ -79,7 +87,7 @@ class BinnedKL:
     title = "KL divergence"
     higher_is_better = False
 
-    def __init__(self, mixture: GaussianMixture, extent: float, cells: int) -> None:
+    def __init__(self, mixture: GaussianMixture, extent: Positive, cells: Cells) -> None:
         if mixture.means.shape[1] != 2:
             raise ValueError(f"metrics.kl needs a mixture of 2 dimensions, got {mixture.means.shape[1]}")
         self.edges = torch.linspace(-extent, extent, cells + 1, dtype=torch.float64)
@@ -100,6 +108,7 @@ class BinnedKL:
         return (mass[occupied] * (mass[occupied].log() - self.log_mass[occupied])).sum().item()
 
 
+@checked
 class EnergyDistance:
     """``2 E|X - Y| - E|X - X'| - E|Y - Y'|`` (Szekely and Rizzo 2013), unbiased: it can be negative.
 
@@ -112,9 +121,7 @@ class EnergyDistance:
     title = "energy distance"
     higher_is_better = False
 
-    def __init__(self, count: int) -> None:
-        if count < 2:
-            raise ValueError(f"metrics.energy.count must be at least 2, got {count}")
+    def __init__(self, count: Points) -> None:
         self.count = count
 
     def __call__(self, real: Tensor, generated: Tensor) -> float:

@@ -1,12 +1,17 @@
 """Raw networks for points [B, C, 1, 1] instead of images, to compare training with theory."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from onestep.models.edm.layers import PositionalEmbedding
+from onestep.ranges import Classes, Side, Width
+
+Depth = Annotated[int, Ge(0), Le(1000)]
 
 
 def are_points(samples: Tensor) -> bool:
@@ -31,7 +36,7 @@ class MLP(nn.Module):
     frequencies = (2.0, 4.0, 8.0)  # per unit of the input, whose variance is about 1
 
     def __init__(
-        self, img_resolution: int, img_channels: int, label_dim: int = 0, width: int = 128, depth: int = 2
+        self, img_resolution: Side, img_channels: Width, label_dim: Classes = 0, width: Width = 128, depth: Depth = 2
     ) -> None:
         super().__init__()
         _check_points(img_resolution)
@@ -82,7 +87,7 @@ class Affine(nn.Module):
 
     feature_channels = 0  # no features
 
-    def __init__(self, img_resolution: int, img_channels: int, label_dim: int = 0) -> None:
+    def __init__(self, img_resolution: Side, img_channels: Width, label_dim: Classes = 0) -> None:
         super().__init__()
         _check_points(img_resolution)
         if label_dim:

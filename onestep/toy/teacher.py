@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition
+from onestep.ranges import Guidance
 from onestep.toy.gaussian_mixture import GaussianMixture
 
 
@@ -21,7 +22,7 @@ class MixtureTeacher(nn.Module):
     network_evaluations = 1
     feature_channels = 0
 
-    def __init__(self, mixture: GaussianMixture, guidance: float) -> None:
+    def __init__(self, mixture: GaussianMixture, guidance: Guidance) -> None:
         super().__init__()
         if guidance != 1:
             raise ValueError(f"teacher.guidance={guidance}: a mixture has no classes for guidance; use guidance=1")

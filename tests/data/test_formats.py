@@ -94,10 +94,8 @@ def test_folder_of_classes(stores: Path, tmp_path: Path) -> None:
         assert len(ImageFolder(str(tmp_path / "copy"), skip_damaged=True)) == 61
     with pytest.raises(ValueError, match="no such folder"):
         ImageFolder(str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="channels=4: choose 1"):
+    with pytest.raises(ValueError, match="channels=4: expected one of 1, 3"):
         ImageFolder(str(stores / "classes"), channels=4)
-    with pytest.raises(ValueError, match="max_size=0: expected at least 1"):
-        ImageFolder(str(stores / "classes"), max_size=0)
 
 
 def test_shards(stores: Path, tmp_path: Path) -> None:
@@ -147,8 +145,8 @@ def test_idx(stores: Path, tmp_path: Path, digits: ImagesInMemory) -> None:
         IDXImages(str(stores / "idx"), split="train", pad_to=7)
     with pytest.raises(ValueError, match="no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"):
         IDXImages(str(stores / "idx"), split="test")
-    with pytest.raises(ValueError, match="split=validation: choose one of train, test"):
-        IDXImages(str(stores / "idx"), split="validation")
+    with pytest.raises(ValueError, match="split=validation: expected one of train, test"):
+        IDXImages(str(stores / "idx"), split="validation")  # type: ignore[arg-type] # as a configuration may
     whole = (stores / "idx" / "train-images-idx3-ubyte").read_bytes()
     huge = struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 2**31, 2**31)
     for content, message in (

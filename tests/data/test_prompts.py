@@ -120,7 +120,7 @@ def test_what_is_kept_in_half_precision(make: Make) -> None:
     difference = (ours["encoder_hidden_states"] - kept["encoder_hidden_states"]).abs()
     assert kept["encoder_hidden_states"].dtype == torch.float32
     assert 0 < difference.max() < 0.02 * ours["encoder_hidden_states"].abs().max()  # 8 bits, through two layers
-    with pytest.raises(ValueError, match=r"teacher.pipeline.dtype='int8': choose one of float32, bfloat16, float16"):
+    with pytest.raises(ValueError, match=r"dtype=int8: expected one of float32, bfloat16, float16"):
         make(dtype="int8")
 
 

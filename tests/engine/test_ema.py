@@ -57,9 +57,3 @@ def test_buffers_are_taken_over_and_the_average_is_frozen(network: nn.Module) ->
     ema.update(network, images_seen=10_000, batch_size=10)
     buffers = dict(ema.average.named_buffers())
     assert buffers["1.running_mean"].item() == pytest.approx(0.2) and buffers["1.num_batches_tracked"].item() == 1
-
-
-@pytest.mark.parametrize("halflife, rampup", [(0, 0.05), (100, 0)])
-def test_bad_arguments(halflife: float, rampup: float) -> None:
-    with pytest.raises(ValueError, match=f"got halflife={halflife}, rampup={rampup}"):
-        EMA(nn.Linear(1, 1), halflife, rampup)

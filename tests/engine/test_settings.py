@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -29,38 +28,9 @@ def test_batch_that_the_processes_do_not_divide() -> None:
         make_settings(batch_size=10, accumulation=3).per_process(2)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "total_images",
-        "batch_size",
-        "accumulation",
-        "grad_clip",
-        "log_every",
-        "checkpoint_every",
-        "evaluate_every",
-        "keep_last",
-        "max_skipped_steps",
-    ],
-)
-def test_numbers_that_must_be_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"training\.{name} must be positive, got 0"):
-        make_settings(**{name: 0})
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"final_lr": 0.0}, r"training\.final_lr .*\(0, 1\], got 0\.0"),
-        ({"final_lr": 1.5}, r"training\.final_lr .*\(0, 1\], got 1\.5"),
-        ({"rollbacks": -1}, r"training\.rollbacks must not be negative, got -1"),
-        ({"rollback_lr_factor": 0.0}, r"training\.rollback_lr_factor .*\(0, 1\], got 0\.0"),
-        ({"total_images": 5}, r"training\.total_images=5 .*batch_size=10"),
-    ],
-)
-def test_numbers_out_of_range(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_settings(**changes)
+def test_a_training_of_less_than_one_batch() -> None:
+    with pytest.raises(ValueError, match=r"training\.total_images=5 .*batch_size=10"):
+        make_settings(total_images=5)
 
 
 EVALUATION = EvaluationSettings(
@@ -73,12 +43,6 @@ EVALUATION = EvaluationSettings(
     batch_size=5,
     grid=10,
 )
-
-
-@pytest.mark.parametrize("name", ["samples", "interim_samples", "batch_size", "grid", "seed_ranges"])
-def test_evaluation_of_nothing(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"evaluation\.{name} must be positive, got 0"):
-        replace(EVALUATION, **{name: 0})  # type: ignore[arg-type] # all are numbers
 
 
 def test_fewer_samples_than_processes() -> None:

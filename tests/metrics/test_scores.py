@@ -64,9 +64,5 @@ def test_kernel_distance_is_unbiased_and_repeats() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match=r"metrics\.is\.splits .* got 0"):
-        InceptionScore(0)
-    with pytest.raises(ValueError, match=r"metrics\.kid.*subsets=10 and subset_size=1"):
-        KernelDistance(10, 1, seed=0)
     with pytest.raises(ValueError, match="kid needs at least 2 real and 2 generated samples, got 1 and 5"):
         KernelDistance(10, 10, seed=0)(torch.zeros(1, 2), torch.zeros(5, 2))

@@ -137,5 +137,5 @@ def test_nothing_there(tmp_path: Path) -> None:
         match="no pipeline of diffusers at 'nobody/nothing': expected a folder with model_index",
     ):
         load("nobody/nothing")
-    with pytest.raises(ValueError, match=r"teacher\.dtype='int8': choose one of float32, bfloat16, float16"):
+    with pytest.raises(ValueError, match=r"dtype=int8: expected one of float32, bfloat16, float16"):
         load(tmp_path, dtype="int8")

@@ -1,6 +1,5 @@
 """The discriminator's head."""
 
-import pytest
 import torch
 
 from onestep.models.discriminator import Discriminator
@@ -21,8 +20,3 @@ def test_logits_are_float32_whatever_the_precision() -> None:
     discriminator = Discriminator(8, "fake_score", 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert discriminator(torch.randn(2, 8, 4, 4)).dtype == torch.float32
-
-
-def test_unknown_home_of_the_features() -> None:
-    with pytest.raises(ValueError, match="features_from='student': expected 'teacher' or 'fake_score'"):
-        Discriminator(8, "student", 16)  # type: ignore[arg-type]

@@ -169,11 +169,8 @@ def test_prediction_without_graph_beside_features_with(batch: tuple[Tensor, Tens
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (
-            {"architecture": "DiT"},
-            r"architecture='DiT': choose one of Affine, DhariwalUNet, MLP, SongUNet",
-        ),
-        ({"preconditioning": "ddpm"}, r"preconditioning='ddpm': choose one of edm, vp, ve, iddpm"),
+        ({"architecture": "DiT"}, "architecture=DiT: expected one of SongUNet, DhariwalUNet, MLP, Affine"),
+        ({"options": {"img_channels": 1}}, "options.img_channels=1: other settings say it"),
         ({"image_shape": (3, 8, 16)}, r"image_shape=\(3, 8, 16\): expected square"),
         ({"image_shape": (3, 7, 7)}, "img_resolution=7 cannot be halved 2 times"),
     ],

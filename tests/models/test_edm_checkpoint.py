@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[Call], Any], str]] = {
     "a list": (lambda n: [1], "it holds a list, no network"),
     "another width": (lambda n: {"ema": with_options(n, model_channels=16)}, "tensors are not those of its settings"),
     "more layers than memory": (lambda n: {"ema": with_options(n, num_blocks=10**9)}, "more blocks than tensors"),
-    "huge layers": (lambda n: {"ema": with_options(n, model_channels=10**6)}, "are not those of its settings: "),
+    "huge layers": (lambda n: {"ema": with_options(n, model_channels=10**6)}, "options.model_channels=1000000: "),
     "no layers": (lambda n: {"ema": with_options(n, model_channels=0)}, "its settings make no network"),
     "another decoder": (lambda n: {"ema": with_options(n, decoder_type="skip")}, "its decoder_type is skip"),
     "an unknown setting": (lambda n: {"ema": with_options(n, mp_add=0.3)}, "made with mp_add=0.3, which is not known"),
@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Callable[[Call], Any], str]] = {
         lambda n: {"ema": changed(with_options(n, channel_mult=[1] * 10_000, num_blocks=0), img_resolution=0)},
         "more blocks than tensors",
     ),
-    "dropout of 7": (lambda n: {"ema": with_options(n, dropout=7.0)}, r"dropout=7\.0: expected a probability in"),
+    "dropout of 7": (lambda n: {"ema": with_options(n, dropout=7.0)}, r"dropout=7\.0: expected a number"),
     "noise levels without end": (
         lambda n: {"ema": changed(
             renamed(n, "iDDPMPrecond"), M=10**9, C_1=0.001, C_2=0.008, _buffers={"u": endless(10**9 + 1)}

@@ -99,19 +99,6 @@ def test_a_saved_student_comes_back(tmp_path: Path) -> None:
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in student.parameters()]
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"rank": 0}, "rank >= 1 and alpha > 0, got rank=0"),
-        ({"students": ["teacher"]}, r"lora\.students=\['teacher'\]: choose from generator, fake_score"),
-        ({"students": []}, r"lora\.students=\[\]"),
-    ],
-)
-def test_bad_settings(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        lora(**options)
-
-
 def test_networks_and_layers_that_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match=r"lora\.targets=\['to_x'\]: .*to_x.* not found"):
         lora(targets=["to_x"]).apply(teacher())

@@ -66,5 +66,5 @@ def test_the_sampler_keeps_to_the_levels_of_the_network() -> None:
     nominal = [*karras_sigmas(5, 0.01, 50).tolist(), 0.0]
     for level, asked in zip(levels, nominal, strict=True):
         assert abs(level - asked) == pytest.approx((u - asked).abs().min().item(), abs=1e-5)
-    with pytest.raises(ValueError, match=r"sampler.sigma_min=60, sampler.sigma_max=80: .* between 0\.01 and 50\.0"):
+    with pytest.raises(ValueError, match=r"sampler.sigma_min=60.0, sampler.sigma_max=80.0: .* between 0\.01 and 50\.0"):
         HeunSampler(steps=5, sigma_min=60, sigma_max=80).sigmas(denoiser)

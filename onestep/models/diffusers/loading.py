@@ -6,18 +6,20 @@ from typing import Any
 from onestep.models.diffusers.denoiser import DiffusersDenoiser, plain_config
 from onestep.models.diffusers.families import FAMILIES
 from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, pipeline_folder
-from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
+from onestep.models.diffusers.pipeline import DTYPES, DType, TeacherPipeline
 from onestep.models.weights import Weights, load_network, read_config
+from onestep.ranges import Guidance, PathText, Side, Text, checked
 from onestep.reading import read_json
 
 
+@checked
 def load_diffusers(
-    path: str,
-    guidance: float,
-    size: int | None,
-    dtype: str,
-    variant: str | None,
-    revision: str | None,
+    path: PathText,
+    guidance: Guidance,
+    size: Side | None,
+    dtype: DType,
+    variant: Text | None,
+    revision: Text | None,
     local_files_only: bool,
     pipeline: TeacherPipeline | None = None,
 ) -> DiffusersDenoiser:
@@ -41,8 +43,6 @@ def load_diffusers(
     Raises:
         ValueError: if the path holds no supported network or pipeline.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"teacher.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     folder, latent = Path(path).expanduser(), False
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
         network_class = str(read_json(folder / "config.json", dict[str, Any]).get("_class_name"))

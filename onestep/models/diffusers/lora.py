@@ -3,16 +3,18 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import MinLen
 
 from onestep.models.base import DenoiserNetwork, copy_trained
+from onestep.ranges import Positive, Text, Width, checked
 
 if TYPE_CHECKING:
     from onestep.models.diffusers.denoiser import DiffusersDenoiser
 
-STUDENTS = ("generator", "fake_score")
 
-
+@checked
 @dataclass(frozen=True)
 class LoRA:
     """Settings of students that are low-rank changes of their initial network.
@@ -27,16 +29,12 @@ class LoRA:
         ValueError: for a number out of range, an unknown student, or if the package peft is missing.
     """
 
-    rank: int
-    alpha: float
-    targets: Sequence[str]
-    students: Sequence[str]
+    rank: Width
+    alpha: Positive
+    targets: Annotated[Sequence[Text], MinLen(1)]
+    students: Annotated[Sequence[Literal["generator", "fake_score"]], MinLen(1)]
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"lora needs rank >= 1 and alpha > 0, got rank={self.rank}, alpha={self.alpha}")
-        if not self.students or not set(self.students) <= set(STUDENTS):
-            raise ValueError(f"lora.students={list(self.students)}: choose from {', '.join(STUDENTS)}")
         if importlib.util.find_spec("peft") is None:
             raise ValueError("LoRA students need the package peft: pip install 'onestep[lora]'")
 

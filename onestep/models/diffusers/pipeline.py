@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from accelerate import PartialState
@@ -17,11 +17,14 @@ from onestep.models.diffusers.families import FAMILIES, find_family
 from onestep.models.diffusers.folder import INDEX, PipelineIndex, pipeline_folder
 from onestep.models.diffusers.text_encoder import TextEncoder
 from onestep.models.weights import read_config
+from onestep.ranges import BatchSize, PathText, Side, Text, checked
 
+DType = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FORMAT = 2  # of the cached files; a new number invalidates all older files
 
 
+@checked
 class TeacherPipeline:
     """Autoencoder and text encoders of a pipeline of diffusers, each loaded at its first use.
 
@@ -44,19 +47,15 @@ class TeacherPipeline:
 
     def __init__(
         self,
-        path: str,
-        size: int | None,
-        dtype: str,
-        batch_size: int,
-        cache: str,
-        revision: str | None = None,
+        path: PathText,
+        size: Side | None,
+        dtype: DType,
+        batch_size: BatchSize,
+        cache: PathText,
+        revision: Text | None = None,
         local_files_only: bool = False,
         variant: str | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"teacher.pipeline.dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
-        if batch_size < 1:
-            raise ValueError(f"teacher.pipeline.batch_size={batch_size}: expected at least 1")
         self.path, self.size, self.dtype, self.batch_size, self.cache = path, size, dtype, batch_size, cache
         self.revision, self.local_files_only, self.variant = revision, local_files_only, variant
 

@@ -4,13 +4,16 @@ Parameters have the names and shapes of EDM's published checkpoints and of DMD2'
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
 
 from onestep.models.edm.layers import (
+    Channels,
+    Multiple,
     PositionalEmbedding,
     Resample,
     ResampleConv2d,
@@ -19,6 +22,7 @@ from onestep.models.edm.layers import (
     group_norm,
     levels_of,
 )
+from onestep.ranges import Classes, Decay, Side, Width
 
 _CHANNELS_PER_HEAD = 64
 _BOX = (1, 1)  # average pooling down, nearest neighbour up
@@ -98,18 +102,18 @@ class DhariwalUNet(nn.Module):
 
     def __init__(
         self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        dropout: float = 0.10,
-        label_dropout: float = 0.0,
-        out_channels: int | None = None,
+        img_resolution: Side,
+        img_channels: Width,
+        label_dim: Classes = 0,
+        augment_dim: Classes = 0,
+        model_channels: Channels = 192,
+        channel_mult: Annotated[Sequence[Multiple], Len(1, 16)] = (1, 2, 3, 4),
+        channel_mult_emb: Multiple = 4,
+        num_blocks: Multiple = 3,
+        attn_resolutions: Sequence[Side] = (32, 16, 8),
+        dropout: Decay = 0.10,
+        label_dropout: Decay = 0.0,
+        out_channels: Width | None = None,
     ) -> None:
         super().__init__()
         levels = levels_of(img_resolution, model_channels, channel_mult)

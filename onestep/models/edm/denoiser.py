@@ -1,8 +1,7 @@
 """A raw network with one of EDM's preconditionings, as in its checkpoints and their descendants."""
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,14 +9,23 @@ from torch import Tensor
 from onestep.denoiser import Condition
 from onestep.models.base import DenoiserNetwork, Outputs
 from onestep.models.edm.adm import DhariwalUNet
-from onestep.models.edm.preconditioning import make_preconditioning
+from onestep.models.edm.preconditioning import PRECONDITIONINGS, make_preconditioning
 from onestep.models.edm.song_unet import SongUNet
-from onestep.noise import expand_like
+from onestep.noise import check_levels, expand_like
+from onestep.ranges import ArgumentsOf, Classes, ImageShape, Positive, checked
 from onestep.toy.networks import MLP, Affine
 
 ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "MLP": MLP, "Affine": Affine}
+_Options = Annotated[
+    dict[str, Any] | None,
+    ArgumentsOf("architecture", ARCHITECTURES, given=("img_resolution", "img_channels", "label_dim", "out_channels")),
+]
+_PreconditioningOptions = Annotated[
+    dict[str, Any] | None, ArgumentsOf("preconditioning", PRECONDITIONINGS, given=("sigma_data",))
+]
 
 
+@checked
 class EDMDenoiser(DenoiserNetwork):
     """A raw network with a preconditioning (arXiv 2206.00364, table 1).
 
@@ -38,29 +46,20 @@ class EDMDenoiser(DenoiserNetwork):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
-        label_dim: int = 0,
-        sigma_data: float = 0.5,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        architecture: str = "SongUNet",
-        options: dict[str, Any] | None = None,
-        preconditioning: str = "edm",
-        preconditioning_options: dict[str, Any] | None = None,
+        image_shape: ImageShape,
+        label_dim: Classes = 0,
+        sigma_data: Positive = 0.5,
+        sigma_min: Positive = 0.002,
+        sigma_max: Positive = 80.0,
+        architecture: Literal["SongUNet", "DhariwalUNet", "MLP", "Affine"] = "SongUNet",
+        options: _Options = None,
+        preconditioning: Literal["edm", "vp", "ve", "iddpm"] = "edm",
+        preconditioning_options: _PreconditioningOptions = None,
     ) -> None:
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self._settings = settings
-        if architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture={architecture!r}: choose one of {', '.join(sorted(ARCHITECTURES))}")
-        for name in ("dropout", "label_dropout"):
-            if not 0 <= (probability := (options or {}).get(name, 0)) < 1:
-                raise ValueError(f"{name}={probability}: expected a probability in [0, 1)")
-        if not (0 < sigma_min < sigma_max < math.inf and 0 < sigma_data < math.inf):
-            raise ValueError(
-                f"sigma_min={sigma_min}, sigma_max={sigma_max}, sigma_data={sigma_data}: expected 0 < sigma_min < "
-                "sigma_max, and 0 < sigma_data"
-            )
+        check_levels(sigma_min, sigma_max)
         channels, height, width = image_shape
         if height != width:
             raise ValueError(f"image_shape={tuple(image_shape)}: expected square images")

@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+#: Channels of a network at its highest resolution: its group norms have at least 4 in a group.
+Channels = Annotated[int, Ge(4), Le(2**14)]
+#: Multiples of them, and numbers of blocks.
+Multiple = Annotated[int, Ge(1), Le(64)]
 #: Initial scale of the last layer of a residual branch, so that a new network is nearly the identity.
 NEARLY_ZERO = 1e-5
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from onestep.ranges import Positive, PositiveFraction, Steps
+
 
 class Coefficients(NamedTuple):
     """The coefficients [B] at noise levels [B]."""
@@ -63,7 +65,7 @@ class VPPreconditioning(Preconditioning):
         steps: number of training time steps (M).
     """
 
-    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, steps: int = 1000) -> None:
+    def __init__(self, beta_d: Positive = 19.9, beta_min: Positive = 0.1, steps: Steps = 1000) -> None:
         super().__init__()
         self.beta_d, self.beta_min, self.steps = beta_d, beta_min, steps
 
@@ -94,7 +96,7 @@ class IDDPMPreconditioning(Preconditioning):
     outputs_per_channel = 2
     u: Tensor
 
-    def __init__(self, c_1: float = 0.001, c_2: float = 0.008, steps: int = 1000) -> None:
+    def __init__(self, c_1: PositiveFraction = 0.001, c_2: Positive = 0.008, steps: Steps = 1000) -> None:
         super().__init__()
         self.steps = steps
         alpha_bar = [math.sin(0.5 * math.pi * j / steps / (c_2 + 1)) ** 2 for j in range(steps + 1)]
@@ -115,22 +117,14 @@ class IDDPMPreconditioning(Preconditioning):
         return self.u[self._nearest(sigma)].to(sigma)
 
 
-PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm")
+PRECONDITIONINGS: dict[str, Any] = {
+    "edm": EDMPreconditioning,
+    "vp": VPPreconditioning,
+    "ve": VEPreconditioning,
+    "iddpm": IDDPMPreconditioning,
+}
 
 
 def make_preconditioning(name: str, sigma_data: float, options: dict[str, Any]) -> Preconditioning:
-    """The preconditioning ``name`` with its ``options``; only "edm" uses ``sigma_data``.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    match name:
-        case "edm":
-            return EDMPreconditioning(sigma_data, **options)
-        case "vp":
-            return VPPreconditioning(**options)
-        case "ve":
-            return VEPreconditioning(**options)
-        case "iddpm":
-            return IDDPMPreconditioning(**options)
-    raise ValueError(f"preconditioning={name!r}: choose one of {', '.join(PRECONDITIONINGS)}")
+    """The preconditioning ``name`` with its ``options``; only "edm" uses ``sigma_data``."""
+    return PRECONDITIONINGS[name](**options, **({"sigma_data": sigma_data} if name == "edm" else {}))

@@ -6,17 +6,20 @@ resampling filter). Parameters have the names and shapes of EDM's published chec
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
 
 from onestep.models.edm.layers import (
     NEARLY_ZERO,
+    Channels,
     Conv2d,
     FourierEmbedding,
     Linear,
+    Multiple,
     PositionalEmbedding,
     ResampleConv2d,
     attend,
@@ -24,6 +27,7 @@ from onestep.models.edm.layers import (
     group_norm,
     levels_of,
 )
+from onestep.ranges import Classes, Count, Decay, Side, Width
 
 
 class UNetBlock(nn.Module):
@@ -91,29 +95,24 @@ class SongUNet(nn.Module):
 
     def __init__(
         self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (2, 2, 2),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.10,
-        label_dropout: float = 0.0,
+        img_resolution: Side,
+        img_channels: Width,
+        label_dim: Classes = 0,
+        augment_dim: Classes = 0,
+        model_channels: Channels = 128,
+        channel_mult: Annotated[Sequence[Multiple], Len(1, 16)] = (2, 2, 2),
+        channel_mult_emb: Multiple = 4,
+        num_blocks: Multiple = 4,
+        attn_resolutions: Sequence[Side] = (16,),
+        dropout: Decay = 0.10,
+        label_dropout: Decay = 0.0,
         embedding_type: Literal["positional", "fourier"] = "positional",
-        channel_mult_noise: int = 1,
+        channel_mult_noise: Multiple = 1,
         encoder_type: Literal["standard", "residual"] = "standard",
-        resample_filter: Sequence[int] = (1, 1),
-        out_channels: int | None = None,
+        resample_filter: Annotated[Sequence[Count], Len(1, 64)] = (1, 1),
+        out_channels: Width | None = None,
     ) -> None:
         super().__init__()
-        if embedding_type not in ("positional", "fourier") or encoder_type not in ("standard", "residual"):
-            raise ValueError(
-                f"embedding_type={embedding_type!r}, encoder_type={encoder_type!r}: expected 'positional' or 'fourier' "
-                "and 'standard' or 'residual'"
-            )
         levels = levels_of(img_resolution, model_channels, channel_mult)
         self.label_dropout = label_dropout
         noise_channels = model_channels * channel_mult_noise

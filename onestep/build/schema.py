@@ -1,0 +1,144 @@
+"""The settings of each command outside of its parts, with their types. Parts have those of their parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
+
+from onestep.engine.settings import CompileMode, Device, Precision, Timeout, Trackers, Workers
+from onestep.pretraining.settings import ClassifierSettings
+from onestep.ranges import (
+    BatchSize,
+    Guidance,
+    NonNegativeInt,
+    Part,
+    PathText,
+    Positive,
+    PositiveRate,
+    Rate,
+    Samples,
+    Seed,
+    Steps,
+)
+
+
+@dataclass
+class _Settings:
+    """Settings of every command."""
+
+    mixture: Part | None
+    data: Part | None
+    metrics: dict[str, Part]
+    reference: PathText | None
+    features_cache: PathText | None
+    seed: Seed
+    device: Device
+    precision: Precision
+
+
+@dataclass
+class _Run(_Settings):
+    """Settings of the commands train and pretrain."""
+
+    shard: bool
+    compile: bool | CompileMode
+    channels_last: bool
+    gradient_checkpointing: bool
+    process_timeout: Timeout
+    num_workers: Workers
+    trackers: Trackers
+    resume: PathText | None
+    output: PathText
+
+
+@dataclass
+class _Generator:
+    network: Part | None
+    init: PathText | None
+    sigma_init: Positive | None
+    later_sigmas: Sequence[Positive]
+    gan_weight: Rate
+    regression_weight: Rate
+
+
+@dataclass
+class _FakeScore:
+    network: Part | None
+    steps: Steps
+    fresh_latents: bool
+    guidance: Guidance
+
+
+@dataclass
+class _Discriminator:
+    head: Part | None
+    weight: PositiveRate
+
+
+@dataclass
+class _Train(_Run):
+    features: Part | None
+    teacher: Part
+    sampler: Part
+    objective: Part
+    divergence: Part
+    weighting: Part
+    sigma: Part
+    fake_sigma: Part
+    normalizer: Part | None
+    lora: Part | None
+    pairs: Part | None
+    training: Part
+    evaluation: Part
+    generator: _Generator
+    fake_score: _FakeScore
+    discriminator: _Discriminator
+    optimizer: dict[Literal["generator", "fake_score", "discriminator"], Part]
+    attention: Literal["sdpa", "xformers"]
+
+
+@dataclass
+class _Pretrain(_Run):
+    features: Part | None
+    augment: Part | None
+    sampler: Part
+    sigma: Part
+    training: Part
+    evaluation: Part
+    network: Part
+    optimizer: dict[Literal["teacher"], Part]
+
+
+@dataclass
+class _PretrainFeatures(_Run):
+    classifier: Part
+    held_out: Part | None
+    features_training: ClassifierSettings
+
+
+@dataclass
+class _Sample(_Settings):
+    features: Part | None
+    teacher: Part | None
+    sampler: Part | None
+    run: PathText | None
+    checkpoint: PathText | None
+    sigma_init: Positive | None
+    model: Literal["student", "teacher"]
+    weights: Literal["ema", "raw"]
+    images: PathText | None
+    count: Samples
+    seed_ranges: Steps
+    prompts: Annotated[list[str], MinLen(1)] | None
+    classes: Annotated[list[NonNegativeInt], MinLen(1)] | None
+    batch_size: BatchSize
+    save_reference: PathText | None
+    format: Literal["png", "grid", "npz"]
+    save_to: PathText
+
+
+def settings_of(config: Mapping[str, Any]) -> type:
+    """The settings of the command whose configuration this is, by a key that it alone has."""
+    commands = {"save_to": _Sample, "features_training": _PretrainFeatures, "attention": _Train}
+    return next((settings for key, settings in commands.items() if key in config), _Pretrain)

@@ -1,0 +1,30 @@
+"""Settings of the training of a classifier. Their values are in conf/pretrain_features.yaml."""
+
+from dataclasses import dataclass
+
+from onestep.ranges import BatchSize, Decay, NonNegative, PositiveRate, Rate, Steps, checked
+
+
+@checked
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Settings of a classifier's training.
+
+    Args:
+        epochs: passes over the images.
+        batch_size: images per step.
+        lr: the highest learning rate of a one-cycle schedule (arXiv 1708.07120).
+        weight_decay: of AdamW.
+        noise: standard deviation of the noise on the images, in units of [-1, 1].
+        label_smoothing: probability that the target spreads evenly over the classes.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    epochs: Steps
+    batch_size: BatchSize
+    lr: PositiveRate
+    weight_decay: Rate
+    noise: NonNegative
+    label_smoothing: Decay
