@@ -117,7 +117,7 @@ def instantiate(node: Any, **objects: Any) -> Any:
         cause, key = error.__cause__, re.search(r"full_key: (\S+)", str(error))
         if not isinstance(cause, ValueError):
             raise
-        named = key is None or key[1] in str(cause)
+        named = key is None or re.search(rf"\b{re.escape(key[1])}\b", str(cause))
         raise (cause if named else ValueError(f"{key[1]}: {cause}")) from None  # type: ignore[index]
 
 
