@@ -65,7 +65,7 @@ def files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
             "attn_resolutions": [],
         }
         torch.manual_seed(0)
-        network = EDMDenoiser((3, size, size), classes, architecture=architecture, options=options)
+        network = EDMDenoiser((3, size, size), classes, architecture=architecture, options=options)  # type: ignore[arg-type]
         (tmp_path / "teacher.pkl").write_bytes(pickled(snapshot(network)))
         random, labels = np.random.default_rng(0), []
         with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:

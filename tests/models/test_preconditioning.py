@@ -48,7 +48,7 @@ def test_iddpm_levels() -> None:
 @pytest.mark.parametrize("preconditioning", ["vp", "ve", "iddpm"])
 def test_training_weight_is_one_over_variance(preconditioning: str) -> None:
     tiny = {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
-    denoiser = EDMDenoiser((1, 8, 8), options=tiny, preconditioning=preconditioning)
+    denoiser = EDMDenoiser((1, 8, 8), options=tiny, preconditioning=preconditioning)  # type: ignore[arg-type]
     assert denoiser.loss_weight(torch.tensor([0.5, 4.0])).tolist() == [4.0, 1 / 16]
     # Nearly zero, a fresh raw network leaves the image as it is.
     x = torch.ones(1, 1, 8, 8)
