@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition
 from onestep.files import hash_parts
 from onestep.images import DamagedImageError, decode_image, from_uint8
-from onestep.ranges import Count, PathText
+from onestep.ranges import Count, PathText, Seed, Side
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class StoredImages(ImageDataset):
     _: KW_ONLY
     use_labels: bool = True
     num_classes: Count | None = None
-    max_size: int | None = None
-    random_seed: int = 0
+    max_size: Count | None = None
+    random_seed: Seed = 0
     xflip: bool = False
     skip_damaged: bool = False
 
@@ -179,15 +179,8 @@ class EncodedImages(StoredImages):
     """
 
     _: KW_ONLY
-    resolution: int | None = None
-    channels: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.channels not in (1, 3, None):
-            raise ValueError(f"channels={self.channels}: choose 1 (grey), 3 (RGB) or null (unchanged)")
-        if self.resolution is not None and self.resolution < 1:
-            raise ValueError(f"resolution={self.resolution}: expected at least 1, or null for unchanged sizes")
-        super().__post_init__()
+    resolution: Side | None = None
+    channels: Literal[1, 3] | None = None
 
     @abstractmethod
     def encoded(self, position: int) -> bytes:
