@@ -9,7 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -133,7 +133,7 @@ def explain(error: Exception) -> str:
         return line
     if "hydra/launcher/submitit" in str(error):
         return "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
-    return str(error)
+    return " ".join(str(error).split()) if isinstance(error, HydraException) else str(error)
 
 
 def explain_failure(error: BaseException | None) -> str | None:

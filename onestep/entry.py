@@ -1,6 +1,7 @@
 """The entry point of the commands with a configuration: Hydra's run or sweep, errors in one line, and completion."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +28,8 @@ from onestep.config import (
     explain_failure,
 )
 from onestep.engine.signals import Interrupted, interruptible
+
+_OPTIONS_WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--package", "-p"}
 
 
 def wants_traceback() -> bool:
@@ -79,7 +83,8 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
             main(config)
 
     with explained(traceback):
-        _run_hydra(checked, config_name, accept_null(config_name, add_recipe(config_name, arguments)))
+        words = quote_values(accept_null(config_name, add_recipe(config_name, arguments)))
+        _run_hydra(checked, config_name, words)
     if failed:
         common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
         lines = (
@@ -87,6 +92,44 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
             for number, reason in failed.items()
         )
         sys.exit(f"error: {len(failed)} of {len(jobs)} jobs of the sweep failed:{''.join(lines)}")
+
+
+def quote_values(words: Sequence[str]) -> list[str]:
+    """The ``words`` of a command line with quotes around the values that Hydra cannot read, such as many paths.
+
+    Hydra's grammar takes a value with a comma for a sweep, and none with ``=``, accents or lone brackets.
+
+    Raises:
+        ValueError: for a prompt with an interpolation, or a list or mapping that cannot be read.
+    """
+    parser = OverridesParser.create()
+    sweeps = any(word in ("-m", "--multirun") for word in words)
+    quoted = []
+    for before, word in zip(["", *words], words, strict=False):
+        key, assigned, value = word.partition("=")
+        if not assigned or word.startswith("-") or before in _OPTIONS_WITH_VALUE:
+            quoted.append(word)
+            continue
+        if key == "prompts" and "${" in value:
+            raise ValueError(
+                f"{word}: a value of the configuration would replace ${{...}}, and a prompt is text: read such prompts "
+                "from a file, with data=prompts data.path=FILE"
+            )
+        try:
+            readable = sweeps or not parser.parse_override(word).is_sweep_override()
+        except HydraException as error:
+            if value.startswith(("[", "{")):
+                reason = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"{word} cannot be read ({reason}): quote the texts in it, as in 'prompts=[\"a cat, (two)\"]'"
+                ) from error
+            readable = False
+        if not readable:
+            escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+            escaped = re.sub(r"(\\+)$", r"\1\1", escaped)  # the closing quote is no escaped one
+            word = f'{key}="{escaped}"'
+        quoted.append(word)
+    return quoted
 
 
 @contextmanager

@@ -15,16 +15,24 @@ def choose_precision(precision: str, device: str) -> str:
 
     Args:
         precision: one of :data:`PRECISIONS`.
-        device: ``auto`` for the accelerator if there is one, or ``cpu``.
+        device: ``auto`` for the accelerator if there is one, ``cpu``, or the name of the accelerator.
 
     Raises:
-        ValueError: for an unknown precision.
+        ValueError: for an unknown precision, fp16 on a CPU, or an accelerator that there is not.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision}: choose one of {', '.join(PRECISIONS)}")
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    if device not in ("auto", "cpu"):
+        found = None if on_cpu else torch.accelerator.current_accelerator()
+        if found is None or found.type != device:
+            has = "no accelerator" if found is None else f"an accelerator of the type {found.type}"
+            raise ValueError(f"device={device}: torch finds {has} on this machine; use device=auto or device=cpu")
+    if precision == "fp16" and on_cpu:
+        raise ValueError("precision=fp16: on a CPU it would be computed in float32; use precision=no, or bf16")
     if precision != "auto":
         return precision
-    if device == "cpu" or not torch.accelerator.is_available():
+    if on_cpu:
         has_bf16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     else:
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)

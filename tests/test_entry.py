@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from onestep.entry import run_entry_point
+from onestep.entry import quote_values, run_entry_point
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,43 @@ def test_the_folders_of_a_sweep_need_no_quotes(tmp_path: Path) -> None:
     for name in names:
         override = OverridesParser.create().parse_override(f"run={sweep / name}")
         assert override.value() == str(sweep / name) and not override.is_sweep_override()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/a b",
+        "/a,b=c",
+        "a[1]{2}",
+        "ä ü%20#x=1",
+        "it's",
+        'q"q',
+        'q\\"q"',
+        "a(b)",
+        "a\\b",
+        "a,b\\",
+        "a:b",
+        "~/x",
+        "/$x",
+        "a*?",
+        "é,",
+        "1)",
+    ],
+)
+def test_values_need_no_quotes_of_hydra(value: str) -> None:
+    """What a shell hands over as one word reaches the program as it is."""
+    (word,) = quote_values([f"run={value}"])
+    override = OverridesParser.create().parse_override(word)
+    assert override.value() == value and not override.is_sweep_override()
+
+
+def test_words_that_stay(tmp_path: Path) -> None:
+    words = ["-m", "--config-dir", "/a,b=c", "seed=1,2", "classes=[3,7]", "~data", "+a.b={c: 1}", "prompts=['a, b']"]
+    assert quote_values(words) == words
+    with pytest.raises(ValueError, match=r"\$\{oc\.env:HOME\}.*a prompt is text"):
+        quote_values(["prompts=['${oc.env:HOME}']"])
+    with pytest.raises(ValueError, match=r"classes=\[3, cannot be read \(.*quote the texts in it"):
+        quote_values(["classes=[3,"])
 
 
 @pytest.mark.parametrize("stop", [SystemExit(75), KeyboardInterrupt()])

@@ -16,7 +16,11 @@ def test_auto_on_a_cpu(capability: str, expected: str, device: str, monkeypatch:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert choose_precision("auto", device) == expected
-    assert [choose_precision(named, device) for named in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+    assert [choose_precision(named, device) for named in ("no", "bf16")] == ["no", "bf16"]
+    with pytest.raises(ValueError, match="precision=fp16: on a CPU it would be computed in float32"):
+        choose_precision("fp16", device)
+    with pytest.raises(ValueError, match="device=cuda: torch finds no accelerator on this machine"):
+        choose_precision("no", "cuda")
 
 
 @pytest.mark.parametrize("supported, expected", [(True, "bf16"), (False, "no")])
@@ -26,7 +30,11 @@ def test_auto_on_a_gpu(supported: bool, expected: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported or including_emulation)
     # The CPU's capability does not matter.
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT" if supported else "AVX512")
-    assert choose_precision("auto", "auto") == expected
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert choose_precision("auto", "auto") == choose_precision("auto", "cuda") == expected
+    assert choose_precision("fp16", "auto") == "fp16"
+    with pytest.raises(ValueError, match="device=mps: torch finds an accelerator of the type cuda"):
+        choose_precision("auto", "mps")
 
 
 def test_a_run_keeps_a_record_of_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from onestep.engine.checkpoint import CheckpointWriter, best_value, set_later_as
 from onestep.engine.course import Course, changes_since, describe
 from onestep.engine.failures import explain_failure
 from onestep.engine.folder import RunFolder
-from onestep.engine.launch import check_launch, join_submitit_job
+from onestep.engine.launch import check_launch, check_trackers, join_submitit_job
 from onestep.engine.log import RunLog
 from onestep.engine.prefetch import prefetch
 from onestep.engine.settings import RunSettings, TrainingSettings
@@ -45,6 +45,7 @@ class Run:
     def __init__(self, settings: RunSettings) -> None:
         self.settings, self.seed = settings, settings.seed
         check_launch()
+        check_trackers(settings.trackers)
         join_submitit_job()
         self.accelerator = Accelerator(
             mixed_precision=settings.precision,
