@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from onestep.build import schema
 from onestep.config import CONF
+from onestep.distillation.settings import GeneratorSettings
 from onestep.ranges import OPTIMIZER, check, describe, is_plain, parameters
 
 NAN, INF = float("nan"), float("inf")
@@ -98,3 +99,18 @@ def test_whole_numbers(name: str) -> None:
         assert check(name, value, NUMBERS[name]) == exact and isinstance(exact, int)
     with pytest.raises(ValueError, match="=2.5: expected an integer"):
         check(name, 2.5, NUMBERS[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"later_sigmas": 0.5}, r"later_sigmas=0\.5: expected a list, each a number above 0"),
+        ({"later_sigmas": ["low"]}, r"later_sigmas=\[low\]: expected a list"),
+        ({"gan_weight": -0.5}, r"gan_weight=-0\.5: expected a number of at least 0"),
+    ],
+)
+def test_classes_check_their_arguments(changes: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"sigma_init": 1, "later_sigmas": [], "gan_weight": 0.0, "regression_weight": 0.0}
+    assert GeneratorSettings(**values).sigma_init == 1.0
+    with pytest.raises(ValueError, match=message):
+        GeneratorSettings(**(values | changes))

@@ -275,7 +275,7 @@ def test_where_a_teacher_lies_does_not_matter(accelerator: Accelerator, tmp_path
 @pytest.mark.parametrize("name", ["count", "batch_size"])
 def test_numbers_that_must_be_positive(name: str) -> None:
     values: dict[str, Any] = {"count": 1, "batch_size": 1, "cache": "nowhere"}
-    with pytest.raises(ValueError, match=rf"pairs\.{name} must be positive, got 0"):
+    with pytest.raises(ValueError, match=rf"{name}=0: expected an integer of at least 1"):
         PairSettings(**(values | {name: 0}))
 
 

@@ -156,6 +156,7 @@ def test_what_cannot_be_evaluated(evaluate: Evaluate, tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:50])
     with pytest.raises(ValueError, match=r"cut\.npz: no .npz of images"):
         evaluate(f"images={tmp_path / 'cut.npz'}", "metrics=[fid]")
-    Image.new("RGB", (8, 8)).save(tmp_path / "rgb.png")
+    for name in ("rgb.png", "rgb_2.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
     with pytest.raises(ValueError, match=r"the samples have the shape \(3, 8, 8\) .* the reference \(1, 8, 8\)"):
         evaluate(f"images={tmp_path}", "metrics=[fid]")
