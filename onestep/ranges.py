@@ -17,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, WithJsonSchema
 
 #: Integers from 1, and from 0.
 Count = Annotated[int, Ge(1), Le(2**31)]
@@ -64,8 +64,9 @@ def _with_target(part: dict[str, Any]) -> dict[str, Any]:
 Text = Annotated[str, MinLen(1)]
 #: A path, in which ``~`` is the home folder; an id on the Hugging Face hub is one too.
 PathText = Annotated[str, MinLen(1), BeforeValidator(_expanded)]
+_OBJECT = {"type": "object", "required": ["_target_"]}
 #: The description of an object in a configuration.
-Part = Annotated[dict[str, Any], AfterValidator(_with_target)]
+Part = Annotated[dict[str, Any], AfterValidator(_with_target), WithJsonSchema(_OBJECT)]
 #: Channels, height and width.
 ImageShape = tuple[Side, Side, Side]
 
@@ -158,7 +159,9 @@ def check(name: str, value: Any, annotation: Any) -> Any:
     for part in filter(is_plain, alternatives):
         as_typed = tuple(plain) if get_origin(part) is tuple and isinstance(plain, list) else plain
         with suppress(ValidationError):
-            return _adapter(part).validate_python(as_typed)
+            converted = _adapter(part).validate_python(as_typed)
+            if isinstance(value, bool) <= isinstance(converted, bool):  # true equals the choice 1
+                return converted
     raise ValueError(f"{name}={shown(value)}: expected {describe(annotation)}")
 
 
@@ -229,8 +232,8 @@ def checked(target: _Target) -> _Target:
 def describe(annotation: Any) -> str:
     """The values of ``annotation`` in words, such as "an integer of at least 1, or null"."""
     parts = _alternatives(annotation)
-    words = [_words(_adapter(part).json_schema()) if is_plain(part) else "a part with a _target_" for part in parts]
-    return ", or ".join(dict.fromkeys(words))
+    words = (_words(_adapter(part).json_schema() if is_plain(part) else _OBJECT) for part in parts)
+    return "a mapping" if is_dataclass(annotation) else ", or ".join(dict.fromkeys(words))
 
 
 def shown(value: Any) -> str:
@@ -277,6 +280,8 @@ def _words(schema: Mapping[str, Any]) -> str:
         return f"a list{size}, each {_words(schema['items'])}"
     if schema.get("minLength"):
         return "text that is not empty"
+    if "required" in schema:
+        return "a mapping with a _target_"
     names = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false",
              "null": "null", "object": "a mapping"}  # fmt: skip
     return names.get(str(kind), "a value") + _bounds(schema)

@@ -28,7 +28,7 @@ class Discriminator(nn.Module):
         ValueError: for another ``features_from``.
     """
 
-    def __init__(self, feature_channels: int, features_from: Literal["teacher", "fake_score"], hidden: Width) -> None:
+    def __init__(self, feature_channels: Width, features_from: Literal["teacher", "fake_score"], hidden: Width) -> None:
         super().__init__()
         self.features_from = features_from
         self.norm = nn.GroupNorm(1, feature_channels)
