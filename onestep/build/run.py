@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from onestep.engine.course import course_of
@@ -22,8 +25,20 @@ def started_run(config: DictConfig) -> Iterator[Run]:
     Raises:
         ValueError: see :class:`onestep.engine.run.Run` and :meth:`onestep.engine.folder.RunFolder.claimed`.
     """
-    with separate_accelerate_state(), build_run(config).claimed() as run:
+    with separate_processes(), build_run(config).claimed() as run:
         yield run
+
+
+@contextmanager
+def separate_processes() -> Iterator[None]:
+    """Context with accelerate's state and, at its end, without the group of processes that it starts.
+
+    The group stays for the next job of a sweep: a second group could find the addresses of the first one.
+    """
+    with separate_accelerate_state():
+        yield
+        if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+            PartialState().destroy_process_group()
 
 
 def build_run(config: DictConfig) -> Run:

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from onestep.build.evaluation import build_evaluator
 from onestep.build.recorded import Parts
+from onestep.build.run import separate_processes
 from onestep.config import instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
-from onestep.engine.launch import check_launch, separate_accelerate_state
+from onestep.engine.launch import check_launch
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
 from onestep.evaluation.writing import FORMATS, check_folder
@@ -32,7 +33,7 @@ from onestep.seeding import check_seeds
 MODELS = ("student", "teacher")
 
 
-@separate_accelerate_state()
+@separate_processes()
 def sample(config: DictConfig) -> dict[str, Any]:
     """Generate ``config.count`` images, write them, and evaluate ``config.metrics``; or evaluate ``config.images``.
 
@@ -65,7 +66,6 @@ def sample(config: DictConfig) -> dict[str, Any]:
         _evaluator(config, parts, accelerator.device) if config.get("metrics") else None,
         config.seed_ranges,
     )
-    accelerator.end_training()
     if accelerator.is_main_process:
         Console().print({name: value for name, value in result.items() if name != "results"}, soft_wrap=True)
     return result

@@ -161,7 +161,10 @@ class ParquetImages(Sequence[bytes]):
 
     def _read_group(self, group: int) -> list[Any]:
         with _readable(self.path):
-            return self.file.read_row_group(group, columns=[self.column]).column(0).to_pylist()
+            rows = self.file.read_row_group(group, columns=[self.column]).column(0).to_pylist()
+            if len(rows) != (promised := self.file.metadata.row_group(group).num_rows):
+                raise ValueError(f"row group {group} has {len(rows)} rows instead of {promised}")
+            return rows
 
 
 @contextmanager

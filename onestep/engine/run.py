@@ -258,8 +258,9 @@ class Run:
         self._folder.write_json(name, values)
 
     def finish(self) -> None:
-        """Close the trackers and the process group."""
-        self.accelerator.end_training()
+        """Close the trackers."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     @property
     def device(self) -> torch.device:

@@ -20,7 +20,7 @@ from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe
 from onestep.models.weights import Weights, load_network, read_config
-from onestep.reading import read_json
+from onestep.reading import one_line, read_json
 from onestep.seeding import noise_from_latents
 
 _SETTINGS = "generator.json"
@@ -177,7 +177,7 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
     name = read_json(folder / "config.json", dict[str, Any]).get("_class_name")
     if name not in list(_CLASSES):
         raise ValueError(
-            f"{folder / 'config.json'} describes a {str(name)[:80]}, expected one of {', '.join(_CLASSES)}: use "
+            f"{folder / 'config.json'} describes a {one_line(name)}, expected one of {', '.join(_CLASSES)}: use "
             "teacher=diffusers for a network of diffusers, and Generator.from_pretrained(folder, denoiser) for other "
             "classes"
         )

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from omegaconf import DictConfig
@@ -163,7 +162,6 @@ def test_the_processes_share_a_folder(started: str, tmp_path: Path, monkeypatch:
             if started == "by_time":  # a failure of the main process is everyone's
                 with pytest.raises(ValueError, match="in use"), started_run(config):
                     pass
-        dist.destroy_process_group()
 
     def process(rank: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}

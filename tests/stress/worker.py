@@ -20,4 +20,4 @@ DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
 DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
 with double_precision() if dtype == "float64" else nullcontext():
     distill(compose("train", [*overrides, "metrics=[]"]))
-PartialState().destroy_process_group()  # as the final report does; an open one can end the process with an abort
+PartialState().destroy_process_group()  # as the end of a run does; an open one can end the process with an abort
