@@ -5,13 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from onestep.build.processes import separate_processes
 from onestep.engine.course import course_of
-from onestep.engine.launch import separate_accelerate_state
 from onestep.engine.prepare import Layout
 from onestep.engine.run import Run
 from onestep.engine.settings import RunSettings
@@ -27,18 +24,6 @@ def started_run(config: DictConfig) -> Iterator[Run]:
     """
     with separate_processes(), build_run(config).claimed() as run:
         yield run
-
-
-@contextmanager
-def separate_processes() -> Iterator[None]:
-    """Context with accelerate's state and, at its end, without the group of processes that it starts.
-
-    The group stays for the next job of a sweep: a second group could find the addresses of the first one.
-    """
-    with separate_accelerate_state():
-        yield
-        if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
-            PartialState().destroy_process_group()
 
 
 def build_run(config: DictConfig) -> Run:

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from onestep.build.evaluation import build_evaluator
+from onestep.build.processes import separate_processes
 from onestep.build.recorded import Parts
-from onestep.build.run import separate_processes
 from onestep.config import instantiate
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
