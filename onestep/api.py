@@ -97,4 +97,17 @@ def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, 
         for name, value in given.items():  # the record names the class of an object
             config[name] = f"{type(value).__module__}.{type(value).__qualname__}"
     check_config(config, given)
+    _check_use(settings, config, given)
     return config, given
+
+
+def _check_use(settings: Mapping[str, Any], config: DictConfig, given: Mapping[str, Any]) -> None:
+    """Refuse settings of what a given object replaces or says itself."""
+    for name in {"divergence", "weighting"} & settings.keys() if "objective" in given else ():
+        kind = type(getattr(given["objective"], name, None))
+        described = config[name] if isinstance(config[name], str) else config[name].get("_target_")
+        if described != f"{kind.__module__}.{kind.__qualname__}":
+            raise ValueError(f"{name}={described} has no effect: the given objective has {kind.__qualname__}")
+    replaced = {"network", "init", "sigma_init", "later_sigmas"} & dict(settings.get("generator") or {}).keys()
+    if "student" in given and replaced:
+        raise ValueError(f"generator.{sorted(replaced)[0]} has no effect: the given student replaces the generator")

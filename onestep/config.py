@@ -1,5 +1,6 @@
 """Hydra with checks: invalid configurations are rejected before anything runs, with the valid choices."""
 
+import difflib
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -43,7 +44,7 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
     It becomes ``GROUP=none``. It is removed if the group is null in the primary file ``config_name`` anyway.
 
     Raises:
-        ValueError: for a group that needs a choice.
+        ValueError: for a group that needs a choice, or an experiment of another command.
     """
     primary: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{config_name}.yaml"))
     defaults = [entry for entry in primary["defaults"] if isinstance(entry, dict)]
@@ -53,6 +54,8 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
         key, _, value = override.partition("=")
         choices = value.split(",")
         folder = CONF / key.lstrip("+").partition("@")[0]
+        if key == "experiment":
+            _check_experiments(config_name, choices)
         if "null" not in choices or not folder.is_dir():
             accepted.append(override)
         elif (folder / "none.yaml").is_file():
@@ -61,6 +64,16 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
             valid = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise ValueError(f"{override}: a choice is needed, one of {valid}")
     return accepted
+
+
+def _check_experiments(config_name: str, choices: Sequence[str]) -> None:
+    folders = {"pretrain": "pretrain/", "pretrain_features": "features/"}
+    commands = {folder: name.replace("_", " ") for name, folder in folders.items()} | {"": "train"}
+    own = folders.get(config_name, "")
+    for choice in choices:
+        folder = next((folder for folder in folders.values() if choice.startswith(folder)), "")
+        if choice not in ("none", "null") and folder != own and (CONF / "experiment" / f"{choice}.yaml").is_file():
+            raise ValueError(f"experiment={choice} is for onestep {commands[folder]}, not for onestep {commands[own]}")
 
 
 def compose(config_name: str, overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
@@ -123,6 +136,9 @@ def instantiate(node: Any, **objects: Any) -> Any:
 
 def explain(error: Exception) -> str:
     """The message of ``error``; for an unknown key of the configuration, with the existing keys."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return unknown_choice(group, choice)
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         parent = cause.parent_node
@@ -134,6 +150,14 @@ def explain(error: Exception) -> str:
     if "hydra/launcher/submitit" in str(error):
         return "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
     return " ".join(str(error).split()) if isinstance(error, HydraException) else str(error)
+
+
+def unknown_choice(group: str, choice: str) -> str:
+    """The message for a ``choice`` that its ``group``, a folder in :data:`CONF`, does not have."""
+    choices = sorted(str(file.relative_to(CONF / group).with_suffix("")) for file in (CONF / group).rglob("*.yaml"))
+    guess = difflib.get_close_matches(choice, choices, n=1)
+    hint = f"; did you mean {guess[0]!r}?" if guess else "."
+    return f"unknown choice {group}={choice}{hint} The choices are: {', '.join(choices)}"
 
 
 def explain_failure(error: BaseException | None) -> str | None:

@@ -30,6 +30,7 @@ from onestep.config import (
 from onestep.engine.signals import Interrupted, interruptible
 
 _OPTIONS_WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--package", "-p"}
+_OPTIONS_WITH_NAME = {"-c", "--cfg", "-i", "--info"}
 
 
 def wants_traceback() -> bool:
@@ -46,6 +47,8 @@ def explained(traceback: bool) -> Iterator[None]:
     try:
         with interruptible():
             yield
+    except BrokenPipeError:  # of "| head", see onestep.commands.main
+        raise
     except (HydraException, ValueError, OSError) as error:  # OSError: for example a full disk
         if traceback:
             raise
@@ -83,7 +86,7 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
             main(config)
 
     with explained(traceback):
-        words = quote_values(accept_null(config_name, add_recipe(config_name, arguments)))
+        words = quote_values(accept_null(config_name, add_recipe(config_name, options_first(arguments))))
         _run_hydra(checked, config_name, words)
     if failed:
         common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
@@ -92,6 +95,16 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
             for number, reason in failed.items()
         )
         sys.exit(f"error: {len(failed)} of {len(jobs)} jobs of the sweep failed:{''.join(lines)}")
+
+
+def options_first(words: Sequence[str]) -> list[str]:
+    """The ``words`` of a command line with the options before the overrides: argparse takes none among these."""
+    options: list[str] = []
+    overrides: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        of_option = before in _OPTIONS_WITH_VALUE or (before in _OPTIONS_WITH_NAME and "=" not in word)
+        (options if word.startswith("-") or of_option else overrides).append(word)
+    return options + overrides
 
 
 def quote_values(words: Sequence[str]) -> list[str]:
@@ -156,6 +169,8 @@ def _run_hydra(main: Callable[[DictConfig], Any], config_name: str, arguments: S
     _share_start()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(main)()
+    except (HydraException, BrokenPipeError):  # an unknown choice is an OSError too
+        raise
     except (OSError, ValueError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__  # a ValueError of the log's file
         if isinstance(cause, OSError):

@@ -172,8 +172,17 @@ def test_a_module_that_is_no_teacher(teacher: Any, message: str, tmp_path: Path)
     [
         ({"objektive": "sid"}, "unknown key 'objektive'; did you mean 'objective'"),
         ({"training": {"images": 3}}, "unknown key 'training.images'"),
-        ({"objective": "best"}, "'objective/best'"),
+        ({"objective": "best"}, "unknown choice objective=best. The choices are: diff_instruct, "),
         ({"generator": {"gan_weight": -1.0}}, "generator.gan_weight=-1.0: expected a number of at least 0"),
+        ({"objective": "sidd"}, "unknown choice objective=sidd; did you mean 'sid'"),
+        (
+            {"divergence": "forward_kl", "objective": FDistill(ReverseKL(), PowerWeighting(2.0), False)},
+            "divergence=onestep.objectives.divergences.ForwardKL has no effect: the given objective has ReverseKL",
+        ),
+        (
+            {"student": OwnStudent(), "generator": {"later_sigmas": [0.5]}},
+            "generator.later_sigmas has no effect: the given student replaces the generator",
+        ),
         (
             {"divergence": ForwardKL(), "objective": "sid", "discriminator": None},
             "SiD minimises reverse KL only, got divergence=ForwardKL",

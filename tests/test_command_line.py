@@ -136,6 +136,17 @@ def test_completion_needs_no_torch() -> None:
         assert typed.split()[-1] in finished.stdout
 
 
+def test_a_reader_that_ends_early() -> None:
+    """``| head`` gets the start of a text, and there is no other word."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    for words in ("--help", "sample --help"):
+        command = f"{sys.executable} -m onestep {words} | head -1"
+        finished = subprocess.run(
+            command, shell=True, capture_output=True, text=True, cwd=REPOSITORY, env=environment
+        )  # fmt: skip
+        assert finished.stderr == "" and len(finished.stdout.splitlines()) == 1
+
+
 def test_from_the_command_line(tmp_path: Path) -> None:
     small = (CPU, "precision=bf16", "training.total_images=32", "training.batch_size=16", "sampler.steps=2",
              "evaluation.samples=16", "evaluation.grid=10")  # fmt: skip

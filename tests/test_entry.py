@@ -6,7 +6,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from onestep.entry import quote_values, run_entry_point
+from onestep.entry import options_first, quote_values, run_entry_point
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +91,44 @@ def test_words_that_stay(tmp_path: Path) -> None:
         quote_values(["prompts=['${oc.env:HOME}']"])
     with pytest.raises(ValueError, match=r"classes=\[3, cannot be read \(.*quote the texts in it"):
         quote_values(["classes=[3,"])
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "message"),
+    [
+        (
+            "train",
+            "metrics=[foo]",
+            "unknown choice metrics=foo. The choices are: clip_score, energy, fd_",
+        ),
+        (
+            "train",
+            "objective=sidd",
+            "unknown choice objective=sidd; did you mean 'sid'? The choices are: ",
+        ),
+        (
+            "train",
+            "experiment=pretrain/digits",
+            "experiment=pretrain/digits is for onestep pretrain, not for onestep",
+        ),
+        ("pretrain", "experiment=digits", "experiment=digits is for onestep train, not for onestep pretrain"),
+        (
+            "pretrain_features",
+            "experiment=pretrain/fashion",
+            "experiment=pretrain/fashion is for onestep pretrain, ",
+        ),
+    ],
+)
+def test_choices_that_a_command_does_not_have(command: str, word: str, message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_entry_point(lambda config: pytest.fail("it ran"), command, [word])
+    (line,) = str(caught.value.code).splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_options_stand_anywhere() -> None:
+    words = ["seed=1", "-m", "classes=[3]", "--config-dir", "/a=b", "--cfg", "job", "~data"]
+    assert options_first(words) == ["-m", "--config-dir", "/a=b", "--cfg", "job", "seed=1", "classes=[3]", "~data"]
 
 
 @pytest.mark.parametrize("stop", [SystemExit(75), KeyboardInterrupt()])

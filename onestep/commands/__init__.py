@@ -40,7 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command and its arguments; None for those of the process.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _main(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has ended, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
+        sys.exit(1)
+
+
+def _main(given: list[str]) -> None:
     name, rest = _split(given)
     if given in ([], ["-h"], ["--help"]):
         print(_usage())
