@@ -21,7 +21,8 @@ from pathlib import Path
 from random import Random
 from typing import NoReturn
 
-from tests.stress.readers import READERS, Reader
+from tests.stress.reader import Reader
+from tests.stress.readers import READERS
 
 SECONDS = 10
 BYTES = 10**9

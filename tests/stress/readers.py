@@ -2,10 +2,7 @@
 
 import io
 import json
-import tarfile
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -14,14 +11,10 @@ import numpy as np
 import torch
 import yaml
 from omegaconf import OmegaConf
-from PIL import Image
 from torch import nn
 
 from onestep.build.recorded import Parts
 from onestep.config import compose
-from onestep.data.edm_zip import EDMZip
-from onestep.data.prompts import ParquetImages, read_prompts
-from onestep.data.webdataset import WebDataset
 from onestep.engine.course import Course, changes_since, course_of
 from onestep.engine.log import read_log
 from onestep.engine.optimizer import GuardedOptimizer
@@ -36,19 +29,9 @@ from onestep.models.loading import load_generator
 from onestep.reports.compare import to_table
 from tests.helpers.edm_format import pickled, snapshot
 from tests.helpers.edm_models import tiny_denoiser
+from tests.stress.data_readers import DATA_READERS
 from tests.stress.mutations import mutate_bytes, mutate_json, mutate_safetensors, mutate_values, mutate_zip
-
-Mutate = Callable[[bytes, Random], bytes]
-
-
-@dataclass
-class Reader:
-    """Reads the file ``path``, whose content is one of ``seeds`` after ``mutate``."""
-
-    path: Path
-    seeds: list[bytes]
-    read: Callable[[], object]
-    mutate: Mutate = mutate_bytes
+from tests.stress.reader import Reader
 
 
 def _records() -> list[bytes]:
@@ -167,68 +150,6 @@ def feature_network(folder: Path) -> Reader:
     return Reader(path, [path.read_bytes()], lambda: load_classifier(str(path)), mutate_safetensors)
 
 
-def _pictures(count: int = 4) -> list[bytes]:
-    pictures = []
-    for index in range(count):
-        file = io.BytesIO()
-        Image.fromarray(np.full((8, 8), 20 * index, np.uint8)).save(file, "PNG" if index % 2 else "JPEG")
-        pictures.append(file.getvalue())
-    return pictures
-
-
-def edm_zip(folder: Path) -> Reader:
-    file = io.BytesIO()
-    names = [f"00000/img{index:08d}.png" for index in range(4)]
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, picture in zip(names, _pictures(), strict=True):
-            archive.writestr(name, picture)
-        archive.writestr("dataset.json", json.dumps({"labels": [[name, i % 2] for i, name in enumerate(names)]}))
-
-    def read() -> None:
-        images = EDMZip(str(folder / "a.zip"))
-        for index in range(len(images)):
-            images[index]
-
-    return Reader(folder / "a.zip", [file.getvalue()], read, mutate_zip)
-
-
-def tar(folder: Path) -> Reader:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for index, picture in enumerate(_pictures()):
-            for suffix, content in ((".png", picture), (".cls", str(index % 2).encode())):
-                member = tarfile.TarInfo(f"{index:04d}{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-
-    def read() -> None:
-        images = WebDataset(str(folder / "a.tar"))
-        for index in range(len(images)):
-            images[index]
-
-    return Reader(folder / "a.tar", [file.getvalue()], read)
-
-
-def parquet(folder: Path) -> Reader:
-    import pyarrow
-    import pyarrow.parquet
-
-    path = folder / "a.parquet"
-    seeds = []
-    for compression in ("none", "snappy"):
-        rows = {"prompt": [f"a {i}" for i in range(4)], "image": [{"bytes": p, "path": None} for p in _pictures()]}
-        pyarrow.parquet.write_table(pyarrow.table(rows), path, compression=compression)
-        seeds.append(path.read_bytes())
-
-    def read() -> None:
-        read_prompts(str(path), "prompt")
-        images = ParquetImages(str(path), "image")
-        for index in range(len(images)):
-            images[index]
-
-    return Reader(path, seeds, read)
-
-
 def pickle(folder: Path) -> Reader:
     seeds = [pickled({"ema": snapshot(tiny_denoiser())["ema"]})]
     return Reader(folder / "a.pkl", seeds, lambda: load_edm(folder / "a.pkl"))
@@ -269,9 +190,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "log": log,
     "npz": npz,
     "feature_network": feature_network,
-    "zip": edm_zip,
-    "tar": tar,
-    "parquet": parquet,
     "pickle": pickle,
     "torch_file": torch_file,
+    **DATA_READERS,
 }
