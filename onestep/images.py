@@ -16,7 +16,7 @@ from onestep.reading import read_bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif")
 MAX_BYTES = 1 << 28  # of one image's file
-MAX_PIXELS = 1 << 26  # of one image, before it is resized
+MAX_PIXELS = 1 << 26  # of one image, before it is resized; of an animation half
 
 _MODES = {1: "L", 3: "RGB"}
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -78,12 +78,13 @@ def decode_image(encoded: bytes, size: tuple[int, int] | None = None, channels: 
     image: Image.Image
     try:
         image = Image.open(io.BytesIO(_without_texts(encoded)), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:  # from the header, before anything is decoded
-            raise DamagedImageError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        most = MAX_PIXELS // 2 if getattr(image, "is_animated", False) else MAX_PIXELS  # its decoder holds two images
+        if image.width * image.height > most:  # from the header, before anything is decoded
+            raise DamagedImageError(f"{image.width} x {image.height} pixels are more than {most:,}")
         image.load()
     except Exception as error:  # Pillow's plugins raise many types of errors for damaged bytes
         raise DamagedImageError(str(error) or type(error).__name__) from error
-    if channels is None and not image.mode.startswith(("L", "RGB", "I;16")):
+    if channels is None and not image.mode.startswith(("L", "RGB", "I")):
         raise ValueError(f"it is neither grey nor RGB (Pillow's mode {image.mode}): convert by data.channels=3 or 1")
     with suppress(Exception):  # damaged EXIF has no orientation
         ImageOps.exif_transpose(image, in_place=True)
@@ -120,7 +121,7 @@ def _of_8_bits(image: Image.Image) -> Image.Image:
     grey = Image.fromarray((levels >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is not None:
-        grey.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
+        grey.putalpha(Image.fromarray(np.where(levels == transparent, np.uint8(0), np.uint8(255))))
     return grey
 
 

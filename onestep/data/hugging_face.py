@@ -7,6 +7,7 @@ from typing import Any
 from onestep.data.stored import Contents, EncodedImages, class_labels
 from onestep.images import DamagedImageError, read_file
 from onestep.ranges import Text, checked
+from onestep.reading import one_line
 
 
 @checked
@@ -52,7 +53,7 @@ class HuggingFaceDataset(EncodedImages):
             return Contents(rows)
         labels = class_labels(table[self.label_column][:], rows, self.path)
         named = getattr(table.features[self.label_column], "num_classes", 0)
-        return Contents(rows, labels, named or int(labels.max(initial=-1)) + 1)
+        return Contents(rows, labels, max(named, int(labels.max(initial=-1)) + 1))
 
     def _load(self, datasets: Any) -> Any:
         """The split as a table, from a folder of ``save_to_disk`` or by ``load_dataset``."""
@@ -64,7 +65,8 @@ class HuggingFaceDataset(EncodedImages):
                 return datasets.load_from_disk(str(folder))
             return datasets.load_dataset(self.path, split=self.split)
         except Exception as error:  # the library raises many types of errors
-            raise ValueError(f"{self.path}, split {self.split!r}: {type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {one_line(error, 500)}"
+            raise ValueError(f"{self.path}, split {self.split!r}: {reason}") from error
 
     def encoded(self, position: int) -> bytes:
         image = self.table[position][self.image_column]

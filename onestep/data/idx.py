@@ -11,7 +11,7 @@ import numpy as np
 from onestep.data.stored import Contents, StoredImages
 from onestep.ranges import Side, checked
 
-_MAX_BYTES = 3 << 28  # of one uncompressed file; EMNIST has 640 million
+_MAX_BYTES, _MAX_IMAGES = 3 << 28, 1 << 22  # of one uncompressed file; EMNIST has 640 million, and 814,255
 _PREFIXES = {"train": "train", "test": "t10k"}
 
 
@@ -85,15 +85,20 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
                 raise ValueError(f"it starts with {magic.hex()}, expected 000008{dimensions:02x}")
             shape = tuple(int(size) for size in np.frombuffer(stream.read(4 * dimensions), ">u4"))
             size = int(np.prod(shape, dtype=object))
-            if len(shape) != dimensions or size > _MAX_BYTES:
+            if len(shape) != dimensions or not 0 < size <= _MAX_BYTES or shape[0] > _MAX_IMAGES:
                 raise ValueError(
-                    f"its header has the shape {shape}, expected {dimensions} sizes and at most {_MAX_BYTES:,} bytes"
+                    f"its header has the shape {shape}, expected {dimensions} sizes from 1, at most {_MAX_IMAGES:,} "
+                    f"images and {_MAX_BYTES:,} bytes"
                 )
-            content = stream.read(size + 1)  # a compressed file could expand to more
+            content = np.empty(size, np.uint8)
+            found = 0
+            while count := stream.readinto(content.data[found:]):
+                found += count
+            found += len(stream.read(1))  # a compressed file could expand to more
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(
             f"{file}: expected an IDX file of bytes, and it is another file or damaged: {error}"
         ) from error
-    if len(content) != size:
-        raise ValueError(f"{file}: it is damaged: its header says {size:,} bytes, found {len(content):,} or more")
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    if found != size:
+        raise ValueError(f"{file}: it is damaged: its header says {size:,} bytes, found {found:,} or more")
+    return content.reshape(shape)

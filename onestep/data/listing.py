@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from onestep.images import SUFFIXES
 
+_OF_TOOLS = ("__macosx", "thumbs.db", "desktop.ini")
+
 
 def files_below(root: Path) -> Iterator[str]:
     """The paths of all files below ``root``, relative to it, without hidden ones.
@@ -28,8 +30,9 @@ def files_below(root: Path) -> Iterator[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """True for what tools add to a folder or an archive, such as ``.git/x`` or ``__MACOSX/._x.png``."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts if part != "..")
+    """True for what tools add to a folder or an archive, such as ``.git/x``, ``__MACOSX/._x.png`` or ``Thumbs.db``."""
+    parts = [part.casefold() for part in PurePosixPath(name).parts if part != ".."]
+    return any(part.startswith(".") or part in _OF_TOOLS for part in parts)
 
 
 def image_names(names: Iterable[str], place: str) -> list[str]:
@@ -45,9 +48,14 @@ def image_names(names: Iterable[str], place: str) -> list[str]:
             images.append(name)
         elif not name.lower().endswith(".json"):  # labels and records
             others[PurePosixPath(name).suffix.lower() or "no ending"] += 1
+    warn_of_others(others, place)
+    return images
+
+
+def warn_of_others(others: Counter[str], place: str) -> None:
+    """One warning with the counts of files that are not read, by their endings; none without such files."""
     if others:
         counts = ", ".join(f"{count} with {ending}" for ending, count in others.most_common(10))
         warnings.warn(
-            f"{place}: files that are not read as images: {counts}; images end in {', '.join(SUFFIXES)}", stacklevel=2
+            f"{place}: files that are not read as images: {counts}; images end in {', '.join(SUFFIXES)}", stacklevel=3
         )
-    return images

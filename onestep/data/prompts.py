@@ -22,6 +22,7 @@ from onestep.ranges import PathText, Text
 from onestep.reading import check_file, read_bytes
 
 _MAX_BYTES, _MAX_ROWS = 1 << 28, 1 << 23  # of one file
+_RATIO = 20  # of unpacked values to their file, where they are more than _MAX_BYTES
 _FORMAT = 1  # of the cached files; a new number invalidates all older files
 
 
@@ -100,9 +101,7 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
     if not isinstance(path, str):
         prompts = list(path)
     elif path.endswith(".parquet"):
-        file = _open_parquet(path, column)
-        with _readable(path):
-            prompts = file.read(columns=[column]).column(column).to_pylist()
+        prompts = _read_column(path, column)
     elif path.endswith(".txt"):
         prompts = _read_lines(path)
     else:
@@ -114,6 +113,23 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
     if not prompts:
         raise ValueError(f"data.path={path}: it has no prompts")
     return prompts
+
+
+def _read_column(path: str, column: str) -> list[Any]:
+    """The values of a parquet file's column, equal texts as one object."""
+    file = _open_parquet(path, column)
+    kind = file.schema_arrow.field(column).type
+    if kind.num_fields and not _is_dictionary(kind):
+        raise ValueError(f"{path}: column {column!r} has the type {kind}, expected text: set data.column=...")
+    values: list[Any] = []
+    with _readable(path):
+        for chunk in file.read(columns=[column]).column(column).chunks:
+            if _is_dictionary(chunk.type):
+                texts = chunk.dictionary.to_pylist()
+                values += [None if index is None else texts[index] for index in chunk.indices.to_pylist()]
+            else:
+                values += chunk.to_pylist()
+    return values
 
 
 def _read_lines(path: str) -> list[str]:
@@ -141,9 +157,11 @@ class ParquetImages(Sequence[bytes]):
         self.path, self.column = path, column
         self.file = _open_parquet(path, column)
         kind = self.file.schema_arrow.field(column).type
-        fields = {field.name: str(field.type) for field in kind} if str(kind).startswith("struct<") else {}
-        if fields.get("bytes", str(kind)) not in ("binary", "large_binary"):
+        fields = {field.name: field.type for field in kind} if str(kind).startswith("struct<") else {}
+        encoded = fields.get("bytes", kind)
+        if str(encoded.value_type if _is_dictionary(encoded) else encoded) not in ("binary", "large_binary"):
             raise ValueError(f"{path}: column {column!r} has the type {kind}, expected encoded images")
+        self._leaf = f"{column}.bytes" if fields else column
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.ends = list(accumulate(sizes))
         self._group = lru_cache(1)(self._read_group)
@@ -153,18 +171,19 @@ class ParquetImages(Sequence[bytes]):
 
     def __getitem__(self, row: Any) -> Any:
         group = bisect_right(self.ends, row)
-        cell = self._group(group)[row - (self.ends[group - 1] if group else 0)]
+        with _readable(self.path):
+            cell = self._group(group)[row - (self.ends[group - 1] if group else 0)].as_py()
         encoded = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(encoded, bytes):
             raise ValueError(f"row {row} of {self.path}: column {self.column!r} has no image there")
         return encoded
 
-    def _read_group(self, group: int) -> list[Any]:
-        with _readable(self.path):
-            rows = self.file.read_row_group(group, columns=[self.column]).column(0).to_pylist()
-            if len(rows) != (promised := self.file.metadata.row_group(group).num_rows):
-                raise ValueError(f"row group {group} has {len(rows)} rows instead of {promised}")
-            return rows
+    def _read_group(self, group: int) -> Any:
+        rows = self.file.read_row_group(group, columns=[self._leaf]).column(0)
+        promised = self.file.metadata.row_group(group).num_rows
+        if len(rows) != promised:
+            raise ValueError(f"row group {group} has {len(rows)} rows instead of {promised}")
+        return rows
 
 
 @contextmanager
@@ -177,16 +196,28 @@ def _readable(path: str) -> Iterator[None]:
         raise ValueError(f"data.path={path}: it cannot be read as parquet: {reason[:300]}") from error
 
 
+def _is_dictionary(kind: Any) -> bool:
+    return str(kind).startswith("dictionary<")
+
+
 def _open_parquet(path: str, column: str) -> Any:
+    """An open parquet file with a ``column``, whose equal values stay one: a kilobyte can stand for terabytes."""
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError("parquet files need the package pyarrow: pip install 'onestep[text]'") from error
     with _readable(path):
         check_file(path)
-        file = pyarrow.parquet.ParquetFile(path)
+        metadata = pyarrow.parquet.read_metadata(path)
+        leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+        inside = [leaf for leaf in leaves if f"{leaf.path}.".startswith(f"{column}.")]
+        texts = [leaf.path for leaf in inside if leaf.physical_type == "BYTE_ARRAY"]
+        file = pyarrow.parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts)
     if column not in file.schema_arrow.names:
         raise ValueError(f"{path} has no column {column!r}; its columns are: {', '.join(file.schema_arrow.names)}")
     if file.metadata.num_rows > _MAX_ROWS:
         raise ValueError(f"{path}: {file.metadata.num_rows:,} rows are more than {_MAX_ROWS:,}: divide the file")
+    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    if size > max(_MAX_BYTES, _RATIO * Path(path).stat().st_size):
+        raise ValueError(f"{path}: it unpacks to {size / 1e9:,.1f} GB, far more than its own size")
     return file

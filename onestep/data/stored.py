@@ -232,7 +232,7 @@ def class_labels(labels: Sequence[Any], names: Sequence[str], place: str) -> np.
         whole = isinstance(label, int) or (isinstance(label, float) and label.is_integer())
         if isinstance(label, bool) or not whole or not 0 <= label < 1 << 20:
             raise ValueError(
-                f"{place}: the label of {name!r} is {label!r}, expected an integer from 0: correct it, or set "
-                "data.use_labels=false"
+                f"{place}: the label of {name!r} is {label!r}, expected an integer from 0 to 1,048,575: correct it, "
+                "or set data.use_labels=false"
             )
     return np.array(labels, dtype=np.int64)

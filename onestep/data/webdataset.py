@@ -3,6 +3,7 @@
 import glob
 import tarfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from itertools import product
@@ -12,11 +13,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from onestep.data.listing import is_hidden
+from onestep.data.listing import is_hidden, warn_of_others
 from onestep.data.stored import Contents, EncodedImages, class_labels
 from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError, check_size
 from onestep.ranges import Text, checked
 
+_RECORDS = (".json", ".txt")  # beside the images of a sample
 _MAX_SHARDS = 1 << 20
 _MAX_HEADER = 1 << 20  # bytes
 
@@ -56,6 +58,7 @@ class WebDataset(EncodedImages):
         self.shards = find_shards(self.path)
         images: dict[str, _Member] = {}
         classes: dict[str, _Member] = {}
+        others = Counter[str]()
         for number, shard in enumerate(tqdm(self.shards, desc=f"indexing {self.path}", leave=False, delay=2)):
             for member in _members(shard, number):
                 key, suffix = _split(member.name)
@@ -63,6 +66,9 @@ class WebDataset(EncodedImages):
                     _add(classes, f"{shard}/{key}", member, "classes: remove one")
                 elif suffix == self.image_suffix if self.image_suffix else f".{suffix}".endswith(SUFFIXES):
                     _add(images, f"{shard}/{key}", member, "images: choose with data.image_suffix=..., or rename one")
+                elif not f".{suffix}".endswith((*_RECORDS, *SUFFIXES)):
+                    others[f".{suffix.rpartition('.')[2]}"] += 1
+        warn_of_others(others, self.path)
         names = list(images)
         self.members = np.array([member[:3] for member in images.values()], dtype=np.int64).reshape(-1, 3)
         if classes.keys() - images.keys():

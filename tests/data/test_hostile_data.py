@@ -15,11 +15,12 @@ from PIL import Image
 
 from onestep.cache import CachedRows, ChunkCache
 from onestep.data.edm_zip import EDMZip
+from onestep.data.hugging_face import HuggingFaceDataset
 from onestep.data.idx import IDXImages
 from onestep.data.image_folder import ImageFolder
 from onestep.data.prompts import ParquetImages, read_prompts
 from onestep.data.webdataset import WebDataset
-from onestep.images import decode_image
+from onestep.images import DamagedImageError, decode_image
 from tests.helpers.hostile import MARKER, SPECIAL, bounded, place, write_npz
 from tests.helpers.pictures import encode, huge_png
 
@@ -118,6 +119,42 @@ def npz_bomb(path: Path) -> object:
     return EDMZip(str(path / "i.zip"))[0]
 
 
+def parquet(column: Callable[[], object], read: Callable[[str, str], object], **options: object) -> Make:
+    """Reads a parquet file with one column ``x``."""
+
+    def make(path: Path) -> object:
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pa.table({"x": column()}), path / "t.parquet", **options)
+        return read(str(path / "t.parquet"), "x")
+
+    return make
+
+
+def repeated(value: object, rows: int = 200_000) -> Callable[[], object]:
+    """A column of one value, which a file holds once."""
+
+    def column() -> object:
+        import pyarrow as pa
+
+        return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+
+    return column
+
+
+def first_image(path: str, column: str) -> object:
+    try:
+        return decode_image(ParquetImages(path, column)[0])
+    except DamagedImageError as error:  # PromptDataset names the file
+        raise ValueError(f"{path}: {error}") from error
+
+
+def loading_script(path: Path) -> object:
+    (path / f"{path.name}.py").write_text(f"open({str(path / MARKER)!r}, 'w')")
+    return HuggingFaceDataset(str(path), split="train")
+
+
 def half_parquet(path: Path) -> object:
     import pyarrow as pa
     import pyarrow.parquet
@@ -165,6 +202,14 @@ CASES: dict[str, Make] = {
     "idx: a shape of petabytes": idx(struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 2**31, 2**31)),
     "idx: more than it says": idx(struct.pack(">4B3I", 0, 0, 8, 3, 2, 2, 2), zeros=1 << 28),
     "idx: no images": idx(struct.pack(">4B3I", 0, 0, 8, 3, 0, 8, 8)),
+    "idx: images without pixels": idx(struct.pack(">4B3I", 0, 0, 8, 3, 2**31, 0, 8)),
+    "idx: images of one pixel": idx(struct.pack(">4B3I", 0, 0, 8, 3, 2**29, 1, 1)),
+    "hugging face: a script": loading_script,
+    "parquet: images of terabytes": parquet(repeated(b"x" * 2**20), first_image),
+    "parquet: texts that unpack": parquet(
+        lambda: ["x" * 2**20] * 300, read_prompts, use_dictionary=False, compression="zstd"
+    ),
+    "parquet: lists of texts": parquet(lambda: [["a"]], read_prompts),
     "parquet: damaged": half_parquet,
     "parquet: nested": wrong_column,
     "prompts: gigabytes": at("p.txt", "sparse", prompts),
@@ -204,6 +249,12 @@ def test_large_images_are_read_within_bounds(image: Image.Image) -> None:
     encoded = encode(image)
     with bounded():
         assert decode_image(encoded, size=(8, 8), channels=3).shape == (3, 8, 8)
+
+
+def test_a_text_of_many_rows_is_held_once(tmp_path: Path) -> None:
+    with bounded():
+        prompts = parquet(repeated("x" * 2**20), read_prompts)(tmp_path)
+    assert isinstance(prompts, list) and len(prompts) == 200_000 and len(set(map(id, prompts))) == 1
 
 
 def test_a_chunk_with_another_bit_is_computed_again(tmp_path: Path) -> None:

@@ -45,9 +45,17 @@ def tarred(path: Path, *files: tuple[str, bytes]) -> str:
     return str(path)
 
 
-HIDDEN = (".git/objects/x.png", ".ipynb_checkpoints/a.png", "__MACOSX/a/._0.png", "a/.hidden.png", "a/._0.png")
+HIDDEN = (
+    ".git/objects/x.png",
+    ".ipynb_checkpoints/a.png",
+    "__MACOSX/a/._0.png",
+    "a/.hidden.png",
+    "a/._0.png",
+    "a/Thumbs.db",
+)
 
 
+@pytest.mark.filterwarnings("error:.*not read as images")
 def test_hidden_files_are_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "folder", "a/0.png", "b/0.png", *HIDDEN)
     assert list(ImageFolder(str(folder)).names) == ["a/0.png", "b/0.png"]
@@ -159,6 +167,12 @@ def test_absent_labels_are_said(tmp_path: Path) -> None:
 def test_samples_that_are_ambiguous(files: tuple[tuple[str, bytes], ...], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         WebDataset(tarred(tmp_path / "s.tar", *files))
+
+
+def test_other_members_are_counted(tmp_path: Path) -> None:
+    shard = tarred(tmp_path / "s.tar", *((name, PNG) for name in ("0.png", "0.json", "0.txt", "1.tif", "2.mask.tif")))
+    with pytest.warns(UserWarning, match=r"s\.tar: files that are not read as images: 2 with \.tif; images end in"):
+        assert len(WebDataset(shard, use_labels=False)) == 1
 
 
 def test_the_suffix_chooses_among_images(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_prompts_are_read_from_text_and_parquet(tmp_path: Path, with_images: Pat
         ("prompts.csv", "prompt", r"expected a .txt file with one prompt per line, or a .parquet file"),
         ("empty.txt", "prompt", "it has no prompts"),
         ("data.parquet", "caption", "has no column 'caption'; its columns are: prompt, image"),
-        ("data.parquet", "image", "column 'image', row 0: .* is not text"),
+        ("data.parquet", "image", "column 'image' has the type struct.*, expected text"),
     ],
 )
 def test_what_is_refused(path: str, column: str, message: str, with_images: Path) -> None:
