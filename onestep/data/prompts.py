@@ -19,7 +19,7 @@ from onestep.images import decode_image, from_uint8
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
 from onestep.ranges import PathText, Text
-from onestep.reading import check_file, read_bytes
+from onestep.reading import check_file, one_line, read_bytes
 
 _MAX_BYTES, _MAX_ROWS = 1 << 28, 1 << 23  # of one file
 _RATIO = 20  # of unpacked values to their file, where they are more than _MAX_BYTES
@@ -120,7 +120,7 @@ def _read_column(path: str, column: str) -> list[Any]:
     file = _open_parquet(path, column)
     kind = file.schema_arrow.field(column).type
     if kind.num_fields and not _is_dictionary(kind):
-        raise ValueError(f"{path}: column {column!r} has the type {kind}, expected text: set data.column=...")
+        raise ValueError(f"{path}: column {column!r} has the type {one_line(kind)}, expected text: set data.column=...")
     values: list[Any] = []
     with _readable(path):
         for chunk in file.read(columns=[column]).column(column).chunks:
@@ -160,7 +160,7 @@ class ParquetImages(Sequence[bytes]):
         fields = {field.name: field.type for field in kind} if str(kind).startswith("struct<") else {}
         encoded = fields.get("bytes", kind)
         if str(encoded.value_type if _is_dictionary(encoded) else encoded) not in ("binary", "large_binary"):
-            raise ValueError(f"{path}: column {column!r} has the type {kind}, expected encoded images")
+            raise ValueError(f"{path}: column {column!r} has the type {one_line(kind)}, expected encoded images")
         self._leaf = f"{column}.bytes" if fields else column
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.ends = list(accumulate(sizes))
@@ -192,8 +192,7 @@ def _readable(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"data.path={path}: it cannot be read as parquet: {reason[:300]}") from error
+        raise ValueError(f"data.path={path}: it cannot be read as parquet: {one_line(error, 300)}") from error
 
 
 def _is_dictionary(kind: Any) -> bool:
@@ -214,7 +213,9 @@ def _open_parquet(path: str, column: str) -> Any:
         texts = [leaf.path for leaf in inside if leaf.physical_type == "BYTE_ARRAY"]
         file = pyarrow.parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts)
     if column not in file.schema_arrow.names:
-        raise ValueError(f"{path} has no column {column!r}; its columns are: {', '.join(file.schema_arrow.names)}")
+        raise ValueError(
+            f"{path} has no column {column!r}; its columns are: {one_line(', '.join(file.schema_arrow.names), 300)}"
+        )
     if file.metadata.num_rows > _MAX_ROWS:
         raise ValueError(f"{path}: {file.metadata.num_rows:,} rows are more than {_MAX_ROWS:,}: divide the file")
     size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
