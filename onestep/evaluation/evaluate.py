@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -149,7 +150,7 @@ def print_results(records: list[dict[str, Any]]) -> None:
             record["features"],
             f"against {record['reference']}",
         )
-        table.add_row(record["title"], _value_of(record), "; ".join(conditions))
+        table.add_row(escape(record["title"]), _value_of(record), escape("; ".join(conditions)))
     Console().print(table)
 
 

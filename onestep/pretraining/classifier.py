@@ -1,11 +1,11 @@
 """Training of a small classifier as a feature network for the Frechet distance."""
 
 import copy
+import shlex
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -50,7 +50,7 @@ def pretrain_features(
     network.save(run.folder / "features.safetensors")
     summary = {"held_out_accuracy": accuracy, "held_out_images": len(of_held_out[0]), "images": len(images)}
     run.write_json("summary.json", summary)
-    Console().print(f"held-out accuracy {accuracy:.4f}; {run.folder / 'features.safetensors'}")
+    print(f"held-out accuracy {accuracy:.4f}; {shlex.quote(str(run.folder / 'features.safetensors'))}")
     return summary
 
 

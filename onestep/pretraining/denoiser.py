@@ -1,12 +1,12 @@
 """Pretraining of a teacher."""
 
+import shlex
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from onestep.data.augmentation import EDMAugmentation
@@ -134,7 +134,7 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
     metrics = parts.evaluator.descriptions
     save_curves(read_log(run.folder / "log.jsonl"), metrics, ("loss", "network_gradient"), run.folder / "curves.png")
     print_summary(summary, run.folder)
-    Console().print(f"the teacher is in {run.folder / 'teacher'}", soft_wrap=True)
+    print(f"the teacher is in {shlex.quote(str(run.folder / 'teacher'))}")
     check_values({"teacher": failures}, run.folder)
     return summary
 

@@ -1,10 +1,12 @@
 """Tables of a run's results, for the terminal and for Markdown pages."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, FiniteFloat, NonNegativeInt
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typing_extensions import TypedDict
 
@@ -108,7 +110,6 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     titles = {key: description.title for key, description in descriptions.items()}
     for key, title in (titles | {cost: cost.replace("_", " ") for cost in COSTS}).items():
         values = [summary[side].get(key) for side in sides]
-        table.add_row(title, *("" if value is None else format_value(value) for value in values))
-    console = Console()
-    console.print(table)
-    console.print(f"files of this run: {folder}", soft_wrap=True)
+        table.add_row(escape(title), *("" if value is None else format_value(value) for value in values))
+    Console().print(table)
+    print(f"files of this run: {shlex.quote(str(folder))}")  # as one pastes it into a shell

@@ -1,5 +1,6 @@
 """The table at the end of a run."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,13 @@ def test_numbers_are_never_folded(
     summary = {"teacher": dict.fromkeys(TEN, -1.2346e-05) | COSTS, "student": COSTS, "images_seen": 9, "seconds": 1.0}
     print_summary(summary | {"results": {"teacher": RECORDS}}, Path("run"))
     assert capsys.readouterr().out.count("-1.235e-05") == len(TEN)
+
+
+def test_names_are_no_markup_and_a_path_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"metric": "fid", "title": "F [/i]", "higher_is_better": False}
+    summary = {"student": {"fid": 1.0} | COSTS, "images_seen": 1, "seconds": 1.0, "results": {"student": [record]}}
+    print_summary(summary, Path("a [x]/b's"))
+    shown = capsys.readouterr().out
+    assert "F [/i]" in shown
+    (words,) = (line for line in shown.splitlines() if line.startswith("files of this run: "))
+    assert shlex.split(words)[-1] == "a [x]/b's"
