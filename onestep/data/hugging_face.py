@@ -42,7 +42,8 @@ class HuggingFaceDataset(EncodedImages):
         for column in (self.image_column, self.label_column):
             if column is not None and column not in table.column_names:
                 raise ValueError(
-                    f"{self.path}: no column {column!r}; the columns are {one_line(', '.join(table.column_names), 300)}: set "
+                    f"{self.path}: no column {column!r}; the columns are "
+                    f"{one_line(', '.join(table.column_names), 300)}: set "
                     "data.image_column=... and data.label_column=..."
                 )
         if not isinstance(table.features[self.image_column], datasets.Image):
