@@ -146,7 +146,7 @@ class CachedRows:
             self.cache.write(self.names[chunk], compute(chunk))
         state.wait_for_everyone()
         for chunk, name in enumerate(self.names):  # of other processes, which may be on machines with separate caches
-            if not self.cache.holds(name):
+            if chunk not in assigned and not self.cache.holds(name):
                 self.cache.write(name, compute(chunk))
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:

@@ -49,12 +49,8 @@ def explained(traceback: bool) -> Iterator[None]:
             yield
     except BrokenPipeError:  # of "| head", see onestep.commands.main
         raise
-    except (HydraException, ValueError, OSError) as error:  # OSError: for example a full disk
-        if traceback:
-            raise
-        sys.exit(f"error: {explain(error)}")
-    except (MemoryError, RuntimeError) as error:
-        if traceback or (line := explain_failure(error)) is None:
+    except Exception as error:
+        if traceback or (line := _line_of(error)) is None:
             raise
         sys.exit(f"error: {line}")
     except KeyboardInterrupt as interrupt:
@@ -63,6 +59,11 @@ def explained(traceback: bool) -> Iterator[None]:
         number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
         print(f"interrupted by {number.name}", file=sys.stderr)
         sys.exit(128 + number)
+
+
+def _line_of(error: Exception) -> str | None:
+    """The line of an error of the user or of the machine, such as a full disk; None for one of the program."""
+    return explain(error) if isinstance(error, HydraException | ValueError | OSError) else explain_failure(error)
 
 
 def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, arguments: Sequence[str]) -> None:
@@ -154,7 +155,7 @@ def _noted(failed: dict[int, str], job: int, traceback: bool, here: bool) -> Ite
     try:
         yield
     except Exception as error:
-        known = explain(error) if isinstance(error, HydraException | ValueError | OSError) else explain_failure(error)
+        known = _line_of(error)
         if traceback or known is None:
             print_exception(error)
         failed[job] = f"{type(error).__name__}: {error}" if known is None else known

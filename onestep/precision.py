@@ -1,11 +1,13 @@
 """The floating-point precision of networks, and float64 on devices that may have none."""
 
 from functools import cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-PRECISIONS = ("auto", "no", "bf16", "fp16")
+#: The precision of accelerate, or "auto".
+Precision = Literal["auto", "no", "bf16", "fp16"]
 
 
 def choose_precision(precision: str, device: str) -> str:
@@ -14,14 +16,14 @@ def choose_precision(precision: str, device: str) -> str:
     On CPUs this means AVX-512. Other CPUs emulate bf16 in float32, about ten times slower than float32.
 
     Args:
-        precision: one of :data:`PRECISIONS`.
+        precision: one of :data:`Precision`.
         device: ``auto`` for the accelerator if there is one, ``cpu``, or the name of the accelerator.
 
     Raises:
         ValueError: for an unknown precision, fp16 on a CPU, or an accelerator that there is not.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision}: choose one of {', '.join(PRECISIONS)}")
+    if precision not in (known := get_args(Precision)):
+        raise ValueError(f"precision={precision}: choose one of {', '.join(known)}")
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     if device not in ("auto", "cpu"):
         found = None if on_cpu else torch.accelerator.current_accelerator()

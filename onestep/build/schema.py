@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
-from onestep.engine.settings import CompileMode, Device, Precision, Timeout, Trackers, Workers
+from onestep.engine.settings import CompileMode, Device, Timeout, Trackers, Workers
+from onestep.precision import Precision
 from onestep.pretraining.settings import ClassifierSettings
 from onestep.ranges import (
     BatchSize,

@@ -109,7 +109,7 @@ def read_prompts(path: str | list[str], column: str) -> list[str]:
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             place = f"{path}, column {column!r}, row {row}" if isinstance(path, str) else "the prompts"
-            raise ValueError(f"{place}: {str(prompt)[:80]} is not text: remove this row, or set data.column=...")
+            raise ValueError(f"{place}: {one_line(prompt)} is not text: remove this row, or set data.column=...")
     if not prompts:
         raise ValueError(f"data.path={path}: it has no prompts")
     return prompts

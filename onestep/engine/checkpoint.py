@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
         ValueError: if the disk is full or fails; earlier checkpoints are unchanged then.
     """
     parent = run / _FOLDER
-    same_iteration = [path for path in list_checkpoints(run) if _iteration_of(path) == snapshot.iteration]
+    same_iteration = [path for path in list_checkpoints(run) if iteration_of(path) == snapshot.iteration]
     target = _free_path(parent, snapshot.iteration)
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -164,22 +165,18 @@ def best_value(run: Path, key: str) -> Measurement | None:
 
 def best_checkpoint(run: Path, key: str) -> tuple[Path, int] | None:
     """The intact checkpoint with the best value of ``key``, the first of equals, and its iteration."""
-    best: tuple[Path, Measurement] | None = None
-    for path in list_checkpoints(run):
-        measured = _measurement_of(path)
-        if measured is None or measured.key != key or damage(path) is not None:
-            continue
-        if best is None or measured.is_better_than(best[1]):
-            best = path, measured
-    return None if best is None else (best[0], _iteration_of(best[0]))
+    best = _best_of_each(run, usable=lambda path: damage(path) is None).get(key)
+    return None if best is None else (best[0], iteration_of(best[0]))
 
 
-def _best_of_each(run: Path) -> dict[str, tuple[Path, Measurement]]:
-    """The best checkpoint by key. A run that was resumed with another ``evaluation.best`` has several keys."""
+def _best_of_each(run: Path, usable: Callable[[Path], bool] = lambda path: True) -> dict[str, tuple[Path, Measurement]]:
+    """The best ``usable`` checkpoint by key. A run that was resumed with another ``evaluation.best`` has several."""
     best: dict[str, tuple[Path, Measurement]] = {}
     for path in list_checkpoints(run):
         measured = _measurement_of(path)
-        if measured is not None and (measured.key not in best or measured.is_better_than(best[measured.key][1])):
+        if measured is None or not usable(path):
+            continue
+        if measured.key not in best or measured.is_better_than(best[measured.key][1]):
             best[measured.key] = path, measured
     return best
 
@@ -215,7 +212,8 @@ def _is_copy(folder: Path) -> bool:
         return False
 
 
-def _iteration_of(folder: Path) -> int:
+def iteration_of(folder: Path) -> int:
+    """The iteration of a checkpoint, by its name."""
     return int(folder.name.split("_")[1])
 
 
@@ -281,7 +279,7 @@ def set_later_aside(run: Path, iteration: int) -> None:
     The next :func:`write_checkpoint` deletes them.
     """
     for path in list_checkpoints(run):
-        if _iteration_of(path) > iteration:
+        if iteration_of(path) > iteration:
             hidden = path.with_name(f".abandoned_{path.name}")
             shutil.rmtree(hidden, ignore_errors=True)
             os.replace(path, hidden)

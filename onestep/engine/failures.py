@@ -4,11 +4,12 @@ import torch
 from torch.distributed import DistError
 
 from onestep.processes import rank_and_count
+from onestep.reading import one_line
 
 
 def explain_failure(error: BaseException) -> str | None:
     """The line of an error of the machine, with what to change; None for any other error."""
-    text = " ".join(str(error).split())[:500]
+    text = one_line(error, 500)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in text:
         return (
             f"out of memory{': ' if text else ''}{text}. Lower the batch size (training.batch_size, "

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from onestep.data.dataset import NoData, TrainingDataset
-from onestep.engine.checkpoint import damage, list_checkpoints
+from onestep.engine.checkpoint import damage, iteration_of, list_checkpoints
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.run import Run
 from onestep.engine.settings import TrainingSettings
@@ -107,7 +107,7 @@ def roll_back(
 def _checkpoint_before(run: Path, iteration: int | None) -> Path | None:
     """The newest intact checkpoint before ``iteration``, or else the oldest one; None for the newest of all."""
     intact = [path for path in list_checkpoints(run) if damage(path) is None]
-    earlier = [path for path in intact if iteration is None or path.name < f"iteration_{iteration:08d}"]
+    earlier = [path for path in intact if iteration is None or iteration_of(path) < iteration]
     return earlier[-1] if earlier else next(iter(intact), None)
 
 

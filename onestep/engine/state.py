@@ -15,7 +15,7 @@ from onestep.engine.checkpoint import Snapshot, damage, write_checkpoint
 from onestep.engine.optimizer import GuardedOptimizer, GuardState
 from onestep.engine.shard import full_tensor, is_sharded, shard_like
 from onestep.metrics.result import Measurement
-from onestep.reading import read_json, read_tensors
+from onestep.reading import one_line, read_json, read_tensors
 
 _Count = Annotated[int, Field(ge=0, lt=10**8)]  # the digits of a checkpoint's name
 _Moments = Annotated[list[FiniteFloat | None], Field(min_length=4, max_length=4)]  # null: not finite
@@ -115,8 +115,8 @@ class TrainingState(Counters):
                 setattr(self, key, value)
             return _read_pending(folder / "log.json")
         except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())  # torch names each tensor in a line of its own
-            raise ValueError(f"cannot resume from {folder}: {reason[:500]}") from error
+            # torch names each tensor in a line of its own
+            raise ValueError(f"cannot resume from {folder}: {one_line(error, 500)}") from error
 
     def load_network(self, name: str, folder: Path) -> None:
         """Load the network ``name`` alone from the checkpoint in ``folder``.

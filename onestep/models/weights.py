@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from onestep.models.describe import check_whole, describe
-from onestep.reading import open_tensors, read_json
+from onestep.reading import one_line, open_tensors, read_json
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -158,8 +158,8 @@ def build_outline(make: Callable[[], Network], weights: Weights) -> Network:
         with _at_most(len(weights.shapes)), torch.device("meta"):
             outline = make()
     except Exception as error:  # whatever a constructor of another package raises for a config's values
-        reason = " ".join(str(error).split()) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"the config.json of {str(weights.folder)!r} describes no network: {reason[:400]}") from error
+        reason = one_line(error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}", 400)
+        raise ValueError(f"the config.json of {str(weights.folder)!r} describes no network: {reason}") from error
     buffers = dict(outline.named_buffers())
     computed = sum(value.numel() for name, value in buffers.items() if name not in weights.shapes)
     if computed > _BUFFER_LIMIT + weights.count:

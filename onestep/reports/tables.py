@@ -11,7 +11,7 @@ from rich.table import Table
 from typing_extensions import TypedDict
 
 from onestep.metrics.result import Description
-from onestep.reading import read_json
+from onestep.reading import one_line, read_json
 
 SIDES = ("teacher", "student")
 #: Keys of a side of a summary in addition to its metrics.
@@ -90,8 +90,7 @@ def format_value(value: float | None, digits: int = 4) -> str:
 
 def to_cell(text: str) -> str:
     """A text as a cell of a Markdown table: one line without bars, of at most 200 characters."""
-    line = " ".join(text.split())
-    return (line if len(line) <= 200 else f"{line[:200]}...").replace("|", r"\|")
+    return one_line(text, 200).replace("|", r"\|")
 
 
 def to_markdown(rows: list[list[str]]) -> str:

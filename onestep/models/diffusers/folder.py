@@ -13,7 +13,7 @@ from typing import Any
 
 from onestep.models.describe import describe
 from onestep.models.weights import DIFFUSERS_BASE, TRANSFORMERS_BASE, Weights
-from onestep.reading import read_json
+from onestep.reading import one_line, read_json
 
 INDEX = "model_index.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
@@ -47,8 +47,8 @@ class PipelineIndex:
         kind = content.get("_class_name")
         if not isinstance(kind, str) or not kind.isidentifier():
             raise ValueError(
-                f"{file}: _class_name={_short(kind)}: expected the name of a pipeline of diffusers; a pipeline with "
-                "code of its own is not run"
+                f"{file}: _class_name={one_line(repr(kind))}: expected the name of a pipeline of diffusers; a "
+                "pipeline with code of its own is not run"
             )
         components: dict[str, str] = {}
         settings: dict[str, Any] = {}
@@ -56,8 +56,8 @@ class PipelineIndex:
             if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
                 if not name.isidentifier() or not _is_known(entry[0]):
                     raise ValueError(
-                        f"{file}: {_short(name)}={_short(entry)}: expected a folder of the pipeline, and a class of "
-                        "diffusers or transformers; code of a pipeline's own is not run"
+                        f"{file}: {one_line(repr(name))}={one_line(repr(entry))}: expected a folder of the "
+                        "pipeline, and a class of diffusers or transformers; code of a pipeline's own is not run"
                     )
                 components[name] = entry[1]
             elif not name.startswith("_") and entry != [None, None]:
@@ -105,8 +105,7 @@ def pipeline_folder(
             snapshot_download(path, allow_patterns=[INDEX, *_weights(lacking, None)], **options)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no pipeline of diffusers at {path!r}: expected a folder with {INDEX}, or a hub id. "
-            f"{' '.join(str(error).split())[:400]}"
+            f"no pipeline of diffusers at {path!r}: expected a folder with {INDEX}, or a hub id. {one_line(error, 400)}"
         ) from error
     return download
 
@@ -157,8 +156,3 @@ def _weights(components: list[str], variant: str | None) -> list[str]:
     bases = (DIFFUSERS_BASE, TRANSFORMERS_BASE)
     endings = (f"{middle}.safetensors", f"{middle}-?????-of-?????.safetensors")
     return [f"{name}/{base}{ending}" for name in components for base in bases for ending in endings]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."

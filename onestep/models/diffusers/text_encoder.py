@@ -18,6 +18,7 @@ from onestep.models.diffusers.families import FAMILIES
 from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, part_files, quiet
 from onestep.models.diffusers.schedule import build_scheduler
 from onestep.models.weights import TRANSFORMERS_BASE, Weights, build_outline, read_config
+from onestep.reading import one_line
 
 _ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 _TOKENIZERS = (
@@ -134,7 +135,7 @@ def _load_tokenizer(folder: Path, kind: str) -> Any:
     try:
         return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the tokenizers' library raises plain exceptions
-        raise ValueError(f"{folder} holds no {kind} that can be read: {_one_line(error)}") from error
+        raise _unreadable(folder, kind, error) from error
 
 
 def _load_encoder(folder: Path, kind: str, dtype: torch.dtype, variant: str | None) -> Any:
@@ -156,7 +157,7 @@ def _load_encoder(folder: Path, kind: str, dtype: torch.dtype, variant: str | No
             use_safetensors=True, local_files_only=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # whatever transformers raises for files that are damaged or do not fit
-        raise ValueError(f"{folder} holds no {kind} that can be read: {_one_line(error)}") from error
+        raise _unreadable(folder, kind, error) from error
     if missing := sorted(report["missing_keys"]):  # transformers would leave them random
         raise ValueError(f"{folder}: its weights lack {len(missing)} tensors of its config, such as {missing[:3]}")
     if broken := [name for name, value in encoder.named_parameters() if not value.isfinite().all()]:
@@ -164,8 +165,9 @@ def _load_encoder(folder: Path, kind: str, dtype: torch.dtype, variant: str | No
     return encoder.eval()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
+def _unreadable(folder: Path, kind: str, error: Exception) -> ValueError:
+    reason = one_line(error, 400) or type(error).__name__
+    return ValueError(f"{folder} holds no {kind} that can be read: {reason}")
 
 
 def _encode_sd(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:

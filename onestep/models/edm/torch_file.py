@@ -19,6 +19,7 @@ from torch import Tensor
 
 from onestep.models.describe import describe, is_safetensors
 from onestep.models.edm.safe_unpickler import Name, Names, PickleMachine, Recorded, short
+from onestep.reading import one_line
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -275,5 +276,4 @@ def read_checkpoint(path: str | Path) -> Any:
                 return _read_legacy(file, names)
             return PickleMachine(names).read(file)
     except (OSError, ValueError, LookupError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())  # pickletools quotes the file
-        raise ValueError(f"{path} cannot be read: {reason[:400]}") from error
+        raise ValueError(f"{path} cannot be read: {one_line(error, 400)}") from error  # pickletools quotes the file
