@@ -1,11 +1,17 @@
 """Collective operations in one and two processes, and the reference's features from two processes."""
 
+import os
+import socket
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, multiprocessing
 
+from onestep.build.processes import separate_processes
 from onestep.data.dataset import ImagesInMemory
 from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.reference import reference_features
@@ -81,3 +87,26 @@ def test_two_processes(tmp_path: Path) -> None:
         assert result["seen"] == [[3, 3], [4, 4]][rank]
         assert result["kinds"] == [["moments"], [["moments", "vectors"], ["vectors"]][rank]]
         assert torch.equal(result["vectors"], FirstPixels()((IMAGES * 127.5 + 128).clamp(0, 255).to(torch.uint8)))
+
+
+def run_two_commands(rank: int, folder: str, port: int) -> None:
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()  # those of the parent
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    found = []
+    for _ in range(2):
+        with separate_processes():
+            PartialState(cpu=True)
+            found.append([*rank_and_count(), int(sum_over_processes(torch.tensor([rank + 1])))])
+            if rank == 0:
+                time.sleep(0.5)  # the other process comes first to the second command
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def test_two_commands_of_a_program_share_a_group(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(run_two_commands, (str(tmp_path), port), nprocs=2, start_method="fork")  # type: ignore[attr-defined]
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)] == [[[rank, 2, 3]] * 2 for rank in (0, 1)]

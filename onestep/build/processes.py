@@ -1,22 +1,31 @@
 """The processes of a command. Sampling imports this alone of what a run needs: importing a run takes long."""
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from accelerate import PartialState
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+import torch.distributed as dist
 
 from onestep.engine.launch import separate_accelerate_state
 
 
 @contextmanager
 def separate_processes() -> Iterator[None]:
-    """Context with accelerate's state and, at its end, without the group of processes that it starts.
+    """Context with accelerate's state; the group of processes that it starts ends with the program.
 
-    The group stays for the next job of a sweep: a second group could find the addresses of the first one.
+    The next command of a program, or job of a sweep, takes the same group: a second one could find the addresses of
+    the first in the launcher's store, and would wait for them in vain.
     """
     with separate_accelerate_state():
-        yield
-        if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
-            PartialState().destroy_process_group()
+        try:
+            yield
+        except BaseException:
+            atexit.unregister(_end_group)  # the other processes may be gone, and the end would wait for them
+            raise
+        atexit.register(_end_group)
+
+
+def _end_group() -> None:
+    """End the group of processes: an open one can end the program with an abort."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

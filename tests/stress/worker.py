@@ -7,7 +7,6 @@ import sys
 from contextlib import nullcontext
 
 import torch
-from accelerate import PartialState
 
 from onestep.build.distillation import distill
 from onestep.config import compose
@@ -20,4 +19,3 @@ DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
 DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
 with double_precision() if dtype == "float64" else nullcontext():
     distill(compose("train", [*overrides, "metrics=[]"]))
-PartialState().destroy_process_group()  # as the end of a run does; an open one can end the process with an abort
