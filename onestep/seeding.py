@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onestep.denoiser import Condition
 from onestep.noise import SigmaDistribution
+from onestep.reading import one_line
 
 #: Seeds of samples are below this number: torch's rng on the CPU takes 32 bits, so that larger ones repeat others.
 SEEDS = 2**32
@@ -33,7 +34,7 @@ def check_classes(classes: Sequence[int], label_dim: int) -> None:
     """
     if not classes or not all(type(label) is int and 0 <= label < label_dim for label in classes):
         known = f"{label_dim} classes, numbered from 0" if label_dim else "0 classes: set classes=null"
-        raise ValueError(f"classes={list(classes)}: this network has {known}")
+        raise ValueError(f"classes={one_line(list(classes))}: this network has {known}")
 
 
 def seeded_rng(*key: int, device: torch.device | str = "cpu") -> torch.Generator:

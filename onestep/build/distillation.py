@@ -107,10 +107,12 @@ def build_distillation(
     ema = EMA(student, settings.ema_halflife, settings.ema_rampup)
     # After all checks, and before the networks are sharded: each process generates its pairs alone.
     pairs: PairSettings | None = instantiate(config.get("pairs"))
-    layout = build_layout(config)
+    layout, space = build_layout(config), sample_space(teacher, data)
     teacher_pairs = None
     if pairs is not None:
-        teacher_pairs = prepare_pairs(pairs, teacher, sampler, accelerator, settings.batch_size, config.seed)
+        teacher_pairs = prepare_pairs(
+            pairs, teacher, sampler, accelerator, settings.batch_size, config.seed, space.classes
+        )
     trained = [*student.networks, *([] if fake_score is None else [fake_score])]
     prepare_networks(layout, device, trained, others=[teacher, *ema.average.networks])
     return Distillation(
@@ -133,7 +135,7 @@ def build_distillation(
         sigma=sigma,
         fake_sigma=parts.sigma("fake_sigma", teacher),
         data=data,
-        space=sample_space(teacher, data),
+        space=space,
         pairs=teacher_pairs,
         sampler=sampler,
         evaluator=evaluator,

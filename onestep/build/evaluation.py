@@ -1,6 +1,6 @@
 """The evaluation of samples, built from a configuration: metrics, their reference and the decoder of latents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,9 +52,12 @@ def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
     conditions: Conditions | None = data.embeddings if isinstance(data, PromptDataset) else None
     if isinstance(data, MapDataset) and beyond_labels(network.condition_keys):
         conditions = ItemConditions(data)
-    images = reference_of(data)
-    classes = images.used_classes if isinstance(images, ImageDataset) else None  # compared with images of them alone
-    return SampleSpace.of(network, classes, conditions, _decoder(network, data))
+    return SampleSpace.of(network, classes_of(reference_of(data)), conditions, _decoder(network, data))
+
+
+def classes_of(reference: Any) -> Sequence[int] | None:
+    """The cycle of classes of samples that are compared with ``reference``; None for random ones."""
+    return reference.class_cycle if isinstance(reference, ImageDataset) and reference.label_dim else None
 
 
 def _decoder(network: Any, data: TrainingDataset | NoData) -> Callable[[Tensor], Tensor] | None:

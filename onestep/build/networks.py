@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from onestep.build.checks import check_fit, check_steps
+from onestep.build.evaluation import classes_of, reference_of
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.settings import GeneratorSettings
@@ -21,7 +22,9 @@ def build_generator(
 ) -> Generator:
     """The student of the configuration: a network that is evaluated in one or several steps."""
     network = initial_generator(config, settings, teacher, data)
-    generator = Generator(network, settings.sigma_init, settings.later_sigmas)
+    drawn = classes_of(reference_of(data))
+    classes = sorted({*drawn}) if drawn is not None and len({*drawn}) < network.label_dim else None
+    generator = Generator(network, settings.sigma_init, settings.later_sigmas, classes)
     check_steps(generator)
     return generator
 

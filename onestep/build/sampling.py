@@ -1,5 +1,6 @@
 """The command ``sample``, built from its configuration and that of a run."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from onestep.build.evaluation import build_evaluator
+from onestep.build.evaluation import build_evaluator, classes_of
 from onestep.build.processes import separate_processes
 from onestep.build.recorded import Parts
 from onestep.config import instantiate
@@ -24,6 +25,7 @@ from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
+from onestep.models.generator import Generator
 from onestep.models.loading import load_generator
 from onestep.precision import choose_precision
 from onestep.processes import from_main_process
@@ -54,16 +56,17 @@ def sample(config: DictConfig) -> dict[str, Any]:
         return evaluate_files(config.images, _evaluator(config, parts, accelerator.device))
     place = from_main_process(lambda: _place(config))
     function, network, evaluations = _model(config, parts, accelerator.device)
+    evaluator = _evaluator(config, parts, accelerator.device) if config.get("metrics") else None
     result = write_samples(
         function,
         evaluations,
-        _space(config, parts, network),
+        _space(config, parts, network, _classes(config, function, network, evaluator)),
         range(config.seed, config.seed + config.count),
         config.batch_size,
         accelerator,
         place,
         config.format,
-        _evaluator(config, parts, accelerator.device) if config.get("metrics") else None,
+        evaluator,
         config.seed_ranges,
     )
     if accelerator.is_main_process:
@@ -112,8 +115,28 @@ def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[Samp
     return generator, generator.denoiser, generator.network_evaluations
 
 
-def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork) -> SampleSpace:
-    """The requested classes or prompts, and the decoder of latents. It does not open the training data."""
+def _classes(
+    config: DictConfig, function: SampleFunction, network: DenoiserNetwork, evaluator: Evaluator | None
+) -> list[int] | None:
+    """The cycle of classes: the requested ones, those of the metrics' images, or those that the generator knows."""
+    if config.classes is not None:
+        return list(config.classes)
+    reference = None if evaluator is None else evaluator.reference
+    of_images = getattr(reference, "label_dim", 0) if network.label_dim else 0
+    if of_images not in (0, network.label_dim):
+        warnings.warn(
+            f"the metrics' images have {of_images} classes, the network {network.label_dim}: samples are of random "
+            f"classes; if the classes are the same, set data.num_classes={network.label_dim}, or choose classes=[...]",
+            stacklevel=2,
+        )
+    found = classes_of(reference) if of_images == network.label_dim else None
+    if found is None and isinstance(function, Generator):
+        found = function.classes
+    return None if found is None else list(found)
+
+
+def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: list[int] | None) -> SampleSpace:
+    """The classes or prompts, and the decoder of latents. It does not open the training data."""
     channels, height, width = network.image_shape
     latent = network.denoises_latents or parts.describes("data", LatentDataset)
     latent = latent or (channels not in (1, 3) and height * width > 1)  # one pixel is a point
@@ -135,7 +158,6 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork) -> Sample
         )
     if prompts is not None and not takes_prompts:
         raise ValueError(f"prompts={prompts}: this network takes no prompts; set prompts=null")
-    classes = None if config.classes is None else list(config.classes)
     conditions = pipeline.encode_prompts(prompts) if pipeline is not None and prompts is not None else None
     return SampleSpace.of(network, classes, conditions, pipeline.decode if latent and pipeline is not None else None)
 

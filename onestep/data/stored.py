@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from onestep.data.dataset import ImageDataset
+from onestep.data.dataset import ImageDataset, cycle_of_classes
 from onestep.denoiser import Condition
 from onestep.files import hash_parts
 from onestep.images import DamagedImageError, decode_image, from_uint8
@@ -72,7 +72,9 @@ class StoredImages(ImageDataset):
         if not len(self.positions):
             raise ValueError(f"{self.path}: it has no {'intact ' if len(positions) else ''}images")
         self.labels = contents.labels if self.use_labels else None
-        self.label_dim = 0 if self.labels is None else self._count_classes(self.labels, contents.num_classes)
+        self.label_dim = (
+            0 if self.labels is None else self._count_classes(self.labels[self.positions], contents.num_classes)
+        )
         self.image_shape = self._named_pixels(self.positions[0]).shape
 
     def _count_classes(self, labels: np.ndarray, found: int) -> int:
@@ -80,10 +82,8 @@ class StoredImages(ImageDataset):
             raise ValueError(
                 f"data.num_classes={self.num_classes}: {self.path} has {found} classes; set at least {found}, or null"
             )
-        count, classes = self.num_classes or found, np.unique(labels).tolist()
-        used = len(classes)
-        if used < count:
-            self.used_classes = classes
+        count, used = self.num_classes or found, len(np.unique(labels))
+        self.class_cycle = cycle_of_classes(labels, count)
         if used < count / 2:
             warnings.warn(f"{self.path}: only {used:,} of {count:,} classes have images", stacklevel=2)
         return count

@@ -1,6 +1,6 @@
 """Pairs of noise and the teacher's image for it, for DMD's regression: generated once and cached.
 
-Pair ``i`` is a function of the seed ``i``: its latents and condition are ``seeded_inputs([i])``, and only the images
+Pair ``i`` is a function of the seed ``i``: its latents and condition are ``space.inputs([i])``, and only the images
 are stored. They are in the chunks of a :class:`onestep.cache.ChunkCache`. An interrupted generation resumes at the
 missing chunks, and a larger number of pairs extends the cache.
 """
@@ -23,7 +23,6 @@ from onestep.models.base import DenoiserNetwork
 from onestep.processes import meet
 from onestep.ranges import BatchSize, PathText, Samples, checked
 from onestep.samplers import Sampler
-from onestep.seeding import seeded_inputs
 from onestep.toy.teacher import MixtureTeacher
 
 Teacher = DenoiserNetwork | MixtureTeacher
@@ -89,16 +88,17 @@ def prepare_pairs(
     accelerator: Accelerator,
     batch_size: int,
     seed: int,
+    classes: Sequence[int] | None = None,
 ) -> TeacherPairs:
     """The pairs of the seeds 0 to ``count - 1``, from the cache; missing ones are generated and cached.
 
     The work is divided among the processes, which meet after each chunk. ``batch_size`` and ``seed`` are those of the
-    training, see :class:`TeacherPairs`.
+    training, see :class:`TeacherPairs`. ``classes`` are those of the training's data, see :class:`SampleSpace`.
 
     Raises:
         ValueError: if the cache cannot be written.
     """
-    cache = PairCache(settings, teacher, sampler, accelerator)
+    cache = PairCache(settings, teacher, sampler, accelerator, classes)
     chunks = range(math.ceil(settings.count / settings.batch_size))
     mine = chunks[accelerator.process_index :: accelerator.num_processes]
     held = cache.read_or_generate(mine, meet=partial(meet, accelerator.device))
@@ -108,7 +108,7 @@ def prepare_pairs(
     # The chunks of the other processes; generated here too if they are on another machine with a separate cache.
     held |= cache.read_or_generate([chunk for chunk in chunks if chunk not in held])
     images = torch.cat([held[chunk] for chunk in chunks])[: settings.count]
-    latents, condition = seeded_inputs(list(range(settings.count)), teacher.image_shape, teacher.label_dim)
+    latents, condition = cache.space.inputs(range(settings.count))
     return TeacherPairs(latents, condition, images, batch_size, seed, accelerator)
 
 
@@ -119,10 +119,17 @@ class PairCache:
         ValueError: if the folder cannot be made or written.
     """
 
-    def __init__(self, settings: PairSettings, teacher: Teacher, sampler: Sampler, accelerator: Accelerator) -> None:
-        self.batch_size = settings.batch_size
+    def __init__(
+        self,
+        settings: PairSettings,
+        teacher: Teacher,
+        sampler: Sampler,
+        accelerator: Accelerator,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        self.batch_size, self.space = settings.batch_size, SampleSpace.of(teacher, classes)
         self.teacher, self.sampler, self.accelerator = teacher, sampler, accelerator
-        key = _fingerprint(teacher, sampler, settings.batch_size, accelerator.mixed_precision)
+        key = _fingerprint(teacher, sampler, settings.batch_size, accelerator.mixed_precision, self.space)
         self.chunks = ChunkCache(settings.cache, key, "pairs", "pairs.cache")
 
     @property
@@ -149,7 +156,7 @@ class PairCache:
             partial(self.sampler, self.teacher),
             [seed for chunk in missing for seed in self._seeds(chunk)],
             self.batch_size,
-            SampleSpace.of(self.teacher),
+            self.space,
             self.accelerator,
             progress="generating pairs with the teacher" if missing and self.accelerator.is_main_process else None,
         )
@@ -168,7 +175,7 @@ class PairCache:
         return range(chunk * self.batch_size, (chunk + 1) * self.batch_size)
 
 
-def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision: str) -> str:
+def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision: str, space: SampleSpace) -> str:
     """A hash of everything that the images depend on; the batch size too, which affects rounding and the chunks."""
     description = {
         "format": _FORMAT,
@@ -178,5 +185,6 @@ def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision:
         "sampler": [type(sampler).__name__, vars(sampler)],
         "batch_size": batch_size,
         "precision": precision,
+        **({} if space.classes is None else {"classes": list(space.classes)}),
     }
     return fingerprint(description, teacher.state_dict())

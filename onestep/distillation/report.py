@@ -99,7 +99,8 @@ class DistillationReport:
     def _grid(self, evaluator: RunEvaluator, sample: SampleFunction) -> Tensor:
         """Images for a grid, one class per column if there are classes."""
         label_dim, classes = self.parts.data.label_dim, self.parts.space.classes
-        return evaluator.generate(sample, self.parts.evaluation.grid, classes=classes or list(range(label_dim)) or None)
+        columns = list(range(label_dim)) if classes is None else sorted({*classes})
+        return evaluator.generate(sample, self.parts.evaluation.grid, classes=columns or None)
 
 
 def count_evaluations(count: int) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onestep.data.edm_zip import EDMZip
 from onestep.data.image_folder import ImageFolder
+from onestep.evaluation.generate import SampleSpace
 from onestep.images import from_uint8
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
@@ -84,7 +85,7 @@ def _open_array(path: Path) -> SampleFiles:
 
 
 def evaluate(
-    evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int, prompts: Sequence[str] | None = None
+    evaluator: Evaluator, images: Tensor, seeds: range, network_evaluations: int, space: SampleSpace
 ) -> list[dict[str, Any]]:
     """The records of the metrics of the samples of ``seeds``, in the first process; see :meth:`Evaluator.results`.
 
@@ -93,10 +94,10 @@ def evaluate(
         images: this process's rows [N, C, H, W] of the samples.
         seeds: the seeds of all processes.
         network_evaluations: network evaluations per sample.
-        prompts: seed ``s`` has ``prompts[s % len(prompts)]``; None for samples without prompts.
+        space: the inputs of the seeds.
     """
-    values = evaluator([images], distributed=True, prompts=prompts_of(prompts, seeds))
-    return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations)
+    values = evaluator([images], distributed=True, prompts=prompts_of(space.prompts, seeds))
+    return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations, space.drawn_classes)
 
 
 def prompts_of(prompts: Sequence[str] | None, seeds: range) -> list[str] | None:
@@ -147,6 +148,7 @@ def print_results(records: list[dict[str, Any]]) -> None:
             f"{record['samples']:,} samples",
             "seeds not known" if seeds is None else f"seeds {seeds[0]} to {seeds[1]}",
             *(() if evaluations is None else (f"{evaluations} evaluations each",)),
+            *(() if record["classes"] is None else (f"classes: {record['classes']}",)),
             record["features"],
             f"against {record['reference']}",
         )

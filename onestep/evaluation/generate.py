@@ -84,6 +84,16 @@ class SampleSpace:
         return cls(network.image_shape, network.label_dim, classes, conditions, decode)
 
     @property
+    def drawn_classes(self) -> str | None:
+        """How classes are drawn, for records of results; None without classes."""
+        if not self.label_dim or self.conditions is not None:
+            return None
+        if self.classes is None:
+            return f"{self.label_dim:,} at random"
+        used, length = len(set(self.classes)), len(self.classes)
+        return f"{used:,} of {self.label_dim:,} in turn" + (f", a cycle of {length:,}" if length > used else "")
+
+    @property
     def prompts(self) -> Sequence[str] | None:
         """The prompts of the conditions; None for other conditions."""
         return None if self.conditions is None else self.conditions.prompts

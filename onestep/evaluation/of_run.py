@@ -117,7 +117,9 @@ class RunEvaluator:
             only = self.settings.interim_metrics if number else None
             prompts = prompts_of(self.space.prompts, range(first, first + count))
             values = self.evaluator(samples, distributed=True, prompts=prompts, only=only, failures=failures)
-            records += self.evaluator.results(values, count, [first, first + count - 1], network_evaluations)
+            records += self.evaluator.results(
+                values, count, [first, first + count - 1], network_evaluations, self.space.drawn_classes
+            )
             if not number:
                 cost = {"samples": count, "samples_per_second": round(count / samples.seconds, 1)}
                 unknown: dict[str, None] = dict.fromkeys(failures)

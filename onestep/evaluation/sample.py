@@ -75,12 +75,12 @@ def write_samples(
         "samples_per_second": float(f"{len(seeds) / seconds:.4g}"),
     }
     if evaluator is not None:
-        ranges, count = [evaluate(evaluator, images, seeds, network_evaluations, space.prompts)], len(seeds)
+        ranges, count = [evaluate(evaluator, images, seeds, network_evaluations, space)], len(seeds)
         for _ in range(1, seed_ranges):
             seeds = range(seeds.stop, seeds.stop + count)
             images = torch.cat(list(generate(seeds)))
             check_finite(images, [seeds[place] for place in process_rows(count)])
-            ranges.append(evaluate(evaluator, images, seeds, network_evaluations, space.prompts))
+            ranges.append(evaluate(evaluator, images, seeds, network_evaluations, space))
         result |= _with_results(ranges) if main else {}
     return result
 

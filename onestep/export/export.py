@@ -75,7 +75,8 @@ def _teacher_pipeline(record: dict[str, Any]) -> tuple[Path, str | None]:
 
 
 def _usage(output: Path, generator: Generator) -> str:
-    classes = ", classes=[0, 1]" if generator.denoiser.label_dim else ""
+    first = list(generator.classes or range(generator.denoiser.label_dim))[:2]
+    classes = f", classes={first}" if first else ""
     return (
         "from onestep.export.pipeline import OneStepPipeline\n\n"
         f'pipeline = OneStepPipeline.from_pretrained("{output.name}")  # this folder, or its id on the hub\n'

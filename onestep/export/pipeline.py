@@ -13,8 +13,9 @@ from onestep.denoiser import map_condition
 from onestep.images import to_uint8
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.autoencoder import Autoencoder
-from onestep.models.diffusers.folder import pipeline_folder
-from onestep.models.generator import Generator, load_denoiser
+from onestep.models.diffusers.folder import INDEX, pipeline_folder
+from onestep.models.generator import Generator, StepLevels, load_denoiser
+from onestep.reading import read_json
 from onestep.seeding import seeded_inputs, seeded_noise
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -30,26 +31,32 @@ class OneStepPipeline(DiffusionPipeline):
         denoiser: the generator's network.
         vae: autoencoder of diffusers for a generator of latents; None for one of images.
         sigma_init, later_sigmas: noise levels of the steps, see :class:`onestep.models.generator.Generator`.
+        classes: the classes that it draws, if they are fewer than the network's.
 
     Raises:
         ValueError: without ``sigma_init``, or for noise levels that the generator does not support.
     """
 
     def __init__(
-        self, denoiser: DenoiserNetwork, vae: Any, sigma_init: float | None = None, later_sigmas: list | None = None
+        self,
+        denoiser: DenoiserNetwork,
+        vae: Any,
+        sigma_init: float | None = None,
+        later_sigmas: list | None = None,
+        classes: list | None = None,
     ) -> None:
         super().__init__()  # for diffusers, an argument with a default is a setting, and one without is a network
         if sigma_init is None:
             raise ValueError("sigma_init is missing: expected the noise level of the generator's first step")
         self.register_modules(denoiser=denoiser, vae=vae)
-        self.register_to_config(sigma_init=sigma_init, later_sigmas=list(later_sigmas or []))
-        self.generator = Generator(denoiser, sigma_init, later_sigmas or []).eval()
+        self.register_to_config(sigma_init=sigma_init, later_sigmas=list(later_sigmas or []), classes=classes)
+        self.generator = Generator(denoiser, sigma_init, later_sigmas or [], classes).eval()
         self.autoencoder = None if vae is None else Autoencoder(vae)
 
     @classmethod
     def from_generator(cls, generator: Generator, vae: Any = None) -> Self:
         """The pipeline of a ``generator``."""
-        return cls(generator.denoiser, vae, generator.sigma_init, generator.later_sigmas)
+        return cls(generator.denoiser, vae, generator.sigma_init, generator.later_sigmas, generator.classes)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:
@@ -63,7 +70,7 @@ class OneStepPipeline(DiffusionPipeline):
         if index.get("_class_name") != cls.__name__:
             raise ValueError(f"{folder} holds a {index.get('_class_name')}, expected a {cls.__name__}")
         vae = Autoencoder.from_pretrained(folder).vae if (folder / "vae").is_dir() else None
-        return cls(load_denoiser(folder / "denoiser"), vae, index.get("sigma_init"), index.get("later_sigmas"))
+        return cls(load_denoiser(folder / "denoiser"), vae, **vars(read_json(folder / INDEX, StepLevels)))
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, variant: str | None = None
@@ -95,7 +102,8 @@ class OneStepPipeline(DiffusionPipeline):
 
         Args:
             seeds: an image depends on its seed alone, not on the rest of its batch.
-            classes: seed ``s`` gets ``classes[s % len(classes)]``; None for a random class, a function of the seed.
+            classes: seed ``s`` gets ``classes[s % len(classes)]``; None for the generator's classes,
+                or a random class, a function of the seed.
             batch_size: images per batch.
             output_type: "pil" for Pillow images; "np" for floats [N, H, W, C] in [0, 1]; "pt" for the network's output
                 [N, C, H, W], in about [-1, 1].
@@ -108,7 +116,8 @@ class OneStepPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type={output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        images = self._generate(list(seeds), None if classes is None else list(classes), batch_size)
+        drawn = self.generator.classes if classes is None else classes
+        images = self._generate(list(seeds), None if drawn is None else list(drawn), batch_size)
         if output_type == "pt":
             return ImagePipelineOutput(images)
         if output_type == "np":

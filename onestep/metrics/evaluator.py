@@ -191,7 +191,12 @@ class Evaluator:
         return [key for key, name in self._metric_of.items() if only is None or name in only]
 
     def results(
-        self, values: dict[str, float], samples: int, seeds: list[int] | None, network_evaluations: int | None
+        self,
+        values: dict[str, float],
+        samples: int,
+        seeds: list[int] | None,
+        network_evaluations: int | None,
+        classes: str | None = None,
     ) -> list[dict[str, Any]]:
         """A complete record of each of ``values``, see :class:`Result`."""
         records = []
@@ -208,6 +213,7 @@ class Evaluator:
                 protocol_samples=None if network is None else network.protocol_samples,
                 seeds=seeds,
                 network_evaluations=network_evaluations,
+                classes=classes,
             )
             records.append({"name": result.name} | asdict(result))
         return records

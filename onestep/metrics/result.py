@@ -54,6 +54,7 @@ class Result:
         protocol_samples: number of samples of a published value in these features; None without a protocol.
         seeds: the first and the last seed; None for samples from files without seeds.
         network_evaluations: network evaluations per sample; None for samples from files.
+        classes: how classes were drawn; None for samples without classes or from files.
     """
 
     metric: str
@@ -66,6 +67,7 @@ class Result:
     protocol_samples: int | None
     seeds: list[int] | None
     network_evaluations: int | None
+    classes: str | None = None
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe
 from onestep.models.weights import Weights, load_network, read_config
 from onestep.reading import one_line, read_json
-from onestep.seeding import noise_from_latents
+from onestep.seeding import check_classes, noise_from_latents
 
 _SETTINGS = "generator.json"
 #: The modules of the classes in a config; imported at first use, as diffusers takes longer to import than torch.
@@ -34,10 +34,11 @@ _MAX_STEPS = 8  # few-step students use fewer; more indicate a mistake
 
 @dataclass
 class StepLevels:
-    """The noise levels of a generator's steps in a file, as :class:`Generator` takes them."""
+    """The noise levels of a generator's steps and its classes in a file, as :class:`Generator` takes them."""
 
     sigma_init: FiniteFloat
     later_sigmas: list[FiniteFloat] = field(default_factory=list)
+    classes: list[int] | None = None
 
 
 class Generator(nn.Module):
@@ -52,13 +53,23 @@ class Generator(nn.Module):
         denoiser: the network, usually initialised as a copy of the teacher.
         sigma_init: noise level of the first step, in data units.
         later_sigmas: noise levels of the later steps, strictly descending; empty for a one-step generator.
+        classes: the classes that it is trained for, if they are fewer than the network's; None for all.
 
     Raises:
-        ValueError: for noise levels outside the network's range or not descending, or more than eight steps.
+        ValueError: for noise levels outside the network's range or not descending, more than eight steps, or classes
+            that the network does not have.
     """
 
-    def __init__(self, denoiser: DenoiserNetwork, sigma_init: float, later_sigmas: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        denoiser: DenoiserNetwork,
+        sigma_init: float,
+        later_sigmas: Sequence[float] = (),
+        classes: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        if classes is not None:
+            check_classes(classes, denoiser.label_dim)
         if not denoiser.sigma_min <= sigma_init <= denoiser.sigma_max:
             raise ValueError(
                 f"sigma_init={sigma_init} is outside the noise levels of the network, "
@@ -77,6 +88,7 @@ class Generator(nn.Module):
         self.denoiser = denoiser
         self.sigma_init = sigma_init
         self.later_sigmas = list(later_sigmas)
+        self.classes = None if classes is None else list(classes)
 
     @property
     def network_evaluations(self) -> int:
@@ -133,7 +145,8 @@ class Generator(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network's weights as safetensors, its config, and the noise levels into ``folder``."""
         self.denoiser.save_pretrained(folder)
-        settings = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
+        settings: dict[str, Any] = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
+        settings |= {} if self.classes is None else {"classes": list(self.classes)}
         write_text(Path(folder) / _SETTINGS, json.dumps(settings) + "\n")
 
     @classmethod
@@ -157,7 +170,7 @@ class Generator(nn.Module):
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
         levels = read_json(settings, StepLevels)
         try:
-            return cls(network, levels.sigma_init, levels.later_sigmas).eval()
+            return cls(network, levels.sigma_init, levels.later_sigmas, levels.classes).eval()
         except ValueError as error:
             raise ValueError(f"{settings}: {error}") from error
 

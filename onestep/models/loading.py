@@ -71,4 +71,4 @@ def _of_pipeline(folder: Path) -> Generator:
         levels = read_json(folder / "model_index.json", StepLevels)
     except ValueError as error:
         raise ValueError(f"no one-step pipeline: {error}") from error
-    return Generator(load_denoiser(folder / "denoiser"), levels.sigma_init, levels.later_sigmas).eval()
+    return Generator(load_denoiser(folder / "denoiser"), **vars(levels)).eval()

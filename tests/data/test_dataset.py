@@ -36,6 +36,23 @@ def test_a_batch_is_its_samples_stacked(labels: torch.Tensor | None) -> None:
         assert torch.equal(condition["labels"], torch.stack([own["labels"] for _, own in singles]))
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([40, 42, 38], None),  # nearly equal: random classes, as published metrics draw them
+        ([40, 0, 42], [0, 2]),
+        ([0, 9, 0], [1]),
+        ([90, 10, 0], [0] * 90 + [1] * 10),
+    ],
+)
+def test_samples_have_the_classes_of_the_images(counts: list[int], expected: list[int] | None) -> None:
+    labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    cycle = ImagesInMemory(torch.zeros(len(labels), 1, 2, 2), labels, num_classes=3).class_cycle
+    assert (cycle if cycle is None else sorted(cycle)) == expected
+    if cycle is not None and len(cycle) == 100:  # in random order: few samples too have the frequencies
+        assert 0 < sum(cycle[:50]) < 10
+
+
 def take(count: int, length: int = 10, global_batch: int = 4, seed: int = 0, **options: int) -> list[list[int]]:
     """The first ``count`` batches."""
     return list(islice(PositionSampler(length, global_batch, seed, **options), count))

@@ -98,7 +98,7 @@ def test_fewer_classes_than_the_teacher_has(tmp_path: Path) -> None:
     assert data[1][1]["labels"].tolist() == [0, 1, 0]
     space = sample_space(tiny_denoiser(label_dim=3), data)  # samples are compared with images of the same classes
     assert space.inputs(range(4))[1]["labels"].argmax(1).tolist() == [0, 1, 0, 1]
-    assert ImageFolder(folder).used_classes is None
+    assert ImageFolder(folder).class_cycle is None
     with pytest.raises(ValueError, match=r"data\.num_classes=1: .* has 2 classes; set at least 2"):
         ImageFolder(folder, num_classes=1)
     with pytest.warns(UserWarning, match="only 2 of 100 classes have images"):

@@ -90,6 +90,15 @@ def test_the_images_are_those_of_the_sampler(prepare: Prepare, teacher: EDMDenoi
     assert files(tmp_path / "cache").keys() == THREE_CHUNKS
 
 
+def test_pairs_have_the_classes_of_the_data(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> None:
+    settings = PairSettings(4, 4, str(tmp_path))
+    for classes in (None, [0, 2]):  # the second does not read the first one's cache
+        pairs = prepare_pairs(settings, teacher, SAMPLER, accelerator, 5, seed=0, classes=classes)
+        latents, condition = seeded_inputs([0, 1, 2, 3], (1, 8, 8), 3, classes)
+        assert torch.equal(pairs.condition["labels"], condition["labels"])
+        torch.testing.assert_close(pairs.images, SAMPLER(teacher, latents, condition), rtol=0, atol=1e-6)
+
+
 def test_without_classes(accelerator: Accelerator, tmp_path: Path) -> None:
     teacher = tiny_denoiser(label_dim=0)
     pairs = prepare_pairs(PairSettings(3, 4, str(tmp_path)), teacher, SAMPLER, accelerator, 5, seed=0)

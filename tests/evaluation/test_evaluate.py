@@ -56,7 +56,7 @@ def test_every_form_of_the_same_samples_has_the_same_values(evaluate: Evaluate, 
         "name": "fid", "metric": "fid", "value": drawn["fid"], "title": "FID", "higher_is_better": False,
         "features": "digits classifier",
         "reference": "Digits, 1,797 images", "samples": 60, "protocol_samples": None, "seeds": [3, 62],
-        "network_evaluations": 1,
+        "network_evaluations": 1, "classes": "10 at random",
     }  # fmt: skip
     assert of_folder["results"][0]["network_evaluations"] is None
 

@@ -135,6 +135,34 @@ def test_classes_are_those_that_are_asked_for(draw: Draw, finished_run: Path) ->
     assert torch.equal(images, expected)
 
 
+def test_classes_are_those_of_the_metrics_images(draw: Draw, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(8):
+        (folder / f"{number % 2}").mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 30 * number).save(folder / f"{number % 2}" / f"{number}.png")
+    given = ("count=4", "format=npz", "metrics=[kid]", "data=image_folder", f"data.path={folder}")
+    with pytest.warns(UserWarning, match="only 2 of 10 classes have images"):
+        asked, result = draw(*given, "data.num_classes=10", "classes=[0,1]")
+        images, of_images = draw(*given, "data.num_classes=10")
+    assert torch.equal(images, asked)
+    assert of_images["results"][0]["classes"] == result["results"][0]["classes"] == "2 of 10 in turn"
+    with pytest.warns(UserWarning, match="images have 2 classes, the network 10: .* set data.num_classes=10"):
+        at_random, result = draw(*given)
+    assert result["results"][0]["classes"] == "10 at random" and not torch.equal(at_random, asked)
+
+
+def test_a_generator_draws_the_classes_that_it_was_trained_for(
+    draw: Draw, finished_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("generator")
+    generator = Generator.from_pretrained(finished_run / "generator")
+    generator.classes = [3, 7]
+    generator.save_pretrained(folder)
+    of_its_own = ("run=null", f"checkpoint={folder}", "count=4", "format=npz")
+    assert torch.equal(draw(*of_its_own)[0], draw(*of_its_own, "classes=[3,7]")[0])
+    assert not torch.equal(draw(*of_its_own)[0], draw(*of_its_own, "classes=[3,8]")[0])
+
+
 def test_metrics_are_those_of_the_images(draw: Draw) -> None:
     images, result = draw("count=40", "metrics=[fid]", "format=npz")
     evaluator = Evaluator(load_classifier("digits"), {"fid": FrechetDistance()}, Digits())

@@ -70,12 +70,12 @@ def test_the_other_output_types(exported: Path) -> None:
         pipeline([0], classes=[10])
 
 
-def test_a_few_step_generator_keeps_its_levels(tmp_path: Path) -> None:
-    generator = Generator(tiny_denoiser(seed=2), 2.5, [1.0, 0.5])
+def test_a_few_step_generator_keeps_its_levels_and_classes(tmp_path: Path) -> None:
+    generator = Generator(tiny_denoiser(seed=2), 2.5, [1.0, 0.5], classes=[0, 2])
     OneStepPipeline.from_generator(generator).save_pretrained(tmp_path)
     pipeline = OneStepPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
-    latents, condition = seeded_inputs([5], (1, 8, 8), 3)
+    latents, condition = seeded_inputs([5], (1, 8, 8), 3, classes=[2])  # its own classes, in turn
     with torch.no_grad():
         expected = generator(latents, condition, seeded_noise([5], (1, 8, 8), 3))
     torch.testing.assert_close(pipeline([5], output_type="pt").images, expected, rtol=0, atol=1e-6)

@@ -172,7 +172,7 @@ def test_a_value_of_few_samples_says_so() -> None:
         "name": "fid0.04k", "metric": "fid", "value": records[0]["value"], "title": "Frechet distance",
         "higher_is_better": False, "features": "two pixels",
         "reference": "ImagesInMemory, 60 images", "samples": 40, "protocol_samples": 50, "seeds": [0, 39],
-        "network_evaluations": 1,
+        "network_evaluations": 1, "classes": None,
     }  # fmt: skip
 
 

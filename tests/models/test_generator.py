@@ -157,6 +157,15 @@ def test_the_steps_come_back(tmp_path: Path) -> None:
     Generator(tiny_denoiser(), 2.5, [0.9, 0.3]).save_pretrained(tmp_path)
     restored = Generator.from_pretrained(tmp_path)
     assert (restored.sigma_init, restored.later_sigmas, restored.network_evaluations) == (2.5, [0.9, 0.3], 3)
+    assert restored.classes is None
+
+
+def test_the_classes_come_back(tmp_path: Path) -> None:
+    Generator(tiny_denoiser(), 2.5, classes=[0, 2]).save_pretrained(tmp_path)
+    assert Generator.from_pretrained(tmp_path).classes == [0, 2]
+    (tmp_path / "generator.json").write_text('{"sigma_init": 2.5, "classes": [0, 3]}')
+    with pytest.raises(ValueError, match=r"generator\.json: classes=\[0, 3\]: this network has 3 classes"):
+        Generator.from_pretrained(tmp_path)
 
 
 def test_a_generator_that_was_saved_without_later_steps_has_one(folder: Path) -> None:
