@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.shard import full_tensor, is_sharded
+from onestep.models.edm2.layers import MPConv
 from onestep.objectives.losses import Losses
 from onestep.processes import average_over_processes
 
@@ -79,7 +80,8 @@ class GuardedOptimizer:
         optimizers: by the name of the trained network; parameters may be full or sharded.
         settings: accumulation, clipping and learning rate schedule.
         fp16: scale the loss.
-        networks: the modules of the parameters.
+        networks: the modules of the parameters. Their magnitude-preserving layers are normalised here and after each
+            step, unless ``settings.normalize_weights`` is False.
     """
 
     def __init__(
@@ -90,9 +92,14 @@ class GuardedOptimizer:
         networks: Iterable[nn.Module] = (),
     ) -> None:
         self.optimizers, self.settings, self.fp16 = dict(optimizers), settings, fp16
-        self.sharded = [
-            module for network in networks for module in network.modules() if isinstance(module, FSDPModule)
+        modules = [module for network in networks for module in network.modules()]
+        self.sharded = [module for module in modules if isinstance(module, FSDPModule)]
+        self.normalized = [
+            module
+            for module in modules
+            if isinstance(module, MPConv) and module.weight.requires_grad and settings.normalize_weights
         ]
+        self._normalize_weights()
         self.loss_scale = 2.0**16 if fp16 else 1.0
         self.steps_at_scale = 0
         self.lr_factor = 1.0
@@ -135,6 +142,7 @@ class GuardedOptimizer:
                 group.setdefault("initial_lr", group["lr"])
                 group["lr"] = group["initial_lr"] * factor
             optimizer.step()
+        self._normalize_weights()
         self._zero_grad()  # frees their memory before another network's update
         self._grow_loss_scale()
         return {name: norm.detach() for name, norm in norms.items()}
@@ -143,6 +151,10 @@ class GuardedOptimizer:
         """Discard the accumulated gradients."""
         self._micro_batches = []
         self._zero_grad()
+
+    def _normalize_weights(self) -> None:
+        for module in self.normalized:
+            module.force_magnitude()
 
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers.values():

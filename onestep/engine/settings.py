@@ -86,6 +86,7 @@ class TrainingSettings:
         warmup_images: images over which the learning rates rise linearly from 0.
         final_lr: the learning rate at the end of a cosine decay, as a fraction of the initial one; 1 keeps it constant.
         grad_clip: largest norm of a gradient.
+        normalize_weights: keep the weights of magnitude-preserving layers at magnitude 1 (EDM2); others have none.
         ema_halflife, ema_rampup: see :class:`onestep.engine.ema.EMA`.
         log_every, checkpoint_every, evaluate_every: iterations between log lines, checkpoints, and evaluations with a
             grid of samples.
@@ -105,6 +106,7 @@ class TrainingSettings:
     warmup_images: NonNegativeImages
     final_lr: PositiveFraction
     grad_clip: Positive
+    normalize_weights: bool
     ema_halflife: Positive
     ema_rampup: Positive
     log_every: Count

@@ -27,13 +27,15 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Shard every parameter over the processes of ``mesh``; each block is gathered for its computation (FSDP2).
 
-    Gradients are averaged over the processes. Only calls of the network gather parameters.
+    Gradients are averaged over the processes. Only calls of the network gather parameters. Scalars remain whole, and
+    their gradients are each process's own.
     """
+    scalars = {parameter for parameter in network.parameters() if parameter.ndim == 0}  # FSDP2 shards none
     for block in blocks_of(network):
         if any(True for _ in block.parameters()):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, ignored_params=scalars)
     # Gathered again for the backward pass: in between, requires_grad changes on the sharded parameters.
-    fully_shard(network, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
 
 
 def checkpoint_activations(network: nn.Module) -> None:

@@ -119,18 +119,35 @@ ATTRIBUTES = {
 
 
 def snapshot(denoiser: EDMDenoiser, **changes: Any) -> dict[str, Any]:
-    """What EDM's training loop would save of ``denoiser``, some attributes of the network changed."""
+    """What EDM's or EDM2's training loop would save of ``denoiser``, some attributes of the network changed."""
     config = denoiser.config
+    is_edm2 = config["architecture"] == "EDM2UNet"
     tensors = {name.removeprefix("precondition."): value for name, value in denoiser.state_dict().items()}
+    if is_edm2:
+        tensors = {
+            name.removeprefix("model.") if "logvar" in name else name.replace("model.", "unet.", 1): value
+            for name, value in tensors.items()
+        }
     buffers = {name.rpartition(".")[2] for name, _ in denoiser.named_buffers()}
     state = module_state(tensors, buffers)
     channels, size, _ = config["image_shape"]
-    inner = state["_modules"]["model"].arguments[0]["state"]
-    inner |= {"_init_args": (), "_init_kwargs": {"img_resolution": size, "in_channels": channels} | config["options"]}
-    state["_modules"]["model"] = persistent(config["architecture"], inner)
+    module = "unet" if is_edm2 else "model"
+    arguments = {"img_channels": channels, "label_dim": config["label_dim"]} if is_edm2 else {"in_channels": channels}
+    options = {name: value for name, value in config["options"].items() if name != "logvar_channels"}
+    inner = state["_modules"][module].arguments[0]["state"]
+    inner |= {"_init_args": (), "_init_kwargs": {"img_resolution": size} | arguments | options}
+    state["_modules"][module] = persistent("UNet" if is_edm2 else config["architecture"], inner)
     state |= {"img_resolution": size, "img_channels": channels, "label_dim": config["label_dim"], "use_fp16": False}
-    state |= ATTRIBUTES[config["preconditioning"]] | changes
-    return {"ema": persistent(CLASSES[config["preconditioning"]], state)}
+    state |= ({"sigma_data": 0.5} if is_edm2 else ATTRIBUTES[config["preconditioning"]]) | changes
+    return {"ema": persistent("Precond" if is_edm2 else CLASSES[config["preconditioning"]], state)}
+
+
+def numpy_array(values: list[float], dtype: str = "f4") -> Call:
+    """A float array as numpy pickles it."""
+    description = Call("numpy", "dtype", (dtype, False, True), (3, "<", None, None, None, -1, -1, 0))
+    state = (1, (len(values),), description, False, struct.pack(f"<{len(values)}f", *values))
+    ndarray = Raw(text("numpy") + text("ndarray") + pickle.STACK_GLOBAL)
+    return Call("numpy.core.multiarray", "_reconstruct", (ndarray, (0,), b"b"), state)
 
 
 def repickled(value: Any, protocol: int, monkeypatch: pytest.MonkeyPatch) -> bytes:

@@ -23,6 +23,7 @@ def make_settings(**changes: Any) -> TrainingSettings:
         "total_images": 1000, "batch_size": 10, "warmup_images": 0, "final_lr": 1.0, "grad_clip": 1e6,
         "ema_halflife": 100.0, "ema_rampup": 0.05, "log_every": 1, "checkpoint_every": 10, "evaluate_every": 10,
         "keep_last": 2, "accumulation": 1, "max_skipped_steps": 1, "rollbacks": 0, "rollback_lr_factor": 0.5,
+        "normalize_weights": True,
     }  # fmt: skip
     assert changes.keys() <= values.keys()
     return TrainingSettings(**(values | changes))

@@ -169,7 +169,7 @@ def test_prediction_without_graph_beside_features_with(batch: tuple[Tensor, Tens
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"architecture": "DiT"}, "architecture=DiT: expected one of SongUNet, DhariwalUNet, MLP, Affine"),
+        ({"architecture": "DiT"}, "architecture=DiT: expected one of SongUNet, DhariwalUNet, EDM2UNet, MLP, Affine"),
         ({"options": {"img_channels": 1}}, "options.img_channels=1: it follows from the other settings"),
         ({"image_shape": (3, 8, 16)}, r"image_shape=\(3, 8, 16\): expected square"),
         ({"image_shape": (3, 7, 7)}, "img_resolution=7 cannot be halved 2 times"),

@@ -141,10 +141,11 @@ def with_options(network: Call, **options: Any) -> Call:
 
 
 REFUSED: dict[str, tuple[Callable[[Call], Any], str]] = {
-    "another class": (lambda n: {"ema": renamed(n, "Precond")}, "class is Precond of EDM2; EDMPrecond, VPPrecond"),
+    "another class": (lambda n: {"ema": renamed(n, "PrecondX")}, "class is PrecondX; EDMPrecond, .* Precond, .* are"),
+    "EDM's network in EDM2's class": (lambda n: {"ema": renamed(n, "Precond")}, "raw network is None; expected UNet"),
     "another network": (
         lambda n: {"ema": changed(n, _modules={"model": renamed(model_of(n), "UNet")})},
-        "raw network is UNet; SongUNet and DhariwalUNet are known",
+        "raw network is UNet; expected SongUNet or DhariwalUNet",
     ),
     "no network": (lambda n: {"loss_fn": n}, "expected one network, under 'ema' or .* found 0 among loss_fn"),
     "a list": (lambda n: [1], "it holds a list, no network"),

@@ -1,10 +1,14 @@
 """Every network file beside a recorded output: what the original code computed from it is computed here.
 
-The files lie in ``../shared/fixtures/edm``; one of them is copied into ``tests/reference``. Their weights are random.
+The files lie in ``../shared/fixtures``; some of them are copied into ``tests/reference``. Their weights are random.
+EDM2's file has its weights in half precision, of which the original code computes the layers' gains too; a training
+reads them in float32. Both outputs are recorded.
 """
 
+import copy
 import hashlib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +27,7 @@ from tests.helpers.paths import REFERENCE, REPOSITORY
 SHARED = REPOSITORY.parent / "shared" / "fixtures" / "edm"
 FILES = {
     file.stem: file
-    for folder in (REFERENCE, SHARED)
+    for folder in (REFERENCE, SHARED, SHARED.with_name("edm2"))
     for file in sorted(folder.glob("*"))
     if file.suffix in (".pkl", ".pt", ".pth", ".bin")
 }
@@ -62,9 +66,15 @@ def test_weights_are_the_recorded_bytes(name: str) -> None:
     meta = FILES[name].with_suffix(".meta.json")
     if not meta.is_file():
         pytest.skip("no checksums beside this file")
-    expected = {key: tensor["sha256"] for key, tensor in json.loads(meta.read_text())["tensors"].items()}
-    ours = {key.removeprefix("precondition."): value for key, value in network(name).state_dict().items()}
-    assert {key: hashlib.sha256(value.numpy().tobytes()).hexdigest() for key, value in ours.items()} == expected
+    tensors = json.loads(meta.read_text())["tensors"]
+    expected = {
+        key.removeprefix("model.").removeprefix("unet."): (tensor["sha256"], tensor["dtype"])
+        for key, tensor in tensors.items()
+    }
+    ours = {re.sub("^(precondition|model).", "", key): value for key, value in network(name).state_dict().items()}
+    assert ours.keys() == expected.keys()
+    for key, (digest, dtype) in expected.items():
+        assert hashlib.sha256(ours[key].to(getattr(torch, dtype)).numpy().tobytes()).hexdigest() == digest, key
 
 
 @each_network
@@ -74,6 +84,10 @@ def test_predictions(name: str) -> None:
     if "x" not in a:
         pytest.skip("no predictions were recorded")
     labels = {"labels": a["class_labels"]} if "class_labels" in a else {}
+    if "D_x_weights_f32" in a:
+        assert_equals(denoiser(a["x"], a["sigma"], labels), a["D_x_weights_f32"])
+        assert_equals(denoiser.model.log_variance(a["sigma"].log() / 4)[:, None], a["logvar"].flatten(1))
+        denoiser = copy.deepcopy(denoiser).half()
     assert_equals(denoiser(a["x"], a["sigma"], labels), a["D_x"])
     if "D_x_aug" in a:
         assert_equals(denoiser(a["x"], a["sigma"], labels, a["augment_labels"]), a["D_x_aug"])
@@ -89,6 +103,9 @@ def test_heun_trajectory(name: str) -> None:
     sampler = HeunSampler(steps=8, sigma_min=0.002, sigma_max=80)
     assert sampler.sigmas(denoiser) == pytest.approx(a["sampler_t_steps"].tolist(), rel=1e-6)
     labels = {"labels": a["sampler_class_labels"]} if "sampler_class_labels" in a else {}
+    if "sampler_out_weights_f32" in a:
+        assert_equals(sampler(denoiser, a["latents"].double(), labels), a["sampler_out_weights_f32"])
+        denoiser = copy.deepcopy(denoiser).half()
     images = sampler(denoiser, a["latents"].double(), labels)
     assert_equals(images, a["sampler_out"])
     assert_same_pixels(images, a["sampler_uint8"])
@@ -120,7 +137,11 @@ def test_harmful_and_broken_files(file: Path, tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_copied_file_is_a_one_step_generator() -> None:
+@pytest.mark.parametrize(
+    "name, recorded, parameters",
+    [("sid_ddpmpp_cond10_16", "G_out", 189_667), ("edm2_cond10_16", "D_x_weights_f32", 631_451)],
+)
+def test_the_copied_files(name: str, recorded: str, parameters: int) -> None:
     """So that something of the above runs wherever the tests do."""
-    assert "G_out" in arrays("sid_ddpmpp_cond10_16")
-    assert sum(parameter.numel() for parameter in network("sid_ddpmpp_cond10_16").parameters()) == 189_667
+    assert recorded in arrays(name) and FILES[name].is_file()
+    assert sum(parameter.numel() for parameter in network(name).parameters()) == parameters

@@ -1,8 +1,8 @@
 """Networks from the checkpoints of EDM and its descendants.
 
-NVlabs/edm's pickles contain a network with one of four preconditionings; the one-step generators of SiD, SiDA and
-Uni-Instruct have the same format. DMD2's ImageNet generator is the state dict of such a network. The files are read as
-data (:mod:`onestep.models.edm.torch_file`); no code in them is run.
+NVlabs/edm's pickles contain a network with one of four preconditionings, those of NVlabs/edm2 one of EDM2; the one-step
+generators of SiD, SiDA and Uni-Instruct have the same formats. DMD2's ImageNet generator is the state dict of such a
+network. The files are read as data (:mod:`onestep.models.edm.torch_file`); no code in them is run.
 """
 
 import inspect
@@ -24,10 +24,13 @@ _PRECONDITIONING_OPTIONS = {
     "vp": {"beta_d": "beta_d", "beta_min": "beta_min", "M": "steps"},
     "iddpm": {"C_1": "c_1", "C_2": "c_2", "M": "steps"},
 }
-_MODELS = ("SongUNet", "DhariwalUNet")
+_MODELS = {"SongUNet": "SongUNet", "DhariwalUNet": "DhariwalUNet"}  # to the names of this package
+_EDM2 = ("Precond", "EDM_2_Precond", "EDM_2_Precond_Generator")  # the latter two of SiDA
+_EDM2_MODELS = {"UNet": "EDM2UNet"}
 _SHARED_ENCODER = "_EncoderDecoder"  # suffix of these classes in SiDA and Uni-Instruct
-_ARGUMENTS_OF_DENOISER = ("img_resolution", "in_channels", "out_channels", "label_dim")
-_EDM_DEFAULTS = {"SongUNet": {"channel_mult": [1, 2, 2, 2]}, "DhariwalUNet": {}}  # where this package has other ones
+_ARGUMENTS_OF_DENOISER = ("img_resolution", "img_channels", "in_channels", "out_channels", "label_dim")
+_ARGUMENTS_OF_SIDA = ("force_normalization", "use_gan")  # of its training of EDM2's networks
+_EDM_DEFAULTS = {"SongUNet": {"channel_mult": [1, 2, 2, 2]}}  # where this package has other ones
 # Limits, because a small file can refer to its parts so often that they fill the memory.
 _MAX_NAME_LENGTH = 200
 _MAX_MEMBERS = 10_000
@@ -52,7 +55,7 @@ def load_edm(path: str | Path) -> EDMDenoiser:
     try:
         network = content.get("ema") if type(content) is dict else content
         if isinstance(network, Recorded):
-            return _from_object(network)
+            return _from_object(network, content.get("encoder") if type(content) is dict else None)
         if type(content) is dict:
             return _from_state_dict(network if type(network) is dict else content)
         raise ValueError(f"it holds {short(content)}, no network")
@@ -60,24 +63,28 @@ def load_edm(path: str | Path) -> EDMDenoiser:
         raise ValueError(f"{path} holds no network that can be read: {error}") from error
 
 
-def _from_object(network: Recorded) -> EDMDenoiser:
-    """The denoiser of a recorded preconditioned network."""
-    preconditioning = _PRECONDITIONINGS.get(network.class_name.removesuffix(_SHARED_ENCODER))
+def _from_object(network: Recorded, encoder: Any) -> EDMDenoiser:
+    """The denoiser of a recorded preconditioned network, for whose images EDM2's files have an ``encoder``."""
+    kind = network.class_name.removesuffix(_SHARED_ENCODER)
+    is_edm2 = kind in _EDM2
+    preconditioning = "edm" if is_edm2 else _PRECONDITIONINGS.get(kind)
     if preconditioning is None:
         raise ValueError(
-            f"its class is {short(network.class_name)}{' of EDM2' if network.class_name == 'Precond' else ''}; "
-            f"{', '.join(_PRECONDITIONINGS)} of EDM are known"
+            f"its class is {short(network.class_name)}; {', '.join(_PRECONDITIONINGS)} of EDM and "
+            f"{', '.join(_EDM2)} of EDM2 are known"
         )
     tensors = _tensors_of(network)
-    model = network.state["_modules"].get("model")
-    architecture = model.class_name.removesuffix(_SHARED_ENCODER) if isinstance(model, Recorded) else model
-    if architecture not in _MODELS:
-        raise ValueError(f"its raw network is {short(architecture)}; {' and '.join(_MODELS)} are known")
+    models = _EDM2_MODELS if is_edm2 else _MODELS
+    model = network.state["_modules"].get("unet" if is_edm2 else "model")
+    name = model.class_name.removesuffix(_SHARED_ENCODER) if isinstance(model, Recorded) else model
+    if not isinstance(model, Recorded) or name not in models:
+        raise ValueError(f"its raw network is {short(name)}; expected {' or '.join(models)}")
     renamed = _PRECONDITIONING_OPTIONS.get(preconditioning, {})
     settings: dict[str, Any] = {
         "preconditioning": preconditioning,
         "preconditioning_options": {ours: _positive(network, theirs) for theirs, ours in renamed.items()},
     }
+    options = _options(models[name], model)
     if preconditioning == "edm":
         settings["sigma_data"] = _positive(network, "sigma_data")
     if preconditioning == "iddpm":
@@ -85,16 +92,22 @@ def _from_object(network: Recorded) -> EDMDenoiser:
         if levels is None or levels.shape != (steps + 1,) or steps > _MAX_STEPS:
             raise ValueError(f"its table of noise levels (u) is not of its number of steps (M), up to {_MAX_STEPS:,}")
         tensors["precondition.u"] = levels
-    sigma_min, sigma_max = _number(network, "sigma_min"), _number(network, "sigma_max")
-    if 0 < sigma_min < sigma_max < math.inf:  # EDM's networks have 0 and infinity, for no limit
-        settings |= {"sigma_min": sigma_min, "sigma_max": sigma_max}
+    if is_edm2:
+        tensors = {re.sub(r"^(unet\.|(?=logvar_))", "model.", name): value for name, value in tensors.items()}
+        uncertainty = tensors.get("model.logvar_fourier.freqs")
+        options["logvar_channels"] = 0 if uncertainty is None else prod(uncertainty.shape)
+        settings["latent"] = kind != "Precond" or getattr(encoder, "class_name", None) == "StabilityVAEEncoder"
+    else:
+        sigma_min, sigma_max = _number(network, "sigma_min"), _number(network, "sigma_max")
+        if 0 < sigma_min < sigma_max < math.inf:  # EDM's networks have 0 and infinity, for no limit
+            settings |= {"sigma_min": sigma_min, "sigma_max": sigma_max}
     channels, size = _number(network, "img_channels"), _number(network, "img_resolution")
     return _build(
         tensors,
         image_shape=(channels, size, size),
         label_dim=_number(network, "label_dim"),
-        architecture=architecture,
-        options=_options(architecture, model),
+        architecture=models[name],
+        options=options,
         **settings,
     )
 
@@ -117,7 +130,8 @@ def _options(architecture: str, model: Recorded) -> dict[str, Any]:
     arguments = model.state.get("_init_kwargs")
     if type(arguments) is not dict or model.state.get("_init_args") != ():
         raise ValueError("it does not say what its raw network was made with")
-    options = _EDM_DEFAULTS[architecture] | {k: v for k, v in arguments.items() if k not in _ARGUMENTS_OF_DENOISER}
+    given = (*_ARGUMENTS_OF_DENOISER, *(_ARGUMENTS_OF_SIDA if architecture == "EDM2UNet" else ()))
+    options = _EDM_DEFAULTS.get(architecture, {}) | {k: v for k, v in arguments.items() if k not in given}
     if (decoder := options.pop("decoder_type", "standard")) != "standard":
         raise ValueError(f"its decoder_type is {short(decoder)}; only the standard one is known")
     known = inspect.signature(ARCHITECTURES[architecture]).parameters

@@ -1,4 +1,4 @@
-"""A raw network with one of EDM's preconditionings, as in its checkpoints and their descendants."""
+"""A raw network with one of EDM's preconditionings, as in the checkpoints of EDM, EDM2 and their descendants."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -11,11 +11,14 @@ from onestep.models.base import DenoiserNetwork, Outputs
 from onestep.models.edm.adm import DhariwalUNet
 from onestep.models.edm.preconditioning import PRECONDITIONINGS, make_preconditioning
 from onestep.models.edm.song_unet import SongUNet
+from onestep.models.edm2.unet import EDM2UNet
 from onestep.noise import check_levels, expand_like
 from onestep.ranges import ArgumentsOf, Classes, ImageShape, Positive, checked
 from onestep.toy.networks import MLP, Affine
 
-ARCHITECTURES: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "MLP": MLP, "Affine": Affine}
+ARCHITECTURES: dict[str, Any] = {
+    "SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet, "EDM2UNet": EDM2UNet, "MLP": MLP, "Affine": Affine,
+}  # fmt: skip
 _Options = Annotated[
     dict[str, Any] | None,
     ArgumentsOf("architecture", ARCHITECTURES, given=("img_resolution", "img_channels", "label_dim", "out_channels")),
@@ -38,6 +41,7 @@ class EDMDenoiser(DenoiserNetwork):
         options: further arguments of the raw network.
         preconditioning: "edm", "vp", "ve" or "iddpm".
         preconditioning_options: its further arguments, see :mod:`onestep.models.edm.preconditioning`.
+        latent: True if its images are the latents of an autoencoder.
 
     Raises:
         ValueError: for an unknown architecture or preconditioning, images that are not square, noise levels that are
@@ -51,10 +55,11 @@ class EDMDenoiser(DenoiserNetwork):
         sigma_data: Positive = 0.5,
         sigma_min: Positive = 0.002,
         sigma_max: Positive = 80.0,
-        architecture: Literal["SongUNet", "DhariwalUNet", "MLP", "Affine"] = "SongUNet",
+        architecture: Literal["SongUNet", "DhariwalUNet", "EDM2UNet", "MLP", "Affine"] = "SongUNet",
         options: _Options = None,
         preconditioning: Literal["edm", "vp", "ve", "iddpm"] = "edm",
         preconditioning_options: _PreconditioningOptions = None,
+        latent: bool = False,
     ) -> None:
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -75,6 +80,11 @@ class EDMDenoiser(DenoiserNetwork):
     def config(self) -> Mapping[str, Any]:
         """Its arguments."""
         return self._settings
+
+    @property
+    def denoises_latents(self) -> bool:
+        """True if it denoises the latents of an autoencoder."""
+        return bool(self.config["latent"])
 
     @property
     def supports_guidance(self) -> bool:

@@ -98,6 +98,17 @@ class _NumpyDtype(Recorded):
             raise ValueError("it has numpy numbers that are not little-endian")
 
 
+class _Array(Recorded):
+    """A numpy array, whose values are not read."""
+
+    def __init__(self) -> None:
+        super().__init__("ndarray")
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is not tuple:
+            raise ValueError(f"a numpy array has the state {short(state)}")
+
+
 def _persistent_object(meta: Any) -> Recorded:
     """An object of EDM's persistence. The source code in it is not read."""
     is_class = type(meta) is dict and meta.get("type") == "class" and type(meta.get("class_name")) is str
@@ -174,7 +185,11 @@ _NAMES: dict[tuple[str, str], Callable[..., Any] | None] = {
     ("numpy.core.multiarray", "scalar"): _numpy_scalar,  # before numpy 2
     ("numpy._core.multiarray", "scalar"): _numpy_scalar,
     ("numpy", "dtype"): _numpy_dtype,
-    ("dnnlib.util", "EasyDict"): lambda: {},  # of EDM2, whose networks are then refused by their class
+    ("dnnlib.util", "EasyDict"): lambda: {},  # of EDM2
+    # Arrays of EDM2's scaling of latents, which is this package's too.
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy", "ndarray"): None,
     # Sets in the encoding of protocols before 4; no set of the format is needed.
     ("builtins", "set"): lambda _: Recorded("set"),
     ("__builtin__", "set"): lambda _: Recorded("set"),
