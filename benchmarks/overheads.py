@@ -86,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     subject = Subject("ddpmpp", options.overrides, options.batch_size)
     settings, evaluation = subject.parts.settings, subject.parts.evaluation
-    batch_size = OmegaConf.load(CONF / "experiment" / "cifar10_uncond.yaml").training.batch_size
+    batch_size = OmegaConf.load(CONF / "experiment" / "benchmark" / "cifar10_uncond.yaml").training.batch_size
     counted = count(subject)
     diagnostics = list(subject.iteration())
     iteration = seconds(lambda: run_iteration(subject)) * batch_size / options.batch_size

@@ -21,7 +21,7 @@ FILES = sorted(
     str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/**/*.yaml") if "hydra" not in file.parts
 )
 SID = REFERENCE / "sid_ddpmpp_cond10_16.pkl"
-PUBLISHED = ("cifar10_uncond", "cifar10_cond", "imagenet64", "imagenet64_dmd2", "ffhq64", "afhqv2_64")
+PUBLISHED = sorted(f for f in FILES if f.startswith("experiment/benchmark/"))
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
 REQUIRED = {
@@ -37,13 +37,13 @@ REQUIRED = {
     "teacher/diffusers": ["teacher.path={pipeline}"],
     **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm_")},
     **{
-        f"experiment/{name}": [
+        f: [
             f"teacher.path={SID}",
             "data.path={stores}/images.zip",
             "features.path={inception}",
             "features.sha256={sha256}",
         ]
-        for name in PUBLISHED
+        for f in PUBLISHED
     },
     "features/inception": ["features.path={inception}", "features.sha256={sha256}"],
     "features/clean_fid": ["features.path={inception}", "features.sha256={sha256}"],

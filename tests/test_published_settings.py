@@ -22,30 +22,26 @@ from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
 from tests.helpers.edm_format import pickled, snapshot
 
 OBJECTIVES = ("f_distill", "uni_instruct", "sid", "sida", "dmd2")
-# Resolution, classes, architecture, and the published batch, rate and first noise level.
-SETTINGS: dict[str, tuple[int, int, str, tuple[int, float, float]]] = {
-    "cifar10_uncond": (32, 0, "SongUNet", (256, 1e-5, 2.5)),
-    "cifar10_cond": (32, 10, "SongUNet", (256, 1e-5, 2.5)),
-    "imagenet64": (64, 1000, "DhariwalUNet", (8192, 4e-6, 2.5)),
-    "imagenet64_dmd2": (64, 1000, "DhariwalUNet", (280, 2e-6, 80.0)),
-    "ffhq64": (64, 0, "SongUNet", (512, 1e-5, 2.5)),
-    "afhqv2_64": (64, 0, "SongUNet", (512, 5e-6, 2.5)),
+# Resolution, classes and architecture.
+SETTINGS: dict[str, tuple[int, int, str]] = {
+    "cifar10_uncond": (32, 0, "SongUNet"),
+    "cifar10_cond": (32, 10, "SongUNet"),
+    "imagenet64": (64, 1000, "DhariwalUNet"),
+    "ffhq64": (64, 0, "SongUNet"),
+    "afhqv2_64": (64, 0, "SongUNet"),
 }
 RUNS = (
-    ("cifar10_uncond", "sid"), ("cifar10_cond", "uni_instruct"), ("imagenet64", "sida"), ("imagenet64_dmd2", "dmd2"),
-    ("ffhq64", "f_distill"), ("afhqv2_64", "sida"),
+    ("cifar10_uncond", "sid"), ("cifar10_cond", "uni_instruct"), ("imagenet64", "dmd2"), ("ffhq64", "f_distill"),
+    ("afhqv2_64", "sida"),
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_each_setting_composes_with_each_method(setting: str, objective: str) -> None:
-    config = configure("train", f"experiment={setting}", f"objective={objective}", "output=nowhere")
+    config = configure("train", f"experiment=benchmark/{setting}", f"objective={objective}", "output=nowhere")
     check_config(config)
-    batch, rate, sigma_init = SETTINGS[setting][3]
-    assert (config.training.batch_size, config.generator.sigma_init) == (batch, sigma_init)
-    assert config.optimizer.generator.lr == config.optimizer.fake_score.lr == rate
-    assert config.fake_score.steps == (5 if "dmd2" in (objective, setting[11:]) else 1)
+    assert config.fake_score.steps == (5 if objective == "dmd2" else 1)
     assert (config.generator.gan_weight == 0) == (objective == "sid") == (config.discriminator.head is None)
     assert config.data.use_labels == (SETTINGS[setting][1] > 0)
     # As the published figures are: in NVIDIA's Inception, of 50,000 samples.
@@ -85,8 +81,8 @@ def files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 def test_two_steps(
     setting: str, objective: str, files: Callable[..., tuple[Path, Path]], tmp_path: Path
 ) -> None:  # fmt: skip
-    teacher, data = files(*SETTINGS[setting][:3])
-    chosen = (f"experiment={setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}",
+    teacher, data = files(*SETTINGS[setting])
+    chosen = (f"experiment=benchmark/{setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}",
               "features=null", "metrics=[]")  # fmt: skip
     distill(tiny_config(tmp_path / "run", *chosen, *TWO_ITERATIONS))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
@@ -95,5 +91,4 @@ def test_two_steps(
     student = Generator.from_pretrained(tmp_path / "run" / "generator_raw")
     start = load_edm(teacher).state_dict()
     moved = max((value - start[key]).abs().max().item() for key, value in student.denoiser.state_dict().items())
-    rate = SETTINGS[setting][3][1]
-    assert 0.9 * rate < moved < 2.5 * rate  # Adam's steps are at most about the rate each
+    assert 0.9e-5 < moved < 2.5e-5  # Adam's steps are at most about the rate each

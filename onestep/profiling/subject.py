@@ -22,7 +22,7 @@ from onestep.seeding import BatchRandom
 
 #: The networks for measurements, with overrides for their settings and placeholders for their files.
 NETWORKS = {
-    "ddpmpp": ["experiment=cifar10_uncond", "teacher.path=random", "data.path=random"],
+    "ddpmpp": ["experiment=benchmark/cifar10_uncond", "teacher.path=random", "data.path=random"],
     "digits": ["experiment=digits"],
 }
 CIFAR10 = (3, 32, 32)

@@ -38,7 +38,7 @@ def _records() -> list[bytes]:
     return [
         OmegaConf.to_yaml(compose("train", [*overrides, "output=x"]), resolve=True).encode()
         for overrides in (
-            ["experiment=digits"], ["experiment=mixture"], ["experiment=cifar10_uncond", "data.path=a.zip"],
+            ["experiment=digits"], ["experiment=mixture"], ["experiment=benchmark/cifar10_uncond", "data.path=a.zip"],
             ["experiment=text_to_image", "teacher=sd15", "data.path=[a,b]"],
             ["teacher=diffusers", "teacher.path=x", "data=latents", "data.images.path=z"],
         )
