@@ -82,8 +82,8 @@ def test_two_steps(
     setting: str, objective: str, files: Callable[..., tuple[Path, Path]], tmp_path: Path
 ) -> None:  # fmt: skip
     teacher, data = files(*SETTINGS[setting])
-    chosen = (f"experiment=benchmark/{setting}", f"objective={objective}", f"teacher.path={teacher}", f"data.path={data}",
-              "features=null", "metrics=[]")  # fmt: skip
+    paths = (f"teacher.path={teacher}", f"data.path={data}")
+    chosen = (f"experiment=benchmark/{setting}", f"objective={objective}", *paths, "features=null", "metrics=[]")
     distill(tiny_config(tmp_path / "run", *chosen, *TWO_ITERATIONS))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert [line["images_seen"] for line in lines] == [4, 8]
