@@ -61,7 +61,7 @@ def log_of_an_iteration(subject: Subject, diagnostics: list[dict[str, Tensor]], 
 def checkpoint(subject: Subject, folder: Path) -> float:
     """Seconds for the copy of the state and its writing."""
     parts = subject.parts
-    state = TrainingState({**parts.trained_networks, "generator_ema": parts.ema.average}, parts.optimizers)
+    state = TrainingState(parts.saved_networks, parts.optimizers)
 
     def save() -> None:
         snapshot = state.snapshot()

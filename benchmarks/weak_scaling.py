@@ -54,7 +54,7 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     """One process of a training; the main process writes the measurements, without the first ``skip`` iterations."""
     torch.set_num_threads(1)
     count, clock = CountBytes(), list[float]()
-    DistillationReport.interim = lambda *_: None  # type: ignore[method-assign]
+    DistillationReport.interim = lambda *_: []  # type: ignore[method-assign]
     DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
     Run.save = lambda *_: None  # type: ignore[method-assign]
     parts = build_distillation(compose("train", overrides))

@@ -21,7 +21,7 @@ class Distilled:
     """A finished distillation.
 
     Args:
-        generator: the student's moving average, in eval mode.
+        generator: the student's first moving average, or the student itself without one, in eval mode.
         summary: the content of ``summary.json``: metrics and cost of teacher and student, the images seen and the
             seconds of training.
         folder: the run's folder, as the command line writes it.
@@ -59,7 +59,8 @@ def distill(teacher: Any, data: Any = "none", *, output: str | Path, **settings:
     with started_run(config) as run:
         parts = build_distillation(config, given, run)
         summary = loop.distill(parts)
-    return Distilled(parts.ema.average.eval(), summary, run.folder)
+    generator = next(iter(parts.averages.evaluated(parts.student).values()))
+    return Distilled(generator.eval(), summary, run.folder)
 
 
 def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, Any]]:

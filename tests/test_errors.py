@@ -31,7 +31,7 @@ from tests.helpers.updates import take_updates
     "command, argument, expected",
     [
         ("train", "training.total_imagez=3", "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
-        ("train", "+imagez=3", "unknown key 'imagez'. The keys of the configuration are: attention, channels_l"),
+        ("train", "+imagez=3", "unknown key 'imagez'. The keys of the configuration are: attention, averages, c"),
         ("train", "teacher=null", "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
         ("sample", "run=nowhere/at/all", "run=nowhere/at/all: it has no config.yaml"),
     ],
@@ -68,8 +68,8 @@ def test_an_unknown_key_lists_the_valid_ones() -> None:
     message = composition_error("training.total_imagez=3")
     assert message == (
         "unknown key 'training.total_imagez'; did you mean 'total_images'? The keys of training are: accumulation, "
-        "batch_size, checkpoint_every, ema_halflife, ema_rampup, evaluate_every, final_lr, grad_clip, keep_last, "
-        "log_every, max_skipped_steps, rollback_lr_factor, rollbacks, total_images, warmup_images"
+        "batch_size, checkpoint_every, evaluate_every, final_lr, keep_last, log_every, max_skipped_steps, "
+        "normalize_weights, rollback_lr_factor, rollbacks, total_images, warmup_images"
     )
 
 

@@ -304,11 +304,11 @@ FORGED: list[tuple[str, Any]] = [
        {"kind": "Adam", "guard": {"loss_scale": scale, "steps_at_scale": 0, "lr_factor": rate}})
       for scale, rate in ((1.0, 1e30), (1.0, -1.0), (0.0, 1.0), ("1", 1.0))),
     *(("manifest.json", content) for content in NO_OBJECT.values()),
-    *(("manifest.json", {"measured": None, "files": {name: {"bytes": 4, "sha256": "0"}}})
+    *(("manifest.json", {"measured": [], "files": {name: {"bytes": 4, "sha256": "0"}}})
       for name in ("../evil", "/etc/passwd", "a/../../evil", "", "..", "a\0b", "x" * 300)),
-    ("manifest.json", {"measured": {"key": "fid", "value": "1", "higher_is_better": False}, "files": {}}),
-    ("manifest.json", {"measured": None, "files": []}),
-    ("manifest.json", {"measured": None, "files": {"state.json": {"bytes": 10**30, "sha256": ""}}}),
+    ("manifest.json", {"measured": [{"key": "fid", "value": "1", "higher_is_better": False}], "files": {}}),
+    ("manifest.json", {"measured": [], "files": []}),
+    ("manifest.json", {"measured": [], "files": {"state.json": {"bytes": 10**30, "sha256": ""}}}),
 ]  # fmt: skip
 
 

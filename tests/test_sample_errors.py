@@ -25,7 +25,7 @@ def sample_config(tmp_path: Path) -> Configure:
     [
         ("precision=fp8", "precision=fp8: choose one of auto, no, bf16"),
         ("model=pupil", "model=pupil: choose one of student, teacher"),
-        ("weights=latest", "weights=latest: choose one of ema, raw"),
+        ("weights=latest", r"weights=latest: .* has ema, raw$"),
         ("format=jpeg", "format=jpeg: choose one of png, grid, npz"),
         ("count=0", "count=0: expected at least 1"),
         ("batch_size=0", "batch_size=0: expected at least 1"),

@@ -17,7 +17,7 @@ from onestep.build.checks import (
 )  # fmt: skip
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.build.networks import build_discriminator, build_generator, initial_network, trainable
-from onestep.build.run import build_layout, build_run, started_run
+from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.data.map_style import MapDataset
@@ -26,7 +26,8 @@ from onestep.distillation.method import Method
 from onestep.distillation.pairs import PairSettings, prepare_pairs
 from onestep.distillation.parts import Distillation
 from onestep.distillation.settings import CriticSettings, GeneratorSettings
-from onestep.engine.ema import EMA
+from onestep.engine.averages import Averages
+from onestep.engine.clipping import Clipping
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.prepare import prepare_networks
 from onestep.engine.run import Run
@@ -67,6 +68,7 @@ def build_distillation(
     run = run or build_run(config)
     accelerator, device = run.accelerator, run.device
     settings.per_process(accelerator.num_processes)
+    rules, clips = build_rules(config), build_clips(config)
     objective: Objective = parts["objective"]
     check_attention(config.attention, device)
     source = parts["data"]  # before the teacher, so that the text encoders encode the empty prompt with the others
@@ -103,8 +105,8 @@ def build_distillation(
     metrics = parts["metrics"]
     evaluator = build_evaluator(config, metrics, parts["features"] if metrics else None, reference_of(data), device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
-    check_evaluation(evaluator, evaluation, accelerator.num_processes)
-    ema = EMA(student, settings.ema_halflife, settings.ema_rampup)
+    check_evaluation(evaluator, evaluation, accelerator.num_processes, rules)
+    averages = Averages(student, rules)
     # After all checks, and before the networks are sharded: each process generates its pairs alone.
     pairs: PairSettings | None = instantiate(config.get("pairs"))
     layout, space = build_layout(config), sample_space(teacher, data)
@@ -114,7 +116,8 @@ def build_distillation(
             pairs, teacher, sampler, accelerator, settings.batch_size, config.seed, space.classes
         )
     trained = [*student.networks, *([] if fake_score is None else [fake_score])]
-    prepare_networks(layout, device, trained, others=[teacher, *ema.average.networks])
+    averaged = [network for average in averages.networks.values() for network in average.networks]
+    prepare_networks(layout, device, trained, others=[teacher, *averaged])
     return Distillation(
         run=run,
         settings=settings,
@@ -130,8 +133,8 @@ def build_distillation(
             discriminator_weight=critics.discriminator_weight,
         ),
         student=student,
-        ema=ema,
-        optimizers=build_optimizers(config, settings, student, fake_score=fake_score, discriminator=discriminator),
+        averages=averages,
+        optimizers=build_optimizers(config, settings, clips, student, fake_score, discriminator),
         sigma=sigma,
         fake_sigma=parts.sigma("fake_sigma", teacher),
         data=data,
@@ -196,15 +199,22 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
 
 
 def build_optimizers(
-    config: DictConfig, settings: TrainingSettings, student: nn.Module, **critics: nn.Module | None
+    config: DictConfig,
+    settings: TrainingSettings,
+    clips: Mapping[str, Clipping | None],
+    student: nn.Module,
+    fake_score: nn.Module | None,
+    discriminator: nn.Module | None,
 ) -> dict[str, GuardedOptimizer]:
     """The generator's optimiser, and one for all critics, because one backward pass computes their gradients."""
+    critics = {"fake_score": fake_score, "discriminator": discriminator}
     groups = {"generator": {"generator": student}, "critics": {name: c for name, c in critics.items() if c is not None}}
     fp16 = config.precision == "fp16"
     return {
         title: GuardedOptimizer(
             {name: instantiate(config.optimizer[name])(_trained(network)) for name, network in group.items()},
             settings,
+            clips[title],
             fp16,
             group.values(),
         )

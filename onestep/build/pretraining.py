@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 
 from onestep.build.checks import check_fit
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
-from onestep.build.run import build_layout, started_run
+from onestep.build.run import build_clips, build_layout, build_rules, started_run
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
-from onestep.engine.ema import EMA
+from onestep.engine.averages import Averages
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.prepare import prepare_networks
 from onestep.engine.run import Run
@@ -49,6 +49,9 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
     """
     settings: TrainingSettings = instantiate(config.training)
     settings.per_process(run.accelerator.num_processes)
+    rules, clips = build_rules(config), build_clips(config)
+    if not rules:
+        raise ValueError("averages={}: a pretraining keeps the first of its averages; use averages=half_life")
     data: ImageDataset | None = instantiate(config.data)
     if not isinstance(data, ImageDataset):
         raise ValueError("a pretraining needs a dataset of images: use data=... other than none or prompts")
@@ -62,15 +65,15 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
             f"network.options.augment_dim={taken}: expected {augment.label_dim}, the labels of augment=...; set "
             f"network.options.augment_dim={augment.label_dim}, or augment=none"
         )
-    ema = EMA(network, settings.ema_halflife, settings.ema_rampup)
-    prepare_networks(build_layout(config), run.device, trained=[network], others=[ema.average])
+    averages = Averages(network, rules)
+    prepare_networks(build_layout(config), run.device, trained=[network], others=[*averages.networks.values()])
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))
     fp16 = config.precision == "fp16"
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     metrics = instantiate(config.metrics)
     features = instantiate(config.features) if metrics else None
     evaluator = build_evaluator(config, metrics, features, reference_of(data), run.device)
-    check_evaluation(evaluator, evaluation, run.accelerator.num_processes)
+    check_evaluation(evaluator, evaluation, run.accelerator.num_processes, rules)
     return Pretraining(
         run=run,
         settings=settings,
@@ -78,8 +81,8 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
         data=data,
         sigma=instantiate(config.sigma),
         network=network,
-        ema=ema,
-        optimizer=GuardedOptimizer({"network": optimizer}, settings, fp16, [network]),
+        averages=averages,
+        optimizer=GuardedOptimizer({"network": optimizer}, settings, clips["network"], fp16, [network]),
         sampler=instantiate(config.sampler),
         evaluator=evaluator,
         augment=augment,

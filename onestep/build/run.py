@@ -8,6 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from onestep.build.processes import separate_processes
+from onestep.config import instantiate
+from onestep.engine.averages import Rule, check_names
+from onestep.engine.clipping import Clipping
 from onestep.engine.course import course_of
 from onestep.engine.prepare import Layout
 from onestep.engine.run import Run
@@ -48,6 +51,35 @@ def build_run(config: DictConfig) -> Run:
             course=course_of(resolved),
         )
     )
+
+
+def build_rules(config: DictConfig) -> dict[str, Rule]:
+    """The rules of the averages by name; those of null are left out.
+
+    Raises:
+        ValueError: for a name that :func:`check_names` refuses, or another class.
+    """
+    rules = {str(name): node for name, node in config.averages.items() if node is not None}
+    check_names(rules)
+    return {name: _build(node, Rule, f"averages.{name}") for name, node in rules.items()}
+
+
+def build_clips(config: DictConfig) -> dict[str, Clipping | None]:
+    """The clipping of each optimiser; None for none.
+
+    Raises:
+        ValueError: for another class.
+    """
+    clips = config.clip.items()
+    return {str(name): None if node is None else _build(node, Clipping, f"clip.{name}") for name, node in clips}
+
+
+def _build(node: Any, kind: Any, key: str) -> Any:
+    part = instantiate(node)
+    if not isinstance(part, kind):
+        known = ", ".join(f"{one.__module__}.{one.__qualname__}" for one in kind.__subclasses__())
+        raise ValueError(f"{key}._target_={node['_target_']}: expected one of {known}")
+    return part
 
 
 def build_layout(config: DictConfig) -> Layout:

@@ -19,7 +19,7 @@ from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
 from onestep.engine.launch import check_launch
 from onestep.evaluation.generate import SampleFunction, SampleSpace
-from onestep.evaluation.sample import WEIGHTS, evaluate_files, write_samples
+from onestep.evaluation.sample import evaluate_files, generator_folder, write_samples
 from onestep.evaluation.writing import FORMATS, check_folder
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
@@ -77,7 +77,6 @@ def sample(config: DictConfig) -> dict[str, Any]:
 def _check_choices(config: DictConfig) -> None:
     for name, choices in (
         ("model", MODELS),
-        ("weights", tuple(WEIGHTS)),
         ("format", FORMATS),
     ):
         if config[name] not in choices:
@@ -110,7 +109,7 @@ def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[Samp
         return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):
         raise ValueError("expected either run=... (a run's folder) or checkpoint=... (a generator's folder or file)")
-    path = config.checkpoint if config.run is None else Path(config.run) / WEIGHTS[config.weights]
+    path = config.checkpoint if config.run is None else generator_folder(Path(config.run), config.weights)
     generator = load_generator(path, config.sigma_init).to(device)
     return generator, generator.denoiser, generator.network_evaluations
 

@@ -21,6 +21,7 @@ from onestep.ranges import (
     Samples,
     Seed,
     Steps,
+    Text,
 )
 
 
@@ -78,6 +79,17 @@ class _Discriminator:
 
 
 @dataclass
+class _Clip:
+    generator: Part | None
+    critics: Part | None
+
+
+@dataclass
+class _PretrainClip:
+    network: Part | None
+
+
+@dataclass
 class _Train(_Run):
     features: Part | None
     teacher: Part
@@ -96,6 +108,8 @@ class _Train(_Run):
     fake_score: _FakeScore
     discriminator: _Discriminator
     optimizer: dict[Literal["generator", "fake_score", "discriminator"], Part]
+    averages: dict[str, Part | None]
+    clip: _Clip
     attention: Literal["sdpa", "xformers"]
 
 
@@ -109,6 +123,8 @@ class _Pretrain(_Run):
     evaluation: Part
     network: Part
     optimizer: dict[Literal["teacher"], Part]
+    averages: dict[str, Part | None]
+    clip: _PretrainClip
 
 
 @dataclass
@@ -127,7 +143,7 @@ class _Sample(_Settings):
     checkpoint: PathText | None
     sigma_init: Positive | None
     model: Literal["student", "teacher"]
-    weights: Literal["ema", "raw"]
+    weights: Text | None
     images: PathText | None
     count: Samples
     seed_ranges: Steps

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 
-from onestep.evaluation.sample import WEIGHTS
 from onestep.export.export import export
 
 _EPILOG = """\
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("run", help="the run's folder, such as outputs/digits_long/2026-01-31_12-00-00_123456")
     parser.add_argument("output", help="the folder to write, which must not exist yet")
     parser.add_argument(
-        "--weights", choices=list(WEIGHTS), default="ema", help="the averaged generator or the last one"
+        "--weights", help="an average of the run, such as ema, or raw: the last iterate; default: the first"
     )
     options = parser.parse_args(arguments)
     print(f"written: {export(options.run, options.output, options.weights)}")

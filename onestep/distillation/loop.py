@@ -47,16 +47,17 @@ def distill(parts: Distillation) -> dict[str, Any]:
             :meth:`DistillationReport.final`.
     """
     run, settings = parts.run, parts.settings
-    state = TrainingState({**parts.trained_networks, "generator_ema": parts.ema.average}, parts.optimizers)
+    state = TrainingState(parts.saved_networks, parts.optimizers)
     report = DistillationReport(parts)
 
     def update(iteration: int, x_real: Tensor | None, condition: Condition) -> None:
         for diagnostics in updates(parts, iteration, run.random(settings, iteration), x_real, condition):
             run.log.add(diagnostics)
-        parts.ema.update(parts.student, iteration * settings.batch_size, settings.batch_size)
+            parts.averages.after_update(parts.student)
+        parts.averages.after_iteration(parts.student, iteration * settings.batch_size, settings.batch_size)
 
-    def evaluate(iteration: int) -> Measurement | None:
-        return report.interim(state) if iteration % settings.evaluate_every == 0 else None
+    def evaluate(iteration: int) -> list[Measurement]:
+        return report.interim(state) if iteration % settings.evaluate_every == 0 else []
 
     with run.guarded():
         teacher = {"teacher.weights": describe_weights(parts.method.teacher)}

@@ -9,7 +9,7 @@ from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import TeacherPairs
 from onestep.distillation.settings import CriticSettings, GeneratorSettings
-from onestep.engine.ema import EMA
+from onestep.engine.averages import Averages
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
@@ -28,7 +28,7 @@ class Distillation:
         settings, generator, critics: settings of the training, the generator and the critics.
         method: the losses and their networks.
         student: the trained module, see :class:`onestep.models.student.Student`.
-        ema: the student's moving average.
+        averages: the student's moving averages.
         optimizers: "generator", and "critics" if the method trains critics.
         sigma: distribution of the noise levels of the generator's loss.
         fake_sigma: distribution of the noise levels of the critics' losses.
@@ -45,7 +45,7 @@ class Distillation:
     critics: CriticSettings
     method: Method
     student: Any
-    ema: EMA[Any]
+    averages: Averages[Any]
     optimizers: dict[str, GuardedOptimizer]
     sigma: SigmaDistribution
     fake_sigma: SigmaDistribution
@@ -66,3 +66,9 @@ class Distillation:
             "normalizer": self.method.normalizer,
         }
         return {name: module for name, module in modules.items() if module is not None}
+
+    @property
+    def saved_networks(self) -> dict[str, nn.Module]:
+        """The trained networks and the averages, by the names of their files in a checkpoint."""
+        averages = {f"generator_{name}": network for name, network in self.averages.networks.items()}
+        return {**self.trained_networks, **averages}

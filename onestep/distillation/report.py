@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from onestep.distillation.parts import Distillation
+from onestep.engine.averages import folder_of
 from onestep.engine.log import read_log
 from onestep.engine.shard import full_state_dict
 from onestep.engine.state import TrainingState
@@ -25,7 +26,7 @@ _DIAGNOSTICS = (
 
 
 class DistillationReport:
-    """Samples from the teacher and the averaged generator, and evaluates both in the same way.
+    """Samples from the teacher and the averaged generators, and evaluates all in the same way.
 
     Every process must call its methods: the samples are divided among the processes.
     """
@@ -37,34 +38,36 @@ class DistillationReport:
             for shape in (parts.space.noise_shape, parts.student.noise_shape)
         )
 
-    def interim(self, state: TrainingState) -> Measurement | None:
-        """Evaluate the averaged generator, see :meth:`RunEvaluator.interim`."""
-        return self.of_student.interim(state.iteration, self.parts.ema.average)
+    def interim(self, state: TrainingState) -> list[Measurement]:
+        """Evaluate the averaged generators, see :meth:`RunEvaluator.interim`."""
+        return self.of_student.interim(state.iteration, self.parts.averages.evaluated(self.parts.student))
 
     def final(self, state: TrainingState) -> dict[str, Any]:
-        """Save the generator, evaluate it and the teacher on the same seeds, and write the summary and the plots.
+        """Save the generators, evaluate them and the teacher on the same seeds, and write the summary and the plots.
 
         Returns:
-            ``teacher`` and ``student``, each with every metric, ``network_evaluations``, ``samples`` and
-            ``samples_per_second`` (only ``network_evaluations`` for a teacher that is not evaluated); ``images_seen``,
-            the number of ``skipped_steps`` among the iterations, and ``seconds`` of the training; ``results``, a record
-            of each value. Empty outside the main process.
+            ``teacher`` and ``student``, which is the first average, each with every metric, ``network_evaluations``,
+            ``samples`` and ``samples_per_second`` (only ``network_evaluations`` for a teacher that is not evaluated);
+            ``averages``, the same of the other averages by name; ``images_seen``, the number of ``skipped_steps`` among
+            the iterations, and ``seconds`` of the training; ``results``, a record of each value. Empty outside the main
+            process.
 
         Raises:
             ValueError: if a value could not be computed, with the reason; everything else is written then.
             StopRequestedError: after a signal, in all processes.
         """
         self.run.log.close()
-        folder, parts, average = self.run.folder, self.parts, self.parts.ema.average
-        for generator, name in ((average, "generator"), (parts.student, "generator_raw")):
+        folder, parts = self.run.folder, self.parts
+        weights = parts.averages.weights(parts.student)
+        for name, generator in weights.items():
             with ExitStack() as gathered:
                 for network in generator.networks:
                     gathered.enter_context(full_state_dict(network))
                 if self.run.accelerator.is_main_process:
-                    generator.save_pretrained(folder / name)
+                    generator.save_pretrained(folder / folder_of(list(weights), name))
 
         teacher_nfe = parts.sampler.network_evaluations * parts.method.teacher.network_evaluations
-        student_nfe = average.network_evaluations
+        student_nfe = parts.student.network_evaluations
         sample_teacher = partial(parts.sampler, parts.method.teacher)
         teacher: dict[str, Any] = {"network_evaluations": teacher_nfe}
         records: dict[str, Any] = {}
@@ -73,15 +76,21 @@ class DistillationReport:
             teacher, records["teacher"], failures["teacher"] = self.of_teacher.final(
                 "teacher", sample_teacher, teacher_nfe
             )
-        student, records["student"], failures["student"] = self.of_student.final("student", average, student_nfe)
+        evaluated = parts.averages.evaluated(parts.student)
+        first = next(iter(evaluated))
+        sides = {}
+        for name, generator in evaluated.items():
+            side = "student" if name == first else name
+            sides[side], records[side], failures[side] = self.of_student.final(side, generator, student_nfe)
         teacher_images = self._grid(self.of_teacher, sample_teacher)
-        student_images = self._grid(self.of_student, average)
+        student_images = self._grid(self.of_student, evaluated[first])
         self.run.finish()
         if not self.run.accelerator.is_main_process:
             return {}
         summary = {
             "teacher": teacher,
-            "student": student,
+            "student": sides.pop("student"),
+            "averages": sides,
             "images_seen": state.iteration * parts.settings.batch_size,
             "skipped_steps": state.skipped_steps,
             "seconds": round(state.seconds, 1),

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ class _Manifest:
     """The content of ``manifest.json``; ``name`` is the folder's."""
 
     name: str
-    measured: Measurement | None
+    measured: list[Measurement]
     files: dict[str, _File]
 
 
@@ -57,13 +57,13 @@ class Snapshot:
     Args:
         tensors: by file name, without suffix, and key.
         values: plain values by file name, without suffix.
-        measured: the value that picks the best checkpoint; None if it was not measured at this iteration.
+        measured: the values that pick the best checkpoints; empty if nothing was measured at this iteration.
     """
 
     iteration: int
     tensors: dict[str, dict[str, Tensor]]
     values: dict[str, Any]
-    measured: Measurement | None = None
+    measured: Sequence[Measurement] = ()
 
     @property
     def size(self) -> int:
@@ -144,7 +144,7 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     for name, values in snapshot.values.items():
         (folder / f"{name}.json").write_text(to_json(values), encoding="utf-8")
     files = {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(folder.iterdir())}
-    measured = None if snapshot.measured is None else asdict(snapshot.measured)
+    measured = [asdict(value) for value in snapshot.measured]
     manifest = {"name": folder.name, "measured": measured, "files": files}
     (folder / _MANIFEST).write_text(to_json(manifest, indent=1), encoding="utf-8")
 
@@ -170,22 +170,21 @@ def best_checkpoint(run: Path, key: str) -> tuple[Path, int] | None:
 
 
 def _best_of_each(run: Path, usable: Callable[[Path], bool] = lambda path: True) -> dict[str, tuple[Path, Measurement]]:
-    """The best ``usable`` checkpoint by key. A run that was resumed with another ``evaluation.best`` has several."""
+    """The best ``usable`` checkpoint by key: of each average, also after resumption with another evaluation.best."""
     best: dict[str, tuple[Path, Measurement]] = {}
     for path in list_checkpoints(run):
-        measured = _measurement_of(path)
-        if measured is None or not usable(path):
-            continue
-        if measured.key not in best or measured.is_better_than(best[measured.key][1]):
-            best[measured.key] = path, measured
+        measurements = _measurements_of(path)
+        for measured in measurements if measurements and usable(path) else ():
+            if measured.key not in best or measured.is_better_than(best[measured.key][1]):
+                best[measured.key] = path, measured
     return best
 
 
-def _measurement_of(folder: Path) -> Measurement | None:
+def _measurements_of(folder: Path) -> list[Measurement]:
     try:
         return read_json(folder / _MANIFEST, _Manifest).measured
     except ValueError:
-        return None
+        return []
 
 
 def list_checkpoints(run: Path) -> list[Path]:

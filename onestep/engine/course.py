@@ -24,9 +24,8 @@ _WITHOUT_INFLUENCE = (
 )  # fmt: skip
 #: Settings that a resumed run may change: it uses the new value from the checkpoint on.
 _MAY_CHANGE = (
-    "discriminator.weight", "generator.gan_weight", "generator.regression_weight", "optimizer", "precision",
-    "training.ema_halflife", "training.ema_rampup", "training.final_lr", "training.grad_clip",
-    "training.total_images", "training.warmup_images",
+    "averages", "clip", "discriminator.weight", "generator.gan_weight", "generator.regression_weight", "optimizer",
+    "precision", "training.final_lr", "training.total_images", "training.warmup_images",
 )  # fmt: skip
 #: Last parts of keys that may change too: files may move, and what a cache holds does not depend on its place.
 _PLACES = ("path", "cache", "local_files_only")

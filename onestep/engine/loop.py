@@ -1,7 +1,7 @@
 """The loop of every training: updates, skipped steps, evaluations, checkpoints and rollbacks."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from torch import Tensor
@@ -18,9 +18,9 @@ from onestep.metrics.result import Measurement
 
 #: Performs the updates of an iteration, given its number and this process's rows of the batch.
 Update = Callable[[int, Tensor | None, Condition], None]
-#: Called after each iteration with the number of iterations so far; returns the value that picks the best checkpoint,
-#: or None if nothing was evaluated. A signal interrupts it with a :class:`StopRequestedError`.
-Evaluate = Callable[[int], Measurement | None]
+#: Called after each iteration with the number of iterations so far; returns the values that pick the best checkpoints,
+#: none if nothing was evaluated. A signal interrupts it with a :class:`StopRequestedError`.
+Evaluate = Callable[[int], Sequence[Measurement]]
 
 
 def train(
@@ -90,7 +90,8 @@ def _end_iteration(
     run: Run, state: TrainingState, settings: TrainingSettings, evaluate: Evaluate, skipped: bool = False
 ) -> None:
     """Evaluate, save and stop if that is due; an evaluation that a signal interrupts is repeated on resumption."""
-    measured, state.evaluated = None, False
+    measured: Sequence[Measurement] = ()
+    state.evaluated = False
     with suppress(StopRequestedError):
         measured = evaluate(state.iteration)
         state.evaluated = True

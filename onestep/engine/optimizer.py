@@ -1,7 +1,7 @@
 """The learning rate schedule, and optimiser steps that are skipped if they are not finite."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,8 +10,9 @@ from pydantic import Field, FiniteFloat
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from onestep.engine.clipping import Clipping, by_kind, total_norm
 from onestep.engine.settings import TrainingSettings
-from onestep.engine.shard import full_tensor, is_sharded
+from onestep.engine.shard import is_sharded
 from onestep.models.edm2.layers import MPConv
 from onestep.objectives.losses import Losses
 from onestep.processes import average_over_processes
@@ -72,13 +73,14 @@ class GuardedOptimizer:
     """Steps of one or several optimisers from one loss. If a value is not finite, all of them skip the step.
 
     A step is ``settings.accumulation`` calls of :meth:`backward` and one of :meth:`step`. Only :meth:`step`
-    synchronises processes. Each optimiser's gradient is averaged over processes and clipped separately. In fp16 the
-    loss is scaled so that small gradients do not underflow. (torch's GradScaler does not support mixed full and sharded
-    gradients, and checks for overflow in each process separately.)
+    synchronises processes. The gradient of the whole batch is clipped: after the mean over micro-batches and processes.
+    In fp16 the loss is scaled so that small gradients do not underflow. (torch's GradScaler does not support mixed full
+    and sharded gradients, and checks for overflow in each process separately.)
 
     Args:
         optimizers: by the name of the trained network; parameters may be full or sharded.
-        settings: accumulation, clipping and learning rate schedule.
+        settings: accumulation and learning rate schedule.
+        clip: the clipping of the gradients; None for none.
         fp16: scale the loss.
         networks: the modules of the parameters. Their magnitude-preserving layers are normalised here and after each
             step, unless ``settings.normalize_weights`` is False.
@@ -88,10 +90,11 @@ class GuardedOptimizer:
         self,
         optimizers: Mapping[str, torch.optim.Optimizer],
         settings: TrainingSettings,
+        clip: Clipping | None = None,
         fp16: bool = False,
         networks: Iterable[nn.Module] = (),
     ) -> None:
-        self.optimizers, self.settings, self.fp16 = dict(optimizers), settings, fp16
+        self.optimizers, self.settings, self.clip, self.fp16 = dict(optimizers), settings, clip, fp16
         modules = [module for network in networks for module in network.modules()]
         self.sharded = [module for module in modules if isinstance(module, FSDPModule)]
         self.normalized = [
@@ -130,12 +133,15 @@ class GuardedOptimizer:
         all_parameters = [p for group in parameters.values() for p in group]
         average_over_processes([terms, *(p.grad for p in all_parameters if p.grad is not None and not is_sharded(p))])
         if self.fp16:
-            for part in _by_kind(all_parameters):
+            for part in by_kind(all_parameters):
                 torch._foreach_mul_([p.grad for p in part if p.grad is not None], 1 / self.loss_scale)
-        norms = {f"{name}_gradient": _clip(group, self.settings.grad_clip) for name, group in parameters.items()}
+        norms = {name: total_norm(group) for name, group in parameters.items()}
         values = torch.stack([*terms.float(), *(norm.float() for norm in norms.values())])
+        titles = [f"{name}_gradient" for name in norms]
         if not values.isfinite().all():  # the step's only synchronisation with the device
-            raise self._skipped(dict(zip([*names, *norms], values.tolist(), strict=True)), micro_batches)
+            raise self._skipped(dict(zip([*names, *titles], values.tolist(), strict=True)), micro_batches)
+        if self.clip is not None:
+            self.clip(parameters, norms)
         factor = lr_factor(self.settings, iteration * self.settings.batch_size) * self.lr_factor
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -145,7 +151,7 @@ class GuardedOptimizer:
         self._normalize_weights()
         self._zero_grad()  # frees their memory before another network's update
         self._grow_loss_scale()
-        return {name: norm.detach() for name, norm in norms.items()}
+        return {title: norm.detach() for title, norm in zip(titles, norms.values(), strict=True)}
 
     def discard(self) -> None:
         """Discard the accumulated gradients."""
@@ -192,18 +198,3 @@ class GuardedOptimizer:
 
 def _with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-
-def _by_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """The non-empty lists of full and of sharded parameters: torch's foreach functions take no mixture of both."""
-    return [part for sharded in (False, True) if (part := [p for p in parameters if is_sharded(p) is sharded])]
-
-
-def _clip(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
-    """Clip the gradients' total norm to ``largest``; returns the norm before clipping."""
-    parts = _by_kind(parameters)
-    norms = [full_tensor(nn.utils.get_total_norm([p.grad for p in part if p.grad is not None])) for part in parts]
-    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-    for part in parts:
-        nn.utils.clip_grads_with_norm_(part, largest, norm)
-    return norm

@@ -1,7 +1,7 @@
 """A run's folder, processes and records, common to distillation and pretraining."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -206,9 +206,9 @@ class Run:
         sys.exit(STOPPED)
 
     def end_iteration(
-        self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None, skipped: bool = False
+        self, state: TrainingState, settings: TrainingSettings, measured: Sequence[Measurement], skipped: bool = False
     ) -> None:
-        """Save a checkpoint if one is due or ``measured`` is the best value so far; stop after a signal.
+        """Save a checkpoint if one is due or one of ``measured`` is the best value so far; stop after a signal.
 
         None is due after a ``skipped`` step: a rollback returns to a state before the first one.
 
@@ -217,9 +217,9 @@ class Run:
         """
         self._writer.check()
         best = False
-        if measured is not None:
+        if measured:
             self._writer.wait()
-            best = measured.is_better_than(best_value(self.folder, measured.key))
+            best = any(value.is_better_than(best_value(self.folder, value.key)) for value in measured)
         stop, best = self._in_any_process(self.signals.received is not None, best)
         due = state.iteration % settings.checkpoint_every == 0 and not skipped
         if due or best or stop or state.iteration == settings.iterations:
@@ -233,7 +233,7 @@ class Run:
         counts = self.accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=self.device))
         return [count > 0 for count in counts.tolist()]
 
-    def save(self, state: TrainingState, settings: TrainingSettings, measured: Measurement | None = None) -> None:
+    def save(self, state: TrainingState, settings: TrainingSettings, measured: Sequence[Measurement] = ()) -> None:
         """Copy ``state`` and write the copy in a thread.
 
         Raises:

@@ -15,7 +15,6 @@ from onestep.ranges import (
     NonNegativeImages,
     NonNegativeInt,
     PathText,
-    Positive,
     PositiveFraction,
     Samples,
     Seed,
@@ -85,12 +84,10 @@ class TrainingSettings:
         accumulation: micro-batches per process and iteration: less memory, the same result.
         warmup_images: images over which the learning rates rise linearly from 0.
         final_lr: the learning rate at the end of a cosine decay, as a fraction of the initial one; 1 keeps it constant.
-        grad_clip: largest norm of a gradient.
         normalize_weights: keep the weights of magnitude-preserving layers at magnitude 1 (EDM2); others have none.
-        ema_halflife, ema_rampup: see :class:`onestep.engine.ema.EMA`.
         log_every, checkpoint_every, evaluate_every: iterations between log lines, checkpoints, and evaluations with a
             grid of samples.
-        keep_last: number of newest checkpoints kept, in addition to the best one by evaluation.best.
+        keep_last: number of newest checkpoints kept, in addition to the best one by evaluation.best of each average.
         max_skipped_steps: iterations with a skipped, non-finite step after which the run stops or rolls back; each
             iteration without one takes half off the count.
         rollbacks: largest number of rollbacks to the last checkpoint.
@@ -105,10 +102,7 @@ class TrainingSettings:
     accumulation: BatchSize
     warmup_images: NonNegativeImages
     final_lr: PositiveFraction
-    grad_clip: Positive
     normalize_weights: bool
-    ema_halflife: Positive
-    ema_rampup: Positive
     log_every: Count
     checkpoint_every: Count
     evaluate_every: Count
@@ -156,6 +150,7 @@ class EvaluationSettings:
             starts at seed 0 and gives the reported value.
         interim_samples: number of samples for values during the run.
         interim_metrics: metrics during the run and of the further seed ranges; None for all.
+        interim_averages: names of the averages that are evaluated during the run; None for all.
         best: the key of the value that picks the best checkpoint, and a pretraining's best teacher, such as fid; None
             for the first interim value.
         evaluate_teacher: evaluate a distillation's teacher too.
@@ -167,6 +162,7 @@ class EvaluationSettings:
     seed_ranges: Steps
     interim_samples: Samples
     interim_metrics: list[Text] | None
+    interim_averages: list[Text] | None
     best: Text | None
     evaluate_teacher: bool
     batch_size: BatchSize

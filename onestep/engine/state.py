@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,13 +64,13 @@ class TrainingState(Counters):
         self.networks, self.optimizers = networks, optimizers
 
     def snapshot(
-        self, values: Mapping[str, Any] | None = None, measured: Measurement | None = None, keep: bool = True
+        self, values: Mapping[str, Any] | None = None, measured: Sequence[Measurement] = (), keep: bool = True
     ) -> Snapshot | None:
         """A copy of the state on the CPU. Every process must call it.
 
         Args:
             values: further plain values by file name, such as the log's pending values under ``log``.
-            measured: the value that picks the best checkpoint; None if it was not measured at this iteration.
+            measured: the values that pick the best checkpoints; empty if nothing was measured at this iteration.
             keep: False returns None, for processes that only take part in the gathering of sharded tensors.
         """
         tensors: dict[str, dict[str, Tensor]] = {}

@@ -1,7 +1,7 @@
 """Evaluations of a run: metrics and grids during the training and at its end."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,43 +54,50 @@ class RunEvaluator:
         batches = list(self._generate_local(sample, range(count), space=replace(self.space, classes=classes)))
         return gather_rows(torch.cat(batches), self.run.device)
 
-    def interim(self, iteration: int, sample: SampleFunction) -> Measurement | None:
-        """Evaluate after an ``iteration``: log the values, and save a grid of samples in ``samples/``.
+    def interim(self, iteration: int, samples: Mapping[str, SampleFunction]) -> list[Measurement]:
+        """Evaluate after an ``iteration``: log the values, and save a grid of samples of the first in ``samples/``.
 
         A value that cannot be computed is left out with a warning.
 
+        Args:
+            iteration: the iteration.
+            samples: the functions that sample, by the names of their weights. Keys of values of all but the first end
+                in their name, such as ``fid/ema_9996``; ``evaluation.interim_averages`` chooses among them.
+
         Returns:
-            The value that selects the best checkpoint; None if it was not measured, and outside the main process.
+            The value of each that selects the best checkpoint, as far as measured; empty outside the main process.
 
         Raises:
             StopRequestedError: after a signal, in all processes.
         """
-        settings = self.settings
-        values: dict[str, float] = {}
-        failures: dict[str, str] = {}
-        if self.evaluator.keys(settings.interim_metrics):
-            samples = self._generate_local(sample, range(settings.interim_samples))
-            prompts = prompts_of(self.space.prompts, range(settings.interim_samples))
-            values = self.evaluator(
-                samples, distributed=True, prompts=prompts, only=settings.interim_metrics, failures=failures
-            )
-        grid = self.generate(sample, settings.grid)
+        chosen, first = self.settings.interim_averages, next(iter(samples))
+        names = [name for name in samples if name == first or chosen is None or name in chosen]
+        found = {"" if name == first else f"/{name}": self._interim_values(samples[name]) for name in names}
+        grid = self.generate(samples[first], self.settings.grid)
         if not self.run.accelerator.is_main_process:
-            return None
+            return []
         save_samples(grid, self.run.folder / "samples" / f"iteration_{iteration:08d}.png")
-        for key, reason in failures.items():
-            warnings.warn(f"{key} cannot be computed after iteration {iteration}: {reason}", stacklevel=2)
-        if values:
-            self.run.log.write(iteration, values)
-        if (measured := self.measurement(values)) is not None:
-            self.run.log.show({self.evaluator.descriptions[measured.key].title: measured.value})
+        measured = []
+        for suffix, (values, failures) in found.items():
+            for key, reason in failures.items():
+                warnings.warn(f"{key}{suffix} cannot be computed after iteration {iteration}: {reason}", stacklevel=2)
+            if values:
+                self.run.log.write(iteration, {f"{key}{suffix}": value for key, value in values.items()})
+            if (best := self.best) is not None and best in values:
+                description = self.evaluator.descriptions[best]
+                self.run.log.show({f"{description.title}{suffix}": values[best]})
+                measured.append(Measurement(f"{best}{suffix}", values[best], description.higher_is_better))
         return measured
 
-    def measurement(self, values: dict[str, float]) -> Measurement | None:
-        """The one of the ``values`` of an evaluation that selects the best; None if it is absent."""
-        if (key := self.best) is None or key not in values:
-            return None
-        return Measurement(key, values[key], self.evaluator.descriptions[key].higher_is_better)
+    def _interim_values(self, sample: SampleFunction) -> tuple[dict[str, float], dict[str, str]]:
+        """The values by key, and the reasons of those that cannot be computed; empty outside the main process."""
+        values: dict[str, float] = {}
+        failures: dict[str, str] = {}
+        only, count = self.settings.interim_metrics, self.settings.interim_samples
+        if self.evaluator.keys(only):
+            samples, prompts = self._generate_local(sample, range(count)), prompts_of(self.space.prompts, range(count))
+            values = self.evaluator(samples, distributed=True, prompts=prompts, only=only, failures=failures)
+        return values, failures
 
     def final(
         self, name: str, sample: SampleFunction, network_evaluations: int
@@ -153,13 +160,19 @@ def check_values(failures: Mapping[str, Mapping[str, str]], folder: Path) -> Non
         )
 
 
-def check_evaluation(evaluator: Evaluator, settings: EvaluationSettings, processes: int) -> None:
-    """Check the numbers of samples and the names of metrics and values in ``settings``.
+def check_evaluation(
+    evaluator: Evaluator, settings: EvaluationSettings, processes: int, averages: Collection[str]
+) -> None:
+    """Check the numbers of samples and the names of metrics, values and ``averages`` in ``settings``.
 
     Raises:
         ValueError: for fewer samples than ``processes``, a number of samples that contradicts a metric's name, or the
-            name of a metric or value that is not measured.
+            name of a metric, a value or an average that there is not.
     """
+    for name in settings.interim_averages or []:
+        if name not in averages:
+            known = ", ".join(averages) or "none"
+            raise ValueError(f"evaluation.interim_averages: {name} is not among the averages: {known}")
     settings.check_processes(processes)
     ranges = f"evaluation.samples={settings.samples} evaluation.seed_ranges={settings.seed_ranges}"
     check_seeds(0, settings.samples * settings.seed_ranges - 1, ranges)

@@ -1,6 +1,7 @@
 """Samples of a generator or a teacher: generated, written and evaluated."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,42 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from onestep.engine.averages import RAW, check_names, folder_of
+from onestep.engine.records import read_record
 from onestep.evaluation.evaluate import evaluate, least_of, open_samples, print_results
 from onestep.evaluation.generate import SampleFunction, SampleSpace, check_finite, generate_local
 from onestep.evaluation.writing import SampleWriter
 from onestep.metrics.evaluator import Evaluator
 from onestep.processes import gather_rows, process_rows, rank_and_count
+from onestep.reading import one_line
 
-#: The folders of a run's generators, by the name of their weights.
-WEIGHTS = {"ema": "generator", "raw": "generator_raw"}
+
+def weights_of(record: Mapping[str, Any]) -> list[str]:
+    """The names of the weights that a run saved, given its recorded configuration; the first are the reported ones.
+
+    Raises:
+        ValueError: if the record has no averages by name.
+    """
+    averages = record.get("averages")
+    if not isinstance(averages, dict):
+        raise ValueError(f"the run's config.yaml has averages={one_line(averages)}: expected a mapping")
+    names = [str(name) for name, rule in averages.items() if rule is not None]
+    check_names(names)
+    return [*names, RAW]
+
+
+def generator_folder(run: Path, weights: str | None) -> Path:
+    """The folder of the generator with the ``weights`` of that name in a finished ``run``; None for the reported ones.
+
+    Raises:
+        ValueError: for weights that the run has not.
+    """
+    if weights is None:
+        return run / "generator"
+    names = weights_of(read_record(run))
+    if weights not in names:
+        raise ValueError(f"weights={weights}: {run} has {', '.join(names)}")
+    return run / folder_of(names, weights)
 
 
 def write_samples(

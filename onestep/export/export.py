@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from onestep.denoiser import beyond_labels
 from onestep.engine.records import read_record, select
-from onestep.evaluation.sample import WEIGHTS
+from onestep.evaluation.sample import generator_folder, weights_of
 from onestep.export.model_card import write_card
 from onestep.export.pipeline import OneStepPipeline
 from onestep.files import atomic_folder
@@ -17,7 +17,7 @@ from onestep.models.diffusers.folder import pipeline_folder
 from onestep.models.generator import Generator
 
 
-def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
+def export(run: str | Path, output: str | Path, weights: str | None = None) -> Path:
     """Write the generator of the finished ``run`` as a diffusers pipeline with its model card into ``output``.
 
     For text-to-image it is the teacher's pipeline, which plain diffusers loads; otherwise a :class:`OneStepPipeline`.
@@ -25,7 +25,8 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
     Args:
         run: the run's folder.
         output: the folder to write, new or empty.
-        weights: "ema" for the averaged generator, "raw" for the last iterate.
+        weights: the name of an average of the run, such as "ema", or "raw" for the last iterate; None for those that
+            the run reports.
 
     Returns:
         ``output``.
@@ -35,8 +36,6 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
             cannot be written.
     """
     run, output = Path(run), Path(output)
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights}: choose one of {', '.join(WEIGHTS)}")
     for name in ("config.yaml", "summary.json"):
         if not (run / name).is_file():
             raise ValueError(f"{run} has no {name}: expected the folder of a finished run")
@@ -50,9 +49,10 @@ def export(run: str | Path, output: str | Path, weights: str = "ema") -> Path:
     return output
 
 
-def _write(run: Path, weights: str, output: Path) -> None:
-    generator = Generator.from_pretrained(run / WEIGHTS[weights])
+def _write(run: Path, weights: str | None, output: Path) -> None:
     record = read_record(run)
+    weights = weights or weights_of(record)[0]
+    generator = Generator.from_pretrained(generator_folder(run, weights))
     if text_to_image := bool(beyond_labels(generator.denoiser.condition_keys)):
         folder, variant = _teacher_pipeline(record)
         usage = save_text_to_image(generator, folder, output, variant)

@@ -6,7 +6,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from onestep.engine.averages import RAW
 from onestep.engine.records import read_record, select
+from onestep.evaluation.sample import weights_of
 from onestep.models.generator import Generator
 from onestep.reading import read_bytes
 from onestep.reports.tables import (
@@ -21,10 +23,6 @@ from onestep.reports.tables import (
 
 _SAMPLES = "side_by_side.png"
 _LARGEST_PICTURE = 2**26  # bytes
-_WEIGHTS = {
-    "ema": "the average over the training",
-    "raw": "the last iterate; results and samples are those of the average",
-}
 _TEMPLATE = """---
 {{ card_data }}
 ---
@@ -60,7 +58,7 @@ def write_card(
         run: the folder of a finished distillation.
         output: the folder of the exported pipeline; its name is the model's.
         generator: the exported generator.
-        weights: "ema" or "raw", its weights.
+        weights: the name of its weights, see :func:`onestep.evaluation.sample.weights_of`.
         usage: Python code for sampling.
         text_to_image: True if it takes prompts.
     """
@@ -118,18 +116,18 @@ def _first_records(summary: dict[str, Any], side: str) -> dict[str, dict[str, An
 
 
 def _results_table(summary: dict[str, Any]) -> str:
-    """A table with one metric or cost per row, for teacher and student, with the metric's features and reference."""
+    """A table with one metric or cost per row, with the metric's features and reference."""
     sides, records = evaluated_sides(summary), _first_records(summary, "student")
-    rows = [["", *sides, "features", "reference"]]
+    rows = [["", *map(to_cell, sides), "features", "reference"]]
     for key, description in descriptions_of(summary).items():
         of_metric = [to_cell(records.get(key, {}).get(name, "")) for name in ("features", "reference")]
-        rows.append([to_cell(description.heading), *_cells(summary, sides, key), *of_metric])
-    rows += [[cost.replace("_", " "), *_cells(summary, sides, cost), "", ""] for cost in COSTS]
+        rows.append([to_cell(description.heading), *_cells(sides, key), *of_metric])
+    rows += [[cost.replace("_", " "), *_cells(sides, cost), "", ""] for cost in COSTS]
     return to_markdown(rows)
 
 
-def _cells(summary: dict[str, Any], sides: list[str], key: str) -> list[str]:
-    return [format_value(summary[side][key]) if key in summary[side] else "" for side in sides]
+def _cells(sides: dict[str, dict[str, Any]], key: str) -> list[str]:
+    return [format_value(side[key]) if key in side else "" for side in sides.values()]
 
 
 def _facts(
@@ -150,8 +148,13 @@ def _facts(
         ("images seen in training", f"{summary['images_seen']:,}"),
         ("seconds of training", f"{summary['seconds']:,.0f}"),
         ("noise levels of the steps", ", ".join(f"{sigma:g}" for sigma in sigmas)),
-        ("weights", _WEIGHTS[weights]),
+        ("weights", _describe_weights(weights, weights_of(config))),
     ]
+
+
+def _describe_weights(name: str, names: list[str]) -> str:
+    text = "the last iterate" if name == RAW else f"the average {name} over the training"
+    return text if name == names[0] else f"{text}; results and samples of the student are those of {names[0]}"
 
 
 def _is_part(value: Any) -> bool:

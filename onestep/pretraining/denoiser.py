@@ -12,8 +12,8 @@ from torch import Tensor
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition, micro_batches
+from onestep.engine.averages import Averages
 from onestep.engine.checkpoint import best_checkpoint
-from onestep.engine.ema import EMA
 from onestep.engine.log import read_log
 from onestep.engine.loop import train
 from onestep.engine.optimizer import GuardedOptimizer
@@ -46,7 +46,7 @@ class Pretraining:
     data: ImageDataset
     sigma: SigmaDistribution
     network: DenoiserNetwork
-    ema: EMA[DenoiserNetwork]
+    averages: Averages[DenoiserNetwork]
     optimizer: GuardedOptimizer
     sampler: Sampler
     evaluator: Evaluator
@@ -59,9 +59,10 @@ class Pretraining:
 
 
 def pretrain(parts: Pretraining) -> dict[str, Any]:
-    """Train a denoiser with EDM's loss (arXiv 2206.00364, eq. 8) and keep the best EMA; without metrics, the last.
+    """Train a denoiser with EDM's loss (arXiv 2206.00364, eq. 8) and keep its best average; without metrics, the last.
 
-    The best is that of the best checkpoint by ``evaluation.best``. The run's folder ``teacher`` loads with
+    It is the first average, of the best checkpoint by ``evaluation.best``; the others are in the checkpoints. The run's
+    folder ``teacher`` loads with
     ``teacher=local teacher.path=...``.
 
     Returns:
@@ -74,11 +75,14 @@ def pretrain(parts: Pretraining) -> dict[str, Any]:
         SystemExit: as these, after a signal.
     """
     run, settings = parts.run, parts.settings
-    state = TrainingState({"network": parts.network, "network_ema": parts.ema.average}, {"network": parts.optimizer})
+    averages = {f"network_{name}": network for name, network in parts.averages.networks.items()}
+    state = TrainingState({"network": parts.network, **averages}, {"network": parts.optimizer})
 
-    def evaluate(iteration: int) -> Measurement | None:
-        due = iteration % settings.evaluate_every == 0 or iteration == settings.iterations
-        return parts.run_evaluator.interim(iteration, partial(parts.sampler, parts.ema.average)) if due else None
+    def evaluate(iteration: int) -> list[Measurement]:
+        if iteration % settings.evaluate_every and iteration != settings.iterations:
+            return []
+        samples = {name: partial(parts.sampler, average) for name, average in parts.averages.networks.items()}
+        return parts.run_evaluator.interim(iteration, samples)
 
     with run.guarded():
         train(run, state, settings, parts.data, partial(_update, parts), evaluate)
@@ -109,13 +113,15 @@ def _update(parts: Pretraining, iteration: int, x_real: Tensor | None, condition
         parts.optimizer.backward(Losses({"denoising": Term(losses)}), sigma)
         run.log.add({"loss": losses})
     run.log.add(parts.optimizer.step(iteration))
-    parts.ema.update(network, iteration * settings.batch_size, settings.batch_size)
+    parts.averages.after_update(network)
+    parts.averages.after_iteration(network, iteration * settings.batch_size, settings.batch_size)
 
 
 def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any]:
     """Save and evaluate the best teacher, and write the summary and the curves. Every process must call it."""
-    iteration = _restore_best(run, parts, state)
-    teacher, evaluations = parts.ema.average, parts.sampler.network_evaluations
+    name, teacher = next(iter(parts.averages.networks.items()))
+    iteration = _restore_best(run, parts, state, f"network_{name}")
+    evaluations = parts.sampler.network_evaluations
     with full_state_dict(teacher):
         if run.accelerator.is_main_process:
             teacher.save_pretrained(run.folder / "teacher")
@@ -139,13 +145,13 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
     return summary
 
 
-def _restore_best(run: Run, parts: Pretraining, state: TrainingState) -> int:
-    """Load the EMA of the best checkpoint of this run; without values, keep the last. Returns its iteration."""
+def _restore_best(run: Run, parts: Pretraining, state: TrainingState, name: str) -> int:
+    """Load the network ``name`` of this run's best checkpoint; without values, keep the last. Returns its iteration."""
     run.wait_for_writer()
     key = parts.run_evaluator.best
     found: tuple[Path, int] | None = from_main_process(lambda: key and best_checkpoint(run.folder, key))
     if found is None:
         return state.iteration
     folder, iteration = found
-    state.load_network("network_ema", folder)
+    state.load_network(name, folder)
     return iteration

@@ -115,8 +115,11 @@ class Subject:
             rows=slice(None),
             device=self.device,
         )
-        yield from updates(self.parts, self.iterations, random, self.x_real, self.condition)
-        self.parts.ema.update(self.parts.student, self.iterations * self.batch_size, self.batch_size)
+        averages, student = self.parts.averages, self.parts.student
+        for diagnostics in updates(self.parts, self.iterations, random, self.x_real, self.condition):
+            averages.after_update(student)
+            yield diagnostics
+        averages.after_iteration(student, self.iterations * self.batch_size, self.batch_size)
         self.iterations += 1
 
     @contextmanager

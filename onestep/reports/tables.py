@@ -42,10 +42,14 @@ Side = Annotated[dict[str, int | FiniteFloat | None], AfterValidator(_check_side
 
 
 class Summary(TypedDict):
-    """The content of ``summary.json`` of a distillation; that of a pretraining has no student."""
+    """The content of ``summary.json`` of a distillation; that of a pretraining has no student.
+
+    The student is the first average; ``averages`` are the others by name.
+    """
 
     teacher: Side
     student: NotRequired[Side]
+    averages: NotRequired[dict[str, Side]]
     images_seen: NonNegativeInt
     skipped_steps: NotRequired[NonNegativeInt]
     seconds: FiniteFloat
@@ -73,9 +77,10 @@ def descriptions_of(summary: dict[str, Any]) -> dict[str, Description]:
     }
 
 
-def evaluated_sides(summary: dict[str, Any]) -> list[str]:
-    """The sides that the run evaluated: teacher, student or both."""
-    return [side for side in SIDES if "samples" in summary.get(side, {})]
+def evaluated_sides(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values of what the run evaluated by its name: teacher, student, and further averages of the student."""
+    sides = {name: summary.get(name, {}) for name in SIDES} | summary.get("averages", {})
+    return {name: side for name, side in sides.items() if "samples" in side}
 
 
 def format_value(value: float | None, digits: int = 4) -> str:
@@ -100,7 +105,7 @@ def to_markdown(rows: list[list[str]]) -> str:
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Print the summary of the run in ``folder``: one metric or cost per row, with columns for teacher and student."""
+    """Print the summary of the run in ``folder``: one metric or cost per row, with columns for what it evaluated."""
     sides, descriptions = evaluated_sides(summary), descriptions_of(summary)
     skipped = f", {summary['skipped_steps']:,} steps skipped" if summary.get("skipped_steps") else ""
     table = Table("", title=f"{summary['images_seen']:,} images seen{skipped}, {summary['seconds']:.0f} s of training")
@@ -108,7 +113,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         table.add_column(side, justify="right", no_wrap=True)
     titles = {key: description.title for key, description in descriptions.items()}
     for key, title in (titles | {cost: cost.replace("_", " ") for cost in COSTS}).items():
-        values = [summary[side].get(key) for side in sides]
+        values = [side.get(key) for side in sides.values()]
         table.add_row(escape(title), *("" if value is None else format_value(value) for value in values))
     Console().print(table)
     print(f"files of this run: {shlex.quote(str(folder))}")  # as one pastes it into a shell

@@ -28,9 +28,9 @@ def make_snapshot(
     iteration: int, value: float = 0.0, fid: float | None = None, recall: float | None = None
 ) -> Snapshot:
     tensors = {"network": {"weight": torch.full((100,), value)}}
-    measured = Measurement("fid", fid, higher_is_better=False) if fid is not None else None
+    measured = [Measurement("fid", fid, higher_is_better=False)] if fid is not None else []
     if recall is not None:
-        measured = Measurement("recall", recall, higher_is_better=True)
+        measured.append(Measurement("recall", recall, higher_is_better=True))
     return Snapshot(iteration, tensors, {"state": {"iteration": iteration}}, measured)
 
 
@@ -115,6 +115,14 @@ def test_values_of_different_metrics_are_not_compared(tmp_path: Path) -> None:
         write_checkpoint(tmp_path, make_snapshot(iteration, **value), keep_last=1)
     assert names(tmp_path) == ["iteration_00000000", "iteration_00000002", "iteration_00000004"]
     assert best_value(tmp_path, "recall") == Measurement("recall", 0.8, higher_is_better=True)
+
+
+def test_each_of_several_values_keeps_its_best_checkpoint(tmp_path: Path) -> None:
+    for iteration, (fid, recall) in enumerate(((3.0, 0.1), (2.0, 0.2), (4.0, 0.9), (5.0, 0.3), (6.0, 0.4))):
+        write_checkpoint(tmp_path, make_snapshot(iteration, fid=fid, recall=recall), keep_last=1)
+    assert names(tmp_path) == ["iteration_00000001", "iteration_00000002", "iteration_00000004"]
+    assert best_value(tmp_path, "fid") == Measurement("fid", 2.0, higher_is_better=False)
+    assert best_value(tmp_path, "recall") == Measurement("recall", 0.9, higher_is_better=True)
 
 
 def test_later_checkpoints_are_ignored_after_a_rollback(tmp_path: Path) -> None:

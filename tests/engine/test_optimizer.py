@@ -11,6 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from onestep.engine.clipping import Clipping, Entries, JointNorm, NormOfEach
 from onestep.engine.optimizer import BadSample, GuardedOptimizer, SkippedStepError, lr_factor
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.shard import full_tensor, shard
@@ -68,22 +69,27 @@ def take_step(optimizer: GuardedOptimizer, terms: dict[str, Term], iteration: in
     return norm.item()
 
 
-@pytest.mark.parametrize("grad_clip, gradient", [(10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])])
+@pytest.mark.parametrize(
+    "clip, gradient",
+    [(None, [3, 4]), (NormOfEach(10.0), [3, 4]), (NormOfEach(1.0), [0.6, 0.8]), (Entries(3.5), [3, 3.5])],
+)
+@pytest.mark.parametrize("fp16", [False, True])
 def test_step_descends_the_sum_of_the_clipped_terms(
-    weights: nn.Parameter, grad_clip: float, gradient: list[float]
+    weights: nn.Parameter, clip: Clipping | None, gradient: list[float], fp16: bool
 ) -> None:
-    optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(grad_clip=grad_clip))
+    """The reported norm is that before clipping; fp16's scale is undone before."""
+    optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(), clip=clip, fp16=fp16)
     assert take_step(optimizer, terms_of(weights)) == pytest.approx(5)
     expected = [1 - 0.1 * gradient[0], 2 - 0.1 * gradient[1]]
     assert weights.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_micro_batches_add_up_to_their_mean(weights: nn.Parameter) -> None:
-    """Gradients (3, 4) and (9, 12): the mean is (6, 8), of norm 10."""
-    optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(accumulation=2))
+    """Gradients (3, 4) and (9, 12): the mean is (6, 8), of norm 10, whose entries are clipped to 7."""
+    optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(accumulation=2), clip=Entries(7.0))
     optimizer.backward(Losses(terms_of(weights)), SIGMA)
     assert take_step(optimizer, terms_of(weights, factor=3)) == pytest.approx(10)
-    assert weights.tolist() == pytest.approx([0.4, 1.2])
+    assert weights.tolist() == pytest.approx([0.4, 1.3])
 
 
 def test_gradients_of_earlier_backward_passes_do_not_enter(weights: nn.Parameter) -> None:
@@ -186,8 +192,13 @@ def test_a_term_that_is_not_finite_is_no_overflow(weights: nn.Parameter) -> None
 
 
 @pytest.mark.parametrize("fp16", [False, True])
-def test_full_and_sharded_parameters_of_one_optimizer(fp16: bool, tmp_path: Path) -> None:
-    """A sharded fake score and its discriminator: all gradients of (h1 + h2) (w . x) are 3."""
+@pytest.mark.parametrize(
+    "clip, gradient", [(None, 3), (NormOfEach(3.0), 1.5), (JointNorm(2.0), 1), (Entries(2.5), 2.5)]
+)
+def test_full_and_sharded_parameters_of_one_optimizer(
+    clip: Clipping | None, gradient: float, fp16: bool, tmp_path: Path
+) -> None:
+    """A sharded fake score and its discriminator: all gradients of (h1 + h2) (w . x) are 3, and their norm is 6."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         network, head = nn.Linear(2, 1, bias=False), nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -197,26 +208,38 @@ def test_full_and_sharded_parameters_of_one_optimizer(fp16: bool, tmp_path: Path
         optimizer = guard(
             torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.1),
             make_settings(),
+            clip=clip,
             fp16=fp16,
             networks=[network],
         )
         norm = take_step(optimizer, {"product": Term((head * network(torch.ones(2, 2))).sum(1))})
         assert norm == pytest.approx(6)
-        assert full_tensor(network.weight).flatten().tolist() == pytest.approx([0.7, 1.7])
-        assert head.tolist() == pytest.approx([0.7, 1.7])
+        expected = pytest.approx([1 - 0.1 * gradient, 2 - 0.1 * gradient])
+        assert full_tensor(network.weight).flatten().tolist() == expected
+        assert head.tolist() == expected
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_optimizers_of_one_backward_pass_are_clipped_each_by_itself() -> None:
-    """Gradients 3 and 4: separate norms, and clipped steps of the size of the learning rates."""
+@pytest.mark.parametrize(
+    "clip, gradients",
+    [
+        (None, (3, 4)),
+        (NormOfEach(1.0), (1, 1)),
+        (JointNorm(1.0), (0.6, 0.8)),
+        (JointNorm(10.0), (3, 4)),
+        (Entries(3.5), (3, 3.5)),
+    ],
+)
+def test_clipping_of_optimizers_of_one_backward_pass(clip: Clipping | None, gradients: tuple[float, float]) -> None:
+    """Gradients 3 and 4, whose norms are reported before clipping."""
     slow, fast = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizers = {"slow": torch.optim.SGD([slow], lr=0.1), "fast": torch.optim.SGD([fast], lr=0.5)}
-    optimizer = GuardedOptimizer(optimizers, make_settings(grad_clip=1.0))
+    optimizer = GuardedOptimizer(optimizers, make_settings(), clip)
     optimizer.backward(Losses({"first": Term(3 * slow * STRETCH), "second": Term(fast * STRETCH, weight=4.0)}), SIGMA)
     norms = {name: norm.item() for name, norm in optimizer.step(0).items()}
     assert norms == pytest.approx({"slow_gradient": 3, "fast_gradient": 4})
-    assert [slow.item(), fast.item()] == pytest.approx([-0.1, -0.5], rel=1e-5)
+    assert [slow.item(), fast.item()] == pytest.approx([-0.1 * gradients[0], -0.5 * gradients[1]], rel=1e-5)
 
 
 def test_a_step_that_one_optimizer_cannot_take_is_skipped_by_all() -> None:

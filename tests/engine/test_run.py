@@ -30,8 +30,8 @@ def test_the_best_is_saved_and_kept(key: str, tmp_path: Path) -> None:
     run.start(state, settings, {})
     with run.guarded():
         for state.iteration, value in VALUES.items():
-            run.end_iteration(state, settings, Measurement(key, sign * value, higher_is_better))
-    kept = [json.loads((path / "manifest.json").read_text())["measured"] for path in list_checkpoints(tmp_path)]
+            run.end_iteration(state, settings, [Measurement(key, sign * value, higher_is_better)])
+    kept = [json.loads((path / "manifest.json").read_text())["measured"][0] for path in list_checkpoints(tmp_path)]
     assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_00000002", "iteration_00000006"]
     assert [measured["value"] for measured in kept] == [sign * 3.0, sign * 7.0]
     assert all(measured["key"] == key and measured["higher_is_better"] is higher_is_better for measured in kept)
@@ -44,7 +44,7 @@ def test_a_distillation_keeps_the_best_by_recall(tmp_path: Path) -> None:
     best = max(recalls, key=lambda iteration: recalls[iteration])
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"iteration_{i:08d}" for i in sorted({best, 6})]
     manifest = json.loads((list_checkpoints(tmp_path)[0] / "manifest.json").read_text())
-    assert manifest["measured"] == {"key": "recall", "value": recalls[best], "higher_is_better": True}
+    assert manifest["measured"] == [{"key": "recall", "value": recalls[best], "higher_is_better": True}]
 
 
 def test_a_disk_that_fills_between_checkpoints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

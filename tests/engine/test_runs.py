@@ -19,7 +19,9 @@ from tests.helpers.killed_run import assert_same_checkpoint, distill_until_itera
 
 def test_the_summary(finished_run: Path) -> None:
     summary = json.loads((finished_run / "summary.json").read_text())
-    assert summary.keys() == {"teacher", "student", "images_seen", "skipped_steps", "seconds", "results"}
+    assert summary.keys() == {
+        "teacher", "student", "averages", "images_seen", "skipped_steps", "seconds", "results",
+    }  # fmt: skip
     for side in ("teacher", "student"):
         assert summary[side].keys() == {"fid", "recall", "network_evaluations", "samples", "samples_per_second"}
         assert summary[side]["samples"] == 32

@@ -38,6 +38,7 @@ EVALUATION = EvaluationSettings(
     seed_ranges=1,
     interim_samples=10,
     interim_metrics=None,
+    interim_averages=None,
     best=None,
     evaluate_teacher=True,
     batch_size=5,

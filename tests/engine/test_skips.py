@@ -40,7 +40,7 @@ def train_with_skips(
     run = build_run(tiny_config(folder))
     with run.claimed(), run.guarded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        train(run, state, settings, NoData((1, 1, 1), 0), update, lambda _: None)
+        train(run, state, settings, NoData((1, 1, 1), 0), update, lambda _: [])
     return state, updates
 
 

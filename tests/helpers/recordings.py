@@ -31,8 +31,14 @@ from tests.helpers.scripts import run_python
 RECORDINGS = REFERENCE / "recordings.json"
 
 SMALL = (*TINY, *TWO_ITERATIONS, "metrics=[]", "training.total_images=24", "training.batch_size=8",
-         "training.checkpoint_every=3", "training.grad_clip=1e6")  # fmt: skip
-RATES = ("optimizer.generator.lr=2e-3", "optimizer.fake_score.lr=2e-3", "optimizer.discriminator.lr=4e-3")
+         "training.checkpoint_every=3")  # fmt: skip
+OF_TRAINING = (
+    "clip.generator=null",
+    "clip.critics=null",
+    "optimizer.generator.lr=2e-3",
+    "optimizer.fake_score.lr=2e-3",
+    "optimizer.discriminator.lr=4e-3",
+)
 PRESETS = ("f_distill", "uni_instruct", "sds", "diff_instruct", "vsd", "dmd", "dmd2", "sim", "sid", "sida", "sid_lsg")
 PAIRS = ("pairs.count=16", "pairs.batch_size=8", "pairs.cache={folder}/pairs")
 LORA = ("experiment=digits", "teacher=diffusers", "teacher.path={folder}/pipeline",
@@ -85,10 +91,9 @@ def train(name: str, folder: Path) -> None:
     overrides = [override.format(folder=folder) for override in CASES[name]]
     if name.endswith("lora") and not (folder / "pipeline").exists():
         save_pipeline(folder / "pipeline")
-    rates = () if name == "pretraining" else RATES
     with double_precision():
-        primary = "pretrain" if name == "pretraining" else "train"
-        config = compose(primary, [*SMALL, *rates, *overrides, f"output={folder / 'run'}"])
+        primary, own = ("pretrain", ("clip.network=null",)) if name == "pretraining" else ("train", OF_TRAINING)
+        config = compose(primary, [*SMALL, *own, *overrides, f"output={folder / 'run'}"])
         (pretrain if name == "pretraining" else distill)(config)
 
 

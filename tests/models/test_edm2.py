@@ -16,7 +16,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from onestep.engine.ema import EMA
+from onestep.engine.averages import Averages, HalfLife
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.shard import checkpoint_activations, full_tensor, is_sharded, shard
 from onestep.models.edm.checkpoint import load_edm
@@ -270,12 +270,13 @@ def test_forced_weight_normalisation(layout: str, tmp_path: Path) -> None:
         for layer in layers_of(student):
             layer.requires_grad_(False)
     plain, normalized = copy.deepcopy(student), layout not in ("off", "frozen")
-    ema, average = EMA(student, halflife=2.0, rampup=10.0), copy.deepcopy(plain)
+    averages, average = Averages(student, {"ema": HalfLife(halflife=2.0, rampup=10.0)}), copy.deepcopy(plain)
+    averaged = averages.networks["ema"]
     if layout == "sharded":
         torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         if layout == "sharded":
-            for network in (student, ema.average):
+            for network in (student, averaged):
                 shard(network, init_device_mesh("cpu", (1,)))
             assert all(is_sharded(layer.weight) for layer in layers_of(student))
             assert not is_sharded(student.model.out_gain)
@@ -286,7 +287,7 @@ def test_forced_weight_normalisation(layout: str, tmp_path: Path) -> None:
         optimizer = GuardedOptimizer({"network": descent}, settings, networks=[student])
         for number in range(2):
             step(student, optimizer, number)
-            ema.update(student, images_seen=100, batch_size=2)
+            averages.after_iteration(student, images_seen=100, batch_size=2)
             if normalized and not number:
                 normalize_by_numpy(plain)
             step(plain, None, number)
@@ -294,7 +295,7 @@ def test_forced_weight_normalisation(layout: str, tmp_path: Path) -> None:
                 normalize_by_numpy(plain)
             for old, new in zip(average.parameters(), plain.parameters(), strict=True):
                 old.data.lerp_(new.data, 0.5 if new.requires_grad else 0.0)
-        for ours, theirs in ((student, plain), (ema.average, average)):
+        for ours, theirs in ((student, plain), (averaged, average)):
             for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
                 torch.testing.assert_close(full_tensor(one.detach()), other.detach(), rtol=1e-9, atol=1e-9, msg=name)
         sizes = torch.cat(

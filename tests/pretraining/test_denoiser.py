@@ -71,8 +71,8 @@ def test_the_kept_teacher_is_of_the_resumed_course(
     """A run goes back to iteration 2 of a course whose best was that of iteration 4."""
     values = {2: 3.0, 4: 1.0, 6: 5.0}
 
-    def interim(_: RunEvaluator, iteration: int, __: object) -> Measurement:
-        return Measurement("fid", values[iteration], higher_is_better=False)
+    def interim(_: RunEvaluator, iteration: int, __: object) -> list[Measurement]:
+        return [Measurement("fid", values[iteration], higher_is_better=False)]
 
     monkeypatch.setattr(RunEvaluator, "interim", interim)
     settings = ("training.evaluate_every=2", "metrics=[fid]", "evaluation.samples=4", "evaluation.grid=1")

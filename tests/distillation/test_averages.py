@@ -1,0 +1,134 @@
+"""Runs with several averages and with none: files, values, best checkpoints, samples and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from onestep.build.distillation import build_distillation, distill
+from onestep.build.sampling import sample
+from onestep.engine.checkpoint import best_value, list_checkpoints
+from onestep.engine.log import read_log
+from onestep.export.export import export
+from tests.helpers.configs import configure, refused, tiny_config
+
+SHORT = ("metrics=[fid]", "training.total_images=64", "training.evaluate_every=2", "evaluation.evaluate_teacher=false")
+SEVERAL = (
+    "averages=none",
+    "+averages.fast={_target_: onestep.engine.averages.ConstantDecay, decay: 0.5}",
+    "+averages.slow={_target_: onestep.engine.averages.HalfLife, halflife: 100, rampup: 1}",
+    "+averages.power={_target_: onestep.engine.averages.PowerFunction, sigma_rel: 0.1}",
+    "evaluation.interim_averages=[slow]",
+)
+NETWORK = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("averages") / "run"
+    distill(tiny_config(folder, *SHORT, *SEVERAL, "fake_score.steps=2", "optimizer.generator.lr=0.01"))
+    return folder
+
+
+def saved(folder: Path, iteration: int, name: str) -> dict[str, Tensor]:
+    return load_file(folder / "checkpoints" / f"iteration_{iteration:08d}" / f"{name}.safetensors")
+
+
+def assert_saved(generator: Path, state: dict[str, Tensor]) -> None:
+    weights = load_file(generator / NETWORK)
+    assert weights and all(torch.equal(value, state[f"denoiser.{key}"]) for key, value in weights.items())
+
+
+def test_each_average_moves_by_its_rule(run: Path) -> None:
+    """Three updates in an iteration: two of the critics, towards the old weights, and the generator's."""
+    for iteration in (2, 3, 4):
+        old, new = (saved(run, number, "generator") for number in (iteration - 1, iteration))
+        images = 16 * (iteration - 1)
+        kept = {"slow": 0.5 ** (16 / min(100, images)), "power": (images / (images + 16)) ** 7.94}
+        for name in ("fast", "slow", "power"):
+            before, after = (saved(run, number, f"generator_{name}") for number in (iteration - 1, iteration))
+            for key, weights in new.items():
+                if name == "fast":
+                    expected = 0.125 * before[key] + 0.375 * old[key] + 0.5 * weights
+                else:
+                    expected = torch.lerp(weights, before[key], kept[name])
+                torch.testing.assert_close(after[key], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_values_and_best_checkpoints_of_each(run: Path) -> None:
+    lines = [line for line in read_log(run / "log.jsonl") if any(key.startswith("fid") for key in line)]
+    found = [(line["iteration"], key) for line in lines for key in line if key.startswith("fid")]
+    assert found == [(2, "fid"), (2, "fid/slow"), (4, "fid"), (4, "fid/slow")]
+    for key in ("fid", "fid/slow"):
+        best = best_value(run, key)
+        assert best is not None and best.value == min(line[key] for line in lines if key in line)
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary["averages"]) == list(summary["results"])[-2:] == ["slow", "power"]
+    values = {summary["student"]["fid"], *(side["fid"] for side in summary["averages"].values())}
+    assert len(values) == 3
+    (record,) = summary["results"]["power"]
+    assert record["value"] == summary["averages"]["power"]["fid"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "folder"),
+    [
+        ("null", "generator"),
+        ("fast", "generator"),
+        ("slow", "generator_slow"),
+        ("power", "generator_power"),
+        ("raw", "generator_raw"),
+    ],
+)
+def test_the_weights_of_samples(weights: str, folder: str, run: Path, tmp_path: Path, drawn: list[Tensor]) -> None:
+    common = ("count=4", "format=npz", f"save_to={tmp_path / 'samples'}")
+    sample(configure("sample", f"run={run}", f"weights={weights}", *common))
+    sample(configure("sample", f"checkpoint={run / folder}", *common[:2], f"save_to={tmp_path / 'others'}"))
+    assert torch.equal(*drawn[-2:])
+    files = {"generator": "generator_fast", "generator_raw": "generator"}
+    assert_saved(run / folder, saved(run, 4, files.get(folder, folder)))
+
+
+def test_the_card_of_another_average(run: Path, tmp_path: Path) -> None:
+    text = (export(run, tmp_path / "slow", "slow") / "README.md").read_text()
+    facts = "the average slow over the training; results and samples of the student are those of fast"
+    assert f"| weights | {facts} |" in text
+    assert "|  | student | slow | power | features | reference |" in text
+    with pytest.raises(ValueError, match=r"^weights=ema: .* has fast, slow, power, raw$"):
+        export(run, tmp_path / "ema", "ema")
+
+
+def test_a_run_without_averages(tmp_path: Path, drawn: list[Tensor]) -> None:
+    """The raw weights are evaluated, saved as the generator and sampled from."""
+    folder = tmp_path / "run"
+    summary = distill(tiny_config(folder, *SHORT, "averages=none"))
+    assert summary["averages"] == {} and summary["student"]["fid"] > 0
+    assert not list(folder.glob("generator_*")) and not list(folder.rglob("generator_*.safetensors"))
+    assert_saved(folder / "generator", saved(folder, 4, "generator"))
+    common = ("count=4", "format=npz", f"save_to={tmp_path / 'samples'}")
+    sample(configure("sample", f"run={folder}", "weights=raw", *common))
+    assert len(drawn[-1]) == 4
+    assert "| weights | the last iterate |" in (export(folder, tmp_path / "export") / "README.md").read_text()
+    assert len(list_checkpoints(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("averages.ema.halflife=0",), "averages.ema.halflife=0: expected a number above 0"),
+        (("+averages.ema.decay=0.9",), "unknown key 'averages.ema.decay'. The keys of averages.ema are: halflife, "),
+        (("averages=fastgen", "averages.ema_9996.decay=1"), "ema_9996.decay=1: expected a number of at least 0 and "),
+        (("averages=power_function", "averages.power_050.sigma_rel=0.3"), "sigma_rel=0.3: expected a number above 0 "),
+        (("+averages.raw=${averages.ema}",), "averages.raw: expected a name of letters, digits and _, which does not "),
+        (("averages.ema._target_=torch.nn.Identity",), "averages.ema._target_=torch.nn.Identity: expected one of "),
+        (("evaluation.interim_averages=[slow]",), "evaluation.interim_averages: slow is not among the averages: ema"),
+        (("clip.generator.largest=0",), "clip.generator.largest=0: expected a number above 0"),
+        (("clip.critics._target_=torch.nn.Identity",), "clip.critics._target_=torch.nn.Identity: expected one of "),
+        (("+clip.fake_score=null",), "unknown key 'clip.fake_score'. The keys of clip are: critics, generator"),
+    ],
+)
+def test_what_is_refused(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    assert message in refused(tiny_config(tmp_path / "run", *overrides), build_distillation)
