@@ -36,7 +36,7 @@ def digits() -> TensorDataset:
 class OwnTeacher(onestep.DenoiserNetwork):
     """The bundled teacher's raw layers under a preconditioning that is written by hand."""
 
-    image_shape, label_dim, feature_channels = (1, 8, 8), 10, 32
+    image_shape, label_dim, feature_shapes = (1, 8, 8), 10, [(32, 4, 4)]
     sigma_min, sigma_max, sigma_data = 0.002, 80.0, 0.75
 
     def __init__(self, raw: Any) -> None:
@@ -51,8 +51,8 @@ class OwnTeacher(onestep.DenoiserNetwork):
         return self.sigma_data**2 / total * x_sigma + s * self.sigma_data / total.sqrt() * output
 
     @property
-    def feature_block(self) -> nn.Module:
-        return list(self.raw.enc.values())[-1]
+    def feature_blocks(self) -> list[nn.Module]:
+        return [list(self.raw.enc.values())[-1]]
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:

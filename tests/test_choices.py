@@ -6,7 +6,9 @@ from omegaconf import OmegaConf
 from onestep.config import CONF, accept_null
 from tests.helpers.configs import configure
 
-OPTIONAL = ("augment", "averages", "data", "discriminator", "features", "lora", "metrics", "mixture", "pairs")
+OPTIONAL = (
+    "augment", "averages", "data", "discriminator", "features", "lora", "metrics", "mixture", "normalizer", "pairs",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("choice", ["null", "none"])

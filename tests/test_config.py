@@ -218,7 +218,7 @@ def test_the_command_line_goes_before_a_preset() -> None:
         "train", "objective=dmd", "discriminator=teacher_features", "divergence=forward_kl", "generator.gan_weight=0.1",
         "pairs.count=10", "output=nowhere",
     )  # fmt: skip
-    assert "onestep.models.discriminator.Discriminator" in assert_builds(config)
+    assert "onestep.models.discriminator.PooledHead" in assert_builds(config)
     assert type(instantiate(config.objective).divergence).__name__ == "ForwardKL"
     assert (config.generator.gan_weight, config.pairs.count) == (0.1, 10)
 

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from onestep.build.schema import settings_of
 from onestep.config import CONF, check_config
-from onestep.models.discriminator import Discriminator
+from onestep.models.discriminator import PooledHead
 from onestep.noise import KarrasSigma, LogNormalSigma
 from onestep.objectives.divergences import Alpha
 from onestep.ranges import Count, ImageShape, PathText, Positive, check, check_arguments, is_plain, parameters
@@ -205,7 +205,7 @@ def test_whole_floats_are_integers_and_paths_are_expanded() -> None:
         (lambda: KarrasSigma(0.1, 2.0, rho=NAN), "rho=nan: expected a number of at least 0.1"),
         (lambda: LogNormalSigma(0.0, 0.0), "log_std=0.0: expected a number above 0"),
         (lambda: Alpha(3), "alpha=3: expected a number of at least -2 and at most 2"),
-        (lambda: Discriminator(8, "student", 16), "features_from=student: expected one of teacher, fake_score"),  # type: ignore[arg-type]
+        (lambda: PooledHead([(8, 4, 4)], "student", 16), "features_from=student: expected one of teacher, fake_score"),  # type: ignore[arg-type]
         (lambda: check("shape", [1, 8], ImageShape), "shape=[1, 8]: expected a list of 3, each an integer"),
         (lambda: check("path", "", PathText), "path='': expected text that is not empty"),
         (lambda: check("x", [1.0, 2], list[Positive] | None) and check("x", {}, Count | None), "x={}: expected an"),

@@ -208,7 +208,8 @@ def build_optimizers(
 ) -> dict[str, GuardedOptimizer]:
     """The generator's optimiser, and one for all critics, because one backward pass computes their gradients."""
     critics = {"fake_score": fake_score, "discriminator": discriminator}
-    groups = {"generator": {"generator": student}, "critics": {name: c for name, c in critics.items() if c is not None}}
+    with_weights = {name: critic for name, critic in critics.items() if critic is not None and _trained(critic)}
+    groups = {"generator": {"generator": student}, "critics": with_weights}
     fp16 = config.precision == "fp16"
     return {
         title: GuardedOptimizer(

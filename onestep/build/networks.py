@@ -81,7 +81,7 @@ def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNe
     """The discriminator's head on the features of the teacher or the fake score.
 
     Raises:
-        ValueError: if that network does not exist or has no features.
+        ValueError: if that network does not exist, or has no features, or not those that the head reads.
     """
     make = instantiate(config.discriminator.head)
     host = fake_score if make.keywords.get("features_from") == "fake_score" else teacher
@@ -89,11 +89,12 @@ def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNe
         raise ValueError(
             "this objective has no fake score with an encoder to share: use discriminator=teacher_features"
         )
-    if not host.feature_channels:
+    if not host.feature_shapes:
         name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
         raise ValueError(
             f"the {name} has no features for the discriminator: use the features of the {other}, give the network "
-            "feature_channels and a feature_block, or use discriminator=none with divergence=reverse_kl and "
+            "feature_shapes and feature_blocks, or use discriminator=none with divergence=reverse_kl and "
             "generator.gan_weight=0"
         )
-    return make(host.feature_channels)
+    discriminator: Discriminator = make(host.feature_shapes)
+    return discriminator

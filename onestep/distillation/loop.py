@@ -123,7 +123,7 @@ def update_generator(
     pairs = (None, None, None) if parts.pairs is None else parts.pairs.batch(iteration)
 
     scale = None
-    if len(batches) > 1 and method.objective.needs_ratio:  # the mean weight of all micro-batches
+    if len(batches) > 1 and method.needs_batch_mean:  # the mean weight of all micro-batches
         with parts.run.accelerator.autocast():
             ratios = [method.log_ratio(b.x_generated, b.condition, sigma, noise) for b, (sigma, noise) in noised]
         scale = method.objective.weight_scale(torch.cat(ratios))

@@ -5,7 +5,7 @@ or several times, then the generator with :meth:`Method.generator_losses`. The l
 levels and noise. They use no random numbers, optimisers, processes or configuration.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from onestep.denoiser import Condition, concatenate_conditions
 from onestep.models.base import DenoiserNetwork
 from onestep.models.discriminator import Discriminator
 from onestep.noise import add_noise
-from onestep.objectives.adversarial import discriminator_loss, generator_loss
+from onestep.objectives.adversarial import discriminator_loss, generator_loss, log_ratio_of
 from onestep.objectives.base import Objective, Predictions
 from onestep.objectives.denoising import denoising_loss
 from onestep.objectives.density_ratio import RatioNormalizer
@@ -66,6 +66,11 @@ class Method:
             return None
         return self.fake_score if self.discriminator.features_from == "fake_score" else self.teacher
 
+    @property
+    def needs_batch_mean(self) -> bool:
+        """True if micro-batches need ``weight_scale``, the mean of the full batch."""
+        return self.objective.needs_ratio and not (self.normalizer is not None and self.normalizer.of_rounds)
+
     def critic_losses(
         self, x_generated: Tensor, x_real: Tensor | None, condition: Condition, sigma: Tensor, noise: Tensor,
         noise_real: Tensor | None = None,
@@ -85,10 +90,11 @@ class Method:
         losses = Losses()
         x_generated = x_generated.detach()
         x_sigma = add_noise(x_generated, noise, sigma)
-        features: Tensor | None = None
+        features: Sequence[Tensor] = ()
+        levels = () if self.discriminator is None else self.discriminator.levels
         if self.fake_score is not None:
             if self.host is self.fake_score:
-                x0_fake, features = self.fake_score(x_sigma, sigma, condition, outputs="both")
+                x0_fake, *features = self.fake_score(x_sigma, sigma, condition, outputs="both", levels=levels)
             else:
                 x0_fake = self.fake_score(x_sigma, sigma, condition)
             denoising = denoising_loss(self.fake_score, x0_fake, x_generated, sigma)
@@ -98,18 +104,20 @@ class Method:
             if x_real is None or noise_real is None:
                 raise ValueError("x_real and noise_real are missing: the discriminator compares with real samples")
             x_real_sigma = add_noise(x_real, noise_real, sigma)
-            if features is not None:  # of the fake score, from the pass above
-                features_real = self.host(x_real_sigma, sigma, condition, outputs="features")
-                features = torch.cat([features_real, features])
+            if features:  # of the fake score, from the pass above
+                features_real = self.host(x_real_sigma, sigma, condition, outputs="features", levels=levels)
+                features = [torch.cat(pair) for pair in zip(features_real, features, strict=True)]
             else:
                 with torch.no_grad():
                     both = torch.cat([x_real_sigma, x_sigma]), torch.cat([sigma, sigma])
-                    features = self.host(*both, concatenate_conditions(condition, condition), outputs="features")
-            logit_real, logit_generated = self.discriminator(features).chunk(2)
-            logistic = discriminator_loss(logit_real, logit_generated)
+                    conditions = concatenate_conditions(condition, condition)
+                    features = self.host(*both, conditions, outputs="features", levels=levels)
+            logits_real, logits_generated = self.discriminator(features).chunk(2)
+            logistic = discriminator_loss(logits_real, logits_generated)
             losses.terms["discriminator"] = Term(logistic, self.discriminator_weight)
             losses.diagnostics |= {
-                "discriminator_loss": logistic, "logit_real": logit_real, "logit_generated": logit_generated,
+                "discriminator_loss": logistic,
+                "logit_real": log_ratio_of(logits_real), "logit_generated": log_ratio_of(logits_generated),
             }  # fmt: skip
         return losses
 
@@ -135,14 +143,15 @@ class Method:
             features = teacher_features
             if self.fake_score is not None:
                 x0_fake, fake_features = self._predict(self.fake_score, x_sigma, sigma, condition)
-                features = fake_features if features is None else features
-            logit = None if features is None or self.discriminator is None else self.discriminator(features)
+                features = fake_features or features
+            logits = self.discriminator(features) if self.discriminator is not None and features else None
+            logit = None if logits is None else log_ratio_of(logits)
             log_ratio = logit if logit is None or self.normalizer is None else self.normalizer(logit, sigma)
         predictions = Predictions(x_generated, x_sigma, sigma, x0_teacher, x0_fake, log_ratio, weight_scale)
         objective, diagnostics = self.objective(predictions)
         losses = Losses({"objective": Term(objective)}, diagnostics, None if logit is None else logit.detach())
-        if logit is not None and self.gan_weight > 0:
-            adversarial = generator_loss(logit)
+        if self.discriminator is not None and logits is not None and self.gan_weight > 0:
+            adversarial = generator_loss(logits, self.discriminator.logit_bound)
             losses.terms["adversarial"] = Term(adversarial, self.gan_weight)
             losses.diagnostics["adversarial_loss"] = adversarial
         losses.diagnostics["loss"] = objective
@@ -152,18 +161,20 @@ class Method:
     def log_ratio(self, x_generated: Tensor, condition: Condition, sigma: Tensor, noise: Tensor) -> Tensor:
         """The normalised log p/q [B], without a graph; see :meth:`generator_losses` for the arguments."""
         assert self.host is not None and self.discriminator is not None
-        features = self.host(add_noise(x_generated, noise, sigma), sigma, condition, outputs="features")
-        logit: Tensor = self.discriminator(features)
+        x_sigma = add_noise(x_generated, noise, sigma)
+        features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
+        logit = log_ratio_of(self.discriminator(features))
         return logit if self.normalizer is None else self.normalizer(logit, sigma)
 
     def _predict(
         self, network: nn.Module, x_sigma: Tensor, sigma: Tensor, condition: Condition
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """The x0-prediction, and the features if ``network`` is the host; both with a graph only if it is needed."""
         through_scores = self.objective.differentiates_scores
-        if network is not self.host:
+        if self.discriminator is None or network is not self.host:
             with torch.set_grad_enabled(through_scores):
-                return network(x_sigma, sigma, condition), None
+                return network(x_sigma, sigma, condition), ()
+        options = {"outputs": "both", "levels": self.discriminator.levels, "prediction_grad": through_scores}
         with torch.set_grad_enabled(through_scores or self.gan_weight > 0):
-            x0, features = network(x_sigma, sigma, condition, outputs="both", prediction_grad=through_scores)
+            x0, *features = network(x_sigma, sigma, condition, **options)
         return x0, features

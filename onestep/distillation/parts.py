@@ -65,7 +65,8 @@ class Distillation:
             "discriminator": self.method.discriminator,
             "normalizer": self.method.normalizer,
         }
-        return {name: module for name, module in modules.items() if module is not None}
+        # A discriminator can have no weights.
+        return {name: module for name, module in modules.items() if module is not None and module.state_dict()}
 
     @property
     def saved_networks(self) -> dict[str, nn.Module]:

@@ -3,7 +3,7 @@
 import copy
 import json
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
@@ -43,8 +43,9 @@ class DenoiserNetwork(nn.Module, ABC):
         sigma_data: standard deviation of the data, in data units.
         denoises_latents: True if ``image_shape`` is that of latents, which an autoencoder decodes.
         pipeline: autoencoder and text encoders of its checkpoint; None for none.
-        feature_channels: channels F of the features for a discriminator; 0 for none.
-        feature_block: the submodule whose output is the features; None for none.
+        feature_shapes: (F, h, w) of each level of features for a discriminator, from the highest resolution to the
+            network's middle; empty for none.
+        feature_blocks: the submodules whose outputs are the features, in the same order, in which they run.
         supports_guidance: True if it was also trained without a condition, which guidance needs.
     """
 
@@ -77,17 +78,17 @@ class DenoiserNetwork(nn.Module, ABC):
         return False
 
     @property
-    def feature_channels(self) -> int:
-        """Channels F of the features for a discriminator; 0 for none."""
-        return 0
+    def feature_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """(F, h, w) of each level of features, from the highest resolution to the middle; empty for none."""
+        return ()
 
     @property
-    def feature_block(self) -> nn.Module | None:
-        """The submodule whose output is the features; None for none."""
-        return None
+    def feature_blocks(self) -> Sequence[nn.Module]:
+        """The submodules whose outputs are the features, in the order of :attr:`feature_shapes`."""
+        return ()
 
     def read_features(self, output: Any, x_sigma: Tensor) -> Tensor:
-        """The features [B, F, h, w], given the output of :attr:`feature_block`; by default that output."""
+        """The features [B, F, h, w], given the output of one of :attr:`feature_blocks`; by default that output."""
         return output
 
     @property
@@ -156,29 +157,34 @@ class DenoiserNetwork(nn.Module, ABC):
         /,
         *extra: Any,
         outputs: Outputs,
+        levels: Sequence[int],
         prediction_grad: bool,
     ) -> Any:
-        """:meth:`forward` without guidance: by default :meth:`denoise`, and the features of :attr:`feature_block`."""
+        """:meth:`forward` without guidance: by default :meth:`denoise`, and the outputs of :attr:`feature_blocks`."""
         if outputs == "prediction":
             return self.denoise(x_sigma, sigma, condition)
-        features: list[Tensor] = []
+        blocks = [self.feature_blocks[level] for level in levels]
+        features: dict[nn.Module, Tensor] = {}
 
         def read(module: nn.Module, inputs: Any, output: Any) -> None:
-            features.append(self.read_features(output, x_sigma))
+            features[module] = self.read_features(output, x_sigma)
+            if len(features) < len(blocks):
+                return
             if outputs == "features":
                 raise _FeaturesReachedError
             torch.set_grad_enabled(torch.is_grad_enabled() and prediction_grad)
 
-        assert self.feature_block is not None  # checked when the discriminator was built
-        hook = self.feature_block.register_forward_hook(read)
+        hooks = [block.register_forward_hook(read) for block in blocks]
+        found: tuple[Tensor, ...] = ()
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()):
-                prediction = self.denoise(x_sigma, sigma, condition)
+                found = (self.denoise(x_sigma, sigma, condition),)
         except _FeaturesReachedError:
-            return features[0]
+            pass
         finally:
-            hook.remove()
-        return prediction, features[0]
+            for hook in hooks:
+                hook.remove()
+        return (*found, *(features[block] for block in blocks))
 
     def init_noise_sigma(self, sigma: float) -> float:
         """The standard deviation of a generator's initial noise at ``sigma``, in data units."""
@@ -221,18 +227,10 @@ class DenoiserNetwork(nn.Module, ABC):
         sigma: Tensor,
         condition: Condition = NO_CONDITION,
         *extra: Tensor | None,
-        outputs: Literal["features"],
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        x_sigma: Tensor,
-        sigma: Tensor,
-        condition: Condition = NO_CONDITION,
-        *extra: Tensor | None,
-        outputs: Literal["both"],
+        outputs: Literal["features", "both"],
+        levels: Sequence[int] = (-1,),
         prediction_grad: bool = True,
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensor, ...]: ...
 
     def forward(
         self,
@@ -241,9 +239,10 @@ class DenoiserNetwork(nn.Module, ABC):
         condition: Condition = NO_CONDITION,
         *extra: Tensor | None,
         outputs: Outputs = "prediction",
+        levels: Sequence[int] = (-1,),
         prediction_grad: bool = True,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The x0-prediction [B, C, H, W], the features [B, F, h, w] of the middle, or both from one pass.
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The x0-prediction [B, C, H, W], features of several levels [B, F, h, w], or both from one pass.
 
         With guidance, the features are those of the conditional half of the batch.
 
@@ -253,13 +252,17 @@ class DenoiserNetwork(nn.Module, ABC):
             condition: tensors [B, ...] with the names in :attr:`condition_keys`; empty for none.
             extra: further tensors [B, ...], see ``predict`` of the class.
             outputs: "prediction", "features" (the pass ends there) or "both".
+            levels: ascending levels of the features, indices of :attr:`feature_shapes`; -1 is the middle.
             prediction_grad: False computes the layers after the features without a graph.
+
+        Returns:
+            The prediction, the tuple of the features, or the tuple of the prediction and the features.
 
         Raises:
             ValueError: if the names in ``condition`` are not those in :attr:`condition_keys`.
         """
         check_condition(condition, self.condition_keys, self.requires_condition)
-        options: dict[str, Any] = {"outputs": outputs, "prediction_grad": prediction_grad}
+        options: dict[str, Any] = {"outputs": outputs, "levels": levels, "prediction_grad": prediction_grad}
         if self.network_evaluations == 1 or not condition or outputs == "features":
             return self.predict(x_sigma, sigma, condition, *extra, **options)
         # Both predictions in one batch.
@@ -270,10 +273,10 @@ class DenoiserNetwork(nn.Module, ABC):
             *(None if tensor is None else torch.cat([tensor, tensor]) for tensor in extra),
             **options,
         )
-        both = result[0] if outputs == "both" else result
+        both, *features = result if outputs == "both" else (result,)
         conditional, unconditional = both.chunk(2)
         prediction = torch.lerp(unconditional, conditional, self.guidance)
-        return (prediction, result[1][: len(x_sigma)]) if outputs == "both" else prediction
+        return (prediction, *(one[: len(x_sigma)] for one in features)) if outputs == "both" else prediction
 
     def _unconditional_like(self, condition: Condition) -> Condition:
         if self.unconditional:

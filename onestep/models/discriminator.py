@@ -1,47 +1,153 @@
-"""The discriminator: a small head on the features of another network; its logit estimates log p/q."""
+"""Discriminators: heads on the features of another network, whose logits estimate log p/q."""
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
+import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
-from onestep.ranges import Width, checked
+from onestep.ranges import Count, Positive, Width, checked
+
+Shape = tuple[Width, Width, Width]
+#: A level of features, counted from the highest resolution, or backwards from the middle.
+Level = Annotated[int, Ge(-16), Le(15)]
+
+
+class Discriminator(nn.Module):
+    """Logits [B, P] of P positions or heads from features of a noised image.
+
+    With the logistic loss on noised real and generated samples, the optimal logit is ``log p/q``. The features depend
+    on the noise level and the class already.
+
+    Attributes:
+        features_from: the network that computes them:
+
+            - ``"teacher"``: the frozen teacher (f-distill, arXiv 2502.15681, sec. 3), or
+            - ``"fake_score"``: the fake score's encoder, which the discriminator's loss trains too (DMD2, arXiv
+              2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755).
+        levels: levels of its features, ascending indices of ``feature_shapes``.
+        logit_bound: the generator's loss clamps the logits to [-logit_bound, logit_bound].
+    """
+
+    features_from: Literal["teacher", "fake_score"]
+    levels: Sequence[int] = (-1,)
+    logit_bound: float = math.inf
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """The logits [B, P], in float32, for features [B, F, h, w] of each of the ``levels``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward")
 
 
 @checked
-class Discriminator(nn.Module):
-    """Logits [B] from the last encoder features [B, C, h, w] of a noised image.
-
-    With the logistic loss on noised real and generated samples, the optimal logit is ``log p/q``. The features depend
-    on the noise level and the class already. They come from
-
-    - ``"teacher"``: the frozen teacher (f-distill, arXiv 2502.15681, sec. 3), or
-    - ``"fake_score"``: the fake score's encoder, which the discriminator's loss trains too (DMD2, arXiv
-      2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755).
+class PooledHead(Discriminator):
+    """One logit from the middle's features: two convolutions, their mean over positions, and a linear layer.
 
     Args:
-        feature_channels: channels C of the features.
-        features_from: the network that computes them.
+        shapes: (F, h, w) of the network's features at each level, as its ``feature_shapes``.
+        features_from: see :class:`Discriminator`.
         hidden: channels of the head.
-
-    Raises:
-        ValueError: for another ``features_from``.
     """
 
-    def __init__(self, feature_channels: Width, features_from: Literal["teacher", "fake_score"], hidden: Width) -> None:
+    def __init__(self, shapes: Sequence[Shape], features_from: Literal["teacher", "fake_score"], hidden: Width) -> None:
         super().__init__()
         self.features_from = features_from
-        self.norm = nn.GroupNorm(1, feature_channels)
-        self.conv0 = nn.Conv2d(feature_channels, hidden, 3, padding=1)
+        channels = shapes[-1][0]
+        self.norm = nn.GroupNorm(1, channels)
+        self.conv0 = nn.Conv2d(channels, hidden, 3, padding=1)
         self.conv1 = nn.Conv2d(hidden, hidden, 3, padding=1)
         self.logit = nn.Linear(hidden, 1)
         # The initial estimate is log r = 0.
         nn.init.zeros_(self.logit.weight)
         nn.init.zeros_(self.logit.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
         # Contiguous: the backward pass of torch 2.13's GroupNorm crashes on the CPU for a channels-last input without
         # gradient, such as the features of a frozen teacher.
-        x = F.silu(self.conv0(self.norm(features.contiguous())))
+        x = F.silu(self.conv0(self.norm(features[0].contiguous())))
         x = F.silu(self.conv1(x))
-        return self.logit(x.mean((2, 3))).squeeze(1).float()
+        return self.logit(x.mean((2, 3))).float()
+
+
+@checked
+class ChannelMean(Discriminator):
+    """A logit per position: the mean over channels of the middle's features (SiDA, arXiv 2410.14919; Uni-Instruct).
+
+    It has no parameters. Only the fake score's encoder learns, so the features must be the fake score's.
+
+    Args:
+        shapes: (F, h, w) of the network's features at each level.
+        features_from: ``"fake_score"``.
+        logit_bound: see :class:`Discriminator`.
+    """
+
+    def __init__(self, shapes: Sequence[Shape], features_from: Literal["fake_score"], logit_bound: Positive) -> None:
+        super().__init__()
+        self.features_from = features_from
+        self.logit_bound = logit_bound
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return features[0].float().mean(1).flatten(1)
+
+
+@checked
+class StridedHeads(Discriminator):
+    """A logit per level: convolutions with stride until one position is left, without pooling.
+
+    DMD2's head on the middle (arXiv 2405.14867) and those of FastGen's f-distill on one or every resolution. A layer
+    is a 4x4 convolution of stride 2, group norm and SiLU. Layers follow until the sides are at most 4. The last
+    convolution has the kernel of the sides that remain, 4x4 for the published networks.
+
+    Args:
+        shapes: (F, h, w) of the network's features at each level.
+        features_from: see :class:`Discriminator`.
+        levels: the levels with a head; None for all.
+        groups: the largest number of groups; up to 32 channels have groups of at least 4.
+
+    Raises:
+        ValueError: for a level that the network does not have, a level given twice, or features that are too narrow.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        features_from: Literal["teacher", "fake_score"],
+        levels: Annotated[list[Level], MinLen(1)] | None,
+        groups: Count,
+    ) -> None:
+        super().__init__()
+        self.features_from = features_from
+        self.levels = _levels(levels, len(shapes))
+        self.heads = nn.ModuleList(self._head(*shapes[level], groups) for level in self.levels)
+
+    @staticmethod
+    def _head(channels: int, height: int, width: int, groups: int) -> nn.Sequential:
+        largest = min(groups, channels if channels > 32 else max(1, channels // 4))
+        groups = next(count for count in range(largest, 0, -1) if channels % count == 0)
+        layers: list[nn.Module] = []
+        while max(height, width) > 4:
+            layers += [nn.Conv2d(channels, channels, 4, stride=2, padding=1), nn.GroupNorm(groups, channels), nn.SiLU()]
+            height, width = height // 2, width // 2
+        if min(height, width) < 1:
+            raise ValueError(
+                "discriminator.head: the features are too narrow for strided convolutions; use another head"
+            )
+        layers += [nn.Conv2d(channels, channels, (height, width)), nn.GroupNorm(groups, channels), nn.SiLU()]
+        return nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        logits = [head(one).flatten(1) for head, one in zip(self.heads, features, strict=True)]
+        return torch.cat(logits, 1).float()
+
+
+def _levels(levels: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """``levels`` of features as ascending indices from 0, of ``count`` levels; None for all."""
+    chosen = [level + count if level < 0 else level for level in (range(count) if levels is None else levels)]
+    if not all(0 <= level < count for level in chosen) or len({*chosen}) < len(chosen):
+        raise ValueError(
+            f"discriminator.head.levels={levels}: the network has features at {count} levels: expected different "
+            f"indices from {-count} to {count - 1}, or null for all"
+        )
+    return tuple(sorted(chosen))

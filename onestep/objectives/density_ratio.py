@@ -1,16 +1,19 @@
 """Normalisation of an estimated density ratio r = p/q to its exact mean, E_q[r] = 1, at every noise level.
 
-f-distill's normalisation has two stages (Xu, Nie, Vahdat 2025, arXiv 2502.15681). :class:`RatioNormalizer` divides the
-ratio by its mean at similar noise levels. :func:`global_mean` is the divisor of the weights.
+f-distill's normalisation has two stages (Xu, Nie, Vahdat 2025, arXiv 2502.15681). A :class:`RatioNormalizer` divides
+the ratio by its mean at similar noise levels. :func:`global_mean` is the divisor of the weights.
 """
+
+import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-from onestep.noise import SigmaDistribution
+from onestep.noise import SigmaDistribution, check_levels
 from onestep.precision import double
 from onestep.processes import sum_over_processes
-from onestep.ranges import Decay, Steps, checked
+from onestep.ranges import Decay, Positive, Steps, checked
 
 
 def global_mean(values: Tensor) -> Tensor:
@@ -23,9 +26,36 @@ def global_mean(values: Tensor) -> Tensor:
     return total_and_count[0].div(total_and_count[1]).to(values)
 
 
-@checked
-class RatioNormalizer(nn.Module):
+class RatioNormalizer(nn.Module, ABC):
     """Divides r by its running mean in its bin of sigma. Inputs and outputs are logarithms.
+
+    Attributes:
+        of_rounds: True if a micro-batch is normalised by itself, the weights' mean too; False for the full batch.
+    """
+
+    of_rounds = False
+
+    @abstractmethod
+    def forward(self, log_ratio: Tensor, sigma: Tensor) -> Tensor:
+        """``log_ratio`` [B] at ``sigma`` [B], normalised; once per update of the generator and micro-batch."""
+
+    @abstractmethod
+    def update(self, log_ratio: Tensor, sigma: Tensor) -> None:
+        """Called after each step of the generator with the ratios [B] of its batch, in every process."""
+
+    def _sums(self, log_ratio: Tensor, bins: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The sum of r and the number of samples in each of ``count`` bins, over all processes, in float64."""
+        ratio = double(log_ratio.detach()).exp()
+        # A product with the one-hot membership: scattered additions are not deterministic on a GPU. (torch's one_hot
+        # validates its input, which would synchronise with the device.)
+        membership = double(bins[:, None] == torch.arange(count, device=bins.device))
+        sums, counts = sum_over_processes(torch.stack([ratio, torch.ones_like(ratio)]) @ membership)
+        return sums, counts
+
+
+@checked
+class QuantileBins(RatioNormalizer):
+    """The running mean in bins of equally many samples.
 
     The bin edges are quantiles of ``sigma_distribution``, the distribution of the noise levels. Each of the ``bins``
     therefore gets the same expected number of samples. An update multiplies a bin's sum and count by ``decay`` before
@@ -62,14 +92,70 @@ class RatioNormalizer(nn.Module):
 
         Every process must call it. Sums and counts are reduced over processes, so all processes hold the same means.
         """
-        ratio = double(log_ratio).clamp(-self.log_ratio_bound, self.log_ratio_bound).exp()
-        # A product with the one-hot membership: scattered additions are not deterministic on a GPU. (torch's one_hot
-        # validates its input, which would synchronise with the device.)
-        membership = double(self._bin(sigma)[:, None] == torch.arange(self.bins, device=sigma.device))
-        sums, counts = sum_over_processes(torch.stack([ratio, torch.ones_like(ratio)]) @ membership)
+        bounded = log_ratio.clamp(-self.log_ratio_bound, self.log_ratio_bound)
+        sums, counts = self._sums(bounded, self._bin(sigma), self.bins)
         kept = torch.where(counts > 0, self.decay, 1.0)
         self.sums.mul_(kept).add_(sums)
         self.counts.mul_(kept).add_(counts)
 
     def _bin(self, sigma: Tensor) -> Tensor:
         return (self.sigma_distribution.cdf(sigma) * self.bins).long().clamp(0, self.bins - 1)
+
+
+@checked
+class LinearBins(RatioNormalizer):
+    """f-distill's published code: a running mean in bins of equal width in sigma that includes the batch itself.
+
+    The ratio is clamped first. In each bin with samples, ``mean <- decay * mean + (1 - decay) * mean of the batch``
+    then precedes the division. With micro-batches each is a batch of its own.
+
+    Args:
+        sigma_distribution: of the noise levels; not used.
+        bins: number of bins.
+        sigma_min, sigma_max: the range of the bins, in data units; levels outside belong to the outer bins.
+        decay: weight of the old mean; 0 for the batch's alone.
+        ratio_min, ratio_max: r is clamped to this range.
+
+    Raises:
+        ValueError: for a range that is not ascending.
+    """
+
+    of_rounds = True
+    smallest = 1e-6  # added to counts and means, as there
+
+    def __init__(
+        self,
+        sigma_distribution: SigmaDistribution,
+        bins: Steps,
+        sigma_min: Positive,
+        sigma_max: Positive,
+        decay: Decay,
+        ratio_min: Positive,
+        ratio_max: Positive,
+    ) -> None:
+        super().__init__()
+        self.sigma_min, self.sigma_max = check_levels(sigma_min, sigma_max)
+        if not ratio_min < ratio_max:
+            raise ValueError(f"normalizer.ratio_min={ratio_min}, ratio_max={ratio_max}: expected ascending values")
+        self.log_min, self.log_max = math.log(ratio_min), math.log(ratio_max)
+        self.decay = decay
+        self.means: Tensor  # [bins], of r
+        self.register_buffer("means", torch.ones(bins, dtype=torch.float64))
+
+    def forward(self, log_ratio: Tensor, sigma: Tensor) -> Tensor:
+        """``log_ratio`` [B] minus the log of the mean ratio in the bin of ``sigma`` [B], which it updates first.
+
+        Every process must call it. Differentiable by ``log_ratio``. A bin with a ratio that is not finite keeps its
+        mean: the step is going to be skipped.
+        """
+        bounded = log_ratio.clamp(self.log_min, self.log_max)
+        bins = len(self.means)
+        position = (double(sigma) - self.sigma_min) / ((self.sigma_max - self.sigma_min) / bins)
+        index = position.long().clamp(0, bins - 1)
+        sums, counts = self._sums(bounded, index, bins)
+        means = torch.lerp(sums / (counts + self.smallest), self.means, self.decay)
+        self.means.copy_(torch.where((counts > 0) & means.isfinite(), means, self.means))
+        return bounded - (self.means[index] + self.smallest).log().to(bounded)
+
+    def update(self, log_ratio: Tensor, sigma: Tensor) -> None:
+        """Nothing: :meth:`forward` has updated the means."""

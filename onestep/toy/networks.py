@@ -33,6 +33,7 @@ class MLP(nn.Module):
         depth: number of residual layers before the features, and of those after them.
     """
 
+    feature_layers = (0,)
     frequencies = (2.0, 4.0, 8.0)  # per unit of the input, whose variance is about 1
 
     def __init__(
@@ -40,7 +41,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         _check_points(img_resolution)
-        self.feature_channels = width
+        self.feature_shapes = [(width, 1, 1)]
         self.noise = PositionalEmbedding(32)
         self.embedding = nn.Linear(32 + label_dim, width)
         self.label_dim = label_dim
@@ -56,7 +57,7 @@ class MLP(nn.Module):
             parts.append(labels if labels is not None else c_noise.new_zeros(len(c_noise), self.label_dim))
         return self.embedding(torch.cat(parts, 1))
 
-    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+    def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
         """The features [B, width, 1, 1], the encoder's only output."""
         x = x.flatten(1)
         waves = [wave(frequency * x) for frequency in self.frequencies for wave in (torch.sin, torch.cos)]
@@ -85,7 +86,7 @@ class Affine(nn.Module):
         label_dim: must be 0.
     """
 
-    feature_channels = 0  # no features
+    feature_shapes: Sequence[tuple[int, int, int]] = ()  # no features
 
     def __init__(self, img_resolution: Side, img_channels: Width, label_dim: Classes = 0) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class Affine(nn.Module):
         """``c_noise`` itself, which is unused."""
         return c_noise
 
-    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+    def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
         """The input itself."""
         return [x]
 

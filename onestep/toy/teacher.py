@@ -1,5 +1,7 @@
 """An exact teacher: the denoiser of a Gaussian mixture."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class MixtureTeacher(nn.Module):
     pipeline = None
     denoises_latents = False
     network_evaluations = 1
-    feature_channels = 0
+    feature_shapes: Sequence[tuple[int, int, int]] = ()
 
     def __init__(self, mixture: GaussianMixture, guidance: Guidance) -> None:
         super().__init__()

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
-from onestep.models.discriminator import Discriminator
+from onestep.models.discriminator import PooledHead
 from onestep.noise import LogUniformSigma, add_noise
 from onestep.objectives.adversarial import discriminator_loss
 from onestep.objectives.base import Objective, Predictions
-from onestep.objectives.density_ratio import RatioNormalizer
+from onestep.objectives.density_ratio import QuantileBins
 from onestep.objectives.divergences import ForwardKL
 from onestep.objectives.f_distill import FDistill
 from onestep.objectives.losses import Losses, Term
@@ -47,9 +47,9 @@ class World:
         torch.manual_seed(0)
         discriminator = None
         if home is not None:
-            discriminator = Discriminator(feature_channels=32, features_from=home, hidden=8)
+            discriminator = PooledHead([(32, 4, 4)], features_from=home, hidden=8)
             nn.init.normal_(discriminator.logit.weight)
-        self.normalizer = RatioNormalizer(LogUniformSigma(0.1, 10.0), bins=1, decay=0.9) if home is not None else None
+        self.normalizer = QuantileBins(LogUniformSigma(0.1, 10.0), bins=1, decay=0.9) if home is not None else None
         self.teacher, self.fake_score = tiny_denoiser(seed=1).requires_grad_(False), tiny_denoiser(seed=2)
         self.host = self.teacher if home == "teacher" else self.fake_score
         self.discriminator: Any = discriminator
@@ -80,8 +80,8 @@ class World:
         inputs = (self.x_generated, self.x_real, self.condition, self.sigma, self.noise, self.noise_real)
         return self.method(**options).critic_losses(*inputs)
 
-    def features(self, x_sigma: Tensor) -> Tensor:
-        return self.host(x_sigma, self.sigma, self.condition, outputs="features")
+    def logits(self, x_sigma: Tensor) -> Tensor:
+        return self.discriminator(self.host(x_sigma, self.sigma, self.condition, outputs="features"))[:, 0]
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         networks = {"teacher": self.teacher, "fake": self.fake_score, "discriminator": self.discriminator}
@@ -106,7 +106,7 @@ def test_values_are_those_of_direct_calls(world: World, home: Home) -> None:
     assert torch.equal(predictions.x0_teacher, world.teacher(*inputs))
     assert torch.equal(predictions.x0_fake, world.fake_score(*inputs))
     assert world.method().host is world.host
-    logit = world.discriminator(world.features(world.x_sigma))
+    logit = world.logits(world.x_sigma)
     assert torch.equal(losses.logit, logit)
     assert logit.std() > 1e-3
 
@@ -158,7 +158,7 @@ def test_gradients_by_the_samples_are_those_of_direct_calls(world: World, name: 
     if name in ("x0_teacher", "x0_fake"):
         direct = (world.teacher if name == "x0_teacher" else world.fake_score)(*inputs)
     else:
-        direct = world.discriminator(world.features(x_sigma))
+        direct = world.logits(x_sigma)
     if name == "adversarial":
         result, direct = losses.terms[name].losses, nn.functional.softplus(-direct)
     else:
@@ -229,12 +229,12 @@ def test_critic_losses_are_those_of_direct_calls(world: World) -> None:
     # EDM's weight, (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, of the mean squared error.
     weight = (world.sigma**2 + 0.25) / (world.sigma * 0.5) ** 2
     denoising = weight * (x0_fake - world.x_generated).square().mean((1, 2, 3))
-    real, generated = (world.discriminator(world.features(x)) for x in (world.x_real_sigma, world.x_sigma))
+    real, generated = (world.logits(x) for x in (world.x_real_sigma, world.x_sigma))
     logistic = nn.functional.softplus(-real) + nn.functional.softplus(generated)
     assert {name: term.weight for name, term in losses.terms.items()} == {"fake score": 1.0, "discriminator": 0.5}
     torch.testing.assert_close(losses.terms["fake score"].losses, denoising)
     torch.testing.assert_close(losses.terms["discriminator"].losses, logistic)
-    torch.testing.assert_close(discriminator_loss(real, generated), logistic)
+    torch.testing.assert_close(discriminator_loss(real[:, None], generated[:, None]), logistic)
     torch.testing.assert_close(losses.total, denoising.mean() + 0.5 * logistic.mean())
     expected = {"fake_score_loss": denoising, "discriminator_loss": logistic, "logit_real": real}
     assert losses.diagnostics.keys() == expected.keys() | {"logit_generated"}
@@ -255,9 +255,7 @@ def test_the_discriminator_trains_the_encoder_only_where_it_is_shared(world: Wor
     if home == "teacher":
         assert not any(trained["fake"])
     else:  # the encoder, and not the decoder
-        direct = discriminator_loss(
-            *(world.discriminator(world.features(x)) for x in (world.x_real_sigma, world.x_sigma))
-        )
+        direct = discriminator_loss(*(world.logits(x)[:, None] for x in (world.x_real_sigma, world.x_sigma)))
         expected = torch.autograd.grad(direct.mean(), parameters["fake"], allow_unused=True)
         assert any(gradient is None for gradient in expected) and sum(trained["fake"]) > 10
         for parameter, gradient in zip(parameters["fake"], expected, strict=True):

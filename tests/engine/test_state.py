@@ -14,7 +14,7 @@ from onestep.engine.checkpoint import find_checkpoint, list_checkpoints, write_c
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.state import TrainingState
 from onestep.noise import LogUniformSigma
-from onestep.objectives.density_ratio import RatioNormalizer
+from onestep.objectives.density_ratio import QuantileBins
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 
@@ -23,7 +23,7 @@ def make_state(seed: int) -> TrainingState:
     """A network, a normalizer with float64 buffers, and Adam over two groups; no steps taken."""
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    normalizer = RatioNormalizer(LogUniformSigma(0.1, 10.0), bins=3, decay=0.9)
+    normalizer = QuantileBins(LogUniformSigma(0.1, 10.0), bins=3, decay=0.9)
     groups: list[dict[str, Any]] = [
         {"params": list(network[0].parameters())},
         {"params": list(network[1].parameters()), "lr": 3e-3},
@@ -42,7 +42,7 @@ def optimizer_of(state: TrainingState) -> torch.optim.Optimizer:
 def take_steps(state: TrainingState, count: int) -> None:
     """Optimiser steps on data that is a function of the iteration."""
     network, normalizer = state.networks["network"], state.networks["normalizer"]
-    assert isinstance(normalizer, RatioNormalizer)
+    assert isinstance(normalizer, QuantileBins)
     for _ in range(count):
         random = torch.Generator().manual_seed(state.iteration)
         output = network(torch.randn(5, 3, generator=random))

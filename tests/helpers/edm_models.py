@@ -1,18 +1,22 @@
 """Tiny networks of EDM with random weights."""
 
+from typing import Any
+
 import torch
 
 from onestep.models.edm.denoiser import EDMDenoiser
 
 
-def tiny_denoiser(seed: int = 0, label_dim: int = 3, channels: int = 1, **options: object) -> EDMDenoiser:
+def tiny_denoiser(
+    seed: int = 0, label_dim: int = 3, channels: int = 1, architecture: Any = "SongUNet", **options: object
+) -> EDMDenoiser:
     """A class-conditional denoiser of 8 x 8 pixels in eval mode, all of whose weights are random.
 
     A fresh network ends in a layer that is nearly zero, which would hide almost any mistake.
     """
     defaults: dict[str, object] = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
     options = defaults | {"attn_resolutions": []} | options
-    denoiser = EDMDenoiser((channels, 8, 8), label_dim, options=options)
+    denoiser = EDMDenoiser((channels, 8, 8), label_dim, architecture=architecture, options=options)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in denoiser.parameters():

@@ -106,7 +106,7 @@ def test_published_parameter_count() -> None:
     with torch.device("meta"):
         network = EDMDenoiser((3, 64, 64), 1000, architecture="DhariwalUNet")
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == 296
-    assert network.feature_channels == 768
+    assert network.feature_shapes == [(192, 64, 64), (384, 32, 32), (576, 16, 16), (768, 8, 8)]
 
 
 def test_a_fresh_network_predicts_nothing() -> None:

@@ -180,20 +180,21 @@ def test_outputs_agree_and_the_features_alone_can_carry_the_graph(name: str) -> 
     sigma = torch.tensor([0.3, 2.0])
     prediction, features = denoiser(x, sigma, condition, outputs="both")
     assert torch.equal(prediction, denoiser(x, sigma, condition))
-    assert torch.equal(features, denoiser(x, sigma, condition, outputs="features"))
-    assert features.shape == (2, denoiser.feature_channels, 4, 4) and features.std() > 0.1
+    (alone,) = denoiser(x, sigma, condition, outputs="features")
+    assert torch.equal(features, alone)
+    assert [features.shape[1:]] == [*denoiser.feature_shapes] and features.shape[2] == 4 and features.std() > 0.1
     (expected,) = torch.autograd.grad(features.square().sum(), x)
     for checkpointing in (False, True):
         if checkpointing:
             denoiser.enable_gradient_checkpointing()
         without, features = denoiser(x, sigma, condition, outputs="both", prediction_grad=False)
         assert torch.equal(without, prediction) and not without.requires_grad and torch.is_grad_enabled()
-        alone = denoiser(x, sigma, condition, outputs="features")
+        (alone,) = denoiser(x, sigma, condition, outputs="features")
         for each in (features, alone):
             (gradient,) = torch.autograd.grad(each.square().sum(), x)
             torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())
     with torch.no_grad():
-        assert not denoiser(x, sigma, condition, outputs="features").requires_grad
+        assert not denoiser(x, sigma, condition, outputs="features")[0].requires_grad
 
 
 def test_features_alone_run_nothing_behind_them() -> None:

@@ -1,22 +1,119 @@
-"""The discriminator's head."""
+"""The discriminator's heads: their starts, shapes and settings. Recorded logits are in test_recorded_heads.py."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
 import torch
+from torch import Tensor, nn
 
-from onestep.models.discriminator import Discriminator
+from onestep.models.discriminator import ChannelMean, Discriminator, PooledHead, StridedHeads
+from tests.helpers.edm_models import tiny_denoiser
+
+SHAPES = [(8, 16, 16), (16, 8, 8), (48, 4, 4)]
+HEADS: dict[str, tuple[Callable[[], Discriminator], int]] = {  # with the number of logits
+    "pooled": (lambda: PooledHead(SHAPES, "teacher", 16), 1),
+    "channel mean": (lambda: ChannelMean(SHAPES, "fake_score", 10.0), 16),
+    "strided": (lambda: StridedHeads(SHAPES, "teacher", [-1], 32), 1),
+    "strided, first": (lambda: StridedHeads(SHAPES, "fake_score", [0], 32), 1),
+    "strided, all": (lambda: StridedHeads(SHAPES, "teacher", None, 32), 3),
+}
 
 
-def test_a_fresh_one_says_nothing_and_learns_from_there() -> None:
-    torch.manual_seed(0)
-    discriminator = Discriminator(feature_channels=8, features_from="teacher", hidden=16)
-    features = torch.randn(5, 8, 4, 4)
-    logits = discriminator(features)
-    assert logits.tolist() == [0] * 5
-    logits.sum().backward()
-    assert discriminator.logit.bias.grad.tolist() == [5]  # type: ignore[union-attr]
-    assert discriminator.logit.weight.grad.abs().max() > 0.01  # type: ignore[union-attr]
+def features_for(head: Discriminator, shapes: Sequence[tuple[int, int, int]], seed: int = 0) -> list[Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(5, *shapes[level], generator=random) for level in head.levels]
 
 
-def test_logits_are_float32_whatever_the_precision() -> None:
-    discriminator = Discriminator(8, "fake_score", 16)
+@pytest.mark.parametrize("name", HEADS)
+def test_logits_are_float32_whatever_the_precision(name: str) -> None:
+    make, count = HEADS[name]
+    head = make()
+    features = features_for(head, SHAPES)
+    logits = head(features)
+    assert logits.shape == (5, count)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert discriminator(torch.randn(2, 8, 4, 4)).dtype == torch.float32
+        assert head([one.bfloat16() for one in features]).dtype == torch.float32
+
+
+def test_a_fresh_pooled_head_says_nothing_and_learns_from_there() -> None:
+    torch.manual_seed(0)
+    head = PooledHead([(8, 4, 4)], "teacher", 16)
+    logits = head([torch.randn(5, 8, 4, 4)])
+    assert logits.tolist() == [[0]] * 5
+    logits.sum().backward()
+    assert head.logit.bias.grad.tolist() == [5]  # type: ignore[union-attr]
+    assert head.logit.weight.grad.abs().max() > 0.01  # type: ignore[union-attr]
+
+
+def test_the_channel_mean_has_no_parameters() -> None:
+    head = ChannelMean(SHAPES, "fake_score", 10.0)
+    features = features_for(head, SHAPES)
+    assert not head.state_dict() and head.logit_bound == 10
+    torch.testing.assert_close(head(features), features[0].sum(1).view(5, 16) / 48)
+
+
+@pytest.mark.parametrize(
+    "shape, groups, sizes, found",
+    [
+        ((768, 8, 8), 32, [4, 4, 1], 32),  # DMD2's and FastGen's on ImageNet-64
+        ((256, 32, 32), 32, [4, 4, 4, 4, 1], 32),  # FastGen's on CIFAR-10
+        ((64, 8, 8), 4, [4, 4, 1], 4),
+        ((16, 8, 8), 32, [4, 4, 1], 4),
+        ((48, 4, 4), 32, [4, 1], 24),
+        ((8, 2, 2), 32, [2, 1], 2),
+        ((3, 6, 6), 32, [4, 3, 1], 1),
+    ],
+)
+def test_strided_layers_follow_until_one_position_is_left(
+    shape: tuple[int, int, int], groups: int, sizes: list[int], found: int
+) -> None:
+    with torch.device("meta"):
+        head = StridedHeads([shape], "teacher", [0], groups)
+        layers = [*head.heads[0].children()]
+        assert [layer.kernel_size[0] for layer in layers if isinstance(layer, nn.Conv2d)] == sizes
+        assert {layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)} == {found}
+        assert head([torch.empty(2, *shape)]).shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ChannelMean(SHAPES, "teacher", 10.0), "features_from=teacher: expected fake_score"),  # type: ignore[arg-type]
+        (
+            lambda: StridedHeads(SHAPES, "teacher", [3], 32),
+            r"levels=\[3\]: the network has features at 3 levels: .* -3 to 2",
+        ),
+        (lambda: StridedHeads(SHAPES, "teacher", [2, -1], 32), r"levels=\[2, -1\]: .*expected different"),
+        (lambda: StridedHeads(SHAPES, "teacher", [], 32), "levels=.*: expected a list of at least 1"),
+        (lambda: StridedHeads([(8, 64, 4)], "teacher", [0], 32), "features are too narrow for strided convolutions"),
+    ],
+)
+def test_heads_that_cannot_be(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("levels", [(-1,), (0,), (0, 1)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"encoder_type": "residual", "num_blocks": 2}, {"architecture": "DhariwalUNet"}],
+    ids=["ddpm++", "ncsn++", "adm"],
+)
+def test_a_network_returns_the_levels_asked_for(options: dict[str, Any], levels: tuple[int, ...]) -> None:
+    """They are the outputs of the encoder's last layer at each resolution, and nothing behind them runs."""
+    network = tiny_denoiser(**options)
+    seen: dict[str, Tensor] = {}
+    for name, layer in [*network.model.enc.items(), *network.model.dec.items()]:
+        layer.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, output))
+    inputs = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 5.0])
+    blocks = [[name for name in network.model.enc if name.startswith(f"{side}x")][-1] for side in (8, 4)]
+    features = network(*inputs, outputs="features", levels=levels)
+    expected = [seen[blocks[level]] for level in levels]
+    assert all(torch.equal(one, other) for one, other in zip(features, expected, strict=True))
+    assert [one.shape[1:] for one in features] == [network.feature_shapes[level] for level in levels]
+    assert list(seen)[-1] == blocks[levels[-1]]
+    prediction, *again = network(*inputs, outputs="both", levels=levels)
+    assert all(torch.equal(one, other) for one, other in zip(again, features, strict=True))
+    assert torch.equal(prediction, network(*inputs))

@@ -173,7 +173,7 @@ def test_published_parameter_count() -> None:
     with torch.device("meta"):
         network = EDMDenoiser((3, 32, 32), options={"augment_dim": 9})
     assert sum(p.numel() for p in network.parameters()) == 55_733_891
-    assert network.feature_channels == 256
+    assert network.feature_shapes == [(256, 32, 32), (256, 16, 16), (256, 8, 8)]
 
 
 def test_label_dropout_drops_in_training_only() -> None:

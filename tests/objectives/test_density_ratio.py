@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from onestep.noise import KarrasSigma, LogNormalSigma, LogUniformSigma, SigmaDistribution
-from onestep.objectives.density_ratio import RatioNormalizer, global_mean
+from onestep.objectives.density_ratio import QuantileBins, global_mean
 
 SIGMA_DISTRIBUTION = LogUniformSigma(1.0, 16.0)
 SIGMA = torch.tensor([1.5, 3.0, 6.0, 12.0])  # one in each of four bins
@@ -20,7 +20,7 @@ SIGMA = torch.tensor([1.5, 3.0, 6.0, 12.0])  # one in each of four bins
 )
 def test_a_ratio_of_sigma_alone_normalizes_to_one(distribution: SigmaDistribution) -> None:
     """The mean over each bin."""
-    normalizer = RatioNormalizer(distribution, bins=20, decay=0.99)
+    normalizer = QuantileBins(distribution, bins=20, decay=0.99)
     rng = torch.Generator().manual_seed(0)
 
     def log_ratio(sigma: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def test_a_ratio_of_sigma_alone_normalizes_to_one(distribution: SigmaDistributio
 
 
 def test_mean_is_that_of_the_ratio_and_not_of_its_logarithm() -> None:
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=1, decay=0.9)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=1, decay=0.9)
     log_ratio = torch.tensor([0.0, 3.0, -2.0, 1.0])
     normalizer.update(log_ratio, SIGMA)
     torch.testing.assert_close(normalizer(log_ratio, SIGMA), log_ratio - log_ratio.exp().mean().log())
@@ -46,7 +46,7 @@ def test_mean_is_that_of_the_ratio_and_not_of_its_logarithm() -> None:
 
 def test_running_mean_forgets_and_is_right_from_the_first_update() -> None:
     """Updates with 2 samples of ratio 1, then 1 sample of ratio 4, at decay 0.5: (0.5 * 2 + 4) / (0.5 * 2 + 1)."""
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     one = torch.ones(1)
     normalizer.update(torch.zeros(2), SIGMA[[0, 0]])
     assert normalizer(torch.zeros(1), SIGMA[:1]).item() == 0
@@ -55,7 +55,7 @@ def test_running_mean_forgets_and_is_right_from_the_first_update() -> None:
 
 
 def test_a_bin_never_seen_leaves_the_ratio_and_bins_do_not_mix() -> None:
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     log_ratio = torch.tensor([0.5, 1.0, -1.0, 2.0])
     assert torch.equal(normalizer(log_ratio, SIGMA), log_ratio)
     normalizer.update(torch.tensor([3.0]), SIGMA[1:2])
@@ -66,7 +66,7 @@ def test_a_bin_never_seen_leaves_the_ratio_and_bins_do_not_mix() -> None:
 
 
 def test_a_lone_sample_is_not_divided_by_itself() -> None:
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.99)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.99)
     normalizer.update(torch.zeros(100), SIGMA[:1].expand(100))
     surprising = torch.tensor([5.0])
     normalized = normalizer(surprising, SIGMA[:1])
@@ -75,25 +75,25 @@ def test_a_lone_sample_is_not_divided_by_itself() -> None:
 
 
 def test_reading_does_not_write() -> None:
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     normalizer(torch.ones(4), SIGMA)
     assert (normalizer.counts == 0).all()
 
 
 def test_extreme_ratios_keep_the_mean_finite() -> None:
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
     normalizer.update(torch.tensor([1e4, -1e4]), SIGMA[:2])
     assert normalizer(torch.tensor([1e4]), SIGMA[:1]).item() == pytest.approx(1e4 - 40 + 0.6931, rel=1e-6)
 
 
 def test_levels_outside_the_law_fall_in_the_outer_bins() -> None:
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     normalizer.update(torch.zeros(3), torch.tensor([0.1, 16.0, 100.0]))
     assert normalizer.counts.tolist() == [1, 0, 0, 2]
 
 
 def test_gradient_passes_through_the_ratio_and_not_the_mean() -> None:
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.5)
     log_ratio = torch.tensor([0.5, 1.0, -1.0, 2.0], requires_grad=True)
     normalizer.update(log_ratio, SIGMA)
     (gradient,) = torch.autograd.grad(normalizer(log_ratio, SIGMA).sum(), log_ratio)
@@ -101,7 +101,7 @@ def test_gradient_passes_through_the_ratio_and_not_the_mean() -> None:
 
 
 def test_saved_and_loaded_it_is_the_same() -> None:
-    normalizer, other = (RatioNormalizer(SIGMA_DISTRIBUTION, bins=4, decay=0.9) for _ in range(2))
+    normalizer, other = (QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.9) for _ in range(2))
     for _ in range(3):
         normalizer.update(torch.randn(4, generator=torch.Generator().manual_seed(0)), SIGMA)
     state = normalizer.state_dict()
@@ -122,7 +122,7 @@ def on_process(rank: int, folder: str) -> None:
     """The first process has one sample, the second three."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     values = torch.tensor([[1.0], [2.0, 3.0, 10.0]][rank])
-    normalizer = RatioNormalizer(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
     normalizer.update(values.log(), SIGMA[: len(values)])
     torch.save((global_mean(values), normalizer.sums, normalizer.counts), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
 """A network of diffusers with its noise schedule, as a denoiser in the package's convention."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import diffusers
@@ -119,9 +119,10 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
         return bool(self.config["latent"])
 
     @property
-    def feature_channels(self) -> int:
-        """Channels of the features in the network's middle."""
-        return self.family.feature_channels(self.network)
+    def feature_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """The shape of the features in the network's middle."""
+        shape = self.family.feature_shape(self.network, self.image_shape)
+        return () if shape is None else (shape,)
 
     @property
     def supports_guidance(self) -> bool:
@@ -154,9 +155,9 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
         return c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
 
     @property
-    def feature_block(self) -> nn.Module | None:
+    def feature_blocks(self) -> Sequence[nn.Module]:
         """The block in the network's middle."""
-        return self.family.feature_block(self.network)
+        return (self.family.feature_block(self.network),)
 
     def read_features(self, output: Any, x_sigma: Tensor) -> Tensor:
         # Attention returns channels-last tensors: the backward pass of torch 2.13's group norm crashes on the CPU for

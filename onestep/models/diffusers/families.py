@@ -84,12 +84,12 @@ class Family(ABC):
         """The network's output [B, C or 2 C, H, W] for its input ``x`` [B, C, H, W] at ``timestep`` [B]."""
 
     @abstractmethod
-    def feature_block(self, network: Any) -> nn.Module | None:
-        """The block whose output is the features; None for none."""
+    def feature_block(self, network: Any) -> nn.Module:
+        """The block whose output is the features."""
 
     @abstractmethod
-    def feature_channels(self, network: Any) -> int:
-        """Channels F of the features; 0 for none."""
+    def feature_shape(self, network: Any, image_shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+        """(F, h, w) of the features for images or latents of ``image_shape``; None for no features."""
 
     @abstractmethod
     def features(self, network: Any, output: Any, x: Tensor) -> Tensor:
@@ -99,11 +99,15 @@ class Family(ABC):
 class _UNet(Family):
     """A U-Net, whose features are the output of the middle block."""
 
-    def feature_block(self, network: Any) -> nn.Module | None:
+    def feature_block(self, network: Any) -> nn.Module:
         return network.mid_block
 
-    def feature_channels(self, network: Any) -> int:
-        return network.config["block_out_channels"][-1] if network.mid_block is not None else 0
+    def feature_shape(self, network: Any, image_shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+        if network.mid_block is None:
+            return None
+        halvings = len(network.config["block_out_channels"]) - 1
+        sides = [-(-side // 2**halvings) for side in image_shape[1:]]  # each level but the last halves it, rounded up
+        return network.config["block_out_channels"][-1], *sides
 
     def features(self, network: Any, output: Any, x: Tensor) -> Tensor:
         return output
@@ -112,11 +116,12 @@ class _UNet(Family):
 class _Transformer(Family):
     """A transformer, whose features are the image tokens after the first half of the blocks."""
 
-    def feature_block(self, network: Any) -> nn.Module | None:
+    def feature_block(self, network: Any) -> nn.Module:
         return network.transformer_blocks[max(0, len(network.transformer_blocks) // 2 - 1)]
 
-    def feature_channels(self, network: Any) -> int:
-        return network.inner_dim
+    def feature_shape(self, network: Any, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        patch = self._patch_size(network)
+        return network.inner_dim, image_shape[1] // patch, image_shape[2] // patch
 
     def features(self, network: Any, output: Any, x: Tensor) -> Tensor:
         tokens = output[1] if isinstance(output, tuple) else output  # (text, image)
@@ -249,7 +254,7 @@ class Flux(_Transformer):
             4, 5
         ).flatten(2, 3)  # fmt: skip
 
-    def feature_block(self, network: Any) -> nn.Module | None:
+    def feature_block(self, network: Any) -> nn.Module:
         return network.transformer_blocks[-1]
 
     def _patch_size(self, network: Any) -> int:

@@ -129,8 +129,9 @@ class DhariwalUNet(nn.Module):
         block: dict[str, Any] = {"embedding_channels": embedding_channels, "dropout": dropout}
         attends = set(attn_resolutions)
         skip_channels = self._build_encoder(levels, img_channels, num_blocks, attends, block)
-        #: Channels of the encoder's last output, the features of discriminators.
-        self.feature_channels = skip_channels[-1]
+        #: The encoder's last output at each resolution, the features of discriminators: positions and shapes.
+        self.feature_layers = range(num_blocks, len(skip_channels), num_blocks + 1)
+        self.feature_shapes = [(channels, res, res) for res, channels in levels]
         self._build_decoder(levels, skip_channels, num_blocks, attends, block)
         self.out_norm = group_norm(levels[0][1], eps=1e-5)
         self.out_conv = _zero(nn.Conv2d(levels[0][1], out_channels or img_channels, 3, padding=1))
@@ -199,12 +200,14 @@ class DhariwalUNet(nn.Module):
             embedding = embedding + self.map_label(labels)
         return F.silu(embedding)
 
-    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """The outputs of the encoder's layers, in order; the last is the deepest."""
+    def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
+        """The outputs of the encoder's layers up to layer ``stop`` (exclusive), in order; the last is the deepest."""
         outputs: list[Tensor] = []
         for layer in self.enc.values():
             x = layer(x, embedding) if isinstance(layer, ADMBlock) else layer(x)
             outputs.append(x)
+            if len(outputs) == stop:
+                break
         return outputs
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A raw network with one of EDM's preconditionings, as in the checkpoints of EDM, EDM2 and their descendants."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -97,9 +97,9 @@ class EDMDenoiser(DenoiserNetwork):
         return int((self.config["options"] or {}).get("augment_dim", 0))
 
     @property
-    def feature_channels(self) -> int:
-        """Channels of the encoder's last output."""
-        return self.model.feature_channels
+    def feature_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """Those of the encoder's last output at each resolution."""
+        return self.model.feature_shapes
 
     def predict(  # type: ignore[override] # `extra` is one optional tensor here
         self,
@@ -109,21 +109,22 @@ class EDMDenoiser(DenoiserNetwork):
         augment_labels: Tensor | None = None,
         *,
         outputs: Outputs,
+        levels: Sequence[int],
         prediction_grad: bool,
     ) -> Any:
-        """See :meth:`forward`; ``augment_labels`` [B, augment_dim] describe EDM's augmentation, None for none.
-
-        The features are the encoder's last output [B, F, h, w].
-        """
+        """See :meth:`forward`; ``augment_labels`` [B, augment_dim] describe EDM's augmentation, None for none."""
         c_skip, c_out, c_in, c_noise = self.precondition.coefficients(sigma)
         embedding = self.model.embed(c_noise, condition.get("labels"), augment_labels)
-        encoded = self.model.encode(expand_like(c_in, x_sigma) * x_sigma, embedding)
+        layers = [] if outputs == "prediction" else [self.model.feature_layers[level] for level in levels]
+        stop = max(layers) + 1 if outputs == "features" else None
+        encoded = self.model.encode(expand_like(c_in, x_sigma) * x_sigma, embedding, stop)
+        features = tuple(encoded[layer] for layer in layers)
         if outputs == "features":
-            return encoded[-1]
+            return features
         with torch.set_grad_enabled(torch.is_grad_enabled() and prediction_grad):
             raw = self.model.decode(encoded, embedding).to(x_sigma.dtype)[:, : x_sigma.shape[1]]
             prediction = expand_like(c_skip, x_sigma) * x_sigma + expand_like(c_out, x_sigma) * raw
-        return (prediction, encoded[-1]) if outputs == "both" else prediction
+        return (prediction, *features) if outputs == "both" else prediction
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """The weight [B] of the squared x0-error in the training loss of this preconditioning (table 1)."""

@@ -135,8 +135,9 @@ class SongUNet(nn.Module):
             resample_filter,
             block,
         )
-        #: Channels of the encoder's last output, the features of discriminators.
-        self.feature_channels = skip_channels[-1]
+        #: The encoder's last output at each resolution, the features of discriminators: positions and shapes.
+        self.feature_layers = range(num_blocks, len(skip_channels), num_blocks + 1)
+        self.feature_shapes = [(channels, res, res) for res, channels in levels]
         self._build_decoder(
             levels, out_channels or img_channels, skip_channels, num_blocks, attends, resample_filter, block
         )
@@ -224,8 +225,8 @@ class SongUNet(nn.Module):
             embedding = embedding + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
-    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """The outputs of the encoder's layers, in order; the last is the deepest."""
+    def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
+        """The outputs of the encoder's layers up to layer ``stop`` (exclusive), in order; the last is the deepest."""
         outputs: list[Tensor] = []
         aux = x
         for name, layer in self.enc.items():
@@ -236,6 +237,8 @@ class SongUNet(nn.Module):
             else:
                 x = layer(x)
             outputs.append(x)
+            if len(outputs) == stop:
+                break
         return outputs
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
