@@ -45,15 +45,16 @@ class Pass:
         part = {"features": "encoder"}.get(options.get("outputs", "prediction"), "full")
         if options.get("outputs") == "both" and not options.get("prediction_grad", True) and torch.is_grad_enabled():
             part = "full, graph of the encoder"
+        first: Tensor = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]  # features are several
         variables = [
             variable
             for variable, required in (
                 ("weights", any(parameter.requires_grad for parameter in network.parameters())),
-                ("input", inputs[0].requires_grad),
+                ("input", first.requires_grad),
             )
             if required and torch.is_grad_enabled()
         ]
-        return cls(name, part, " and ".join(variables) or "nothing", len(inputs[0]))
+        return cls(name, part, " and ".join(variables) or "nothing", len(first))
 
 
 @dataclass

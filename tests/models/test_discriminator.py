@@ -98,8 +98,8 @@ def test_heads_that_cannot_be(call: Callable[[], Any], message: str) -> None:
 @pytest.mark.parametrize("levels", [(-1,), (0,), (0, 1)])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"encoder_type": "residual", "num_blocks": 2}, {"architecture": "DhariwalUNet"}],
-    ids=["ddpm++", "ncsn++", "adm"],
+    [{}, {"encoder_type": "residual", "num_blocks": 2}, {"architecture": "DhariwalUNet"}, {"architecture": "EDM2UNet"}],
+    ids=["ddpm++", "ncsn++", "adm", "edm2"],
 )
 def test_a_network_returns_the_levels_asked_for(options: dict[str, Any], levels: tuple[int, ...]) -> None:
     """They are the outputs of the encoder's last layer at each resolution, and nothing behind them runs."""

@@ -86,7 +86,7 @@ def test_published_size() -> None:
     with torch.device("meta"):
         network = EDMDenoiser((4, 64, 64), 1000, architecture="EDM2UNet", options={"model_channels": 128}, latent=True)
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6) == 125
-    assert network.feature_channels == 512 and network.denoises_latents
+    assert network.feature_shapes[-1] == (512, 8, 8) and network.denoises_latents
 
 
 NETWORKS: dict[str, tuple[Callable[[Call], dict[str, Any]], bool, bool]] = {  # change, uncertainty, latents

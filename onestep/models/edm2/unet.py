@@ -126,8 +126,9 @@ class EDM2UNet(nn.Module):
         }  # fmt: skip
         attends = set(attn_resolutions)
         skip_channels = self._build_encoder(levels, img_channels, num_blocks, attends, block)
-        #: Channels of the encoder's last output, the features of discriminators.
-        self.feature_channels = skip_channels[-1]
+        #: The encoder's last output at each resolution, the features of discriminators: positions and shapes.
+        self.feature_layers = range(num_blocks, len(skip_channels), num_blocks + 1)
+        self.feature_shapes = [(channels, res, res) for res, channels in levels]
         self._build_decoder(levels, skip_channels, num_blocks, attends, block)
         self.out_conv = MPConv(levels[0][1], img_channels, 3)
         if logvar_channels:
@@ -198,13 +199,15 @@ class EDM2UNet(nn.Module):
             )
         return mp_silu(embedding)
 
-    def encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """The outputs of the encoder's layers, in order; the last is the deepest."""
+    def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
+        """The outputs of the encoder's layers up to layer ``stop`` (exclusive), in order; the last is the deepest."""
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # layers have no bias
         outputs: list[Tensor] = []
         for layer in self.enc.values():
             x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
             outputs.append(x)
+            if len(outputs) == stop:
+                break
         return outputs
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
