@@ -99,8 +99,13 @@ class DistillationReport:
         self.run.write_json("summary.json", summary)
         titles = (f"teacher, {count_evaluations(teacher_nfe)}", f"student, {count_evaluations(student_nfe)}")
         save_side_by_side(teacher_images, student_images, titles, folder / "side_by_side.png")
-        lines, metrics = read_log(folder / "log.jsonl"), parts.evaluator.descriptions
-        save_curves(lines, metrics, _DIAGNOSTICS, folder / "curves.png")
+        metrics = parts.evaluator.descriptions
+        of_others = {
+            f"{key}/{name}": replace(description, title=f"{description.title} of {name}")
+            for name in sides
+            for key, description in metrics.items()
+        }
+        save_curves(read_log(folder / "log.jsonl"), metrics | of_others, _DIAGNOSTICS, folder / "curves.png")
         print_summary(summary, folder)
         check_values(failures, folder)
         return summary

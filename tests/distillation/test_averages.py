@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
+from onestep.distillation import loop
 from onestep.engine.checkpoint import best_value, list_checkpoints
 from onestep.engine.log import read_log
 from onestep.export.export import export
@@ -22,14 +23,22 @@ SEVERAL = (
     "+averages.slow={_target_: onestep.engine.averages.HalfLife, halflife: 100, rampup: 1}",
     "+averages.power={_target_: onestep.engine.averages.PowerFunction, sigma_rel: 0.1}",
     "evaluation.interim_averages=[slow]",
+    "fake_score.steps=2",
+    "optimizer.generator.lr=0.01",
+    "training.max_skipped_steps=3",
 )
 NETWORK = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four iterations, in the third of which the generator's step is skipped."""
     folder = tmp_path_factory.mktemp("averages") / "run"
-    distill(tiny_config(folder, *SHORT, *SEVERAL, "fake_score.steps=2", "optimizer.generator.lr=0.01"))
+    parts = build_distillation(tiny_config(folder, *SHORT, *SEVERAL))
+    factors = iter([1.0, 1.0, torch.inf, 1.0])
+    next(parts.student.parameters()).register_hook(lambda gradient: gradient * next(factors))
+    with pytest.warns(UserWarning, match="non-finite value in iteration 2"):
+        loop.distill(parts)
     return folder
 
 
@@ -43,16 +52,19 @@ def assert_saved(generator: Path, state: dict[str, Tensor]) -> None:
 
 
 def test_each_average_moves_by_its_rule(run: Path) -> None:
-    """Three updates in an iteration: two of the critics, towards the old weights, and the generator's."""
-    for iteration in (2, 3, 4):
-        old, new = (saved(run, number, "generator") for number in (iteration - 1, iteration))
-        images = 16 * (iteration - 1)
+    """Two updates of the critics in an iteration, while the generator has its old weights, then its own.
+
+    The skipped update moves no average; those of the critics before it do.
+    """
+    for earlier, later, updates_of_critics in ((1, 2, 2), (2, 4, 4)):
+        old, new = (saved(run, iteration, "generator") for iteration in (earlier, later))
+        images = 16 * (later - 1)
         kept = {"slow": 0.5 ** (16 / min(100, images)), "power": (images / (images + 16)) ** 7.94}
         for name in ("fast", "slow", "power"):
-            before, after = (saved(run, number, f"generator_{name}") for number in (iteration - 1, iteration))
+            before, after = (saved(run, iteration, f"generator_{name}") for iteration in (earlier, later))
             for key, weights in new.items():
                 if name == "fast":
-                    expected = 0.125 * before[key] + 0.375 * old[key] + 0.5 * weights
+                    expected = torch.lerp(torch.lerp(old[key], before[key], 0.5**updates_of_critics), weights, 0.5)
                 else:
                     expected = torch.lerp(weights, before[key], kept[name])
                 torch.testing.assert_close(after[key], expected, rtol=1e-4, atol=1e-6)
@@ -79,7 +91,6 @@ def test_values_and_best_checkpoints_of_each(run: Path) -> None:
         ("null", "generator"),
         ("fast", "generator"),
         ("slow", "generator_slow"),
-        ("power", "generator_power"),
         ("raw", "generator_raw"),
     ],
 )

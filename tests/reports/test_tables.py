@@ -65,8 +65,12 @@ def test_numbers_are_never_folded(
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     values = {2.2737e-13: "0", -8.8818e-16: "0", -1.2346e-05: "-1.2346e-05", 317.21: "317.21", -1.5e-12: "-1.5e-12"}
-    common = {"features": "inception-2015-12-05.pt", "reference": "a_long_name_of_a_folder, 50,000 images"}
-    counts = {"samples": 50000, "seeds": [4294917296, 4294967295], "network_evaluations": 1000}
+    common = {
+        "features": "inception-2015-12-05.pt",
+        "reference": "a_long_name_of_a_folder, 50,000 images",
+        "classes": None,
+    }
+    counts = {"samples": 50000, "seeds": [4294917296, 4294967295], "network_evaluations": 1000, "classes": None}
     print_results([{"title": "kernel distance (KID)", "value": value} | common | counts for value in values])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= int(columns) and "…" not in text
