@@ -17,6 +17,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from onestep.folders import cache_folder
 from onestep.ranges import check_arguments, parameters, unknown_key
+from onestep.reading import one_line
 
 #: The folder of all configuration files.
 CONF = Path(__file__).parent / "conf"
@@ -220,7 +221,13 @@ def _check_parts(node: Any, path: str, partial: bool) -> Any:
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        raise ValueError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
+        raise ValueError(f"{path}._target_={node['_target_']} cannot be imported: {one_line(error, 300)}") from error
+    taken = parameters(target)
+    if taken is not None and (foreign := [key for key in arguments if key not in taken]):
+        # Hydra deletes no key whose value is null.
+        words = [f"{path}.{key}=0 ~{path}.{key}" if arguments[key] is None else f"~{path}.{key}" for key in foreign]
+        unknown = unknown_key(f"{path}.{foreign[0]}", taken)
+        raise ValueError(f"{unknown}. Leave out what {node['_target_']} does not take: {' '.join(words)}")
     return checked | check_arguments(target, arguments, path, partial or node.get("_partial_", False))
 
 

@@ -1,7 +1,9 @@
 """The floating-point precision of networks, and float64 on devices that may have none."""
 
+import os
+import re
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +31,10 @@ def choose_precision(precision: str, device: str) -> str:
         found = None if on_cpu else torch.accelerator.current_accelerator()
         if found is None or found.type != device:
             has = "no accelerator" if found is None else f"an accelerator of the type {found.type}"
-            raise ValueError(f"device={device}: torch finds {has} on this machine; use device=auto or device=cpu")
+            limit = _limit_of_devices()
+            raise ValueError(
+                f"device={device}: torch finds {has} on this machine{limit}; use device=auto or device=cpu"
+            )
     if precision == "fp16" and on_cpu:
         raise ValueError("precision=fp16: on a CPU it would be computed in float32; use precision=no, or bf16")
     if precision != "auto":
@@ -39,6 +44,22 @@ def choose_precision(precision: str, device: str) -> str:
     else:
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "no"
+
+
+def choose_device(name: Any) -> str:
+    """The way to one of several devices, for the message that refuses ``name``, such as cuda:3."""
+    if not isinstance(name, str) or not (numbered := re.fullmatch(r"cuda:([0-9]+)", name)):
+        return ""
+    count = torch.cuda.device_count()
+    return (
+        f"; torch finds {count} CUDA device{'' if count == 1 else 's'}{_limit_of_devices()}: a process takes the first "
+        f"that it sees, so start it with CUDA_VISIBLE_DEVICES={numbered[1]}, and set device=cuda"
+    )
+
+
+def _limit_of_devices() -> str:
+    limit = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if limit is None else f" (CUDA_VISIBLE_DEVICES={limit})"
 
 
 @cache

@@ -47,7 +47,6 @@ Guidance = Annotated[float, Ge(0), Le(1000)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
-Flag = bool
 
 
 def _expanded(path: Any) -> Any:
@@ -82,6 +81,8 @@ OPTIMIZER = {
     **dict.fromkeys(("fused", "foreach"), bool | None),
 }
 
+_NAMES = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false", "null": "null",
+          "object": "a mapping"}  # fmt: skip
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 
 
@@ -128,10 +129,8 @@ def check_arguments(target: Any, arguments: Mapping[str, Any], path: str = "", p
         for mark in get_args(types[name])[1:]:
             if isinstance(mark, ArgumentsOf) and converted[name] is not None:
                 choice = arguments.get(mark.argument, signature[mark.argument].default)
-                for given in {*mark.given} & {*converted[name]}:
-                    raise ValueError(
-                        f"{key}.{given}={shown(value[given])}: it follows from the other settings; remove it"
-                    )
+                for own in {*mark.given} & {*converted[name]}:
+                    raise ValueError(f"{key}.{own}={shown(value[own])}: it follows from the other settings; remove it")
                 converted[name] = check_arguments(mark.classes[choice], converted[name], key, partial=True)
     return converted
 
@@ -144,7 +143,8 @@ def check(name: str, value: Any, annotation: Any) -> Any:
     Args:
         name: the full key, such as ``training.batch_size``.
         value: plain values, or lists and dicts of them, as YAML reads them.
-        annotation: a type of this module, a combination of them, or a dataclass of them for a mapping.
+        annotation: a type of this module, a combination of them, or a dataclass of them for a mapping. A function in
+            Annotated gives the end of the message for a refused value.
 
     Raises:
         ValueError: in one line, with the name, the value and the range.
@@ -153,6 +153,8 @@ def check(name: str, value: Any, annotation: Any) -> Any:
     described = isinstance(value, dict) and "_target_" in value
     if Any in alternatives or (described and not all(map(is_plain, alternatives))):
         return value
+    if value == {} and {Part, NoneType} <= {*alternatives}:  # a part that was not chosen, without its settings
+        return None
     if is_dataclass(annotation) and isinstance(value, dict):
         return check_arguments(annotation, value, name)
     plain = _without_whole_floats(value)
@@ -162,14 +164,11 @@ def check(name: str, value: Any, annotation: Any) -> Any:
             converted = _adapter(part).validate_python(as_typed)
             if isinstance(value, bool) <= isinstance(converted, bool):  # true equals the choice 1
                 return converted
-    raise ValueError(f"{name}={shown(value)}: expected {describe(annotation)}")
+    raise ValueError(f"{name}={shown(value)}: expected {describe(annotation)}{_remedy(name, value, annotation)}")
 
 
-def _is_required(parameter: inspect.Parameter) -> bool:
-    return parameter.default is parameter.empty and parameter.kind not in (
-        parameter.VAR_POSITIONAL,
-        parameter.VAR_KEYWORD,
-    )
+def _is_required(one: inspect.Parameter) -> bool:
+    return one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
 
 
 def unknown_key(full_key: str, valid: Iterable[str]) -> str:
@@ -247,6 +246,17 @@ def shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _remedy(name: str, value: Any, annotation: Any) -> str:
+    """The end of the message for a refused ``value``."""
+    flags = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, bool)]
+    if flags and any(words in describe(annotation) for words in ("text", "one of")):
+        text = "yes" if flags[0] else "no"
+        return f'; YAML reads no, off, yes and on as false and true: quote such a text, as {name}: "{text}"'
+    if isinstance(value, dict) and {Part, NoneType} <= {*_alternatives(annotation)}:
+        return f"; without a choice leave out its settings: {' '.join(f'~{name}.{key}' for key in value)}"
+    return "".join(mark(value) for mark in get_args(annotation)[1:] if inspect.isfunction(mark))
+
+
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
@@ -282,9 +292,7 @@ def _words(schema: Mapping[str, Any]) -> str:
         return "text that is not empty"
     if "required" in schema:
         return "a mapping with a _target_"
-    names = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false",
-             "null": "null", "object": "a mapping"}  # fmt: skip
-    return names.get(str(kind), "a value") + _bounds(schema)
+    return _NAMES.get(str(kind), "a value") + _bounds(schema)
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:

@@ -1,18 +1,20 @@
 """Every file under conf/ composes, passes the checks, and its objects can be built."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from onestep.config import CONF, check_config, compose, explain, instantiate
-from tests.helpers.configs import configure
+from tests.helpers.configs import configure, refused
 from tests.helpers.diffusers_models import build_network
 from tests.helpers.paths import REFERENCE
 from tests.helpers.tiny_pipelines import build_pipeline
@@ -221,6 +223,33 @@ def test_the_command_line_goes_before_a_preset() -> None:
     assert "onestep.models.discriminator.PooledHead" in assert_builds(config)
     assert type(instantiate(config.objective).divergence).__name__ == "ForwardKL"
     assert (config.generator.gan_weight, config.pairs.count) == (0.1, 10)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left_out"),
+    [
+        (["optimizer.generator._target_=torch.optim.SGD"], "betas"),
+        (["optimizer.generator._target_=torch.optim.AdamW"], ""),
+        (["optimizer.generator._target_=torch.optim.RAdam"], "fused"),
+        (["optimizer.generator._target_=torch.optim.Adagrad"], "betas"),
+        (["optimizer.generator._target_=torch.optim.RMSprop"], "betas fused"),
+        (["divergence=alpha", "divergence._target_=onestep.objectives.divergences.ForwardKL"], "alpha"),
+        (["data=image_folder", "data._target_=onestep.data.digits.Digits", "data.path=a"], "path use_labels"),
+        (["experiment=mixture", "sigma=log_normal"], "sigma_min sigma_max"),  # the recipe's settings
+        (["experiment=cifar10_cond", "data=digits"], "path use_labels"),
+        (["experiment=cifar10_cond", "data=none", "objective=sid"], "path use_labels"),
+    ],
+)
+def test_the_settings_of_another_part_can_be_left_out(overrides: list[str], left_out: str) -> None:
+    overrides = [*overrides, "output=o"]
+    if left_out:
+        message = refused(configure("train", *overrides))
+        removed = re.split("does not take: |leave out its settings: ", message)[1].split()
+        assert left_out in " ".join(word.rpartition(".")[2] for word in removed if word[0] == "~")
+        overrides += removed
+    config = configure("train", *overrides)
+    check_config(config)
+    instantiate(config.optimizer.generator)([torch.nn.Parameter(torch.ones(1))]).step()
 
 
 def test_no_pairs_unless_they_are_asked_for() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from onestep.build.run import build_run
 from onestep.precision import choose_precision
-from tests.helpers.configs import tiny_config
+from tests.helpers.configs import configure, refused, tiny_config
 
 
 @pytest.mark.parametrize("capability, expected", [("AVX512", "bf16"), ("AVX2", "no"), ("DEFAULT", "no")])
@@ -35,6 +35,31 @@ def test_auto_on_a_gpu(supported: bool, expected: str, monkeypatch: pytest.Monke
     assert choose_precision("fp16", "auto") == "fp16"
     with pytest.raises(ValueError, match="device=mps: torch finds an accelerator of the type cuda"):
         choose_precision("auto", "mps")
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "expected"),
+    [
+        (0, None, "torch finds 0 CUDA devices: a process takes the first that it sees, so start it with "
+                  "CUDA_VISIBLE_DEVICES=3, and set device=cuda"),
+        (1, "2", "torch finds 1 CUDA device (CUDA_VISIBLE_DEVICES=2): a process takes"),
+        (8, "", "torch finds 8 CUDA devices (CUDA_VISIBLE_DEVICES=): a process takes"),
+    ],
+)  # fmt: skip
+def test_one_of_several_devices(
+    count: int, visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with pytest.raises(
+            ValueError, match=rf"device=xpu: torch finds .* \(CUDA_VISIBLE_DEVICES={visible}\); use dev"
+        ):
+            choose_precision("no", "xpu")
+    message = refused(configure("train", "output=o", "device=cuda:3"))
+    assert message.startswith(f"device=cuda:3: expected one of auto, cpu, cuda, mps, xpu; {expected}")
+    assert "CUDA_VISIBLE" not in refused(configure("train", "output=o", "device=tpu"))
 
 
 def test_a_run_keeps_a_record_of_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,10 +147,29 @@ def test_each_command_has_exactly_the_settings_of_its_schema() -> None:
         ("train", "seed", None, "=null: expected an integer of at least 0"),
         ("train", "process_timeout", 1e30, "=1e+30: expected a number above 0"),
         ("train", "device", "tpu", "=tpu: expected one of auto, cpu, cuda"),
-        ("train", "device", "cuda:3", "=cuda:3: expected one of auto, cpu, cuda"),
+        (
+            "train",
+            "precision",
+            False,
+            "=false: expected one of auto, no, bf16, fp16; YAML reads no, off, yes and on as "
+            'false and true: quote such a text, as precision: "no"',
+        ),
+        (
+            "train",
+            "resume",
+            True,
+            "=true: expected text that is not empty, or null; YAML reads no, off, yes and on as "
+            'false and true: quote such a text, as resume: "yes"',
+        ),
+        (
+            "train",
+            "data",
+            {"path": "a", "split": "b"},
+            "={path: a, split: b}: expected a mapping with a _target_, or "
+            "null; without a choice leave out its settings: ~data.path ~data.split",
+        ),
         ("train", "device", None, "=null: expected one of auto, cpu, cuda"),
         ("train", "trackers", [3], "=[3]: expected a list, each text"),
-        ("train", "resume", True, "=true: expected text"),
         ("train", "pairs.cache", None, "=null: expected text"),
         ("train", "normalizer", 3, "=3: expected a mapping with a _target_, or null"),
         ("train", "generator", None, "=null: expected a mapping"),

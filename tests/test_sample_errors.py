@@ -1,5 +1,6 @@
 """What a user of sample.py gets wrong is refused with the value and the way to mend it, and nothing is run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from omegaconf import DictConfig
 
 from onestep.build.sampling import sample
 from onestep.models.generator import load_denoiser
-from tests.helpers.configs import Configure, configure
+from tests.helpers.configs import Configure, configure, refused
 
 
 @pytest.fixture
@@ -23,28 +24,26 @@ def sample_config(tmp_path: Path) -> Configure:
 @pytest.mark.parametrize(
     "override, expected",
     [
-        ("precision=fp8", "precision=fp8: choose one of auto, no, bf16"),
-        ("model=pupil", "model=pupil: choose one of student, teacher"),
+        ("precision=fp8", "precision=fp8: expected one of auto, no, bf16"),
+        ("model=pupil", "model=pupil: expected one of student, teacher"),
         ("weights=latest", r"weights=latest: .* has ema, raw$"),
-        ("format=jpeg", "format=jpeg: choose one of png, grid, npz"),
-        ("count=0", "count=0: expected at least 1"),
-        ("batch_size=0", "batch_size=0: expected at least 1"),
+        ("format=jpeg", "format=jpeg: expected one of png, grid, npz"),
+        ("count=0", "count=0: expected an integer of at least 1"),
+        ("batch_size=0", "batch_size=0: expected an integer of at least 1"),
         ("classes=[3,10]", r"classes=\[3, 10\]: this network has 10 classes, numbered from 0"),
-        ("classes=[-1]", r"classes=\[-1\]: this network has 10 classes, numbered from 0"),
-        ("classes=[]", r"classes=\[\]: expected a list such as \[3,7\]"),
-        ("classes=3", r"classes=3: expected a list such as \[3,7\]"),
-        ("seed=-2", "seed=-2 count=4 seed_ranges=1: got the seeds from -2 to 1, expected seeds from 0 to 4294967295"),
-        ("seed=4294967293", "got the seeds from 4294967293 to 4294967296, expected"),
-        ("seed=9223372036854775807", "got the seeds from 9223372036854775807 to 9223372036854775810, expected"),
-        ("seed=18446744073709551616", "expected seeds from 0 to 4294967295"),
-        ("seed_ranges=1073741825", "got the seeds from 0 to 4294967299, expected"),
+        ("classes=[-1]", r"classes=\[-1\]: expected a list of at least 1, each an integer of at least 0"),
+        ("classes=[]", r"classes=\[\]: expected a list of at least 1, each an integer"),
+        ("classes=3", "classes=3: expected a list of at least 1, each an integer"),
+        ("seed=-2", "seed=-2: expected an integer of at least 0 and at most 4294967295"),
+        ("seed=4294967293", "seed=4294967293 count=4 seed_ranges=1: got the seeds from 4294967293 to 4294967296, exp"),
+        ("seed=18446744073709551616", "expected an integer of at least 0 and at most 4294967295"),
+        ("seed_ranges=1073741825", "expected an integer of at least 1 and at most 10000"),
         ("checkpoint=elsewhere", "expected either run=.* or checkpoint="),
     ],
 )
 def test_sample_refuses(override: str, expected: str, sample_config: Configure, finished_run: Path) -> None:
     config = sample_config(f"run={finished_run}", override)
-    with pytest.raises(ValueError, match=expected):
-        sample(config)
+    assert re.search(expected, refused(config, sample))
     assert not Path(config.save_to).exists()
 
 

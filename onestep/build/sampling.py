@@ -20,7 +20,7 @@ from onestep.denoiser import beyond_labels
 from onestep.engine.launch import check_launch
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import evaluate_files, generator_folder, write_samples
-from onestep.evaluation.writing import FORMATS, check_folder
+from onestep.evaluation.writing import check_folder
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.extraction import Reference
 from onestep.models.base import DenoiserNetwork
@@ -32,8 +32,6 @@ from onestep.processes import from_main_process
 from onestep.samplers import Sampler
 from onestep.seeding import check_seeds
 
-MODELS = ("student", "teacher")
-
 
 @separate_processes()
 def sample(config: DictConfig) -> dict[str, Any]:
@@ -43,9 +41,8 @@ def sample(config: DictConfig) -> dict[str, Any]:
         The printed result, see :func:`onestep.evaluation.sample.write_samples`.
 
     Raises:
-        ValueError: for an unknown choice, a missing run or checkpoint, or parts that do not fit each other.
+        ValueError: for a missing run or checkpoint, or parts that do not fit each other.
     """
-    _check_choices(config)
     check_launch()
     precision = choose_precision(config.precision, config.device)
     parts = Parts(config)
@@ -72,20 +69,6 @@ def sample(config: DictConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         Console().print({name: value for name, value in result.items() if name != "results"}, soft_wrap=True)
     return result
-
-
-def _check_choices(config: DictConfig) -> None:
-    for name, choices in (
-        ("model", MODELS),
-        ("format", FORMATS),
-    ):
-        if config[name] not in choices:
-            raise ValueError(f"{name}={config[name]}: choose one of {', '.join(choices)}")
-    for name in ("count", "batch_size", "seed_ranges"):
-        if config[name] < 1:
-            raise ValueError(f"{name}={config[name]}: expected at least 1")
-    if config.classes is not None and not (OmegaConf.is_list(config.classes) and len(config.classes)):
-        raise ValueError(f"classes={config.classes}: expected a list such as [3,7], or null")
 
 
 def _place(config: DictConfig) -> Path:

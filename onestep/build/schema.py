@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 
 from onestep.engine.settings import CompileMode, Device, Timeout, Trackers, Workers
+from onestep.evaluation.writing import Format
 from onestep.precision import Precision
 from onestep.pretraining.settings import ClassifierSettings
 from onestep.ranges import (
@@ -151,7 +152,7 @@ class _Sample(_Settings):
     classes: Annotated[list[NonNegativeInt], MinLen(1)] | None
     batch_size: BatchSize
     save_reference: PathText | None
-    format: Literal["png", "grid", "npz"]
+    format: Format
     save_to: PathText
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator
 
-from onestep.precision import Precision
+from onestep.precision import Precision, choose_device
 from onestep.ranges import (
     BatchSize,
     Count,
@@ -31,7 +31,7 @@ def _as_list(value: Any) -> Any:
 #: The modes of torch.compile.
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 #: "auto" is the accelerator if there is one. A name other than cpu is that of the accelerator that must be there.
-Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps", "xpu"], choose_device]
 #: Names of accelerate's trackers: a list, a single name, or null for none.
 Trackers = Annotated[list[Text], BeforeValidator(_as_list)]
 #: Processes that read data.

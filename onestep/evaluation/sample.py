@@ -13,7 +13,7 @@ from onestep.engine.averages import RAW, check_names, folder_of
 from onestep.engine.records import read_record
 from onestep.evaluation.evaluate import evaluate, least_of, open_samples, print_results
 from onestep.evaluation.generate import SampleFunction, SampleSpace, check_finite, generate_local
-from onestep.evaluation.writing import SampleWriter
+from onestep.evaluation.writing import Format, SampleWriter
 from onestep.metrics.evaluator import Evaluator
 from onestep.processes import gather_rows, process_rows, rank_and_count
 from onestep.reading import one_line
@@ -55,7 +55,7 @@ def write_samples(
     batch_size: int,
     accelerator: Accelerator,
     folder: Path,
-    format: str,
+    format: Format,
     evaluator: Evaluator | None = None,
     seed_ranges: int = 1,
 ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +15,8 @@ from onestep.files import atomic_file
 from onestep.images import to_uint8
 from onestep.reports.plots import save_image, save_samples
 
-FORMATS = ("png", "grid", "npz")
+#: A folder of images, one image, or one array.
+Format = Literal["png", "grid", "npz"]
 _IMAGES_PER_TASK = 50  # PNG files that a thread writes per task
 
 
@@ -50,7 +52,7 @@ class SampleWriter:
         ValueError: for PNG files of points, or a folder that cannot be made or written to.
     """
 
-    def __init__(self, folder: Path, format: str, image_shape: tuple[int, ...]) -> None:
+    def __init__(self, folder: Path, format: Format, image_shape: tuple[int, ...]) -> None:
         self.folder, self.format = folder, format
         self.points = tuple(image_shape[1:]) == (1, 1)
         if self.points and format == "png":
