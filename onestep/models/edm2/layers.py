@@ -47,8 +47,9 @@ class MPFourier(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        # With memory also in a network's outline, see onestep.models.edm.layers.filter_of.
+        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels, device="cpu"))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(channels, device="cpu"))
 
     def forward(self, c_noise: Tensor) -> Tensor:
         phase = c_noise[:, None] * self.freqs.to(c_noise.dtype) + self.phases.to(c_noise.dtype)
