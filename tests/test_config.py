@@ -37,7 +37,7 @@ REQUIRED = {
     "experiment/pretrain/cifar10_5k": ["features.path=digits", "data.path={stores}/images.zip"],
     "experiment/features/cifar10_5k": ["data.path={stores}/images.zip", "held_out.path={stores}/images.zip"],
     "teacher/diffusers": ["teacher.path={pipeline}"],
-    **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith("teacher/edm_")},
+    **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith(("teacher/edm_", "teacher/edm2_"))},
     **{
         f: [
             f"teacher.path={SID}",

@@ -1,14 +1,13 @@
-"""The latents of a dataset's images, for class-conditional latent teachers, such as DiT."""
+"""The latents of a dataset's images, for class-conditional latent teachers, such as DiT and EDM2."""
 
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from onestep.cache import ChunkCache, fingerprint
+from onestep.cache import ChunkCache
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import Condition
-from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import TeacherPipeline
 
 _FORMAT = 1  # of the cached files; a new number invalidates all older files
@@ -41,7 +40,7 @@ class LatentDataset(ImageDataset):
             )
         self.image_shape = (pipeline.autoencoder.channels, height // factor, width // factor)
         description = {"format": _FORMAT, "images": images.fingerprint(), "rows": pipeline.batch_size}
-        self._key = fingerprint(description, files=Autoencoder.files(pipeline.folder, pipeline.variant))
+        self._key = pipeline.latents_key(description)
         cache = ChunkCache(pipeline.cache, self._key, "latents", "teacher.pipeline.cache")
         self.rows = pipeline.encode_images(self._read, len(images), cache)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.data.dataset import Batch, TrainingDataset
 from onestep.images import decode_image, from_uint8
-from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
 from onestep.ranges import PathText, Text
 from onestep.reading import check_file, one_line, read_bytes
@@ -76,7 +75,7 @@ class PromptDataset(TrainingDataset):
             "format": _FORMAT, "dtype": pipeline.dtype, "image_size": pipeline.image_size, "column": column,
             "rows": pipeline.batch_size,
         }  # fmt: skip
-        key = fingerprint(description, files=[*Autoencoder.files(pipeline.folder, pipeline.variant), Path(images.path)])
+        key = pipeline.latents_key(description, [Path(images.path)])
         cache = ChunkCache(pipeline.cache, key, "latents", "teacher.pipeline.cache")
 
         def read(rows: range) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from onestep.export.pipeline import OneStepPipeline
 from onestep.files import atomic_folder
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.export import save_text_to_image
-from onestep.models.diffusers.folder import pipeline_folder
+from onestep.models.diffusers.folder import autoencoder_folder, pipeline_folder
 from onestep.models.generator import Generator
 
 
@@ -58,7 +58,7 @@ def _write(run: Path, weights: str | None, output: Path) -> None:
         usage = save_text_to_image(generator, folder, output, variant)
     else:
         latent = generator.denoiser.denoises_latents or select(record, "data.pipeline") is not None
-        vae = Autoencoder.from_pretrained(*_teacher_pipeline(record)).vae if latent else None
+        vae = _autoencoder(record).vae if latent else None
         OneStepPipeline.from_generator(generator, vae).save_pretrained(output)
         usage = _usage(output, generator)
     write_card(run, output, generator, weights, usage, text_to_image)
@@ -66,12 +66,28 @@ def _write(run: Path, weights: str | None, output: Path) -> None:
 
 def _teacher_pipeline(record: dict[str, Any]) -> tuple[Path, str | None]:
     """The folder of the teacher's pipeline, as the run read it, and the variant of its weights."""
+    options = _pipeline_options(record)
+    variant = options["variant"]
+    return pipeline_folder(options["path"], bool(options["local_files_only"]), options["revision"], variant), variant
+
+
+def _autoencoder(record: dict[str, Any]) -> Autoencoder:
+    """The autoencoder of the teacher's latents, as the run read it."""
+    options = _pipeline_options(record)
+    if (changes := options["vae_config"]) is None:
+        return Autoencoder.from_pretrained(*_teacher_pipeline(record))
+    folder = autoencoder_folder(options["path"], bool(options["local_files_only"]), options["revision"])
+    return Autoencoder.from_pretrained(folder, options["variant"], changes)
+
+
+def _pipeline_options(record: dict[str, Any]) -> dict[str, Any]:
     found = select(record, "teacher.pipeline") or select(record, "data.pipeline")
     options = found if isinstance(found, dict) else {}
-    path, variant = options.get("path"), options.get("variant")
-    if not isinstance(path, str) or not isinstance(variant, str | None):
+    names = {"path": str, "variant": str, "revision": str, "vae_config": dict}
+    values = {name: options.get(name) for name in (*names, "local_files_only")}
+    if values["path"] is None or not all(isinstance(values[name], kind | None) for name, kind in names.items()):
         raise ValueError("the run's config.yaml has no teacher.pipeline.path: expected the pipeline of its teacher")
-    return pipeline_folder(path, bool(options.get("local_files_only")), options.get("revision"), variant), variant
+    return values
 
 
 def _usage(output: Path, generator: Generator) -> str:

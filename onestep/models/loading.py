@@ -1,6 +1,7 @@
 """Teachers and generators from checkpoints: folders of this package, or files of EDM's format."""
 
 from pathlib import Path
+from typing import Any
 
 from onestep.assets import ASSETS
 from onestep.models.base import DenoiserNetwork
@@ -12,7 +13,7 @@ from onestep.reading import read_json
 
 
 @checked
-def load_teacher(path: PathText, guidance: Guidance = 1.0) -> DenoiserNetwork:
+def load_teacher(path: PathText, guidance: Guidance = 1.0, pipeline: Any = None) -> DenoiserNetwork:
     """A frozen teacher in eval mode.
 
     Args:
@@ -20,6 +21,8 @@ def load_teacher(path: PathText, guidance: Guidance = 1.0) -> DenoiserNetwork:
             of EDM's format, see :func:`onestep.models.edm.checkpoint.load_edm`; or the name of a bundled teacher:
             "digits", "fashion".
         guidance: scale of classifier-free guidance; 1 for none.
+        pipeline: the autoencoder of a network of latents, a
+            :class:`onestep.models.diffusers.pipeline.TeacherPipeline`; None for none.
 
     Raises:
         ValueError: if the checkpoint is absent or unreadable, its weights do not fit its config, or the network
@@ -34,6 +37,7 @@ def load_teacher(path: PathText, guidance: Guidance = 1.0) -> DenoiserNetwork:
             f"{describe(place)}"
         )
     network = load_edm(place) if place.is_file() else load_denoiser(place)
+    network.pipeline = pipeline
     return network.requires_grad_(False).set_guidance(guidance)
 
 

@@ -1,14 +1,16 @@
 """The autoencoder of a latent or text-to-image pipeline of diffusers."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onestep.models.diffusers.folder import INDEX, PipelineIndex, part_files, quiet
+from onestep.models.diffusers.folder import INDEX, PipelineIndex, quiet
 from onestep.models.weights import DIFFUSERS_BASE, Weights, load_network, read_config
+from onestep.reading import one_line, read_json
 
 _AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 #: Names of an attention's layers in autoencoders that diffusers saved before version 0.12.
@@ -19,13 +21,14 @@ class Autoencoder(nn.Module):
     """Encodes images in [-1, 1] to the latents of a network, and decodes them.
 
     It supports ``AutoencoderKL``, by the mean of its posterior, and ``AutoencoderTiny``. Shift and scale are those of
-    their pipelines: ``latents = (encoded - shift_factor) * scaling_factor``.
+    their pipelines: ``latents = (encoded - shift_factor) * scaling_factor``, or by channel ``(encoded - latents_mean) *
+    scaling_factor / latents_std``. An ``image_range`` in its config has its values of black and white, else [-1, 1].
 
     Args:
         vae: the autoencoder of diffusers.
 
     Raises:
-        ValueError: for another class of autoencoder.
+        ValueError: for another class of autoencoder, or a scale that is none.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -36,37 +39,64 @@ class Autoencoder(nn.Module):
                 f"an autoencoder of class {kind} is not supported: expected AutoencoderKL or AutoencoderTiny"
             )
         self.vae = vae.eval().requires_grad_(False)
-        self.scale: float = vae.config.scaling_factor
-        self.shift: float = vae.config.get("shift_factor") or 0.0
         self.channels: int = vae.config.latent_channels
-        if not (0 < self.scale < math.inf and math.isfinite(self.shift)):
+        deviations = self._numbers("latents_std", self.channels, [1.0])
+        #: By channel [c, 1, 1], or of all [1, 1, 1].
+        self.scale = self._numbers("scaling_factor", 1) / deviations
+        self.shift = self._numbers("latents_mean", self.channels, [vae.config.get("shift_factor") or 0.0])
+        black, white = self._numbers("image_range", 2, [-1.0, 1.0]).flatten().tolist()
+        self.middle, self.half_range = (black + white) / 2, (white - black) / 2
+        if not ((self.scale > 0) & (self.scale < math.inf)).all() or not self.half_range > 0:
             raise ValueError(
-                f"an autoencoder with scaling_factor={self.scale}, shift_factor={self.shift}: expected a positive and "
-                "a finite number"
+                f"an autoencoder with scaling_factor={vae.config.scaling_factor}, "
+                f"latents_std={deviations.flatten().tolist()}, image_range={[black, white]}: expected positive numbers "
+                "and black below white"
             )
 
+    def _numbers(self, name: str, count: int, default: list[float] | None = None) -> Tensor:
+        """The finite number, or the ``count`` numbers, ``name`` of the config, [n, 1, 1].
+
+        Raises:
+            ValueError: if they are not that.
+        """
+        value = self.vae.config.get(name)
+        numbers = default if value is None else list(value) if isinstance(value, list | tuple) else [value]
+        if numbers is None or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+            raise ValueError(f"an autoencoder with {name}={one_line(value)}: expected finite numbers")
+        if len(numbers) != count and numbers is not default:
+            raise ValueError(f"an autoencoder with {len(numbers)} {name}: expected {count}")
+        return torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+
     @classmethod
-    def from_pretrained(cls, folder: Path, variant: str | None = None) -> "Autoencoder":
+    def from_pretrained(
+        cls, folder: Path, variant: str | None = None, changes: Mapping[str, Any] | None = None
+    ) -> "Autoencoder":
         """The autoencoder of the pipeline in ``folder``, of the ``variant`` of its weights if it has that one.
+
+        Args:
+            folder: the folder of a pipeline; with ``changes``, that of an autoencoder alone.
+            variant: variant of its weights, used if it has that one; None for the default.
+            changes: values in place of those of its config.
 
         Raises:
             ValueError: if it has none, or one that is not supported, or whose weights do not fit its config.
         """
         import diffusers
 
-        kind = PipelineIndex.read(folder / INDEX).components.get("vae")
+        place = folder / "vae" if changes is None else folder
+        if changes is None:
+            kind = PipelineIndex.read(folder / INDEX).components.get("vae")
+        else:
+            kind = read_json(place / "config.json", dict[str, Any]).get("_class_name")
         if kind not in _AUTOENCODERS:
-            raise ValueError(f"{folder}: expected an AutoencoderKL or AutoencoderTiny as its vae, found {kind}")
-        config = read_config(folder / "vae" / "config.json")
-        weights = Weights.find(folder / "vae", DIFFUSERS_BASE, variant).renamed(_new_name)
+            raise ValueError(
+                f"{folder}: expected an AutoencoderKL or AutoencoderTiny as its vae, found {one_line(kind, 80)}"
+            )
+        config = read_config(place / "config.json") | dict(changes or {})
+        weights = Weights.find(place, DIFFUSERS_BASE, variant).renamed(_new_name)
         with quiet():
             vae = load_network(lambda: getattr(diffusers, kind).from_config(config), weights)
         return cls(vae)
-
-    @staticmethod
-    def files(folder: Path, variant: str | None = None) -> list[Path]:
-        """The files that the latents of the pipeline in ``folder`` depend on, in a fixed order."""
-        return part_files(folder / "vae", variant)
 
     @property
     def downsampling(self) -> int:
@@ -77,14 +107,16 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Latents [B, c, h, w] of images [B, 3, H, W] in [-1, 1]."""
-        encoded = self.vae.encode(images.to(self.vae.dtype))
+        encoded = self.vae.encode((images * self.half_range + self.middle).to(self.vae.dtype))
         latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        return (latents.float() - self.shift) * self.scale
+        return (latents.float() - self.shift.to(latents.device)) * self.scale.to(latents.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in about [-1, 1], float32, of latents [B, c, h, w]."""
-        return self.vae.decode((latents / self.scale + self.shift).to(self.vae.dtype)).sample.float()
+        encoded = latents / self.scale.to(latents.device) + self.shift.to(latents.device)
+        levels = self.vae.decode(encoded.to(self.vae.dtype)).sample.float()
+        return (levels - self.middle) / self.half_range
 
 
 def _new_name(name: str) -> str:

@@ -110,6 +110,35 @@ def pipeline_folder(
     return download
 
 
+def autoencoder_folder(path: str, local_files_only: bool = False, revision: str | None = None) -> Path:
+    """The folder of an autoencoder alone, such as stabilityai/sd-vae-ft-mse, or the download of its hub id.
+
+    Args:
+        path: folder with config.json and safetensors, or hub id.
+        local_files_only: if True, search the local cache alone for a hub id.
+        revision: revision of a hub id; None for the newest.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    expected = f"no autoencoder at {path!r}: expected a folder with config.json and safetensors, or a hub id"
+    if folder.exists() or folder.is_symlink():
+        raise ValueError(f"{expected}; {describe(folder)}")
+    if not _HUB_ID.fullmatch(path):
+        raise ValueError(expected)
+    from huggingface_hub import snapshot_download
+
+    files = ["config.json", f"{DIFFUSERS_BASE}.safetensors"]
+    try:
+        place = snapshot_download(path, allow_patterns=files, local_files_only=local_files_only, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{expected}. {one_line(error, 400)}") from error
+    return Path(place)
+
+
 def part_files(folder: Path, variant: str | None) -> list[Path]:
     """The files of a pipeline's component in a fixed order, of its weights those of the ``variant`` alone.
 

@@ -14,7 +14,7 @@ from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.denoiser import Condition
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.families import FAMILIES, find_family
-from onestep.models.diffusers.folder import INDEX, PipelineIndex, pipeline_folder
+from onestep.models.diffusers.folder import INDEX, PipelineIndex, autoencoder_folder, part_files, pipeline_folder
 from onestep.models.diffusers.text_encoder import TextEncoder
 from onestep.models.weights import read_config
 from onestep.ranges import BatchSize, PathText, Side, Text, checked
@@ -39,6 +39,8 @@ class TeacherPipeline:
         revision: revision of a hub id; None for the newest.
         local_files_only: if True, search the local cache alone for a hub id.
         variant: variant of the weights, such as "fp16", of the components that have it; None for the default.
+        vae_config: None for a pipeline. Else ``path`` is of an autoencoder alone, and these values replace those of its
+            config, see :class:`onestep.models.diffusers.autoencoder.Autoencoder`.
 
     Raises:
         ValueError: for another dtype, or a batch size below 1. Methods and properties raise it if the pipeline is
@@ -55,9 +57,11 @@ class TeacherPipeline:
         revision: Text | None = None,
         local_files_only: bool = False,
         variant: str | None = None,
+        vae_config: dict[str, Any] | None = None,
     ) -> None:
         self.path, self.size, self.dtype, self.batch_size, self.cache = path, size, dtype, batch_size, cache
         self.revision, self.local_files_only, self.variant = revision, local_files_only, variant
+        self.vae_config = vae_config
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -65,12 +69,20 @@ class TeacherPipeline:
     @cached_property
     def folder(self) -> Path:
         """The pipeline's folder on this machine."""
+        if self.vae_config is not None:
+            return autoencoder_folder(self.path, self.local_files_only, self.revision)
         return pipeline_folder(self.path, self.local_files_only, self.revision, self.variant)
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder, on the CPU until its first use."""
-        return Autoencoder.from_pretrained(self.folder, self.variant)
+        return Autoencoder.from_pretrained(self.folder, self.variant, self.vae_config)
+
+    def latents_key(self, description: Mapping[str, Any], files: Sequence[Path] = ()) -> str:
+        """A hash of a ``description``, of ``files``, and of all that latents by its autoencoder depend on."""
+        place = self.folder / "vae" if self.vae_config is None else self.folder
+        changes = {} if self.vae_config is None else {"vae_config": self.vae_config}
+        return fingerprint({**description, **changes}, files=[*part_files(place, self.variant), *files])
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
