@@ -16,6 +16,8 @@ from onestep.reading import one_line
 #: The name of the weights that are no average.
 RAW = "raw"
 _TAKEN = (RAW, "teacher", "student")  # by the sides of a summary
+#: The standard deviation of a profile as a fraction of the training's length; that of equal weights is 12^-1/2.
+RelativeWidth = Annotated[float, Gt(0), Lt(12**-0.5)]
 
 
 class Rule(ABC):
@@ -77,7 +79,7 @@ class PowerFunction(Rule):
         sigma_rel: the profile's standard deviation as a fraction of the training's length, such as 0.05.
     """
 
-    def __init__(self, sigma_rel: Annotated[float, Gt(0), Lt(12**-0.5)]) -> None:
+    def __init__(self, sigma_rel: RelativeWidth) -> None:
         self.gamma = power_of(sigma_rel)
 
     def decay(self, images_seen: int, batch_size: int) -> float:

@@ -1,62 +1,37 @@
-"""Power-function averages of weights, and their synthesis after a training (EDM2, arXiv 2312.02696)."""
+"""Averages of other widths out of the saved ones of a training (EDM2, arXiv 2312.02696, sec. 3.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Gt, Le
 
+from onestep.engine.averages import RelativeWidth, power_of
 from onestep.models.base import DenoiserNetwork
 from onestep.models.loading import load_teacher
 from onestep.ranges import Images, checked
 
-#: The standard deviation of an average's profile in units of the training so far; 12^-1/2 weighs all of it equally.
-RelativeWidth = Annotated[float, Gt(0), Le(12**-0.5)]
-
 
 @checked
 @dataclass(frozen=True)
-class PowerFunction:
-    """The average in which the weights after t of T images count in proportion to t^gamma (sec. 3.1, eq. 121).
-
-    The early weights are forgotten as the training goes on, without a ramp-up.
+class Average:
+    """An average of a training by a power function, see :class:`onestep.engine.averages.PowerFunction`.
 
     Args:
-        sigma_rel: standard deviation of this profile divided by T.
+        images: images seen so far.
+        sigma_rel: standard deviation of its profile as a fraction of them.
 
     Raises:
-        ValueError: for a standard deviation that is not above 0, or above that of equal weights.
+        ValueError: for a number out of its range.
     """
 
-    sigma_rel: RelativeWidth
-
-    @property
-    def gamma(self) -> float:
-        """The exponent: the largest root of sigma_rel^2 (gamma + 2)^2 (gamma + 3) = gamma + 1 (eq. 123)."""
-        precision = self.sigma_rel**-2
-        return float(np.roots([1, 7, 16 - precision, 12 - precision]).real.max())
-
-    def decay(self, images_seen: int, batch_size: int) -> float:
-        """The weight of the old average in an update with ``batch_size`` images, after ``images_seen`` images.
-
-        It is (1 - batch_size / T)^(gamma + 1) (eq. 127), and 0 at the first update.
-        """
-        return float((images_seen / (images_seen + batch_size)) ** (self.gamma + 1))
-
-
-@dataclass(frozen=True)
-class Average:
-    """An average after ``images`` images of a training."""
-
     images: Images
-    profile: PowerFunction
+    sigma_rel: RelativeWidth
 
 
 def synthesis_weights(averages: Sequence[Average], target: Average) -> list[float]:
-    """The coefficients with which ``averages`` sum up to nearly the ``target`` (sec. 3.2, algorithm 3); their sum is 1.
+    """The coefficients with which ``averages`` sum up to nearly the ``target`` (algorithm 3); their sum is 1.
 
     They are the least-squares fit of the target's profile by the others'.
 
@@ -78,7 +53,7 @@ def synthesis_weights(averages: Sequence[Average], target: Average) -> list[floa
 def _product(one: Average, other: Average) -> float:
     """The integral over time of the product of two profiles, (gamma + 1) t^gamma / T^(gamma + 1) up to T (eq. 151)."""
     first, last = sorted((one, other), key=lambda average: average.images)
-    a, b = first.profile.gamma, last.profile.gamma
+    a, b = power_of(first.sigma_rel), power_of(last.sigma_rel)
     return (a + 1) * (b + 1) / (a + b + 1) * (first.images / last.images) ** b / last.images
 
 

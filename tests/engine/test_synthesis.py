@@ -1,4 +1,4 @@
-"""Power-function averages and their synthesis against sums and integrals over a training's images."""
+"""Averages of other widths against sums over all images of a training."""
 
 import math
 from collections.abc import Sequence
@@ -8,45 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from onestep.engine.power_function import Average, PowerFunction, synthesis_weights, synthesize
+from onestep.engine.averages import PowerFunction, power_of
+from onestep.engine.synthesis import Average, synthesis_weights, synthesize
 from onestep.models.edm.denoiser import EDMDenoiser
 from tests.helpers.edm_format import pickled, snapshot
 
-WIDTHS = (0.05, 0.1, 0.135, 0.25)
-SAVED = [Average(images, PowerFunction(width)) for images in (2500, 5000, 7500, 10_000) for width in (0.05, 0.1)]
+SAVED = [Average(images, width) for images in (2500, 5000, 7500, 10_000) for width in (0.05, 0.1)]
 
 
 def profile(average: Average, times: np.ndarray) -> np.ndarray:
     """The weight of each of ``times`` in images, of sum 1."""
-    weights: np.ndarray = np.where(times <= average.images, times ** (average.profile.gamma), 0.0)
+    weights: np.ndarray = np.where(times <= average.images, times ** (power_of(average.sigma_rel)), 0.0)
     return weights / weights.sum()
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_width_is_that_of_the_profile(width: float) -> None:
-    times = np.arange(1, 200_001) / 200_000
-    weights = profile(Average(1, PowerFunction(width)), times)
-    mean = (weights * times).sum()
-    assert math.sqrt((weights * (times - mean) ** 2).sum()) == pytest.approx(width, rel=1e-4)
-
-
-def test_published_exponents() -> None:
-    """Section 3.1: gamma of about 6.94 and 16.97 for widths of 10 % and 5 %; and equal weights."""
-    assert [PowerFunction(width).gamma for width in (0.1, 0.05)] == pytest.approx([6.94, 16.97], abs=5e-3)
-    assert PowerFunction(12**-0.5).gamma == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_updates_give_the_profile(width: float) -> None:
-    """The weight of every step in the average after 4,000 steps of 3 images, from the decays alone."""
-    average, steps, batch = PowerFunction(width), 4000, 3
-    weights = np.zeros(steps)
-    for step in range(steps):
-        decay = average.decay(step * batch, batch)
-        weights *= decay
-        weights[step] = 1 - decay
-    expected = profile(Average(steps * batch, average), batch * (np.arange(steps) + 0.5))
-    assert weights.sum() == pytest.approx(1) and np.abs(weights - expected).max() < 1e-4 * expected.max()
 
 
 def fitted(saved: Sequence[Average], target: Average) -> np.ndarray:
@@ -57,7 +30,7 @@ def fitted(saved: Sequence[Average], target: Average) -> np.ndarray:
     return solution / solution.sum()
 
 
-@pytest.mark.parametrize("target", [Average(10_000, PowerFunction(0.075)), Average(8000, PowerFunction(0.15))], ids=str)
+@pytest.mark.parametrize("target", [Average(10_000, 0.075), Average(8000, 0.15)], ids=str)
 def test_weights_are_the_least_squares_fit(target: Average) -> None:
     weights = synthesis_weights(SAVED, target)
     assert weights == pytest.approx(fitted(SAVED, target), rel=2e-2, abs=2e-3) and sum(weights) == pytest.approx(1)
@@ -68,7 +41,7 @@ def test_synthesis_of_files(tmp_path: Path) -> None:
     """Of a random walk over 10,000 images, saved in EDM2's format, against the average during the walk."""
     options = {"model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "logvar_channels": 4}
     network = EDMDenoiser((1, 4, 4), architecture="EDM2UNet", options=options)
-    weight, target = network.model.out_conv.weight, Average(10_000, PowerFunction(0.075))
+    weight, target = network.model.out_conv.weight, Average(10_000, 0.075)
     profiles = {width: PowerFunction(width) for width in (0.05, 0.1, 0.075)}
     averages = {width: torch.zeros(weight.shape) for width in profiles}
     value, random, files, sources = torch.zeros(weight.shape), torch.Generator().manual_seed(0), [], []
@@ -96,11 +69,11 @@ def test_synthesis_of_files(tmp_path: Path) -> None:
 
 def test_what_cannot_be_synthesised() -> None:
     for width in (0, 0.3, math.nan):
-        with pytest.raises(ValueError, match=f"sigma_rel={width}.*: expected a number above 0 and at most 0.288"):
-            PowerFunction(width)
+        with pytest.raises(ValueError, match=f"sigma_rel={width}.*: expected a number above 0 and below 0.288"):
+            Average(1, width)
     with pytest.raises(ValueError, match="after 10,001 images cannot be made of averages up to 10,000"):
-        synthesis_weights(SAVED, Average(10_001, PowerFunction(0.1)))
+        synthesis_weights(SAVED, Average(10_001, 0.1))
     with pytest.raises(ValueError, match="after 5 images cannot be made of averages up to 0"):
-        synthesis_weights([], Average(5, PowerFunction(0.1)))
+        synthesis_weights([], Average(5, 0.1))
     with pytest.raises(ValueError, match="two of the averages are of the same images and sigma_rel"):
         synthesis_weights([SAVED[0], *SAVED], SAVED[3])
