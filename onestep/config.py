@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError
 
 from onestep.folders import cache_folder
 from onestep.ranges import check_arguments, parameters, unknown_key
@@ -148,6 +148,11 @@ def explain(error: Exception) -> str:
             return unknown_key(full_key, (str(key) for key in parent if key not in _INSTANTIATE_KEYS))
     if isinstance(error, InstantiationException) and (line := explain_failure(error.__cause__)):
         return line
+    if isinstance(error, InterpolationKeyError) and (name := re.search("'(.+?)'", str(error))):
+        return (
+            f"{error.full_key} is that of {name[1]}, which this configuration does not have: set {error.full_key}=..., "
+            f"or choose another {name[1].partition('.')[0]}"
+        )
     if "hydra/launcher/submitit" in str(error):
         return "hydra/launcher=slurm needs submitit: pip install 'onestep[slurm]'"
     return " ".join(str(error).split()) if isinstance(error, HydraException) else str(error)

@@ -32,7 +32,12 @@ from tests.helpers.updates import take_updates
     [
         ("train", "training.total_imagez=3", "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
         ("train", "+imagez=3", "unknown key 'imagez'. The keys of the configuration are: attention, averages, c"),
-        ("train", "teacher=null", "teacher=null: a choice is needed, one of diffusers, digits, edm_afhqv2_64, "),
+        ("train", "teacher=null", "teacher=null: a choice is needed, one of diffusers, digits, edm2_imagenet512, "),
+        (
+            "train",
+            "data=latents",
+            "data.pipeline is that of teacher.pipeline, which this configuration does not",
+        ),
         ("sample", "run=nowhere/at/all", "run=nowhere/at/all: it has no config.yaml"),
     ],
 )

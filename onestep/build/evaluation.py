@@ -67,6 +67,7 @@ def _decoder(network: Any, data: TrainingDataset | NoData) -> Callable[[Tensor],
         return None
     if network.pipeline is None:
         raise ValueError(
-            "teacher.pipeline=null: expected a pipeline with an autoencoder, because the teacher denoises latents"
+            "teacher.pipeline=null: expected a pipeline with an autoencoder, because the teacher denoises latents; for "
+            "a file of EDM2 use teacher=edm2_imagenet512 teacher.path=..."
         )
-    return network.pipeline.decode
+    return network.pipeline.decoder(network.image_shape[0])

@@ -127,7 +127,7 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: 
     if latent and pipeline is None:
         raise ValueError(
             f"these samples are latents of {channels} channels, and no autoencoder decodes them: set teacher=diffusers "
-            "and teacher.path=..., the pipeline with the autoencoder"
+            "and teacher.path=..., the pipeline with the autoencoder; for networks of EDM2 teacher=edm2_imagenet512"
         )
     prompts = None if config.prompts is None else read_prompts(_plain(config.prompts), "prompt")
     if takes_prompts and prompts is None and parts.describes("data", PromptDataset):
@@ -141,7 +141,8 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: 
     if prompts is not None and not takes_prompts:
         raise ValueError(f"prompts={prompts}: this network takes no prompts; set prompts=null")
     conditions = pipeline.encode_prompts(prompts) if pipeline is not None and prompts is not None else None
-    return SampleSpace.of(network, classes, conditions, pipeline.decode if latent and pipeline is not None else None)
+    decode = pipeline.decoder(channels) if latent and pipeline is not None else None
+    return SampleSpace.of(network, classes, conditions, decode)
 
 
 def _pipeline(parts: Parts) -> TeacherPipeline | None:

@@ -23,6 +23,7 @@ from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
+from onestep.models.loading import load_teacher
 from onestep.seeding import seeded_inputs
 from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
 from tests.helpers.diffusers_models import randomize
@@ -125,6 +126,24 @@ def test_scalings_that_are_refused(changes: dict[str, Any], message: str, places
     with pytest.raises(ValueError, match=message) as caught:
         TeacherPipeline(str(places["vae"]), None, "float32", 8, "cache", vae_config=changes).autoencoder  # noqa: B018
     assert "\n" not in str(caught.value)
+
+
+def test_latents_without_their_autoencoder(places: dict[str, Path]) -> None:
+    """Found before a training, and before sampling."""
+    teacher, data = load_teacher(str(places["teacher"])), NoData((4, 8, 8), CLASSES)
+    with pytest.raises(ValueError, match="the teacher denoises latents; for a file of EDM2 use teacher=edm2_imagenet5"):
+        sample_space(teacher, data)
+    teacher.pipeline = TeacherPipeline(str(places["vae"]), None, "float32", 8, "cache", vae_config={})
+    teacher.image_shape = (8, 8, 8)
+    with pytest.raises(
+        ValueError, match="has latents of 4 channels, and the network those of 8: set teacher.pipeline.path="
+    ):
+        sample_space(teacher, data)
+    given = (f"checkpoint={places['teacher']}", "sigma_init=2.5", "count=1", f"save_to={places['folder'] / 'none'}")
+    with pytest.raises(ValueError, match="latents of 4 channels, .* for networks of EDM2 teacher=edm2_imagenet"):
+        sample(configure("sample", *given))
+    with pytest.raises(ValueError, match="no autoencoder at "):
+        sample(configure("sample", *given, *settings(places), "teacher.pipeline.path=a/b/c"))
 
 
 def test_places_that_hold_no_autoencoder(places: dict[str, Path], tmp_path: Path) -> None:

@@ -140,6 +140,19 @@ class TeacherPipeline:
         autoencoder = self.autoencoder.to(device)
         return torch.cat([autoencoder.decode(latent.to(device)).cpu() for latent in latents.split(1)])
 
+    def decoder(self, channels: int) -> Callable[[Tensor], Tensor]:
+        """:meth:`decode`, whose autoencoder is read at once.
+
+        Raises:
+            ValueError: if there is none, or one of latents with another number of ``channels``.
+        """
+        if self.autoencoder.channels != channels:
+            raise ValueError(
+                f"the autoencoder of {self.path} has latents of {self.autoencoder.channels} channels, and the network "
+                f"those of {channels}: set teacher.pipeline.path=... to the network's own"
+            )
+        return self.decode
+
     def encode_prompts(self, prompts: Sequence[str]) -> "PromptEmbeddings":
         """The conditions of ``prompts``; this encodes those that the cache lacks. Every process must call it."""
         chunks = [prompts[start : start + self.batch_size] for start in range(0, len(prompts), self.batch_size)]
