@@ -145,8 +145,8 @@ class LinearBins(RatioNormalizer):
     def forward(self, log_ratio: Tensor, sigma: Tensor) -> Tensor:
         """``log_ratio`` [B] minus the log of the mean ratio in the bin of ``sigma`` [B], which it updates first.
 
-        Every process must call it. Differentiable by ``log_ratio``. A bin with a ratio that is not finite keeps its
-        mean: the step is going to be skipped.
+        Every process must call it. Differentiable by ``log_ratio``. A batch with a ratio that is not a number changes
+        no mean: its step is skipped.
         """
         bounded = log_ratio.clamp(self.log_min, self.log_max)
         bins = len(self.means)

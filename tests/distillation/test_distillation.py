@@ -51,6 +51,16 @@ def test_every_method_moves_the_student_and_not_the_teacher(
     assert method.host is (method.teacher if discriminator == "teacher_features" else method.fake_score)
 
 
+def test_a_discriminator_without_weights(tmp_path: Path) -> None:
+    overrides = ("objective=sida", "discriminator=channel_mean", "generator.gan_weight=0.1")
+    parts = build_distillation(tiny_config(tmp_path, *overrides))
+    assert parts.trained_networks.keys() == {"generator", "fake_score", "normalizer"}
+    assert parts.optimizers["critics"].optimizers.keys() == {"fake_score"}
+    critics, generator = take_updates(parts)
+    assert critics["discriminator_loss"].shape == generator["adversarial_loss"].shape
+    assert critics["discriminator_loss"].isfinite().all()
+
+
 @pytest.mark.parametrize("objective", ["f_distill", "uni_instruct"])
 def test_reverse_kl_needs_no_discriminator(objective: str, tmp_path: Path) -> None:
     overrides = (f"objective={objective}", "divergence=reverse_kl", "discriminator=none", "generator.gan_weight=0")

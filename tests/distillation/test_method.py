@@ -1,5 +1,6 @@
 """The losses of a method: values, graphs and parameters with gradients."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 
 from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
-from onestep.models.discriminator import PooledHead
+from onestep.models.discriminator import ChannelMean, PooledHead, StridedHeads
 from onestep.noise import LogUniformSigma, add_noise
 from onestep.objectives.adversarial import discriminator_loss
 from onestep.objectives.base import Objective, Predictions
-from onestep.objectives.density_ratio import QuantileBins
-from onestep.objectives.divergences import ForwardKL
+from onestep.objectives.density_ratio import LinearBins, QuantileBins
+from onestep.objectives.divergences import ForwardKL, ReverseKL
 from onestep.objectives.f_distill import FDistill
 from onestep.objectives.losses import Losses, Term
 from onestep.objectives.uni_instruct import UniInstruct
@@ -274,6 +275,70 @@ def test_a_discriminator_without_real_samples_is_refused(world: World, absent: s
         world.method().critic_losses(
             world.x_generated, condition=world.condition, sigma=world.sigma, noise=world.noise, **real
         )
+
+
+# Discriminators with several logits, and the published normalisation.
+
+
+@pytest.mark.parametrize("home", ["teacher"])
+@pytest.mark.parametrize("features_from", ["teacher", "fake_score"])
+def test_a_head_at_each_resolution_reads_the_features_of_its_own(world: World, features_from: Home) -> None:
+    world.discriminator = StridedHeads([(16, 8, 8), (32, 4, 4)], features_from, None, groups=4)
+    world.host = world.teacher if features_from == "teacher" else world.fake_score
+
+    def logits(x_sigma: Tensor) -> Tensor:
+        shallow, deep = world.host(x_sigma, world.sigma, world.condition, outputs="features", levels=(0, 1))
+        return torch.cat(
+            [head(x).flatten(1) for head, x in zip(world.discriminator.heads, (shallow, deep), strict=True)], 1
+        )
+
+    real, generated = logits(world.x_real_sigma), logits(world.x_sigma)
+    assert real.shape == (4, 2) and (real - generated).abs().min() > 1e-5
+    logistic = (nn.functional.softplus(-real) + nn.functional.softplus(generated)).mean(1)
+    critics = world.critic_losses()
+    torch.testing.assert_close(critics.terms["discriminator"].losses, logistic)
+    torch.testing.assert_close(critics.diagnostics["logit_real"], real.mean(1))
+    predictions, losses = world.predict(differentiates_scores=False, gan_weight=0.25, normalizer=None)
+    torch.testing.assert_close(predictions.log_ratio, generated.mean(1))
+    adversarial = nn.functional.softplus(-generated).mean(1)
+    torch.testing.assert_close(losses.terms["adversarial"].losses, adversarial)
+    (gradient,) = torch.autograd.grad(losses.terms["adversarial"].losses.sum(), world.x_generated)
+    assert gradient.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("home", ["fake_score"])
+def test_the_channel_mean_trains_the_encoder_alone_and_is_bounded_in_the_generators_loss(world: World) -> None:
+    world.discriminator = ChannelMean([(32, 4, 4)], "fake_score", 1e-3)
+    (features,) = world.fake_score(world.x_sigma, world.sigma, world.condition, outputs="features")
+    logits = features.mean(1).flatten(1)
+    predictions, losses = world.predict(differentiates_scores=False, gan_weight=0.25, normalizer=None)
+    torch.testing.assert_close(predictions.log_ratio, logits.mean(1))
+    bounded = nn.functional.softplus(-logits.clamp(-1e-3, 1e-3)).mean(1)
+    torch.testing.assert_close(losses.terms["adversarial"].losses, bounded)
+    world.critic_losses().terms["discriminator"].mean.backward()
+    trained = {name for name, p in world.fake_score.named_parameters() if p.grad is not None and p.grad.any()}
+    assert len(trained) > 10 and not any(".dec." in name for name in trained)
+
+
+@pytest.mark.parametrize("home", ["teacher"])
+def test_the_published_normalization_is_of_each_micro_batch(world: World) -> None:
+    """Its bins and the weights' mean; the other normalisation's mean is that of the full batch."""
+    published = LinearBins(LogUniformSigma(0.1, 10.0), 1, 0.1, 10.0, 0.5, ratio_min=0.1, ratio_max=20.0)
+    objective = FDistill(ForwardKL(), UnitWeighting(), True)
+    assert world.method(objective).needs_batch_mean
+    assert not world.method(objective, normalizer=published).needs_batch_mean
+    assert not world.method(FDistill(ReverseKL(), UnitWeighting(), True)).needs_batch_mean
+    method = world.method(objective, normalizer=published)
+    means = [1.0]
+    for x, condition, sigma, noise in zip(
+        *(micro_batches(value, 2) for value in (world.x_generated, world.condition, world.sigma, world.noise)),
+        strict=True,
+    ):
+        losses = method.generator_losses(x, condition, sigma, noise)
+        assert losses.logit is not None
+        means.append(0.5 * means[-1] + 0.5 * losses.logit.exp().mean().item())
+        torch.testing.assert_close(losses.diagnostics["log_ratio"], losses.logit - math.log(means[-1]))
+        assert published.means.item() == pytest.approx(means[-1], rel=1e-5)
 
 
 def test_the_total_is_the_weighted_sum_of_the_means() -> None:

@@ -56,6 +56,11 @@ def test_a_preset_trains_what_it_should(preset: str, tmp_path: Path) -> None:
         (("experiment=mixture", "fake_score.guidance=1.5"), "guidance=1.5: .* without classes"),
         (("experiment=mixture", "discriminator=teacher_features"), "the teacher has no features"),
         (
+            ("discriminator=strided_teacher_features", "discriminator.head.levels=[0,5]"),
+            r"discriminator.head.levels=\[0, 5\]: the network has features at 2 levels",
+        ),
+        (("discriminator=channel_mean", "objective=sds", "generator.gan_weight=1"), "no fake score with an encoder"),
+        (
             ("experiment=mixture", "fake_score.network=null"),
             "fake_score.network=null .* is not a network: describe a network as fake_score.network=",
         ),

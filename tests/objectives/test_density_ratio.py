@@ -1,7 +1,9 @@
 """The normalisation of the ratio recovers a known mean in every bin, in one process and over several."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -9,7 +11,10 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from onestep.noise import KarrasSigma, LogNormalSigma, LogUniformSigma, SigmaDistribution
-from onestep.objectives.density_ratio import QuantileBins, global_mean
+from onestep.objectives.adversarial import log_ratio_of
+from onestep.objectives.density_ratio import LinearBins, QuantileBins, global_mean
+from onestep.objectives.divergences import Divergence, ForwardKL, JensenShannon
+from tests.helpers.paths import REFERENCE
 
 SIGMA_DISTRIBUTION = LogUniformSigma(1.0, 16.0)
 SIGMA = torch.tensor([1.5, 3.0, 6.0, 12.0])  # one in each of four bins
@@ -111,6 +116,59 @@ def test_saved_and_loaded_it_is_the_same() -> None:
     assert not torch.equal(other(torch.ones(4), SIGMA), torch.ones(4))
 
 
+@pytest.mark.parametrize(("name", "decay", "divergence"), [("js", 0.5, JensenShannon()), ("kl", 0.0, ForwardKL())])
+def test_the_published_normalization(name: str, decay: float, divergence: Divergence) -> None:
+    """Recorded bins and weights of f-distill's code in two cycles of two micro-batches each."""
+    normalizer = LinearBins(SIGMA_DISTRIBUTION, 10, 0.002, 80.0, decay, ratio_min=0.1, ratio_max=20.0)
+    with np.load(REFERENCE / "published_heads.npz") as file:
+        for batch in ("00", "01", "10", "11"):
+            record = {
+                key: torch.from_numpy(file[f"{name}/normalizer/{batch}/{key}"])
+                for key in ("logits_fake", "sigma", "bins_before", "bins_after", "h")
+            }
+            torch.testing.assert_close(normalizer.means.float(), record["bins_before"], rtol=1e-5, atol=0)
+            log_ratio = log_ratio_of(record["logits_fake"])
+            weight = divergence.weight(normalizer(log_ratio, record["sigma"]))
+            torch.testing.assert_close(normalizer.means.float(), record["bins_after"], rtol=1e-5, atol=0)
+            torch.testing.assert_close(weight / weight.mean(), record["h"], rtol=1e-5, atol=0)
+            normalizer.update(log_ratio, record["sigma"])  # changes nothing, as the next batch shows
+    assert (normalizer.means != 1).sum() >= 3
+
+
+def linear_bins(decay: float = 0.5) -> LinearBins:
+    """Four bins with edges 1, 2, 3, 4 and 5, for ratios in [1/4, 4]."""
+    return LinearBins(SIGMA_DISTRIBUTION, 4, sigma_min=1.0, sigma_max=5.0, decay=decay, ratio_min=0.25, ratio_max=4.0)
+
+
+def test_linear_bins_clamp_the_ratio_and_contain_the_batch_itself() -> None:
+    normalizer = linear_bins()
+    sigma = torch.tensor([0.1, 1.9, 4.9, 60.0])  # outer bins
+    ratio = torch.tensor([1.0, 3.0, 100.0, 0.001])
+    result = normalizer(ratio.log(), sigma).exp()
+    means = [0.5 * 1 + 0.5 * 2, 0.5 * 1 + 0.5 * 2.125]
+    assert normalizer.means.tolist() == pytest.approx([means[0], 1, 1, means[1]], rel=1e-5)
+    assert result.tolist() == pytest.approx([1 / means[0], 3 / means[0], 4 / means[1], 0.25 / means[1]], rel=1e-5)
+
+
+def test_a_skipped_step_leaves_linear_bins_as_they_were() -> None:
+    normalizer = linear_bins()
+    result = normalizer(torch.tensor([math.nan, 1.0]), torch.tensor([1.5, 2.5]))
+    assert result.isnan().tolist() == [True, False] and normalizer.means.tolist() == [1, 1, 1, 1]
+    normalizer(torch.tensor([math.inf, 1.0]), torch.tensor([1.5, 2.5]))
+    assert normalizer.means.tolist() == pytest.approx([2.5, (1 + math.e) / 2, 1, 1], rel=1e-5)
+
+
+def test_linear_bins_are_saved_and_have_an_order() -> None:
+    normalizer, other = linear_bins(), linear_bins()
+    normalizer(torch.ones(4), torch.tensor([1.5, 2.5, 3.5, 4.5]))
+    other.load_state_dict(normalizer.state_dict())
+    assert torch.equal(other.means, normalizer.means) and (other.means > 1.5).all()
+    with pytest.raises(ValueError, match=r"normalizer.ratio_min=2.0, ratio_max=1.0: expected ascending"):
+        LinearBins(SIGMA_DISTRIBUTION, 4, 1.0, 5.0, 0.5, ratio_min=2.0, ratio_max=1.0)
+    with pytest.raises(ValueError, match="sigma_min=5.0, sigma_max=1.0"):
+        LinearBins(SIGMA_DISTRIBUTION, 4, 5.0, 1.0, 0.5, ratio_min=0.1, ratio_max=20.0)
+
+
 def test_global_mean_alone() -> None:
     values = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
     mean = global_mean(values)
@@ -124,13 +182,15 @@ def on_process(rank: int, folder: str) -> None:
     values = torch.tensor([[1.0], [2.0, 3.0, 10.0]][rank])
     normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
     normalizer.update(values.log(), SIGMA[: len(values)])
-    torch.save((global_mean(values), normalizer.sums, normalizer.counts), f"{folder}/{rank}.pt")
+    linear = linear_bins(decay=0.0)
+    linear(values.log(), torch.full_like(values, 1.5))
+    torch.save((global_mean(values), normalizer.sums, normalizer.counts, linear.means), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_means_are_over_all_processes(tmp_path: Path) -> None:
     spawn(on_process, args=(str(tmp_path),), nprocs=2)
     for rank in range(2):
-        mean, sums, counts = torch.load(tmp_path / f"{rank}.pt")
-        assert mean.item() == 4
+        mean, sums, counts, means = torch.load(tmp_path / f"{rank}.pt")
+        assert mean.item() == 4 and means.tolist() == pytest.approx([2.5, 1, 1, 1], rel=1e-5)
         assert sums.item() == pytest.approx(16, rel=1e-6) and counts.item() == 4
