@@ -12,6 +12,7 @@ from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
 from onestep.distillation import loop
 from onestep.engine.checkpoint import best_value, list_checkpoints
+from onestep.engine.clipping import Entries, NormOfEach
 from onestep.engine.log import read_log
 from onestep.export.export import export
 from tests.helpers.configs import configure, refused, tiny_config
@@ -124,6 +125,14 @@ def test_a_run_without_averages(tmp_path: Path, drawn: list[Tensor]) -> None:
     assert len(drawn[-1]) == 4
     assert "| weights | the last iterate |" in (export(folder, tmp_path / "export") / "README.md").read_text()
     assert len(list_checkpoints(folder)) == 4
+
+
+def test_the_clipping_of_each_optimizer(tmp_path: Path) -> None:
+    entries = "clip.critics._target_=onestep.engine.clipping.Entries"
+    parts = build_distillation(tiny_config(tmp_path, entries, "clip.critics.largest=0.5", "clip.generator.largest=3"))
+    of_generator, of_critics = (parts.optimizers[name].clip for name in ("generator", "critics"))
+    assert isinstance(of_generator, NormOfEach) and of_generator.largest == 3
+    assert isinstance(of_critics, Entries) and of_critics.largest == 0.5
 
 
 @pytest.mark.parametrize(

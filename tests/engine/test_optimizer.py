@@ -30,6 +30,13 @@ def test_lr_warms_up_linearly() -> None:
     assert [lr_factor(settings, images) for images in (0, 50, 200, 900)] == pytest.approx([0, 0.25, 1, 1])
 
 
+def test_the_warm_up_of_dmd2() -> None:
+    """Its scheduler counts 500 calls: one for each of 7 processes in each of 5 steps to a step of the generator."""
+    settings = make_settings(total_images=56_000, batch_size=280, warmup_images=4000)
+    factors = [lr_factor(settings, update * settings.batch_size) for update in range(16)]
+    assert factors == pytest.approx([min(1, update * 5 * 7 / 500) for update in range(16)])
+
+
 def test_lr_decays_by_a_cosine_to_its_final_share() -> None:
     settings = make_settings(final_lr=0.1)
     expected = [1, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 0.55, 0.1, 0.1]

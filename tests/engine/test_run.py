@@ -22,7 +22,7 @@ VALUES = {1: 5.0, 2: 3.0, 3: 4.0, 4: 6.0, 5: 3.5, 6: 7.0}
 
 @pytest.mark.parametrize("key", ["fid", "fid50k", "recall"])
 def test_the_best_is_saved_and_kept(key: str, tmp_path: Path) -> None:
-    """The smallest value or, if higher is better, the largest of the negated values."""
+    """The smallest value or, if higher is better, the largest of the negated values; that of a second average too."""
     run, state = build_run(tiny_config(tmp_path)), TrainingState({"network": nn.Linear(2, 2)}, {})
     settings = make_settings(total_images=60, checkpoint_every=4, keep_last=1)
     higher_is_better = key == "recall"
@@ -30,11 +30,17 @@ def test_the_best_is_saved_and_kept(key: str, tmp_path: Path) -> None:
     run.start(state, settings, {})
     with run.guarded():
         for state.iteration, value in VALUES.items():
-            run.end_iteration(state, settings, [Measurement(key, sign * value, higher_is_better)])
-    kept = [json.loads((path / "manifest.json").read_text())["measured"][0] for path in list_checkpoints(tmp_path)]
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_00000002", "iteration_00000006"]
-    assert [measured["value"] for measured in kept] == [sign * 3.0, sign * 7.0]
-    assert all(measured["key"] == key and measured["higher_is_better"] is higher_is_better for measured in kept)
+            values = {key: value, f"{key}/slow": abs(state.iteration - 3)}
+            measured = [Measurement(name, sign * number, higher_is_better) for name, number in values.items()]
+            run.end_iteration(state, settings, measured)
+    kept = [json.loads((path / "manifest.json").read_text())["measured"] for path in list_checkpoints(tmp_path)]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"iteration_{i:08d}" for i in (2, 3, 6)]
+    assert [[one["value"] for one in measured] for measured in kept] == [
+        [sign * 3.0, sign * 1.0], [sign * 4.0, 0.0], [sign * 7.0, sign * 3.0],
+    ]  # fmt: skip
+    for measured in kept:
+        assert [one["key"] for one in measured] == [key, f"{key}/slow"]
+        assert all(one["higher_is_better"] is higher_is_better for one in measured)
 
 
 def test_a_distillation_keeps_the_best_by_recall(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ LAYOUTS = {
         ("shard=true", "training.accumulation=2", "gradient_checkpointing=true"),
     ),
 }
+# Below the gradients' norms and largest entries.
+CLIPPED = (
+    "clip.critics._target_=onestep.engine.clipping.Entries", "clip.critics.largest=0.01", "clip.generator.largest=0.1",
+)  # fmt: skip
 METHODS = {
     "f_distill": (),
     "uni_instruct": ("objective=uni_instruct", "discriminator=shared_encoder", "generator.later_sigmas=[0.5,0.2]"),
@@ -62,9 +66,9 @@ def assert_same(one: Path, other: Path, dtype: str, iterations: int = ITERATIONS
 
 def test_the_hardest_layout_is_the_same_run(tmp_path: Path) -> None:
     """Which has all of the others' parts; for a few iterations."""
-    few, one, other = "training.total_images=64", tmp_path / "one", tmp_path / "other"
+    few, one, other = ("training.total_images=64", *CLIPPED), tmp_path / "one", tmp_path / "other"
     processes, overrides = LAYOUTS["two with sharded networks and micro-batches"]
-    workers = start(one, "float64", 1, few) + start(other, "float64", processes, few, *overrides)  # side by side
+    workers = start(one, "float64", 1, *few) + start(other, "float64", processes, *few, *overrides)  # side by side
     finish(workers)
     assert len(workers) == 3
     assert_same(one, other, "float64", iterations=4)
