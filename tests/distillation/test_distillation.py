@@ -61,6 +61,18 @@ def test_a_discriminator_without_weights(tmp_path: Path) -> None:
     assert critics["discriminator_loss"].isfinite().all()
 
 
+@pytest.mark.parametrize(("normalizer", "times"), [("published", 2), ("quantile_bins", 4)])
+def test_micro_batches_pass_the_normalizer(normalizer: str, times: int, tmp_path: Path) -> None:
+    """Once each for the published one, which changes with each pass; the other's full batch needs its mean first."""
+    parts = build_distillation(tiny_config(tmp_path, f"normalizer={normalizer}", "training.accumulation=2"))
+    passes: list[Tensor] = []
+    assert parts.method.normalizer is not None
+    parts.method.normalizer.register_forward_hook(lambda _, inputs, __: passes.append(inputs[0]))
+    list(take_updates(parts))
+    assert len(passes) == times
+    assert any((value != 1).any() for value in parts.method.normalizer.buffers())
+
+
 @pytest.mark.parametrize("objective", ["f_distill", "uni_instruct"])
 def test_reverse_kl_needs_no_discriminator(objective: str, tmp_path: Path) -> None:
     overrides = (f"objective={objective}", "divergence=reverse_kl", "discriminator=none", "generator.gan_weight=0")

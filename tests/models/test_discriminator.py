@@ -94,6 +94,16 @@ def test_heads_that_cannot_be(call: Callable[[], Any], message: str) -> None:
         call()
 
 
+@pytest.mark.slow
+def test_a_compiled_network_returns_its_features_from_one_graph() -> None:
+    network = tiny_denoiser()
+    compiled: Any = torch.compile(network, backend="eager", fullgraph=True)
+    inputs = torch.randn(2, 1, 8, 8), torch.ones(2)
+    for options in ({"outputs": "features", "levels": (0,)}, {"outputs": "both", "levels": (0, 1)}):
+        results = zip(compiled(*inputs, **options), network(*inputs, **options), strict=True)
+        assert all(torch.equal(one, other) for one, other in results)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("levels", [(-1,), (0,), (0, 1)])
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ class DhariwalUNet(nn.Module):
         attends = set(attn_resolutions)
         skip_channels = self._build_encoder(levels, img_channels, num_blocks, attends, block)
         #: The encoder's last output at each resolution, the features of discriminators: positions and shapes.
-        self.feature_layers = range(num_blocks, len(skip_channels), num_blocks + 1)
+        self.feature_layers = tuple(range(num_blocks, len(skip_channels), num_blocks + 1))
         self.feature_shapes = [(channels, res, res) for res, channels in levels]
         self._build_decoder(levels, skip_channels, num_blocks, attends, block)
         self.out_norm = group_norm(levels[0][1], eps=1e-5)

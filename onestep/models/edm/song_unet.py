@@ -136,7 +136,7 @@ class SongUNet(nn.Module):
             block,
         )
         #: The encoder's last output at each resolution, the features of discriminators: positions and shapes.
-        self.feature_layers = range(num_blocks, len(skip_channels), num_blocks + 1)
+        self.feature_layers = tuple(range(num_blocks, len(skip_channels), num_blocks + 1))
         self.feature_shapes = [(channels, res, res) for res, channels in levels]
         self._build_decoder(
             levels, out_channels or img_channels, skip_channels, num_blocks, attends, resample_filter, block
