@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -17,7 +18,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, Interpolation
 
 from onestep.folders import cache_folder
 from onestep.ranges import check_arguments, parameters, unknown_key
-from onestep.reading import one_line
 
 #: The folder of all configuration files.
 CONF = Path(__file__).parent / "conf"
@@ -104,6 +104,22 @@ def add_choices(config: DictConfig, choices: Mapping[str, Any]) -> None:
     """Add the ``choices`` by group to ``config``: a run's record names its parts by them."""
     with open_dict(config):
         config.choices = {group: choice for group, choice in choices.items() if not group.startswith("hydra/")}
+
+
+def record_overrides(config: DictConfig) -> None:
+    """Write what Hydra would write into ``.hydra`` of the command's folder, which now is this run's own.
+
+    Hydra writes it at its start, over the record of another run that uses the folder, so that conf/ turns it off.
+    """
+    if not HydraConfig.initialized() or str(CONF) not in (it.path for it in HydraConfig.get().runtime.config_sources):
+        return  # called from Python
+    from onestep.files import write_text  # imports torch
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir) / ".hydra"
+    own = OmegaConf.create({"hydra": hydra_config})
+    for name, node in (("config", config), ("hydra", own), ("overrides", hydra_config.overrides.task)):
+        write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(node))
 
 
 def add_recipe(config_name: str, words: Sequence[str]) -> list[str]:
@@ -226,7 +242,9 @@ def _check_parts(node: Any, path: str, partial: bool) -> Any:
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        raise ValueError(f"{path}._target_={node['_target_']} cannot be imported: {one_line(error, 300)}") from error
+        raise ValueError(
+            f"{path}._target_={node['_target_']} cannot be imported: {' '.join(str(error).split())}"
+        ) from error
     taken = parameters(target)
     if taken is not None and (foreign := [key for key in arguments if key not in taken]):
         # Hydra deletes no key whose value is null.

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from traceback import print_exception
 from typing import Any
 
@@ -31,6 +31,8 @@ from onestep.engine.signals import Interrupted, interruptible
 
 _OPTIONS_WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--package", "-p"}
 _OPTIONS_WITH_NAME = {"-c", "--cfg", "-i", "--info"}
+#: The longest that the processes of a launcher wait for each other before anything else, in seconds.
+_START_SECONDS = 120.0
 
 
 def wants_traceback() -> bool:
@@ -183,18 +185,40 @@ def _run_hydra(main: Callable[[DictConfig], Any], config_name: str, arguments: S
 
 
 def _share_start() -> None:
-    """Make ``${started:FORMAT}`` the main process's time in all processes, for the name of their common folder."""
+    """Make ``${started:FORMAT}`` the main process's time in all processes, for the name of their common folder.
+
+    Raises:
+        ValueError: if a process is missing, with its rank.
+    """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return
-    from torch.distributed.rendezvous import rendezvous  # a slow import, which several processes need anyway
+    from torch.distributed import DistError, TCPStore  # a slow import, which several processes need anyway
 
-    store, rank, _ = next(rendezvous("env://"))
-    key = f"onestep/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
-    if rank == 0:
-        store.set(key, datetime.now().isoformat())
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store
+    keys = [f"onestep/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{other}" for other in range(count)]
+    limit = timedelta(seconds=_START_SECONDS)
+    try:
+        store = TCPStore(host, port, count, rank == 0 and not by_launcher, limit, False, multi_tenant=True)
+        store.set(keys[rank], datetime.now().isoformat())
+    except DistError as error:
+        raise ValueError(
+            f"process {rank} of {count} found no main process at {host}:{port} within {_START_SECONDS:g} s: start all "
+            "processes again"
+        ) from error
+    try:
+        store.wait(keys, limit)
+    except DistError as error:
+        missing = ", ".join(str(other) for other, key in enumerate(keys) if not store.check([key]))
+        raise ValueError(
+            f"process {rank} of {count} waited {_START_SECONDS:g} s at the start for process {missing}, which "
+            "has ended or hangs: start all processes again"
+        ) from error
+    time = datetime.fromisoformat(store.get(keys[0]).decode())
 
-    def started(pattern: str) -> str:
-        return datetime.fromisoformat(store.get(key).decode()).strftime(pattern)
+    def started(pattern: str, _held: Any = store) -> str:  # other processes may still read from this one's store
+        return time.strftime(pattern)
 
     OmegaConf.register_new_resolver("started", started, replace=True, use_cache=True)
 

@@ -1,11 +1,17 @@
 """The entry point of the commands: sweeps with jobs that fail, and folders that Hydra cannot write."""
 
+import re
+import socket
+import time
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from onestep.build.run import started_run
+from onestep.build.sampling import _place
+from onestep.engine.folder import locked
 from onestep.entry import options_first, quote_values, run_entry_point
 
 
@@ -158,3 +164,51 @@ def test_default_folders_differ(tmp_path: Path) -> None:
     for _ in range(2):
         run_entry_point(lambda config: None, "sample", [])
     assert len(list((tmp_path / "outputs" / "samples").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [
+        (0, r"process 0 of 2 waited 0\.5 s at the start for process 1, which has ended or hangs: start all"),
+        (1, r"process 1 of 2 found no main process at 127\.0\.0\.1:[0-9]+ within 0\.5 s: start all"),
+    ],
+)
+def test_a_process_that_is_missing_at_the_start(rank: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in given.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("onestep.entry._START_SECONDS", 0.5)
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as caught:
+        run_entry_point(lambda config: pytest.fail("it ran"), "sample", [])
+    (line,) = str(caught.value.code).splitlines()
+    assert re.match(f"error: {expected}", line) and time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_a_refused_start_leaves_the_record_of_the_run_there(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of a run, or samples, in the folder: what Hydra recorded of it stays; a good start has a record."""
+
+    def start(config: DictConfig) -> None:
+        if command == "sample":
+            _place(config)
+        else:
+            with started_run(config):
+                pass
+
+    words = ["hydra.run.dir=run", "device=cpu"]
+    run_entry_point(start, command, [*words, "seed=1"])
+    files = {path.name: path.read_text() for path in Path("run/.hydra").iterdir()}
+    assert files.keys() == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert "- seed=1" in files["overrides.yaml"] and "seed: 1\n" in files["config.yaml"]
+    assert "dir: run" in files["hydra.yaml"]
+    Path("run/000000.png").touch()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with locked(tmp_path / "run"), pytest.raises(SystemExit, match="in use by another run|it holds 1 other files"):
+        run_entry_point(start, command, [*words, "seed=2"])
+    assert {path.name: path.read_text() for path in Path("run/.hydra").iterdir()} == files

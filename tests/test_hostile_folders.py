@@ -330,7 +330,7 @@ SUMMARY: dict[str, Any] = {"teacher": SIDE, "student": SIDE, "images_seen": 1, "
 SUMMARIES: dict[str, Any] = NO_OBJECT | {
     f"{key}={value}": changed(SUMMARY, {key: value})
     for key in ("teacher", "student", "images_seen", "seconds", "results", "results/student", "student/fid")
-    for value in ("text", [1], {"a": "b"}, -1)
+    for value in ("text", [1], {"a": "b"}, -1, True)
     if (key, value) not in (("seconds", -1), ("student/fid", -1))
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from onestep.build.processes import separate_processes
-from onestep.config import instantiate
+from onestep.config import instantiate, record_overrides
 from onestep.engine.averages import Rule, check_names
 from onestep.engine.clipping import Clipping
 from onestep.engine.course import course_of
@@ -26,6 +26,8 @@ def started_run(config: DictConfig) -> Iterator[Run]:
         ValueError: see :class:`onestep.engine.run.Run` and :meth:`onestep.engine.folder.RunFolder.claimed`.
     """
     with separate_processes(), build_run(config).claimed() as run:
+        if run.accelerator.is_main_process:
+            record_overrides(config)
         yield run
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from onestep.build.evaluation import build_evaluator, classes_of
 from onestep.build.processes import separate_processes
 from onestep.build.recorded import Parts
-from onestep.config import instantiate
+from onestep.config import instantiate, record_overrides
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
@@ -76,6 +76,7 @@ def _place(config: DictConfig) -> Path:
     last = config.seed + config.count * config.seed_ranges - 1
     check_seeds(config.seed, last, f"seed={config.seed} count={config.count} seed_ranges={config.seed_ranges}")
     check_folder(Path(config.save_to))
+    record_overrides(config)
     return Path(config.save_to)
 
 

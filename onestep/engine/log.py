@@ -13,11 +13,14 @@ from tqdm.auto import tqdm
 
 from onestep.files import atomic_file, sync, to_json
 from onestep.precision import double
-from onestep.reading import check_file, parse_json
+from onestep.reading import check_file, one_line, parse_json
 
 #: Statistics of diagnostics in the log; others have the mean only. They are taken within a global batch.
 _STATISTICS = {"weight": ("mean", "std", "max"), "log_ratio": ("mean", "std")}
 _LONGEST_LINE = 2**20  # bytes
+_LARGEST = 10**300  # number in a line
+#: Keys of values that are no numbers, of skipped steps, rollbacks and resumptions.
+_EVENTS = ("skipped_step", "samples", "rollback", "changed_settings")
 #: Diagnostics on the progress bar.
 _SHOWN = ("loss", "fake_score_loss")
 
@@ -166,8 +169,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(_texts(path), start=1):
         try:
             line = parse_json(text, dict[str, Any], f"{path}, line {number}")
-            if type(line.get("iteration")) is not int:
-                raise ValueError(f"{path}, line {number}: iteration={line.get('iteration')!r}: expected an integer")
+            _check_line(line, f"{path}, line {number}")
         except ValueError as error:
             damaged.append(str(error))
             continue
@@ -175,6 +177,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if damaged:
         warnings.warn(f"lines of the log that are damaged and left out: {len(damaged)}. {damaged[0]}", stacklevel=2)
     return lines
+
+
+def _check_line(line: dict[str, Any], place: str) -> None:
+    for name in ("iteration", "images_seen"):
+        if type(line.get(name)) is not int or not 0 <= line[name] < 2**63:
+            raise ValueError(f"{place}: {name}={one_line(repr(line.get(name)))}: expected an integer")
+    for name, value in line.items():
+        number = type(value) in (int, float) and abs(value) < _LARGEST
+        if value is not None and not number and name not in _EVENTS:
+            raise ValueError(f"{place}: {one_line(name)}={one_line(repr(value))}: expected a number or null")
 
 
 def _texts(path: Path) -> Iterator[bytes]:

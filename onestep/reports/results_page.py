@@ -8,6 +8,7 @@ error that names the run. Rows are never left out.
 import argparse
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from onestep.engine.records import read_record
 from onestep.files import write_text
 from onestep.models.generator import Generator, load_denoiser
+from onestep.ranges import Fraction, NonNegativeInt
 from onestep.reading import read_json, read_yaml
 from onestep.reports.compare import generate, save_panels
 from onestep.reports.plots import save_figure
@@ -27,7 +29,15 @@ from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
 
 
-def to_page(rows: Rows, features: dict[str, Any], plan: dict[str, Any], name: str) -> str:
+@dataclass(frozen=True)
+class OfFeatures:
+    """What the page says of a feature network: two entries of its ``summary.json``."""
+
+    held_out_images: NonNegativeInt
+    held_out_accuracy: Fraction
+
+
+def to_page(rows: Rows, features: OfFeatures, plan: dict[str, Any], name: str) -> str:
     """The page in Markdown; its images are ``{name}_curves.png`` and ``{name}_samples.png``."""
     teacher, *students = rows.rows.values()
     protocol, spread = teacher.protocol, rows.spread
@@ -37,7 +47,7 @@ def to_page(rows: Rows, features: dict[str, Any], plan: dict[str, Any], name: st
         plan["text"].strip(),
         f"Teacher and students are networks of {parameters:,} parameters. Metrics compare {protocol['samples']:,} "
         f"samples with {protocol['reference']}, in the features of the {protocol['features']}. Its accuracy on "
-        f"{features['held_out_images']:,} held-out images is {100 * features['held_out_accuracy']:.2f} %.",
+        f"{features.held_out_images:,} held-out images is {100 * features.held_out_accuracy:.2f} %.",
         _table(rows.rows.values()),
         _verdict(students, teacher),
         "The spread of a FID over ranges of seeds was not measured."
@@ -176,7 +186,7 @@ def write_page(folder: Path, output: Path, samples: int) -> None:
     if not plan_file.is_file():
         raise ValueError(f"{plan_file}: no such file; expected the list of runs to compare")
     plan = read_yaml(plan_file)
-    rows, features = read_rows(folder, plan), read_json(folder / plan["features"] / "summary.json", dict[str, Any])
+    rows, features = read_rows(folder, plan), read_json(folder / plan["features"] / "summary.json", OfFeatures)
     page = to_page(rows, features, plan, output.name)
     save_fid_curves(rows, output.with_name(f"{output.name}_curves.png"))
     panels = {row.title: generate_samples(row, samples) for row in rows.rows.values()}

@@ -57,8 +57,9 @@ class Row:
     @property
     def protocol(self) -> dict[str, Any]:
         """The features, reference and number of samples of the FID; comparable FIDs have equal protocols."""
-        record = next(record for record in self.summary["results"][self.side] if record["metric"] == "fid")
-        return {name: record[name] for name in ("features", "reference", "samples")}
+        records = self.summary["results"].get(self.side, [])
+        record = next((record for record in records if record["metric"] == "fid"), {})
+        return {name: record.get(name) for name in ("features", "reference", "samples")}
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,10 @@ def read_rows(folder: Path, plan: dict[str, Any]) -> Rows:
 
 def _read_row(folder: Path, title: str, side: str) -> Row:
     row = Row(title, folder, read_summary(folder), side)
-    lacking = [metric for metric in METRICS if metric not in row.summary.get(side, {})]
+    values = row.summary.get(side, {})
+    lacking = [metric for metric in (*METRICS, "samples_per_second") if values.get(metric) is None]
     if lacking:
         raise ValueError(f"{folder}: summary.json has no {', '.join(lacking)} of the {side}: evaluate these metrics")
+    if not isinstance(row.protocol["samples"], int) or None in row.fids:
+        raise ValueError(f"{folder}: summary.json has a record of the {side}'s FID without a value or samples")
     return row

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
+from annotated_types import Ge, Lt
 from pydantic import AfterValidator, ConfigDict, FiniteFloat, NonNegativeInt
 from rich.console import Console
 from rich.markup import escape
@@ -38,7 +39,7 @@ def _check_side(side: dict[str, Any]) -> dict[str, Any]:
 
 
 #: The values of the teacher or the student in ``summary.json`` by key; null is a value that is not finite.
-Side = Annotated[dict[str, int | FiniteFloat | None], AfterValidator(_check_side)]
+Side = Annotated[dict[str, Annotated[int, Ge(-(2**63)), Lt(2**63)] | FiniteFloat | None], AfterValidator(_check_side)]
 
 
 class Summary(TypedDict):

@@ -104,7 +104,10 @@ def test_a_line_is_over_the_same_iterations_whenever_a_run_resumes(
 
 def write_lines(path: Path, iterations: range) -> None:
     path.write_text(
-        "".join(json.dumps({"iteration": iteration, "loss": 0.5 * iteration}) + "\n" for iteration in iterations)
+        "".join(
+            json.dumps({"iteration": iteration, "images_seen": 16 * iteration, "loss": 0.5 * iteration}) + "\n"
+            for iteration in iterations
+        )
     )
 
 
@@ -114,7 +117,10 @@ def test_resuming_drops_the_lines_after_the_checkpoint(accelerator: Accelerator,
     assert [line["iteration"] for line in read_log(path)] == [1, 2, 3, 4]
     log.write(5, {"loss": -1.0})
     log.close()
-    assert read_log(path)[3:] == [{"iteration": 4, "loss": 2.0}, {"iteration": 5, "images_seen": 80, "loss": -1.0}]
+    assert read_log(path)[3:] == [
+        {"iteration": 4, "images_seen": 64, "loss": 2.0},
+        {"iteration": 5, "images_seen": 80, "loss": -1.0},
+    ]
     open_log(accelerator, path, start=0).close()
     assert read_log(path) == []
 
@@ -142,6 +148,12 @@ def test_no_log_has_no_lines(path: Path) -> None:
         (b"[1, 2]", "line 2: the content=.*expected an object"),
         (b'{"loss": 1.0}', "line 2: iteration=None: expected an integer"),
         (b'{"iteration": true}', "line 2: iteration=True: expected an integer"),
+        (b'{"iteration": 2, "loss": 1.0}', "line 2: images_seen=None: expected an integer"),
+        (b'{"iteration": 2, "images_seen": "8"}', "line 2: images_seen='8': expected an integer"),
+        *(
+            (b'{"iteration": 2, "images_seen": 8, "fid": %s}' % value, r"line 2: fid=.*: expected a number or null")
+            for value in (b'"text"', b"true", b"[1]", b'{"a": 1}', b"1" + b"0" * 301)
+        ),
         (b'{"iteration": 2, "loss": NaN}', "line 2: no JSON"),
         (b'{"iteration": ' + b"[" * 5000, "line 2: no JSON: recursion limit"),
     ],

@@ -205,6 +205,16 @@ def test_one_range_has_no_spread() -> None:
     assert orderings(rows, papers) == [("one", "a", "b", "yes")]
 
 
+@pytest.mark.parametrize("values", [{"value": None}, {"samples": None}, {"samples": "many"}])
+def test_a_record_without_a_number(values: dict[str, Any], runs: Path, tmp_path: Path) -> None:
+    for run in ("teacher", "first", "second", "long"):
+        (tmp_path / run).mkdir()
+        shutil.copy(runs / run / "summary.json", tmp_path / run)
+    edit_record(tmp_path / "first", **values)
+    with pytest.raises(ValueError, match=r"first: summary\.json has a record of the student's FID without"):
+        read_rows(tmp_path, PLAN)
+
+
 def test_the_papers_name_rows_alone(runs: Path) -> None:
     papers = {"columns": [], "rows": [{"method": "DMD2", "runs": ["dmd2"], "fid": []}]}
     with pytest.raises(ValueError, match=r"papers\.rows: unknown runs dmd2"):
