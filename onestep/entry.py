@@ -192,7 +192,7 @@ def _share_start() -> None:
     """
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return
-    from torch.distributed import DistError, TCPStore  # a slow import, which several processes need anyway
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined] # slow, and needed anyway
 
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -58,7 +58,7 @@ class Row:
     def protocol(self) -> dict[str, Any]:
         """The features, reference and number of samples of the FID; comparable FIDs have equal protocols."""
         records = self.summary["results"].get(self.side, [])
-        record = next((record for record in records if record["metric"] == "fid"), {})
+        record: dict[str, Any] = next((record for record in records if record["metric"] == "fid"), {})
         return {name: record.get(name) for name in ("features", "reference", "samples")}
 
 
