@@ -6,7 +6,7 @@ width get equally many samples for every distribution (see :mod:`onestep.objecti
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -28,6 +28,17 @@ def expand_like(sigma: Tensor, x: Tensor) -> Tensor:
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """``x0 + sigma * noise`` for ``x0`` and ``noise`` [B, ...] and ``sigma`` [B], in data units."""
     return x0 + expand_like(sigma, x0) * noise
+
+
+class Noised(NamedTuple):
+    """Noise levels [B], in data units, and standard normal noise [B, ...] of a batch of samples."""
+
+    sigma: Tensor
+    noise: Tensor
+
+    def add_to(self, x0: Tensor) -> Tensor:
+        """``x0 + sigma * noise`` [B, ...]."""
+        return add_noise(x0, self.noise, self.sigma)
 
 
 def per_sample_sum(x: Tensor) -> Tensor:

@@ -157,6 +157,8 @@ def check(name: str, value: Any, annotation: Any) -> Any:
         return None
     if is_dataclass(annotation) and isinstance(value, dict):
         return check_arguments(annotation, value, name)
+    if is_dataclass(part := _part_of_list(annotation)) and isinstance(value, list):
+        return [check(f"{name}[{number}]", one, part) for number, one in enumerate(value)]
     plain = _without_whole_floats(value)
     for part in filter(is_plain, alternatives):
         as_typed = tuple(plain) if get_origin(part) is tuple and isinstance(plain, list) else plain
@@ -232,6 +234,8 @@ def describe(annotation: Any) -> str:
     """The values of ``annotation`` in words, such as "an integer of at least 1, or null"."""
     parts = _alternatives(annotation)
     words = (_words(_adapter(part).json_schema() if is_plain(part) else _OBJECT) for part in parts)
+    if is_dataclass(_part_of_list(annotation)):
+        return "a list, each a mapping"
     return "a mapping" if is_dataclass(annotation) else ", or ".join(dict.fromkeys(words))
 
 
@@ -259,6 +263,10 @@ def _remedy(name: str, value: Any, annotation: Any) -> str:
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _part_of_list(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) in (list, Sequence) else None
 
 
 @functools.cache

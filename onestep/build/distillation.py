@@ -25,7 +25,8 @@ from onestep.distillation import loop
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import PairSettings, prepare_pairs
 from onestep.distillation.parts import Distillation
-from onestep.distillation.settings import CriticSettings, GeneratorSettings
+from onestep.distillation.schedule import SCHEDULES
+from onestep.distillation.settings import CriticSettings, EarlyPhase, GeneratorSettings
 from onestep.engine.averages import Averages
 from onestep.engine.clipping import Clipping
 from onestep.engine.optimizer import GuardedOptimizer
@@ -123,14 +124,18 @@ def build_distillation(
         settings=settings,
         generator=generator_settings,
         critics=critics,
+        updates=SCHEDULES[config.schedule](critics.steps if fake_score or discriminator else 0),
         method=Method(
             teacher=teacher,
             objective=objective,
             fake_score=fake_score,
             discriminator=discriminator,
             normalizer=normalizer,
-            gan_weight=generator_settings.gan_weight,
+            gan_weighting=generator_settings.gan_weighting,
             discriminator_weight=critics.discriminator_weight,
+            discriminator_weighting=critics.discriminator_weighting,
+            error_weight=critics.error_weight,
+            error_sum=critics.error_sum,
         ),
         student=student,
         averages=averages,
@@ -186,14 +191,20 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
     generator: dict[str, Any] = OmegaConf.to_container(config.generator, resolve=True)  # type: ignore[assignment]
     if generator["sigma_init"] is None:
         generator["sigma_init"] = level_of(teacher, "sigma_max", "generator.sigma_init")
-    names = ("sigma_init", "later_sigmas", "gan_weight", "regression_weight")
+    for name in ("network", "init"):  # of its network
+        del generator[name]
+    phases = [EarlyPhase(**phase) for phase in generator.pop("early_phases")]
     return (
-        GeneratorSettings(**{name: generator[name] for name in names}),
+        GeneratorSettings(**generator, early_phases=phases),
         CriticSettings(
             steps=config.fake_score.steps,
-            fresh_latents=config.fake_score.fresh_latents,
             guidance=config.fake_score.guidance,
+            error_weight=config.fake_score.error_weight,
+            error_sum=config.fake_score.error_sum,
             discriminator_weight=config.discriminator.weight,
+            discriminator_weighting=config.discriminator.weighting,
+            real_noise=config.discriminator.real_noise,
+            generated_noise=config.discriminator.generated_noise,
         ),
     )
 

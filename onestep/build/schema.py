@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
 
+from onestep.distillation.schedule import ScheduleName
+from onestep.distillation.settings import EarlyPhase
 from onestep.engine.settings import CompileMode, Device, Timeout, Trackers, Workers
 from onestep.evaluation.writing import Format
+from onestep.objectives.denoising import ErrorWeight
 from onestep.precision import Precision
 from onestep.pretraining.settings import ClassifierSettings
 from onestep.ranges import (
@@ -61,22 +64,31 @@ class _Generator:
     init: PathText | None
     sigma_init: Positive | None
     later_sigmas: Sequence[Positive]
+    labels: Literal["data", "uniform"]
+    objective_weight: Rate
     gan_weight: Rate
+    gan_weighting: Literal["constant", "distance"]
+    gan_level: Literal["shared", "own"]
     regression_weight: Rate
+    early_phases: Sequence[EarlyPhase]
 
 
 @dataclass
 class _FakeScore:
     network: Part | None
     steps: Steps
-    fresh_latents: bool
     guidance: Guidance
+    error_weight: ErrorWeight
+    error_sum: bool
 
 
 @dataclass
 class _Discriminator:
     head: Part | None
     weight: PositiveRate
+    weighting: Literal["constant", "fake_score"]
+    real_noise: Literal["same", "own_noise", "own_level"]
+    generated_noise: Literal["shared", "own_level"]
 
 
 @dataclass
@@ -101,6 +113,7 @@ class _Train(_Run):
     sigma: Part
     fake_sigma: Part
     normalizer: Part | None
+    schedule: ScheduleName
     lora: Part | None
     pairs: Part | None
     training: Part

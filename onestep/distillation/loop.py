@@ -1,7 +1,7 @@
 """The distillation loop: updates of the critics (fake score and discriminator), then one update of the generator.
 
-An iteration has one forward pass of the generator. The critics are trained on its detached output with new noise in
-each update, or with ``fresh_latents`` on new samples in each update. A generator of several steps trains one random
+The critics are trained on the generator's detached output, with new noise in each update. The order of the updates and
+the samples of each are those of :mod:`onestep.distillation.schedule`. A generator of several steps trains one random
 step per iteration, on the output of the earlier steps. All networks are in eval mode, so that their outputs depend
 only on their weights.
 
@@ -10,20 +10,26 @@ does not depend on interruptions or on the number of processes. With accumulatio
 batch into micro-batches. The generator's update then repeats the forward pass, to keep only one graph in memory.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from onestep.data.dataset import Batch
 from onestep.denoiser import Condition, micro_batches
 from onestep.distillation.parts import Distillation
 from onestep.distillation.report import DistillationReport
+from onestep.distillation.schedule import Update, batches_per_iteration
+from onestep.distillation.settings import Weights
 from onestep.engine.course import describe_weights
 from onestep.engine.loop import train
+from onestep.engine.optimizer import SkippedStepError
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
+from onestep.noise import Noised, SigmaDistribution
 from onestep.objectives.losses import Term
 from onestep.objectives.regression import regression_loss
 from onestep.seeding import BatchRandom, seeded_rng
@@ -34,9 +40,10 @@ class MicroBatch:
     """A micro-batch of samples [b, ...]; without accumulation, all of the process's rows of the batch."""
 
     x_real: Tensor | None
+    condition_real: Condition
     condition: Condition
     noises: list[Tensor]  # of each step of the generator up to the trained one
-    x_generated: Tensor  # with a graph if there is only one micro-batch
+    x_generated: Tensor  # with a graph if there is only one micro-batch and the generator is trained on it
 
 
 def distill(parts: Distillation) -> dict[str, Any]:
@@ -50,8 +57,8 @@ def distill(parts: Distillation) -> dict[str, Any]:
     state = TrainingState(parts.saved_networks, parts.optimizers)
     report = DistillationReport(parts)
 
-    def update(iteration: int, x_real: Tensor | None, condition: Condition) -> None:
-        for diagnostics in updates(parts, iteration, run.random(settings, iteration), x_real, condition):
+    def update(iteration: int, data: Sequence[Batch]) -> None:
+        for diagnostics in updates(parts, iteration, run.random(settings, iteration), data):
             run.log.add(diagnostics)
             parts.averages.after_update(parts.student)
         parts.averages.after_iteration(parts.student, iteration * settings.batch_size, settings.batch_size)
@@ -61,31 +68,56 @@ def distill(parts: Distillation) -> dict[str, Any]:
 
     with run.guarded():
         teacher = {"teacher.weights": describe_weights(parts.method.teacher)}
-        train(run, state, settings, parts.data, update, evaluate, teacher)
+        train(run, state, settings, parts.data, update, evaluate, teacher, batches_per_iteration(parts.updates))
         return report.final(state)
 
 
 def updates(
-    parts: Distillation, iteration: int, random: BatchRandom, x_real: Tensor | None, condition: Condition
+    parts: Distillation, iteration: int, random: BatchRandom, data: Sequence[Batch]
 ) -> Iterator[dict[str, Tensor]]:
-    """Perform the updates of one iteration on this process's rows of a batch; yields the diagnostics of each.
+    """Perform the updates of one iteration; yields the diagnostics of each.
+
+    Args:
+        parts: of the distillation.
+        iteration: its number.
+        random: the iteration's random numbers.
+        data: this process's rows of each batch of the iteration, see :func:`batches_per_iteration`.
 
     Raises:
         SkippedStepError: see :meth:`onestep.engine.optimizer.GuardedOptimizer.step`.
     """
+    weights = parts.generator.weights(iteration * parts.settings.batch_size)
     step = exit_step(parts.run.seed, iteration, parts.student.network_evaluations)
+    number, batches = -1, list[MicroBatch]()
+    for update in parts.updates:
+        if update.of == "generator" and weights is None:
+            continue
+        if update.samples != number:
+            number = update.samples
+            trained = weights is not None and Update("generator", number) in parts.updates
+            batches = _generate(parts, step, random, data[number], trained and parts.settings.accumulation == 1)
+        try:
+            if update.of == "critics":
+                diagnostics = update_critics(parts, iteration, batches, random)
+            else:
+                assert weights is not None
+                diagnostics = update_generator(parts, iteration, batches, random, weights)
+        except SkippedStepError as error:
+            error.batch = number
+            raise
+        yield diagnostics
 
-    def generate(keep_graph: bool) -> list[MicroBatch]:
-        noises = [random.normal(parts.student.noise_shape) for _ in range(step + 1)]
-        return [
-            MicroBatch(real, given, noise, _simulate(parts, noise, given, keep_graph))
-            for real, given, *noise in _split(parts, x_real, condition, *noises)
-        ]
 
-    batches = generate(keep_graph=parts.settings.accumulation == 1)
-    for _ in range(parts.critics.steps if "critics" in parts.optimizers else 0):
-        yield update_critics(parts, iteration, generate(False) if parts.critics.fresh_latents else batches, random)
-    yield update_generator(parts, iteration, batches, random)
+def _generate(parts: Distillation, step: int, random: BatchRandom, data: Batch, keep_graph: bool) -> list[MicroBatch]:
+    """Samples of the generator up to its step ``step``, with the conditions of the ``data`` or uniform classes."""
+    x_real, condition = data
+    noises = [random.normal(parts.student.noise_shape) for _ in range(step + 1)]
+    classes = condition.get("labels") if parts.generator.labels == "uniform" else None
+    given = condition if classes is None else condition | {"labels": random.labels(classes.shape[1])}
+    return [
+        MicroBatch(real, of_real, of_generated, noise, _simulate(parts, noise, of_generated, keep_graph))
+        for real, of_real, of_generated, *noise in _split(parts, x_real, condition, given, *noises)
+    ]
 
 
 def exit_step(seed: int, iteration: int, steps: int) -> int:
@@ -100,54 +132,73 @@ def update_critics(
     parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom
 ) -> dict[str, Tensor]:
     """One step of fake score and discriminator; returns their losses, the logits and the gradient norms."""
-    optimizer, shape = parts.optimizers["critics"], batches[0].x_generated.shape[1:]
-    levels_and_noise = random.sigma(parts.fake_sigma), random.normal(shape), random.normal(shape)
+    optimizer, critics = parts.optimizers["critics"], parts.critics
+    draw = partial(_draw, parts, random, parts.fake_sigma, batches[0].x_generated.shape[1:])
+    noised = draw()
+    noised_real = noised
+    if critics.real_noise == "own_level":
+        noised_real = draw()
+    elif critics.real_noise == "own_noise":
+        noised_real = draw([levels for levels, _ in noised])
+    noised_generated = draw() if critics.generated_noise == "own_level" else [None] * len(batches)
     diagnostics = []
-    for batch, (sigma, noise, noise_real) in zip(batches, _split(parts, *levels_and_noise), strict=True):
+    for batch, noise, real, generated in zip(batches, noised, noised_real, noised_generated, strict=True):
         with parts.run.accelerator.autocast():
             losses = parts.method.critic_losses(
-                batch.x_generated, batch.x_real, batch.condition, sigma, noise, noise_real
+                batch.x_generated, batch.x_real, batch.condition, noise, real, generated, batch.condition_real
             )
-        optimizer.backward(losses, sigma)
+        optimizer.backward(losses, noise.sigma)
         diagnostics.append(losses.diagnostics)
     return _stack(diagnostics) | optimizer.step(iteration)
 
 
 def update_generator(
-    parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom
+    parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom, weights: Weights
 ) -> dict[str, Tensor]:
     """One step of the generator; returns its loss terms, the objective's diagnostics and the gradient norm."""
-    method, optimizer = parts.method, parts.optimizers["generator"]
-    sigmas, noises = random.sigma(parts.sigma), random.normal(batches[0].x_generated.shape[1:])
-    noised = list(zip(batches, _split(parts, sigmas, noises), strict=True))
+    method = replace(parts.method, objective_weight=weights.objective, gan_weight=weights.gan)
+    optimizer, shape = parts.optimizers["generator"], batches[0].x_generated.shape[1:]
+    noised = _draw(parts, random, parts.sigma, shape)
+    noised_gan: Sequence[Noised | None] = [None] * len(batches)
+    if parts.generator.gan_level == "own":
+        noised_gan = _draw(parts, random, parts.fake_sigma, shape)
     pairs = (None, None, None) if parts.pairs is None else parts.pairs.batch(iteration)
 
     scale = None
     if len(batches) > 1 and method.needs_batch_mean:  # the mean weight of all micro-batches
         with parts.run.accelerator.autocast():
-            ratios = [method.log_ratio(b.x_generated, b.condition, sigma, noise) for b, (sigma, noise) in noised]
+            ratios = [method.log_ratio(b.x_generated, b.condition, n) for b, n in zip(batches, noised, strict=True)]
         scale = method.objective.weight_scale(torch.cat(ratios))
 
     diagnostics, logits = [], []
-    for (batch, (sigma, noise)), pair in zip(noised, _split(parts, *pairs), strict=True):
+    for batch, noise, noise_gan, pair in zip(batches, noised, noised_gan, _split(parts, *pairs), strict=True):
         x_generated = batch.x_generated
         if len(batches) > 1:
             x_generated = _simulate(parts, batch.noises, batch.condition, keep_graph=True)
         with parts.run.accelerator.autocast():
-            losses = method.generator_losses(x_generated, batch.condition, sigma, noise, scale)
+            losses = method.generator_losses(x_generated, batch.condition, noise, scale, noise_gan)
             latents, pair_condition, x_teacher = pair
             if latents is not None:
                 # The first step only: the output of later steps depends on noise that is not a part of the pair.
                 regression = regression_loss(parts.student.simulate([latents], pair_condition), x_teacher)
                 losses.terms["regression"] = Term(regression, parts.generator.regression_weight)
                 losses.diagnostics["regression_loss"] = regression
-        optimizer.backward(losses, sigma)
+        optimizer.backward(losses, noise.sigma)
         diagnostics.append(losses.diagnostics)
         logits += [] if losses.logit is None else [losses.logit]
     norms = optimizer.step(iteration)
-    if method.normalizer is not None:
-        method.normalizer.update(torch.cat(logits), sigmas)
+    if method.normalizer is not None and logits:
+        method.normalizer.update(torch.cat(logits), torch.cat([noise.sigma for noise in noised]))
     return _stack(diagnostics) | norms
+
+
+def _draw(
+    parts: Distillation, random: BatchRandom, distribution: SigmaDistribution, shape: Sequence[int],
+    levels: Sequence[Tensor] | None = None,
+) -> list[Noised]:  # fmt: skip
+    """Noise of each micro-batch, with the ``levels`` of each or new ones."""
+    sigmas = random.sigma(distribution) if levels is None else torch.cat(list(levels))
+    return [Noised(*parts_of) for parts_of in _split(parts, sigmas, random.normal(shape))]
 
 
 def _simulate(parts: Distillation, noises: list[Tensor], condition: Condition, keep_graph: bool) -> Tensor:

@@ -8,7 +8,7 @@ levels and noise. They use no random numbers, optimisers, processes or configura
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from onestep.denoiser import Condition, concatenate_conditions
 from onestep.models.base import DenoiserNetwork
 from onestep.models.discriminator import Discriminator
-from onestep.noise import add_noise
+from onestep.noise import Noised
 from onestep.objectives.adversarial import discriminator_loss, generator_loss, log_ratio_of
 from onestep.objectives.base import Objective, Predictions
-from onestep.objectives.denoising import denoising_loss
+from onestep.objectives.denoising import ErrorWeight, denoising_loss, error_weight
 from onestep.objectives.density_ratio import RatioNormalizer
 from onestep.objectives.losses import Losses, Term
+from onestep.objectives.weighting import mean_inverse_distance
 
 
 @contextmanager
@@ -47,8 +48,13 @@ class Method:
         fake_score: the denoiser of the generator's distribution q; None if the objective needs none.
         discriminator: its logit estimates log p/q; None without adversarial term and density ratio.
         normalizer: normalises the ratio's mean to 1 at each noise level; None for the raw ratio.
+        objective_weight: weight of the objective in the generator's loss.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
-        discriminator_weight: weight of the discriminator's loss in the critics' loss; the fake score's is 1.
+        gan_weighting: "distance" multiplies that term by :func:`mean_inverse_distance`.
+        discriminator_weight: weight of the discriminator's loss in the critics' loss.
+        discriminator_weighting: "fake_score" multiplies that loss by the batch mean of the weight of the fake score's.
+        error_weight: the weight of the fake score's error, see :func:`onestep.objectives.denoising.denoising_loss`.
+        error_sum: sum the fake score's error over a sample's dimensions, instead of their mean.
     """
 
     teacher: Any
@@ -56,8 +62,13 @@ class Method:
     fake_score: DenoiserNetwork | None = None
     discriminator: Discriminator | None = None
     normalizer: RatioNormalizer | None = None
+    objective_weight: float = 1.0
     gan_weight: float = 0.0
+    gan_weighting: Literal["constant", "distance"] = "constant"
     discriminator_weight: float = 1.0
+    discriminator_weighting: Literal["constant", "fake_score"] = "constant"
+    error_weight: ErrorWeight = "network"
+    error_sum: bool = False
 
     @property
     def host(self) -> Any:
@@ -72,58 +83,71 @@ class Method:
         return self.objective.needs_ratio and not (self.normalizer is not None and self.normalizer.of_rounds)
 
     def critic_losses(
-        self, x_generated: Tensor, x_real: Tensor | None, condition: Condition, sigma: Tensor, noise: Tensor,
-        noise_real: Tensor | None = None,
+        self, x_generated: Tensor, x_real: Tensor | None, condition: Condition, noised: Noised,
+        noised_real: Noised | None = None, noised_generated: Noised | None = None,
+        condition_real: Condition | None = None,
     ) -> Losses:  # fmt: skip
-        """The fake score's denoising loss and the discriminator's logistic loss, on the same noised samples.
+        """The fake score's denoising loss and the discriminator's logistic loss.
 
         Args:
             x_generated: samples [B, ...] of the generator, in data units; the losses are not differentiated by them.
             x_real: real samples [B, ...], for the discriminator; None without one.
-            condition: condition of generated and real samples.
-            sigma: noise levels [B], in data units.
-            noise, noise_real: standard normal noise [B, ...] for generated and real samples.
+            condition: condition of the generated samples.
+            noised: levels and noise of the generated samples in the fake score's loss.
+            noised_real: levels and noise of the real samples; None without a discriminator.
+            noised_generated: levels and noise of the generated samples in the discriminator's loss; None for those of
+                the fake score's loss, which save a pass if the discriminator shares its encoder.
+            condition_real: condition of the real samples; None for that of the generated ones.
 
         Raises:
-            ValueError: if there is a discriminator and ``x_real`` or ``noise_real`` is missing.
+            ValueError: if there is a discriminator and ``x_real`` or ``noised_real`` is missing.
         """
         losses = Losses()
         x_generated = x_generated.detach()
-        x_sigma = add_noise(x_generated, noise, sigma)
+        x_sigma, sigma = noised.add_to(x_generated), noised.sigma
         features: Sequence[Tensor] = ()
         levels = () if self.discriminator is None else self.discriminator.levels
         if self.fake_score is not None:
-            if self.host is self.fake_score:
+            if self.host is self.fake_score and noised_generated is None:
                 x0_fake, *features = self.fake_score(x_sigma, sigma, condition, outputs="both", levels=levels)
             else:
                 x0_fake = self.fake_score(x_sigma, sigma, condition)
-            denoising = denoising_loss(self.fake_score, x0_fake, x_generated, sigma)
-            losses.terms["fake score"] = Term(denoising)
+            denoising = denoising_loss(self.fake_score, x0_fake, x_generated, sigma, self.error_weight)
+            losses.terms["fake score"] = Term(denoising, x_generated[0].numel() if self.error_sum else 1.0)
             losses.diagnostics["fake_score_loss"] = denoising
         if self.discriminator is not None and self.host is not None:
-            if x_real is None or noise_real is None:
-                raise ValueError("x_real and noise_real are missing: the discriminator compares with real samples")
-            x_real_sigma = add_noise(x_real, noise_real, sigma)
+            if x_real is None or noised_real is None:
+                raise ValueError("x_real and noised_real are missing: the discriminator compares with real samples")
+            x_real_sigma, sigma_real = noised_real.add_to(x_real), noised_real.sigma
+            condition_real = condition if condition_real is None else condition_real
             if features:  # of the fake score, from the pass above
-                features_real = self.host(x_real_sigma, sigma, condition, outputs="features", levels=levels)
+                features_real = self.host(x_real_sigma, sigma_real, condition_real, outputs="features", levels=levels)
                 features = [torch.cat(pair) for pair in zip(features_real, features, strict=True)]
             else:
-                with torch.no_grad():
-                    both = torch.cat([x_real_sigma, x_sigma]), torch.cat([sigma, sigma])
-                    conditions = concatenate_conditions(condition, condition)
+                if noised_generated is not None:
+                    x_sigma, sigma = noised_generated.add_to(x_generated), noised_generated.sigma
+                with torch.set_grad_enabled(self.host is self.fake_score and torch.is_grad_enabled()):
+                    both = torch.cat([x_real_sigma, x_sigma]), torch.cat([sigma_real, sigma])
+                    conditions = concatenate_conditions(condition_real, condition)
                     features = self.host(*both, conditions, outputs="features", levels=levels)
             logits_real, logits_generated = self.discriminator(features).chunk(2)
             logistic = discriminator_loss(logits_real, logits_generated)
-            losses.terms["discriminator"] = Term(logistic, self.discriminator_weight)
+            weighted = logistic * self._discriminator_factor(noised.sigma)
+            losses.terms["discriminator"] = Term(weighted, self.discriminator_weight)
             losses.diagnostics |= {
                 "discriminator_loss": logistic,
                 "logit_real": log_ratio_of(logits_real), "logit_generated": log_ratio_of(logits_generated),
             }  # fmt: skip
         return losses
 
+    def _discriminator_factor(self, sigma: Tensor) -> Tensor | float:
+        if self.discriminator_weighting == "constant" or self.fake_score is None:
+            return 1.0
+        return error_weight(self.fake_score, sigma, self.error_weight).mean()
+
     def generator_losses(
-        self, x_generated: Tensor, condition: Condition, sigma: Tensor, noise: Tensor,
-        weight_scale: Tensor | None = None,
+        self, x_generated: Tensor, condition: Condition, noised: Noised, weight_scale: Tensor | None = None,
+        noised_gan: Noised | None = None,
     ) -> Losses:  # fmt: skip
         """The objective and the adversarial term for samples with a graph, for example of a network or a renderer.
 
@@ -132,49 +156,65 @@ class Method:
         Args:
             x_generated: samples [B, ...] in data units that require a gradient.
             condition: condition of the samples.
-            sigma: noise levels [B], in data units.
-            noise: standard normal noise [B, ...].
+            noised: levels and noise of the samples.
             weight_scale: see :class:`onestep.objectives.base.Predictions`.
+            noised_gan: levels and noise of the adversarial term; None for ``noised``, which saves a pass.
         """
-        x_sigma = add_noise(x_generated, noise, sigma)
+        inputs = x_sigma, sigma, _ = noised.add_to(x_generated), noised.sigma, condition
+        gan_here = self.gan_weight > 0 and noised_gan is None
         with frozen(self.teacher, self.fake_score, self.discriminator):
-            x0_teacher, teacher_features = self._predict(self.teacher, x_sigma, sigma, condition)
+            host = self.host if gan_here or self.objective.needs_ratio else None
+            x0_teacher, features = self._predict(self.teacher, inputs, self.teacher is host, gan_here)
             x0_fake: Tensor | None = None
-            features = teacher_features
             if self.fake_score is not None:
-                x0_fake, fake_features = self._predict(self.fake_score, x_sigma, sigma, condition)
+                x0_fake, fake_features = self._predict(self.fake_score, inputs, self.fake_score is host, gan_here)
                 features = fake_features or features
             logits = self.discriminator(features) if self.discriminator is not None and features else None
             logit = None if logits is None else log_ratio_of(logits)
             log_ratio = logit if logit is None or self.normalizer is None else self.normalizer(logit, sigma)
-        predictions = Predictions(x_generated, x_sigma, sigma, x0_teacher, x0_fake, log_ratio, weight_scale)
+            adversarial = self._adversarial(logits, x_generated, condition, noised_gan)
+        predictions = Predictions(
+            x_generated, x_sigma, sigma, x0_teacher, x0_fake, log_ratio, adversarial, weight_scale
+        )
         objective, diagnostics = self.objective(predictions)
-        losses = Losses({"objective": Term(objective)}, diagnostics, None if logit is None else logit.detach())
-        if self.discriminator is not None and logits is not None and self.gan_weight > 0:
-            adversarial = generator_loss(logits, self.discriminator.logit_bound)
-            losses.terms["adversarial"] = Term(adversarial, self.gan_weight)
+        terms = {"objective": Term(objective, self.objective_weight)}
+        losses = Losses(terms, diagnostics, None if logit is None else logit.detach())
+        if adversarial is not None:
+            factor = mean_inverse_distance(predictions) if self.gan_weighting == "distance" else 1.0
+            losses.terms["adversarial"] = Term(adversarial * factor, self.gan_weight)
             losses.diagnostics["adversarial_loss"] = adversarial
         losses.diagnostics["loss"] = objective
         return losses
 
+    def _adversarial(
+        self, logits: Tensor | None, x_generated: Tensor, condition: Condition, noised: Noised | None
+    ) -> Tensor | None:
+        """The generator's adversarial losses [B], at levels of their own if ``noised`` is not None."""
+        if self.gan_weight == 0 or self.discriminator is None or self.host is None:
+            return None
+        if noised is not None:
+            x_sigma, levels = noised.add_to(x_generated), self.discriminator.levels
+            logits = self.discriminator(self.host(x_sigma, noised.sigma, condition, outputs="features", levels=levels))
+        return None if logits is None else generator_loss(logits, self.discriminator.logit_bound)
+
     @torch.no_grad()
-    def log_ratio(self, x_generated: Tensor, condition: Condition, sigma: Tensor, noise: Tensor) -> Tensor:
+    def log_ratio(self, x_generated: Tensor, condition: Condition, noised: Noised) -> Tensor:
         """The normalised log p/q [B], without a graph; see :meth:`generator_losses` for the arguments."""
         assert self.host is not None and self.discriminator is not None
-        x_sigma = add_noise(x_generated, noise, sigma)
+        x_sigma, sigma = noised.add_to(x_generated), noised.sigma
         features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
         logit = log_ratio_of(self.discriminator(features))
         return logit if self.normalizer is None else self.normalizer(logit, sigma)
 
     def _predict(
-        self, network: nn.Module, x_sigma: Tensor, sigma: Tensor, condition: Condition
+        self, network: nn.Module, inputs: tuple[Tensor, Tensor, Condition], is_host: bool, gan_here: bool
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """The x0-prediction, and the features if ``network`` is the host; both with a graph only if it is needed."""
         through_scores = self.objective.differentiates_scores
-        if self.discriminator is None or network is not self.host:
+        if self.discriminator is None or not is_host:
             with torch.set_grad_enabled(through_scores):
-                return network(x_sigma, sigma, condition), ()
+                return network(*inputs), ()
         options = {"outputs": "both", "levels": self.discriminator.levels, "prediction_grad": through_scores}
-        with torch.set_grad_enabled(through_scores or self.gan_weight > 0):
-            x0, *features = network(x_sigma, sigma, condition, **options)
+        with torch.set_grad_enabled(through_scores or gan_here):
+            x0, *features = network(*inputs, **options)
         return x0, features

@@ -8,6 +8,7 @@ from torch import nn
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import TeacherPairs
+from onestep.distillation.schedule import Update
 from onestep.distillation.settings import CriticSettings, GeneratorSettings
 from onestep.engine.averages import Averages
 from onestep.engine.optimizer import GuardedOptimizer
@@ -26,6 +27,7 @@ class Distillation:
     Args:
         run: processes, folder and records.
         settings, generator, critics: settings of the training, the generator and the critics.
+        updates: of each iteration, in order.
         method: the losses and their networks.
         student: the trained module, see :class:`onestep.models.student.Student`.
         averages: the student's moving averages.
@@ -43,6 +45,7 @@ class Distillation:
     settings: TrainingSettings
     generator: GeneratorSettings
     critics: CriticSettings
+    updates: list[Update]
     method: Method
     student: Any
     averages: Averages[Any]

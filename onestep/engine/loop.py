@@ -4,10 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from torch import Tensor
-
-from onestep.data.dataset import NoData, TrainingDataset
-from onestep.denoiser import Condition
+from onestep.data.dataset import Batch, NoData, TrainingDataset
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.run import Run
 from onestep.engine.settings import TrainingSettings
@@ -16,8 +13,8 @@ from onestep.engine.skips import Rollback, check_successes, count_success, roll_
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
 
-#: Performs the updates of an iteration, given its number and this process's rows of the batch.
-Update = Callable[[int, Tensor | None, Condition], None]
+#: Performs the updates of an iteration, given its number and this process's rows of the iteration's batches.
+Update = Callable[[int, Sequence[Batch]], None]
 #: Called after each iteration with the number of iterations so far; returns the values that pick the best checkpoints,
 #: none if nothing was evaluated. A signal interrupts it with a :class:`StopRequestedError`.
 Evaluate = Callable[[int], Sequence[Measurement]]
@@ -31,6 +28,7 @@ def train(
     update: Update,
     evaluate: Evaluate,
     parts: Mapping[str, str] | None = None,
+    batches_per_iteration: int = 1,
 ) -> None:
     """Start or resume ``run`` and train to the end. Every process must call it, within :meth:`Run.guarded`.
 
@@ -47,7 +45,7 @@ def train(
     last: Rollback | None = None
     while state.iteration < settings.iterations:
         try:
-            _iterate(run, state, settings, data, update, evaluate)
+            _iterate(run, state, settings, data, update, evaluate, batches_per_iteration)
         except NonFiniteError as error:
             last = roll_back(run, error, state, settings, last)
     run.wait_for_writer()  # before the long evaluation
@@ -66,16 +64,17 @@ def _iterate(
     data: TrainingDataset | NoData,
     update: Update,
     evaluate: Evaluate,
+    batches_per_iteration: int,
 ) -> None:
     """The iterations from ``state.iteration`` on."""
-    for x_real, condition in run.batches(data, settings, start=state.iteration):
+    for batches in run.batches(data, settings, state.iteration, batches_per_iteration):
         started = time.monotonic()
         skipped = False
         try:
-            update(state.iteration, x_real, condition)
+            update(state.iteration, batches)
             count_success(state)
         except SkippedStepError as error:  # ends the iteration's updates
-            skip_step(run, error, state, settings, data)
+            skip_step(run, error, state, settings, data, batches_per_iteration)
             skipped = True
 
         state.iteration += 1

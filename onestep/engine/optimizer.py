@@ -43,7 +43,12 @@ class SkippedStepError(Exception):
         values: each loss term, averaged over the global batch, and the gradients' norms.
         samples: this process's samples with a non-finite loss; empty if only a gradient is non-finite.
         overflow: True if fp16's loss scale was too high; it has been halved.
+
+    Attributes:
+        batch: the batch of the iteration that has the samples, counted from 0.
     """
+
+    batch = 0
 
     def __init__(self, values: dict[str, float], samples: list[BadSample], overflow: bool) -> None:
         super().__init__(str(values))

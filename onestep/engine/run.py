@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -123,19 +123,28 @@ class Run:
             self._saved_iteration = state.iteration
 
     def order(self, data: TrainingDataset, settings: TrainingSettings, start: int) -> PositionSampler:
-        """This process's indices in ``data`` of each batch from iteration ``start`` on."""
+        """This process's indices in ``data`` of each batch from the batch ``start`` of the training on."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         return PositionSampler(len(data), settings.batch_size, self.seed, start, rank, processes)
 
-    def batches(self, data: TrainingDataset | NoData, settings: TrainingSettings, start: int) -> Iterator[Batch]:
-        """This process's rows of the batches from iteration ``start`` on, without end, on its device.
+    def batches(
+        self, data: TrainingDataset | NoData, settings: TrainingSettings, start: int, per_iteration: int = 1
+    ) -> Iterator[list[Batch]]:
+        """This process's rows of the batches of each iteration from ``start`` on, without end, on its device.
 
         The next batch is prefetched, also without workers.
         """
         if isinstance(data, NoData):
             for iteration in count(start):
-                yield data.batch(self.random(settings, iteration, _OF_CONDITIONS))
-            return
+                random = self.random(settings, iteration, _OF_CONDITIONS)
+                yield [data.batch(random) for _ in range(per_iteration)]
+        else:
+            batches = self._read(data, settings, start * per_iteration)
+            while True:
+                yield list(islice(batches, per_iteration))
+
+    def _read(self, data: TrainingDataset, settings: TrainingSettings, start: int) -> Iterator[Batch]:
+        """This process's rows of the batches of ``data`` from the batch ``start`` on."""
         pinned = self.device.type == "cuda"  # for asynchronous copies
         loader = DataLoader(
             data,

@@ -29,6 +29,7 @@ def skip_step(
     state: TrainingState,
     settings: TrainingSettings,
     data: TrainingDataset | NoData,
+    batches_per_iteration: int,
 ) -> None:
     """Count and log a skipped step, with its non-finite samples by their indices in ``data``.
 
@@ -37,7 +38,8 @@ def skip_step(
     """
     samples = [asdict(sample) for sample in skipped.samples]
     if isinstance(data, TrainingDataset):
-        indices = next(iter(run.order(data, settings, state.iteration)))
+        batch = state.iteration * batches_per_iteration + skipped.batch
+        indices = next(iter(run.order(data, settings, batch)))
         samples = [sample | {"index": indices[sample["position"]]} for sample in samples]
     if run.accelerator.num_processes > 1:
         samples = gather_object(samples)

@@ -25,6 +25,8 @@ class Predictions:
     x0_fake: Tensor | None = None  # [B, ...], the fake score's x0-prediction
     # [B], log p/q at (x_sigma, sigma): p the distribution of the teacher (or the data), q that of the generator
     log_ratio: Tensor | None = None
+    # [B], the generator's adversarial loss at (x_sigma, sigma)
+    adversarial: Tensor | None = None
     # [], divisor of the divergence's weights. None: their mean over this batch. Micro-batches have one divisor, the
     # mean over the full batch.
     weight_scale: Tensor | None = None

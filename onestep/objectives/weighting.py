@@ -58,19 +58,38 @@ class DreamFusionWeighting:
         return predictions.sigma**3 / (1 + predictions.sigma**2)
 
 
+@checked
 class DMDWeighting:
-    """``sigma^power / sum|x_generated - x0_teacher|``: DMD's factor (Yin et al. 2023, arXiv 2311.18828, eq. 8).
+    """``sigma^power / distance``, the distance of x_generated and x0_teacher: DMD's factor (arXiv 2311.18828, eq. 8).
 
-    sigma^power cancels the units of the scores. The sum over a sample's dimensions balances the noise levels. DMD has a
-    mean in its place, as its losses are means over dimensions. Here losses are sums.
+    sigma^power cancels the units of the scores. The distance balances the noise levels. By default it is the sum of the
+    absolute differences. DMD has their mean in its place, as its losses are means over dimensions. Here losses are
+    sums. SiD has sums and the ``mean``.
     """
 
-    smallest_distance = 1e-5  # per dimension, in data units: far below one grey level; avoids a division by zero
+    def __init__(self, mean: bool = False) -> None:
+        self.mean = mean
 
     def __call__(self, predictions: Predictions, power: int) -> Tensor:
-        difference = (predictions.x_generated - predictions.x0_teacher).detach()
-        distance = per_sample_sum(difference.abs().clamp_min(self.smallest_distance))
-        return predictions.sigma**power / distance
+        return predictions.sigma**power / distance(predictions, self.mean)
+
+
+_SMALLEST_DISTANCE = 1e-5  # per dimension, in data units: far below one grey level; avoids a division by zero
+
+
+def distance(predictions: Predictions, mean: bool) -> Tensor:
+    """The sum or ``mean`` of |x_generated - x0_teacher| over a sample's dimensions [B], detached, in data units."""
+    differences = (predictions.x_generated - predictions.x0_teacher).detach().abs().clamp_min(_SMALLEST_DISTANCE)
+    return per_sample_sum(differences) / (differences[0].numel() if mean else 1)
+
+
+def mean_inverse_distance(predictions: Predictions) -> Tensor:
+    """``D / mean |x_generated - x0_teacher|``, averaged over the batch, a scalar; D is the number of dimensions.
+
+    The factor of the adversarial term in the published code of SiDA (arXiv 2410.14919) and Uni-Instruct, in which a
+    sample's term is not multiplied by its own distance.
+    """
+    return predictions.x_generated[0].numel() * distance(predictions, mean=True).reciprocal().mean()
 
 
 def weight_scale(weight: Tensor, normalize: bool) -> Tensor:

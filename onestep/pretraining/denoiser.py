@@ -1,17 +1,17 @@
 """Pretraining of a teacher."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import ImageDataset
-from onestep.denoiser import Condition, micro_batches
+from onestep.data.dataset import Batch, ImageDataset
+from onestep.denoiser import micro_batches
 from onestep.engine.averages import Averages
 from onestep.engine.checkpoint import best_checkpoint
 from onestep.engine.log import read_log
@@ -90,12 +90,13 @@ def pretrain(parts: Pretraining) -> dict[str, Any]:
         return _finish(run, parts, state)
 
 
-def _update(parts: Pretraining, iteration: int, x_real: Tensor | None, conditions: Condition) -> None:
+def _update(parts: Pretraining, iteration: int, data: Sequence[Batch]) -> None:
     """One step on this process's rows of a batch.
 
     Raises:
         SkippedStepError: see :meth:`onestep.engine.optimizer.GuardedOptimizer.step`.
     """
+    ((x_real, conditions),) = data
     assert x_real is not None  # data without images was rejected
     run, settings, network = parts.run, parts.settings, parts.network
     random = run.random(settings, iteration)

@@ -172,7 +172,7 @@ def count(subject: Subject) -> Count:
     sigma = torch.ones(subject.batch_size, device=inputs.device)
     with FakeTensorMode(allow_non_fake_inputs=True), subject.unchanged():
         with FlopCounterMode(display=False) as alone, torch.no_grad():
-            subject.networks["generator"](inputs, sigma, subject.condition)
+            subject.networks["generator"](inputs, sigma, subject.data[0][1])
         with counter, recorder, recorder.watching(subject.networks):
             counted = 0
             for diagnostics in subject.iteration():

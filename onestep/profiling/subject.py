@@ -16,6 +16,7 @@ from onestep.config import check_config, compose
 from onestep.data.dataset import ImagesInMemory, NoData
 from onestep.denoiser import map_condition
 from onestep.distillation.loop import updates
+from onestep.distillation.schedule import batches_per_iteration
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.seeding import BatchRandom
@@ -87,8 +88,11 @@ class Subject:
             x_real, condition = data.batch(BatchRandom(self.parts.run.seed, batch_size=batch_size, rows=slice(None)))
         else:
             x_real, condition = data.__getitems__(range(batch_size))
-        self.x_real = None if x_real is None else x_real.to(self.device)
-        self.condition = map_condition(lambda tensor: tensor.to(self.device), condition)
+        batch = (
+            None if x_real is None else x_real.to(self.device),
+            map_condition(lambda tensor: tensor.to(self.device), condition),
+        )
+        self.data = [batch] * batches_per_iteration(self.parts.updates)
         self.iterations = 0
 
     @property
@@ -116,7 +120,7 @@ class Subject:
             device=self.device,
         )
         averages, student = self.parts.averages, self.parts.student
-        for diagnostics in updates(self.parts, self.iterations, random, self.x_real, self.condition):
+        for diagnostics in updates(self.parts, self.iterations, random, self.data):
             averages.after_update(student)
             yield diagnostics
         averages.after_iteration(student, self.iterations * self.batch_size, self.batch_size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
 from onestep.models.discriminator import ChannelMean, PooledHead, StridedHeads
-from onestep.noise import LogUniformSigma, add_noise
+from onestep.noise import LogUniformSigma, Noised, add_noise
 from onestep.objectives.adversarial import discriminator_loss
 from onestep.objectives.base import Objective, Predictions
 from onestep.objectives.density_ratio import LinearBins, QuantileBins
@@ -72,13 +72,14 @@ class World:
         """The objective's predictions, and the generator's losses."""
         objective = StubObjective(differentiates_scores)
         method = self.method(objective, gan_weight=gan_weight, **options)
-        losses = method.generator_losses(self.x_generated, self.condition, self.sigma, self.noise)
+        losses = method.generator_losses(self.x_generated, self.condition, Noised(self.sigma, self.noise))
         (predictions,) = objective.kept
         return predictions, losses
 
     def critic_losses(self, **options: Any) -> Losses:
         """The critics' losses with a graph to their parameters."""
-        inputs = (self.x_generated, self.x_real, self.condition, self.sigma, self.noise, self.noise_real)
+        noised = Noised(self.sigma, self.noise), Noised(self.sigma, self.noise_real)
+        inputs = (self.x_generated, self.x_real, self.condition, *noised)
         return self.method(**options).critic_losses(*inputs)
 
     def logits(self, x_sigma: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def test_log_ratio_is_normalized_by_the_batches_before(world: World) -> None:
     assert losses.terms.keys() == {"objective"}
     world.normalizer.update(logit, world.sigma)
     second, _ = world.predict(differentiates_scores=False, gan_weight=0.0)
-    alone = world.method().log_ratio(world.x_generated, world.condition, world.sigma, world.noise)
+    alone = world.method().log_ratio(world.x_generated, world.condition, Noised(world.sigma, world.noise))
     assert first.log_ratio is not None and second.log_ratio is not None
     assert torch.equal(first.log_ratio, logit) and torch.equal(alone, second.log_ratio)
     torch.testing.assert_close(second.log_ratio, logit - logit.exp().mean().log())
@@ -189,7 +190,7 @@ def test_without_discriminator_and_fake_score(world: World) -> None:
     assert torch.equal(predictions.x0_teacher, world.teacher(world.x_sigma, world.sigma, world.condition))
     assert losses.terms.keys() == {"objective"}
     critics = world.method(fake_score=None).critic_losses(
-        world.x_generated, None, world.condition, world.sigma, world.noise
+        world.x_generated, None, world.condition, Noised(world.sigma, world.noise)
     )
     assert critics.terms == {}
 
@@ -203,16 +204,17 @@ def test_a_split_batch_has_the_gradient_of_the_full_one(world: World, make: Call
     world.discriminator.logit.weight.data *= 10  # so that the ratios differ
     objective = make(ForwardKL(), UnitWeighting(), True)
     method = world.method(objective)
-    x, condition, sigma, noise = inputs = (world.x_generated, world.condition, world.sigma, world.noise)
-    (full,) = torch.autograd.grad(method.generator_losses(*inputs).total, x)
-    halves = list(zip(*(micro_batches(value, 2) for value in inputs), strict=True))
+    x, condition, noised = world.x_generated, world.condition, Noised(world.sigma, world.noise)
+    (full,) = torch.autograd.grad(method.generator_losses(x, condition, noised).total, x)
+    parts = zip(*(micro_batches(value, 2) for value in (x, condition, *noised)), strict=True)
+    halves = [(part, given, Noised(level, noise)) for part, given, level, noise in parts]
     scale = objective.weight_scale(torch.cat([method.log_ratio(*half) for half in halves]))
-    ratio = method.log_ratio(x, condition, sigma, noise).exp()
+    ratio = method.log_ratio(x, condition, noised).exp()
     torch.testing.assert_close(scale, ratio.mean())
     assert (scale - ratio[:2].mean()).abs() > 0.01 * scale
 
     def gradient(weight_scale: Tensor | None) -> Tensor:
-        totals = [method.generator_losses(x, given, level, z, weight_scale).total for x, given, level, z in halves]
+        totals = [method.generator_losses(*half, weight_scale).total for half in halves]
         return torch.autograd.grad(torch.stack(totals).mean(), x)[0]
 
     torch.testing.assert_close(gradient(scale), full, rtol=1e-4, atol=1e-5 * full.abs().max().item())
@@ -268,13 +270,12 @@ def test_the_discriminator_trains_the_encoder_only_where_it_is_shared(world: Wor
 
 
 @homes
-@pytest.mark.parametrize("absent", ["x_real", "noise_real"])
+@pytest.mark.parametrize("absent", ["x_real", "noised_real"])
 def test_a_discriminator_without_real_samples_is_refused(world: World, absent: str) -> None:
-    real = {"x_real": world.x_real, "noise_real": world.noise_real} | {absent: None}
-    with pytest.raises(ValueError, match="x_real and noise_real are missing.*real samples"):
-        world.method().critic_losses(
-            world.x_generated, condition=world.condition, sigma=world.sigma, noise=world.noise, **real
-        )
+    noised, noised_real = Noised(world.sigma, world.noise), Noised(world.sigma, world.noise_real)
+    real: dict[str, Any] = {"x_real": world.x_real, "noised_real": noised_real} | {absent: None}
+    with pytest.raises(ValueError, match="x_real and noised_real are missing.*real samples"):
+        world.method().critic_losses(world.x_generated, condition=world.condition, noised=noised, **real)
 
 
 # Discriminators with several logits, and the published normalisation.

@@ -11,7 +11,7 @@ from onestep.distillation.method import Method
 from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
 from onestep.models.loading import load_teacher
-from onestep.noise import LogUniformSigma
+from onestep.noise import LogUniformSigma, Noised
 from onestep.objectives.sds import SDS
 from onestep.objectives.weighting import PowerWeighting
 
@@ -63,6 +63,6 @@ def test_a_picture_becomes_the_digit_that_is_asked_for(
         samples = render(student).expand(SAMPLES, -1, -1, -1)
         noise = torch.randn(samples.shape, generator=rng)
         optimizer.zero_grad()
-        method.generator_losses(samples, condition, levels.sample(SAMPLES, rng), noise).total.backward()
+        method.generator_losses(samples, condition, Noised(levels.sample(SAMPLES, rng), noise)).total.backward()
         optimizer.step()
     assert probability() > 0.9

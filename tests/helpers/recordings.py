@@ -56,7 +56,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "uni_instruct_accumulation": ("objective=uni_instruct", "training.accumulation=2", "discriminator=shared_encoder"),
     "dmd_accumulation": ("objective=dmd", "training.accumulation=2", *PAIRS),
     "dmd2_few_steps": ("objective=dmd2", "generator.later_sigmas=[0.5]", "training.accumulation=2"),
-    "sida_fresh_latents": ("objective=sida", "fake_score.fresh_latents=true"),
+    "sida_separate": ("objective=sida", "schedule=separate"),
     "sida_two_processes": ("objective=sida", "training.accumulation=2"),
     "pretraining": ("training.evaluate_every=100",),
 }  # fmt: skip

@@ -59,10 +59,10 @@ def test_the_count_is_that_of_the_documentation(objective: str, small: float) ->
     assert len(generator) == 1 and generator[0].backward == pytest.approx(2 * generator[0].forward, rel=0.02)
 
 
-def test_fresh_latents_cost_a_forward_each(small: float) -> None:
+def test_separate_samples_cost_a_forward_each(small: float) -> None:
     shared, fresh = (
         count(Subject("ddpmpp", ["objective=sid", "fake_score.steps=2", *more], 2)).forward_equivalents
-        for more in ([], ["fake_score.fresh_latents=true"])
+        for more in ([], ["schedule=separate"])
     )
     assert fresh - shared == pytest.approx(2, abs=1e-6)
 

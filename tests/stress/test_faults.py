@@ -167,12 +167,12 @@ class BreakingMethod(Method):
     broken: Container[int] = ()
     updates: int = 0
 
-    def critic_losses(self, x_generated: Tensor, x_real: Tensor | None, *others: Any) -> Losses:
+    def critic_losses(self, x_generated: Tensor, x_real: Tensor | None, *others: Any, **named: Any) -> Losses:
         if self.updates in self.broken and x_real is not None:
             x_real = x_real.clone()
             x_real[3] = torch.nan
         self.updates += 1
-        return super().critic_losses(x_generated, x_real, *others)
+        return super().critic_losses(x_generated, x_real, *others, **named)
 
 
 @pytest.mark.parametrize("bad, rollbacks", [(2, 0), (3, 1)])
