@@ -157,7 +157,7 @@ def check(name: str, value: Any, annotation: Any) -> Any:
         return None
     if is_dataclass(annotation) and isinstance(value, dict):
         return check_arguments(annotation, value, name)
-    if is_dataclass(part := _part_of_list(annotation)) and isinstance(value, list):
+    if get_origin(annotation) is Sequence and is_dataclass(part := get_args(annotation)[0]) and isinstance(value, list):
         return [check(f"{name}[{number}]", one, part) for number, one in enumerate(value)]
     plain = _without_whole_floats(value)
     for part in filter(is_plain, alternatives):
@@ -203,7 +203,7 @@ def is_plain(annotation: Any) -> bool:
     if origin is Annotated:
         return is_plain(get_args(annotation)[0])
     if origin in (list, tuple, Sequence, Union, UnionType):
-        return all(is_plain(part) for part in get_args(annotation))
+        return all(is_plain(part) or is_dataclass(part) for part in get_args(annotation))
     return origin in (Literal, dict, Mapping) or annotation in (bool, int, float, str, Path, NoneType)
 
 
@@ -234,8 +234,6 @@ def describe(annotation: Any) -> str:
     """The values of ``annotation`` in words, such as "an integer of at least 1, or null"."""
     parts = _alternatives(annotation)
     words = (_words(_adapter(part).json_schema() if is_plain(part) else _OBJECT) for part in parts)
-    if is_dataclass(_part_of_list(annotation)):
-        return "a list, each a mapping"
     return "a mapping" if is_dataclass(annotation) else ", or ".join(dict.fromkeys(words))
 
 
@@ -265,10 +263,6 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def _part_of_list(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) in (list, Sequence) else None
-
-
 @functools.cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -291,7 +285,7 @@ def _words(schema: Mapping[str, Any]) -> str:
         return shown(schema["const"])
     if "prefixItems" in schema:
         return f"a list of {len(schema['prefixItems'])}, each {_words(schema['prefixItems'][0])}"
-    kind = schema.get("type")
+    kind = schema.get("type", "object")
     if kind == "array":
         least, most = schema.get("minItems"), schema.get("maxItems")
         size = "" if least is None else f" of {least}" if least == most else f" of at least {least}"
