@@ -157,8 +157,6 @@ def check(name: str, value: Any, annotation: Any) -> Any:
         return None
     if is_dataclass(annotation) and isinstance(value, dict):
         return check_arguments(annotation, value, name)
-    if get_origin(annotation) is Sequence and is_dataclass(part := get_args(annotation)[0]) and isinstance(value, list):
-        return [check(f"{name}[{number}]", one, part) for number, one in enumerate(value)]
     plain = _without_whole_floats(value)
     for part in filter(is_plain, alternatives):
         as_typed = tuple(plain) if get_origin(part) is tuple and isinstance(plain, list) else plain
@@ -203,7 +201,7 @@ def is_plain(annotation: Any) -> bool:
     if origin is Annotated:
         return is_plain(get_args(annotation)[0])
     if origin in (list, tuple, Sequence, Union, UnionType):
-        return all(is_plain(part) or is_dataclass(part) for part in get_args(annotation))
+        return all(is_plain(part) for part in get_args(annotation))
     return origin in (Literal, dict, Mapping) or annotation in (bool, int, float, str, Path, NoneType)
 
 
@@ -285,7 +283,7 @@ def _words(schema: Mapping[str, Any]) -> str:
         return shown(schema["const"])
     if "prefixItems" in schema:
         return f"a list of {len(schema['prefixItems'])}, each {_words(schema['prefixItems'][0])}"
-    kind = schema.get("type", "object")
+    kind = schema.get("type")
     if kind == "array":
         least, most = schema.get("minItems"), schema.get("maxItems")
         size = "" if least is None else f" of {least}" if least == most else f" of at least {least}"

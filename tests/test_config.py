@@ -170,16 +170,16 @@ def test_sample_takes_each_of_its_groups(file: str, places: dict[str, object]) -
 def test_every_default_of_train_is_built() -> None:
     built = assert_builds(configure("train", "output=nowhere"))
     # objective, divergence, weighting, sigma, fake_sigma, normalizer, discriminator, data, teacher, sampler, features,
-    # training, evaluation, three optimisers, two metrics
-    assert len(built) == 18
+    # training, evaluation, average, two ways of clipping, three optimisers, two metrics
+    assert len(built) == 21
     assert built.count("torch.optim.Adam") == 3
 
 
 def test_pretraining_told_nothing_is_the_digits() -> None:
     config = configure("pretrain", "output=nowhere")
     assert (config.sigma.log_mean, config.network.label_dim, config.training.batch_size) == (-0.8, 10, 256)
-    # network, data, sampler, sigma, features, training, evaluation, optimiser, two metrics
-    assert len(assert_builds(config)) == 10
+    # network, data, sampler, sigma, features, training, evaluation, average, clipping, optimiser, two metrics
+    assert len(assert_builds(config)) == 12
     assert configure("pretrain_features", "output=nowhere").classifier.channels == [32, 64, 64]
 
 
@@ -236,8 +236,8 @@ def test_the_command_line_goes_before_a_preset() -> None:
         (["divergence=alpha", "divergence._target_=onestep.objectives.divergences.ForwardKL"], "alpha"),
         (["data=image_folder", "data._target_=onestep.data.digits.Digits", "data.path=a"], "path use_labels"),
         (["experiment=mixture", "sigma=log_normal"], "sigma_min sigma_max"),  # the recipe's settings
-        (["experiment=cifar10_cond", "data=digits"], "path use_labels"),
-        (["experiment=cifar10_cond", "data=none", "objective=sid"], "path use_labels"),
+        (["experiment=benchmark/cifar10_cond", "data=digits"], "path use_labels"),
+        (["experiment=benchmark/cifar10_cond", "data=none", "objective=sid"], "path use_labels"),
     ],
 )
 def test_the_settings_of_another_part_can_be_left_out(overrides: list[str], left_out: str) -> None:

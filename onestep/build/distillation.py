@@ -26,7 +26,7 @@ from onestep.distillation.method import Method
 from onestep.distillation.pairs import PairSettings, prepare_pairs
 from onestep.distillation.parts import Distillation
 from onestep.distillation.schedule import SCHEDULES
-from onestep.distillation.settings import CriticSettings, EarlyPhase, GeneratorSettings
+from onestep.distillation.settings import CriticSettings, GeneratorSettings
 from onestep.engine.averages import Averages
 from onestep.engine.clipping import Clipping
 from onestep.engine.optimizer import GuardedOptimizer
@@ -193,9 +193,8 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
         generator["sigma_init"] = level_of(teacher, "sigma_max", "generator.sigma_init")
     for name in ("network", "init"):  # of its network
         del generator[name]
-    phases = [EarlyPhase(**phase) for phase in generator.pop("early_phases")]
     return (
-        GeneratorSettings(**generator, early_phases=phases),
+        GeneratorSettings(**generator),
         CriticSettings(
             steps=config.fake_score.steps,
             guidance=config.fake_score.guidance,

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from annotated_types import MinLen
 
 from onestep.distillation.schedule import ScheduleName
-from onestep.distillation.settings import EarlyPhase
 from onestep.engine.settings import CompileMode, Device, Timeout, Trackers, Workers
 from onestep.evaluation.writing import Format
 from onestep.objectives.denoising import ErrorWeight
@@ -16,6 +15,7 @@ from onestep.pretraining.settings import ClassifierSettings
 from onestep.ranges import (
     BatchSize,
     Guidance,
+    NonNegativeImages,
     NonNegativeInt,
     Part,
     PathText,
@@ -70,7 +70,9 @@ class _Generator:
     gan_weighting: Literal["constant", "distance"]
     gan_level: Literal["shared", "own"]
     regression_weight: Rate
-    early_phases: Sequence[EarlyPhase]
+    starts_at: NonNegativeImages
+    gan_starts_at: NonNegativeImages
+    objective_weight_before_gan: Rate | None
 
 
 @dataclass

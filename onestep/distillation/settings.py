@@ -5,23 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from onestep.objectives.denoising import ErrorWeight
-from onestep.ranges import Guidance, Images, Positive, PositiveRate, Rate, Steps, checked
-
-
-@dataclass(frozen=True)
-class EarlyPhase:
-    """What differs in the generator's updates at the start of a training; None for the settings of the rest.
-
-    Args:
-        until_images: images seen at the end of the phase.
-        trained: False for iterations without an update of the generator.
-        objective_weight, gan_weight: see :class:`GeneratorSettings`.
-    """
-
-    until_images: Images
-    trained: bool = True
-    objective_weight: Rate | None = None
-    gan_weight: Rate | None = None
+from onestep.ranges import Guidance, NonNegativeImages, Positive, PositiveRate, Rate, Steps, checked
 
 
 class Weights(NamedTuple):
@@ -46,7 +30,9 @@ class GeneratorSettings:
             :func:`onestep.objectives.weighting.mean_inverse_distance` (SiDA, Uni-Instruct).
         gan_level: "own" gives the adversarial term a noise level and noise of its own (DMD2).
         regression_weight: weight of the regression on pairs of noise and teacher image; 0 for none.
-        early_phases: phases at the start of the training, ascending.
+        starts_at: images seen before its first update; the critics alone are trained until then.
+        gan_starts_at: images seen before the adversarial term is added.
+        objective_weight_before_gan: weight of the objective until then; None for ``objective_weight``.
 
     Raises:
         ValueError: for a number out of its range.
@@ -60,19 +46,18 @@ class GeneratorSettings:
     gan_weighting: Literal["constant", "distance"]
     gan_level: Literal["shared", "own"]
     regression_weight: Rate
-    early_phases: Sequence[EarlyPhase]
+    starts_at: NonNegativeImages
+    gan_starts_at: NonNegativeImages
+    objective_weight_before_gan: Rate | None
 
     def weights(self, images_seen: int) -> Weights | None:
         """The weights after ``images_seen`` images; None if the generator is not trained then."""
-        phase = next((phase for phase in self.early_phases if images_seen < phase.until_images), None)
-        if phase is None:
-            return Weights(self.objective_weight, self.gan_weight)
-        if not phase.trained:
+        if images_seen < self.starts_at:
             return None
-        return Weights(
-            self.objective_weight if phase.objective_weight is None else phase.objective_weight,
-            self.gan_weight if phase.gan_weight is None else phase.gan_weight,
-        )
+        if images_seen >= self.gan_starts_at:
+            return Weights(self.objective_weight, self.gan_weight)
+        alone = self.objective_weight_before_gan
+        return Weights(self.objective_weight if alone is None else alone, 0.0)
 
 
 @checked
