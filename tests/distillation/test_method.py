@@ -335,7 +335,7 @@ def test_the_published_normalization_is_of_each_micro_batch(world: World) -> Non
         *(micro_batches(value, 2) for value in (world.x_generated, world.condition, world.sigma, world.noise)),
         strict=True,
     ):
-        losses = method.generator_losses(x, condition, sigma, noise)
+        losses = method.generator_losses(x, condition, Noised(sigma, noise))
         assert losses.logit is not None
         means.append(0.5 * means[-1] + 0.5 * losses.logit.exp().mean().item())
         torch.testing.assert_close(losses.diagnostics["log_ratio"], losses.logit - math.log(means[-1]))
