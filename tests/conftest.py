@@ -1,9 +1,13 @@
 """The environment of every test."""
 
+import gc
 import os
 import tempfile
 
-import torch
+# Passing over the objects of torch and diffusers again and again takes a quarter of their import's time.
+gc.set_threshold(50_000)
+
+import torch  # noqa: E402
 
 # The networks of the tests are too small to share among threads, which wait for each other; nor do subprocesses.
 torch.set_num_threads(1)

@@ -5,6 +5,7 @@ names within them; ``_target_`` is compared with the package's own and never imp
 what a sampling does not need can be anything.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +68,24 @@ class Parts:
         if not _is_registered(name, choice):
             raise ValueError(f"choices.{name}={one_line(choice)} is not one of this package's choices")
         if self._own is None:
-            self._own = _compose_own(choices)
+            self._own = _compose_own(*_registered(choices))
         node = OmegaConf.create({name: _overlay(self._own[name], recorded, name)})
         check_parts(node)
         return node[name]
 
 
-def _compose_own(choices: dict[Any, Any]) -> DictConfig:
-    """The package's configuration of those of a record's ``choices`` that are registered."""
+def _registered(choices: dict[Any, Any]) -> list[str]:
+    """Those of a record's ``choices`` that are registered, as overrides."""
     chosen = {key: choices.get(key) for key, group in _GROUPS.items() if _is_registered(group, choices.get(key))}
     if chosen.get("data") != "latents":  # the only choice with another one in it
         chosen.pop("data@data.images", None)
-    return compose("sample", [f"{key}={choice}" for key, choice in chosen.items()])
+    return [f"{key}={choice}" for key, choice in chosen.items()]
+
+
+@cache
+def _compose_own(*overrides: str) -> DictConfig:
+    """The package's configuration, which is read alone: composed once for all runs of the same choices."""
+    return compose("sample", overrides)
 
 
 def _is_registered(group: str, choice: Any) -> bool:

@@ -1,6 +1,7 @@
 """The command ``onestep``. Each command imports the modules that it needs when it runs."""
 
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command and its arguments; None for those of the process.
     """
+    gc.set_threshold(50_000)  # else passing over what torch and diffusers import takes a quarter of a command's start
     try:
         _main(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -1,14 +1,19 @@
 """Configurations of the tests: all on the CPU, and those of trainings so small that a test can afford them."""
 
+import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from onestep.build.distillation import distill
-from onestep.config import check_config, compose
+from onestep.config import CONF, check_config, compose
 
 Configure = Callable[..., DictConfig]
 
@@ -29,8 +34,35 @@ FEW_STEPS = ("generator.later_sigmas=[0.5,0.2]",)
 
 
 def configure(name: str, *overrides: str) -> DictConfig:
-    """The configuration that the command of the primary file ``name`` would have of ``overrides``, on the CPU."""
+    """The configuration that the command of the primary file ``name`` would have of ``overrides``, on the CPU.
+
+    Hydra composes each set of choices once. Settings are changed in a copy, as Hydra does behind the choices, or left
+    to Hydra where they do not fit.
+    """
+    settings = [one for one in overrides if _is_setting(one)]
+    config = copy.deepcopy(_composed(name, tuple(one for one in overrides if one not in settings)))
+    try:
+        for parsed in map(_parsed, settings):
+            OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
+    except OmegaConfBaseException:
+        return compose(name, [CPU, *overrides])
+    return config
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     return compose(name, [CPU, *overrides])
+
+
+@cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
+
+
+def _is_setting(override: str) -> bool:
+    """True for ``KEY=VALUE`` whose key is no group of choices."""
+    key = override.partition("=")[0]
+    return key.replace(".", "").isidentifier() and not (CONF / key).is_dir()
 
 
 def tiny_config(output: Path, *overrides: str) -> DictConfig:
