@@ -22,7 +22,8 @@ from tests.helpers.scripts import run_python
 
 # None in sys.modules makes an import fail, as for a package that is not installed.
 IMPORT_EVERYTHING = """
-import importlib, pkgutil, sys
+import gc, importlib, pkgutil, sys
+gc.disable()
 absent = ("torchvision", "wandb", "tensorboard", "xformers")
 sys.modules.update(dict.fromkeys(absent))
 import onestep

@@ -1,21 +1,26 @@
 """The README's three ways to bring a teacher, run as they are written in an empty folder, on tiny models."""
 
 import re
+import runpy
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
+import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
+from onestep.commands import main
 from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
 from tests.helpers.configs import TINY, TWO_ITERATIONS
 from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
 from tests.helpers.paths import REFERENCE, REPOSITORY
-from tests.helpers.scripts import run_python
 
 README = (REPOSITORY / "README.md").read_text()
 # Behind the command as it stands.
@@ -55,40 +60,47 @@ def save_images(folder: Path) -> None:
         Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
 
 
-def run(folder: Path, *words: str) -> None:
-    finished = run_python(*words, cwd=folder)
-    assert finished.returncode == 0, finished.stderr[-2000:]
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, process_as_it_was: None) -> Iterator[Path]:
+    """The empty folder in which the test runs, as a new process would."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["onestep"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which a command changes
+    monkeypatch.syspath_prepend(tmp_path)
+    AcceleratorState._reset_state()
+    yield tmp_path
+    sys.modules.pop("my_model", None)
 
 
 def run_block(folder: Path, block: str) -> Path:
     """The folder of the run of a block's one command."""
     command, *words = shlex.split(block.replace("\\\n", " "), comments=True)
     assert command == "onestep"
-    run(folder, "-m", "onestep", *words, *SHORT)
+    main([*words, *SHORT])
     return folder / "run"
 
 
-def test_a_diffusers_pipeline(tmp_path: Path) -> None:
+def test_a_diffusers_pipeline(folder: Path) -> None:
     torch.manual_seed(0)
     types = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     unet = diffusers.UNet2DModel(8, 1, 1, **UNET_BLOCKS, **types)
-    diffusers.DDPMPipeline(randomize(unet), diffusers.DDPMScheduler()).save_pretrained(tmp_path / "my-pipeline")
-    save_images(tmp_path / "my-images")
-    folder = run_block(tmp_path, blocks("bash")[0])
-    settings = (folder / "generator" / "generator.json").read_text()
+    diffusers.DDPMPipeline(randomize(unet), diffusers.DDPMScheduler()).save_pretrained(folder / "my-pipeline")
+    save_images(folder / "my-images")
+    run = run_block(folder, blocks("bash")[0])
+    settings = (run / "generator" / "generator.json").read_text()
     assert settings.startswith('{"sigma_init": 157.')  # the last level of the pipeline's own schedule
 
 
-def test_an_edm_file(tmp_path: Path) -> None:
-    (tmp_path / "edm.pkl").write_bytes((REFERENCE / "sid_ddpmpp_cond10_16.pkl").read_bytes())
-    (tmp_path / "images.zip").write_bytes((REFERENCE / "rand-16x16-10c.zip").read_bytes())
-    folder = run_block(tmp_path, blocks("bash")[1])
-    assert (folder / "generator" / "generator.json").read_text().startswith('{"sigma_init": 80.0')
-    assert not (folder / "checkpoints" / "iteration_00000002" / "discriminator.safetensors").exists()
+def test_an_edm_file(folder: Path) -> None:
+    (folder / "edm.pkl").write_bytes((REFERENCE / "sid_ddpmpp_cond10_16.pkl").read_bytes())
+    (folder / "images.zip").write_bytes((REFERENCE / "rand-16x16-10c.zip").read_bytes())
+    run = run_block(folder, blocks("bash")[1])
+    assert (run / "generator" / "generator.json").read_text().startswith('{"sigma_init": 80.0')
+    assert not (run / "checkpoints" / "iteration_00000002" / "discriminator.safetensors").exists()
 
 
-def test_any_module(tmp_path: Path) -> None:
-    (tmp_path / "my_model.py").write_text(MY_MODEL)
+def test_any_module(folder: Path) -> None:
+    (folder / "my_model.py").write_text(MY_MODEL)
     (code,) = blocks("python")
     values = {"device": "cpu", "precision": "no", "training": {"total_images": 8, "batch_size": 4},
               "evaluation": {"grid": 4, "batch_size": 4}, "sampler": "heun"}  # fmt: skip
@@ -97,9 +109,9 @@ def test_any_module(tmp_path: Path) -> None:
     check = (
         "latents = __import__('torch').zeros(2, 1, 16, 16)\nassert (generator(latents) == run.generator(latents)).all()"
     )
-    (tmp_path / "mine.py").write_text(f"{code}\n{check}\n")
-    run(tmp_path, "mine.py")
-    assert (tmp_path / "outputs" / "mine" / "summary.json").is_file()
+    (folder / "mine.py").write_text(f"{code}\n{check}\n")
+    runpy.run_path("mine.py")
+    assert (folder / "outputs" / "mine" / "summary.json").is_file()
 
 
 def test_the_losses_alone() -> None:

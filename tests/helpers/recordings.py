@@ -19,11 +19,10 @@ from torch import nn
 
 from onestep.build.distillation import distill
 from onestep.build.pretraining import pretrain
-from onestep.config import compose
 from onestep.engine.log import read_log
 from onestep.models import generator
 from onestep.models.diffusers.pipeline import DTYPES
-from tests.helpers.configs import TINY, TWO_ITERATIONS
+from tests.helpers.configs import TINY, TWO_ITERATIONS, configure
 from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
 from tests.helpers.paths import REFERENCE
 from tests.helpers.scripts import run_python
@@ -93,7 +92,7 @@ def train(name: str, folder: Path) -> None:
         save_pipeline(folder / "pipeline")
     with double_precision():
         primary, own = ("pretrain", ("clip.network=null",)) if name == "pretraining" else ("train", OF_TRAINING)
-        config = compose(primary, [*SMALL, *own, *overrides, f"output={folder / 'run'}"])
+        config = configure(primary, *SMALL, *own, *overrides, f"output={folder / 'run'}")
         (pretrain if name == "pretraining" else distill)(config)
 
 
