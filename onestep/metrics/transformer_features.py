@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onestep.metrics.features import FeatureNetwork
+from onestep.models.diffusers.folder import downloading
 from onestep.ranges import PathText, Samples, Side
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of the pixels in [0, 1]
@@ -85,13 +86,9 @@ def load_transformer(name: str, path: str) -> Any:
         import transformers
     except ImportError as error:
         raise ValueError("these features need an extra: pip install 'onestep[text]'") from error
-    try:
+    with downloading(f"{path}: no {name} there: give a folder or an id as ...features.path=..."):
         loader = getattr(transformers, name)
         return loader.from_pretrained(path, **({"use_safetensors": True} if name.endswith("Model") else {}))
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(
-            f"{path}: no {name} there ({error}); give a folder or an id as ...features.path=..."
-        ) from error
 
 
 def normalize(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -88,12 +88,13 @@ def pipeline_folder(
         return folder
     if folder.exists() or folder.is_symlink():
         raise ValueError(f"no pipeline of diffusers at {path!r}, which has no {INDEX}: {describe(folder)}")
+    expected = f"no pipeline of diffusers at {path!r}: expected a folder with {INDEX}, or a hub id"
     if not _HUB_ID.fullmatch(path):
-        raise ValueError(f"no pipeline of diffusers at {path!r}: expected a folder with {INDEX}, or a hub id")
+        raise ValueError(expected)
     from huggingface_hub import hf_hub_download, snapshot_download
 
     options: dict[str, Any] = {"local_files_only": local_files_only, "revision": revision}
-    try:
+    with downloading(expected):
         index = PipelineIndex.read(Path(hf_hub_download(path, INDEX, **options)))
         names = list(index.components)
         patterns = [f"{name}/{file}" for name in names for file in ("*.json", "*.txt", "*.model")]
@@ -103,10 +104,6 @@ def pipeline_folder(
         if variant is not None:  # some components may have the default weights alone
             lacking = [name for name in names if not any((download / name).glob(f"*.{variant}*.safetensors"))]
             snapshot_download(path, allow_patterns=[INDEX, *_weights(lacking, None)], **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no pipeline of diffusers at {path!r}: expected a folder with {INDEX}, or a hub id. {one_line(error, 400)}"
-        ) from error
     return download
 
 
@@ -132,11 +129,45 @@ def autoencoder_folder(path: str, local_files_only: bool = False, revision: str 
     from huggingface_hub import snapshot_download
 
     files = ["config.json", f"{DIFFUSERS_BASE}.safetensors"]
-    try:
+    with downloading(expected):
         place = snapshot_download(path, allow_patterns=files, local_files_only=local_files_only, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{expected}. {one_line(error, 400)}") from error
     return Path(place)
+
+
+@contextmanager
+def downloading(expected: str) -> Iterator[None]:
+    """Context of downloads from the hub: their errors become one line after what was ``expected``, with what to do.
+
+    Raises:
+        ValueError: for any error.
+    """
+    try:
+        yield
+    except Exception as error:  # also those of the library below huggingface_hub
+        raise ValueError(f"{expected}. {_advice(error)}{one_line(error, 400)}") from error
+
+
+def _advice(error: BaseException | None) -> str:
+    """What to do about an error of the hub, which another library may have passed on; empty for any other."""
+    from huggingface_hub import errors
+
+    advice: dict[Any, str] = {  # the first that fits
+        errors.GatedRepoError: "Accept its conditions on its page on the hub, and log in by hf auth login or HF_TOKEN",
+        errors.RepositoryNotFoundError: "Check the id, or log in by hf auth login or HF_TOKEN if it is private",
+        errors.RevisionNotFoundError: "Check the revision",
+        (
+            errors.LocalEntryNotFoundError,
+            errors.OfflineModeIsEnabled,
+        ): "It is not in the cache of this machine, and "
+        "the hub is out of reach or switched off: download it elsewhere (hf download) and give its folder",
+        errors.EntryNotFoundError: "It lacks a file: choose another id, or a folder",
+    }
+    while error is not None:
+        for kind, text in advice.items():
+            if isinstance(error, kind):
+                return f"{text}. "
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def part_files(folder: Path, variant: str | None) -> list[Path]:
