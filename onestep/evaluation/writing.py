@@ -1,8 +1,10 @@
 """Samples as files: PNG files, written by threads during the sampling, one grid, or one array."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Literal
@@ -65,7 +67,7 @@ class SampleWriter:
             raise ValueError(f"save_to={folder}: {error.strerror}: give a folder that can be written to") from error
         # zlib releases Python's lock, so threads suffice; more than two would contend for it.
         self._threads = ThreadPoolExecutor(2, "png")
-        self._writing: list[Future[None]] = []
+        self._writing: deque[Future[None]] = deque()
 
     def add(self, samples: Tensor, seeds: Sequence[int]) -> None:
         """Start to write the ``samples`` (on the CPU) of ``seeds`` if each has its own file."""
@@ -84,6 +86,8 @@ class SampleWriter:
         for batch in batches:
             check_finite(batch, seeds[start : start + len(batch)])
             self.add(batch, seeds[start : start + len(batch)])
+            while self._writing and self._writing[0].done():  # a full disk ends the sampling, not its end alone
+                self._result()
             start += len(batch)
             yield batch
 
@@ -92,19 +96,42 @@ class SampleWriter:
             save_image(image, self.folder / f"{seed:06d}.png")
 
     def wait(self) -> None:
-        """Wait until all added samples are written; raises the error of a failed write."""
+        """Wait until all added samples are written.
+
+        Raises:
+            ValueError: if one could not be written.
+        """
         self._threads.shutdown()
-        for part in self._writing:
-            part.result()
+        while self._writing:
+            self._result()
+
+    def _result(self) -> None:
+        with self._explained():
+            self._writing.popleft().result()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"save_to={self.folder}: the samples could not be written ({error.strerror or error}): free disk "
+                "space, or give another folder; files that are there are whole"
+            ) from error
 
     def finish(self, samples: Tensor, seeds: Sequence[int]) -> Path:
-        """Write all ``samples`` if they are one file; returns that file, or the folder of the PNG files."""
-        if self.format == "grid":
-            save_samples(samples, self.folder / "grid.png")
-            return self.folder / "grid.png"
-        if self.format == "npz":
+        """Write all ``samples`` if they are one file; returns that file, or the folder of the PNG files.
+
+        Raises:
+            ValueError: if it could not be written.
+        """
+        if self.format == "png":
+            return self.folder
+        with self._explained():
+            if self.format == "grid":
+                save_samples(samples, self.folder / "grid.png")
+                return self.folder / "grid.png"
             pixels = samples if self.points else to_uint8(samples).permute(0, 2, 3, 1)
             with atomic_file(self.folder / "samples.npz") as temporary:
                 np.savez(temporary, images=pixels.numpy(), seeds=np.array(seeds, np.int64))
             return self.folder / "samples.npz"
-        return self.folder

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from onestep.evaluation.evaluate import open_samples
-from onestep.evaluation.writing import SampleWriter
+from onestep.evaluation.writing import Format, SampleWriter
 
 
 def grey(levels: torch.Tensor) -> torch.Tensor:
@@ -30,12 +30,17 @@ def test_png_files_are_there_when_it_has_waited(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(file)), np.full((4, 4, 3), level))
 
 
-def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    writer = SampleWriter(tmp_path, "png", (3, 4, 4))
-    (tmp_path / "000001.png").mkdir()
+@pytest.mark.parametrize(("format", "file"), [("png", "000001.png"), ("grid", "grid.png"), ("npz", "samples.npz")])
+def test_a_file_that_cannot_be_written_is_an_error(format: Format, file: str, tmp_path: Path) -> None:
+    writer = SampleWriter(tmp_path, format, (3, 4, 4))
+    (tmp_path / file).mkdir()
     writer.add(grey(torch.zeros(3)), range(3))
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(
+        ValueError, match=rf"^save_to={tmp_path}: the samples could not be written \(Is a directory\): fr"
+    ):
         writer.wait()
+        writer.finish(grey(torch.zeros(3)), range(3))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_points_are_no_png_files(tmp_path: Path) -> None:

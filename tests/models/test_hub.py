@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 from huggingface_hub import errors
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from onestep.metrics.transformer_features import load_transformer
 from onestep.models.diffusers.folder import INDEX, autoencoder_folder, pipeline_folder
