@@ -34,8 +34,14 @@ LAYOUTS = {
 CLIPPED = (
     "clip.critics._target_=onestep.engine.clipping.Entries", "clip.critics.largest=0.01", "clip.generator.largest=0.1",
 )  # fmt: skip
+EDM2 = (
+    "{_target_:onestep.models.edm.denoiser.EDMDenoiser,image_shape:[1,8,8],label_dim:10,architecture:EDM2UNet,options:"
+    "{model_channels:8,channel_mult:[1,2],num_blocks:1,attn_resolutions:[4],channels_per_head:8}}"
+)
 METHODS = {
     "f_distill": (),
+    # Its weights are normalised by each process's own rows, and its gains are not sharded.
+    "edm2": (f"generator.network={EDM2}", f"fake_score.network={EDM2}", "optimizer.generator.lr=1e-2"),
     "uni_instruct": ("objective=uni_instruct", "discriminator=shared_encoder", "generator.later_sigmas=[0.5,0.2]"),
 }
 
