@@ -22,7 +22,7 @@ from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator, load_denoiser
 from tests.helpers.diffusers_models import build_network
-from tests.helpers.edm_format import pickled, snapshot
+from tests.helpers.edm_format import numpy_array, persistent, pickled, snapshot
 from tests.helpers.edm_models import tiny_denoiser
 
 SECONDS = float(os.environ.get("ONESTEP_FUZZ_SECONDS", "20"))
@@ -123,6 +123,15 @@ def make_subject(kind: str, folder: Path) -> Subject:
         case "pickle":
             place.write_bytes(pickled(snapshot(EDMDenoiser((1, 4, 4), options=tiny))))
             return Subject(place, load_edm)
+        case "edm2_pickle":
+            network = EDMDenoiser((4, 4, 4), 2, architecture="EDM2UNet", options=tiny | {"logvar_channels": 4})
+            encoder = persistent("StabilityVAEEncoder", {"scale": numpy_array([0.1] * 4)})
+            place.write_bytes(pickled({"encoder": encoder, **snapshot(network)}))
+            return Subject(place, load_edm)
+        case "edm2_folder":
+            network = EDMDenoiser((4, 4, 4), 2, architecture="EDM2UNet", options=tiny | {"logvar_channels": 4})
+            network.save_pretrained(place)
+            return Subject(place, load_denoiser)
         case "torch_zip" | "torch_legacy":
             adm = EDMDenoiser((1, 8, 8), architecture="DhariwalUNet", options=tiny | {"channel_mult_emb": 1})
             torch.save(adm.model.state_dict(), place, _use_new_zipfile_serialization=kind == "torch_zip")
@@ -139,7 +148,10 @@ def make_subject(kind: str, folder: Path) -> Subject:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pickle", "torch_zip", "torch_legacy", "folder", "generator", "pipeline"])
+@pytest.mark.parametrize(
+    "kind",
+    ["pickle", "edm2_pickle", "torch_zip", "torch_legacy", "folder", "edm2_folder", "generator", "pipeline"],
+)
 def test_damage_is_refused_or_harmless(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     subject = make_subject(kind, tmp_path)
     subject.read(subject.place)
