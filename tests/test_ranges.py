@@ -68,7 +68,9 @@ def parts(node: Any) -> Iterator[dict[str, Any]]:
 def targets() -> set[str]:
     """Every class and function that a yaml names, and the raw networks of ``network.options``."""
     files = (OmegaConf.to_container(OmegaConf.load(file)) for file in CONF.rglob("*.yaml"))
-    networks = ("edm.song_unet.SongUNet", "edm.adm.DhariwalUNet", "edm.preconditioning.VPPreconditioning")
+    networks = (
+        "edm.song_unet.SongUNet", "edm.adm.DhariwalUNet", "edm2.unet.EDM2UNet", "edm.preconditioning.VPPreconditioning",
+    )  # fmt: skip
     return {part["_target_"] for file in files for part in parts(file)} | {f"onestep.models.{n}" for n in networks}
 
 

@@ -145,7 +145,8 @@ def with_frequencies(network: Call, frequencies: Any) -> Call:
 @torch.no_grad()
 def test_a_snapshot_comes_back(name: str, tmp_path: Path) -> None:
     change, uncertainty, latent = NETWORKS[name]
-    original = make(dropout=0.1, label_balance=0.4).half()  # as published files are
+    given = {"dropout": 0, "label_balance": 0.4, "clip_act": None, "channel_mult_noise": None}
+    original = make(**given).half()  # as published files are
     (tmp_path / "in.pkl").write_bytes(pickled(change(snapshot(original)["ema"])))
     ours, original = load_edm(tmp_path / "in.pkl"), original.float()
     x, sigma, labels = torch.randn(3, 3, 8, 8), torch.tensor([0.05, 0.9, 30.0]), {"labels": torch.eye(4)[:3]}

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from math import prod
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ def _options(architecture: str, model: Recorded) -> dict[str, Any]:
     known = inspect.signature(ARCHITECTURES[architecture]).parameters
     for name, value in options.items():
         items = value if type(value) is list else [value]
-        if name not in known or not all(type(item) in (int, float, str) for item in items):
+        if name not in known or not all(type(item) in (int, float, str, NoneType) for item in items):
             raise ValueError(f"its raw network was made with {short(name)}={short(value)}, which is not known")
     return options
 
