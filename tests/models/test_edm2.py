@@ -145,7 +145,7 @@ def with_frequencies(network: Call, frequencies: Any) -> Call:
 @torch.no_grad()
 def test_a_snapshot_comes_back(name: str, tmp_path: Path) -> None:
     change, uncertainty, latent = NETWORKS[name]
-    given = {"dropout": 0, "label_balance": 0.4, "clip_act": None, "channel_mult_noise": None}
+    given: dict[str, Any] = {"dropout": 0, "label_balance": 0.4, "clip_act": None, "channel_mult_noise": None}
     original = make(**given).half()  # as published files are
     (tmp_path / "in.pkl").write_bytes(pickled(change(snapshot(original)["ema"])))
     ours, original = load_edm(tmp_path / "in.pkl"), original.float()
