@@ -2,31 +2,35 @@
 
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-#: The precision of accelerate, or "auto".
+#: The precision of a calculation, or "auto": autocast's, "no" for float32.
 Precision = Literal["auto", "no", "bf16", "fp16"]
+#: The precision of a distillation: "bf16_critics" is bf16 in the critics' updates and float32 in the generator's.
+DistillationPrecision = Literal["auto", "no", "bf16", "fp16", "bf16_critics"]
 
 
-def choose_precision(precision: str, device: str) -> str:
-    """``precision`` for accelerate; ``auto`` is bf16 if the device has instructions for it, else float32.
+def choose_precision(precision: str, device: str, with_bf16: Precision | DistillationPrecision = "bf16") -> str:
+    """``precision``; ``auto`` is ``with_bf16`` if the device has instructions for bf16, else float32.
 
     On CPUs this means AVX-512. Other CPUs emulate bf16 in float32, about ten times slower than float32.
 
     Args:
-        precision: one of :data:`Precision`.
+        precision: one of :data:`Precision`, or ``with_bf16``.
         device: ``auto`` for the accelerator if there is one, ``cpu``, or the name of the accelerator.
+        with_bf16: the choice of ``auto``.
 
     Raises:
         ValueError: for an unknown precision, fp16 on a CPU, or an accelerator that there is not.
     """
-    if precision not in (known := get_args(Precision)):
+    if precision not in (known := dict.fromkeys((*get_args(Precision), with_bf16))):
         raise ValueError(f"precision={precision}: choose one of {', '.join(known)}")
-    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    on_cpu = _is_cpu(device)
     if device not in ("auto", "cpu"):
         found = None if on_cpu else torch.accelerator.current_accelerator()
         if found is None or found.type != device:
@@ -43,7 +47,50 @@ def choose_precision(precision: str, device: str) -> str:
         has_bf16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     else:
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "no"
+    return with_bf16 if has_bf16 else "no"
+
+
+def _is_cpu(device: str) -> bool:
+    return device == "cpu" or not torch.accelerator.is_available()
+
+
+def describe_precision(asked: str, chosen: str, device: str, subtracts_scores: bool) -> str:
+    """The line at the start of a run: its precision and why.
+
+    Args:
+        asked: the setting.
+        chosen: the result of :func:`choose_precision`.
+        device: the setting.
+        subtracts_scores: True for a distillation.
+    """
+    name = {"no": "float32", "bf16_critics": "bf16 for the critics"}.get(chosen, chosen)
+    if asked != "auto":
+        reason = f"precision={asked} is set"
+    else:
+        unit = "CPU" if _is_cpu(device) else "GPU"
+        reason = f"this {unit} has {'no ' if chosen == 'no' else ''}instructions for bf16"
+    line = f"precision: {name}, because {reason}"
+    if not subtracts_scores or "bf16" not in chosen:
+        return line
+    exact = "float32" if chosen == "bf16_critics" else "teacher and fake score in float32"
+    return f"{line}; {exact} for the generator, because bf16 would round off the difference of its scores"
+
+
+def autocast_of(precision: str) -> str:
+    """The precision of accelerate's autocast: "no", "bf16" or "fp16"."""
+    return "bf16" if precision == "bf16_critics" else precision
+
+
+def without_bf16(network: nn.Module, device: torch.device) -> AbstractContextManager[object]:
+    """Context in which ``network`` calculates in float32 where autocast is to bf16.
+
+    For predictions that are subtracted: bf16 has 8 significant bits, and teacher and fake score often agree in 6.
+    Weights of less than float32 stay under autocast, which converts them.
+    """
+    kind = device.type
+    if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) is not torch.bfloat16:
+        return nullcontext()
+    return torch.autocast(kind, enabled=any(weight.itemsize < 4 for weight in network.parameters()))
 
 
 def choose_device(name: Any) -> str:

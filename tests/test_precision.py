@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from onestep.build.run import build_run
+from onestep.build.run import started_run
 from onestep.precision import choose_precision
-from tests.helpers.configs import configure, refused, tiny_config
+from tests.helpers.configs import Configure, configure, refused, tiny_config, tiny_pretraining
 
 
 @pytest.mark.parametrize("capability, expected", [("AVX512", "bf16"), ("AVX2", "no"), ("DEFAULT", "no")])
@@ -16,6 +17,7 @@ def test_auto_on_a_cpu(capability: str, expected: str, device: str, monkeypatch:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert choose_precision("auto", device) == expected
+    assert choose_precision("auto", device, "bf16_critics") == {"bf16": "bf16_critics", "no": "no"}[expected]
     assert [choose_precision(named, device) for named in ("no", "bf16")] == ["no", "bf16"]
     with pytest.raises(ValueError, match="precision=fp16: on a CPU it would be computed in float32"):
         choose_precision("fp16", device)
@@ -62,9 +64,32 @@ def test_one_of_several_devices(
     assert "CUDA_VISIBLE" not in refused(configure("train", "output=o", "device=tpu"))
 
 
-def test_a_run_keeps_a_record_of_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    run = build_run(tiny_config(tmp_path, "precision=auto"))
-    run.write_config()
-    assert run.accelerator.mixed_precision == "no"
-    assert "\nprecision: 'no'\n" in (tmp_path / "config.yaml").read_text()
+@pytest.mark.parametrize(
+    "make, capability, asked, chosen, line",
+    [
+        (tiny_config, "AVX512", "auto", "bf16_critics", "bf16 for the critics, because this CPU has instructions for "
+         "bf16; float32 for the generator, because bf16 would round off the difference of its scores"),
+        (tiny_config, "AVX2", "auto", "no", "float32, because this CPU has no instructions for bf16"),
+        (tiny_config, "AVX2", "bf16", "bf16", "bf16, because precision=bf16 is set; teacher and fake score in float32 "
+         "for the generator, because bf16 would round off the difference of its scores"),
+        (tiny_config, "AVX512", "no", "no", "float32, because precision=no is set"),
+        (tiny_pretraining, "AVX512", "auto", "bf16", "bf16, because this CPU has instructions for bf16"),
+        (tiny_pretraining, "AVX2", "auto", "no", "float32, because this CPU has no instructions for bf16"),
+    ],
+)  # fmt: skip
+def test_a_run_says_and_records_what_was_chosen(
+    make: Configure, capability: str, asked: str, chosen: str, line: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with started_run(make(tmp_path, f"precision={asked}")) as run:
+        run.write_config()
+        assert run.accelerator.mixed_precision == ("no" if chosen == "no" else "bf16")
+    assert capsys.readouterr().out == f"precision: {line}\n"
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["precision"] == chosen
+
+
+@pytest.mark.parametrize("command, place", [("pretrain", "output"), ("sample", "save_to")])
+def test_only_distillations_have_critics(command: str, place: str) -> None:
+    message = refused(configure(command, "precision=bf16_critics", f"{place}=o"))
+    assert message == "precision=bf16_critics: expected one of auto, no, bf16, fp16"

@@ -15,7 +15,7 @@ from onestep.engine.course import course_of
 from onestep.engine.prepare import Layout
 from onestep.engine.run import Run
 from onestep.engine.settings import RunSettings
-from onestep.precision import choose_precision
+from onestep.precision import DistillationPrecision, choose_precision, describe_precision
 
 
 @contextmanager
@@ -25,7 +25,9 @@ def started_run(config: DictConfig) -> Iterator[Run]:
     Raises:
         ValueError: see :class:`onestep.engine.run.Run` and :meth:`onestep.engine.folder.RunFolder.claimed`.
     """
+    asked = config.precision
     with separate_processes(), build_run(config).claimed() as run:
+        run.accelerator.print(describe_precision(asked, config.precision, config.device, _is_distillation(config)))
         if run.accelerator.is_main_process:
             record_overrides(config)
         yield run
@@ -37,7 +39,9 @@ def build_run(config: DictConfig) -> Run:
     Raises:
         ValueError: see :class:`onestep.engine.run.Run`.
     """
-    config.precision = choose_precision(config.precision, config.device)  # recorded in place of "auto"
+    # Recorded in place of "auto".
+    with_bf16: DistillationPrecision = "bf16_critics" if _is_distillation(config) else "bf16"
+    config.precision = choose_precision(config.precision, config.device, with_bf16)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return Run(
         RunSettings(
@@ -82,6 +86,10 @@ def _build(node: Any, kind: Any, key: str) -> Any:
         known = ", ".join(f"{one.__module__}.{one.__qualname__}" for one in kind.__subclasses__())
         raise ValueError(f"{key}._target_={node['_target_']}: expected one of {known}")
     return part
+
+
+def _is_distillation(config: DictConfig) -> bool:
+    return "objective" in config
 
 
 def build_layout(config: DictConfig) -> Layout:

@@ -10,7 +10,7 @@ from onestep.distillation.schedule import ScheduleName
 from onestep.engine.settings import CompileMode, Device, Timeout, Trackers, Workers
 from onestep.evaluation.writing import Format
 from onestep.objectives.denoising import ErrorWeight
-from onestep.precision import Precision
+from onestep.precision import DistillationPrecision, Precision
 from onestep.pretraining.settings import ClassifierSettings
 from onestep.ranges import (
     BatchSize,
@@ -106,6 +106,7 @@ class _PretrainClip:
 
 @dataclass
 class _Train(_Run):
+    precision: DistillationPrecision  # type: ignore[assignment]
     features: Part | None
     teacher: Part
     sampler: Part

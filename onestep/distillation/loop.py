@@ -166,7 +166,7 @@ def update_generator(
 
     scale = None
     if len(batches) > 1 and method.needs_batch_mean:  # the mean weight of all micro-batches
-        with parts.run.accelerator.autocast():
+        with parts.run.generator_autocast():
             ratios = [method.log_ratio(b.x_generated, b.condition, n) for b, n in zip(batches, noised, strict=True)]
         scale = method.objective.weight_scale(torch.cat(ratios))
 
@@ -175,7 +175,7 @@ def update_generator(
         x_generated = batch.x_generated
         if len(batches) > 1:
             x_generated = _simulate(parts, batch.noises, batch.condition, keep_graph=True)
-        with parts.run.accelerator.autocast():
+        with parts.run.generator_autocast():
             losses = method.generator_losses(x_generated, batch.condition, noise, scale, noise_gan)
             latents, pair_condition, x_teacher = pair
             if latents is not None:
@@ -202,7 +202,7 @@ def _draw(
 
 
 def _simulate(parts: Distillation, noises: list[Tensor], condition: Condition, keep_graph: bool) -> Tensor:
-    with torch.set_grad_enabled(keep_graph), parts.run.accelerator.autocast():
+    with torch.set_grad_enabled(keep_graph), parts.run.generator_autocast():
         samples: Tensor = parts.student.simulate(noises, condition)
     return samples
 

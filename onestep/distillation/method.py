@@ -23,6 +23,7 @@ from onestep.objectives.denoising import ErrorWeight, denoising_loss, error_weig
 from onestep.objectives.density_ratio import RatioNormalizer
 from onestep.objectives.losses import Losses, Term
 from onestep.objectives.weighting import mean_inverse_distance
+from onestep.precision import without_bf16
 
 
 @contextmanager
@@ -202,19 +203,23 @@ class Method:
         """The normalised log p/q [B], without a graph; see :meth:`generator_losses` for the arguments."""
         assert self.host is not None and self.discriminator is not None
         x_sigma, sigma = noised.add_to(x_generated), noised.sigma
-        features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
+        with without_bf16(self.host, x_sigma.device):
+            features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
         logit = log_ratio_of(self.discriminator(features))
         return logit if self.normalizer is None else self.normalizer(logit, sigma)
 
     def _predict(
         self, network: nn.Module, inputs: tuple[Tensor, Tensor, Condition], is_host: bool, gan_here: bool
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """The x0-prediction, and the features if ``network`` is the host; both with a graph only if it is needed."""
+        """The x0-prediction, and the features if ``network`` is the host; both with a graph only if it is needed.
+
+        In float32 where autocast is to bf16, as objectives subtract the predictions.
+        """
         through_scores = self.objective.differentiates_scores
         if self.discriminator is None or not is_host:
-            with torch.set_grad_enabled(through_scores):
+            with torch.set_grad_enabled(through_scores), without_bf16(network, inputs[0].device):
                 return network(*inputs), ()
         options = {"outputs": "both", "levels": self.discriminator.levels, "prediction_grad": through_scores}
-        with torch.set_grad_enabled(through_scores or gan_here):
+        with torch.set_grad_enabled(through_scores or gan_here), without_bf16(network, inputs[0].device):
             x0, *features = network(*inputs, **options)
         return x0, features

@@ -40,7 +40,18 @@ class DistillationReport:
 
     def interim(self, state: TrainingState) -> list[Measurement]:
         """Evaluate the averaged generators, see :meth:`RunEvaluator.interim`."""
-        return self.of_student.interim(state.iteration, self.parts.averages.evaluated(self.parts.student))
+        return self.of_student.interim(state.iteration, self._evaluated())
+
+    def _evaluated(self) -> dict[str, SampleFunction]:
+        """The averaged generators that are evaluated, in the precision in which they were trained."""
+
+        def sample(generator: Any, *inputs: Any) -> Tensor:
+            with self.run.generator_autocast():
+                samples: Tensor = generator(*inputs)
+            return samples
+
+        evaluated = self.parts.averages.evaluated(self.parts.student)
+        return {name: partial(sample, generator) for name, generator in evaluated.items()}
 
     def final(self, state: TrainingState) -> dict[str, Any]:
         """Save the generators, evaluate them and the teacher on the same seeds, and write the summary and the plots.
@@ -76,7 +87,7 @@ class DistillationReport:
             teacher, records["teacher"], failures["teacher"] = self.of_teacher.final(
                 "teacher", sample_teacher, teacher_nfe
             )
-        evaluated = parts.averages.evaluated(parts.student)
+        evaluated = self._evaluated()
         first = next(iter(evaluated))
         sides = {}
         for name, generator in evaluated.items():

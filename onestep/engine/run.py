@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -30,6 +30,7 @@ from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopRequestedError, StopSignals, leave_signals_to_parent
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
+from onestep.precision import autocast_of
 from onestep.seeding import SEEDS, BatchRandom
 
 _OF_CONDITIONS = 2  # the random stream of conditions; 1 is the distillation's exit step
@@ -48,7 +49,7 @@ class Run:
         check_trackers(settings.trackers)
         join_submitit_job()
         self.accelerator = Accelerator(
-            mixed_precision=settings.precision,
+            mixed_precision=autocast_of(settings.precision),
             cpu=settings.device == "cpu",
             log_with=list(settings.trackers) or None,
             project_dir=settings.output,
@@ -74,6 +75,12 @@ class Run:
         """Context in which the folder belongs to this run alone, see :meth:`RunFolder.claimed`."""
         with self._folder.claimed() as self.checkpoint:
             yield self
+
+    def generator_autocast(self) -> AbstractContextManager[None]:
+        """Context of the generator's passes: that of the critics', but float32 with the precision "bf16_critics"."""
+        if self.settings.precision == "bf16_critics":
+            return torch.autocast(self.device.type, enabled=False)
+        return self.accelerator.autocast()
 
     def write_config(self) -> None:
         """Write the configuration into the run's folder and to the trackers."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator
 
-from onestep.precision import Precision, choose_device
+from onestep.precision import DistillationPrecision, choose_device
 from onestep.ranges import (
     BatchSize,
     Count,
@@ -49,7 +49,7 @@ class RunSettings:
         output: the run's folder.
         seed: seed of all randomness.
         device: "auto" for the accelerator if there is one, "cpu", or the accelerator's name.
-        precision: "no" (float32), "bf16" or "fp16".
+        precision: "no" (float32), "bf16", "fp16" or "bf16_critics".
         num_workers: data loading processes per training process; 0 reads in the training process.
         process_timeout: timeout of collective operations, in seconds.
         trackers: accelerate's trackers, such as "tensorboard".
@@ -64,7 +64,7 @@ class RunSettings:
     output: Path
     seed: Seed
     device: Device
-    precision: Precision
+    precision: DistillationPrecision
     num_workers: Workers
     process_timeout: Timeout
     trackers: Trackers
