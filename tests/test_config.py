@@ -18,12 +18,18 @@ from tests.helpers.configs import configure, refused
 from tests.helpers.diffusers_models import build_network
 from tests.helpers.paths import REFERENCE
 from tests.helpers.tiny_pipelines import build_pipeline
+from tests.test_recipes import FOLDERS
 
+#: Hydra's files, and those of the papers' recipes, which test_recipes.py and test_published_settings.py test.
+ELSEWHERE = {"hydra", *FOLDERS}
 FILES = sorted(
-    str(file.relative_to(CONF).with_suffix("")) for file in CONF.glob("*/**/*.yaml") if "hydra" not in file.parts
+    str(file.relative_to(CONF).with_suffix(""))
+    for file in CONF.glob("*/**/*.yaml")
+    if not ELSEWHERE & {*file.relative_to(CONF).parts}
 )
 SID = REFERENCE / "sid_ddpmpp_cond10_16.pkl"
-PUBLISHED = sorted(f for f in FILES if f.startswith("experiment/benchmark/"))
+PUBLISHED = [f for f in FILES if f.startswith("experiment/benchmark/")]
+METHODS = [f for f in FILES if f.startswith("experiment/method/")]
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
 REQUIRED = {
@@ -47,6 +53,7 @@ REQUIRED = {
         ]
         for f in PUBLISHED
     },
+    **{f: ["teacher=local", f"teacher.path={SID}", "data=edm_zip", "data.path={stores}/images.zip"] for f in METHODS},
     "features/inception": ["features.path={inception}", "features.sha256={sha256}"],
     "features/clean_fid": ["features.path={inception}", "features.sha256={sha256}"],
     "features/dinov2": ["features.path={dinov2}"],

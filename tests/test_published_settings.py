@@ -1,11 +1,10 @@
-"""The papers' settings at their own resolutions and classes, with a tiny network in place of the published one."""
+"""The benchmarks and recipes at their own resolutions and classes, with a tiny network for the published one."""
 
 import io
 import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,40 +12,34 @@ import torch
 from PIL import Image
 
 from onestep.build.distillation import distill
-from onestep.config import check_config
+from onestep.config import CONF, check_config
 from onestep.engine.log import read_log
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
 from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
 from tests.helpers.edm_format import pickled, snapshot
+from tests.test_recipes import RECIPES
 
-OBJECTIVES = ("f_distill", "uni_instruct", "sid", "sida", "dmd2")
-# Resolution, classes and architecture.
-SETTINGS: dict[str, tuple[int, int, str]] = {
+#: Resolution, classes and architecture.
+BENCHMARKS: dict[str, tuple[int, int, str]] = {
     "cifar10_uncond": (32, 0, "SongUNet"),
     "cifar10_cond": (32, 10, "SongUNet"),
     "imagenet64": (64, 1000, "DhariwalUNet"),
     "ffhq64": (64, 0, "SongUNet"),
     "afhqv2_64": (64, 0, "SongUNet"),
 }
-RUNS = (
-    ("cifar10_uncond", "sid"), ("cifar10_cond", "uni_instruct"), ("imagenet64", "dmd2"), ("ffhq64", "f_distill"),
-    ("afhqv2_64", "sida"),
-)  # fmt: skip
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_each_setting_composes_with_each_method(setting: str, objective: str) -> None:
-    config = configure("train", f"experiment=benchmark/{setting}", f"objective={objective}", "output=nowhere")
-    check_config(config)
-    assert config.fake_score.steps == (5 if objective == "dmd2" else 1)
-    assert (config.generator.gan_weight == 0) == (objective == "sid") == (config.discriminator.head is None)
-    assert config.data.use_labels == (SETTINGS[setting][1] > 0)
-    # As the published figures are: in NVIDIA's Inception, of 50,000 samples.
-    assert config.features._target_.endswith("InceptionFeatures") and list(config.metrics) == ["fid"]
-    assert config.evaluation.samples == 50000
+def test_the_benchmarks_are_evaluated_as_published() -> None:
+    assert sorted(BENCHMARKS) == sorted(file.stem for file in CONF.glob("experiment/benchmark/*.yaml"))
+    for benchmark, (_, classes, _) in BENCHMARKS.items():
+        config = configure("train", f"experiment=benchmark/{benchmark}", "objective=dmd2", "output=nowhere")
+        check_config(config)
+        assert config.data.use_labels == (classes > 0)
+        # As the published figures are: in NVIDIA's Inception, of 50,000 samples.
+        assert config.features._target_.endswith("InceptionFeatures") and list(config.metrics) == ["fid"]
+        assert config.evaluation.samples == 50000
 
 
 @pytest.fixture
@@ -54,11 +47,13 @@ def files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Writes a teacher in EDM's format and a zip of eight images, of this size and with these classes."""
 
     def write(size: int, classes: int, architecture: str) -> tuple[Path, Path]:
-        options: dict[str, Any] = {
+        levels = [1] * (size.bit_length() - 3)  # down to 8x8, as in the published networks
+        options = {
             "model_channels": 16,
-            "channel_mult": [1, 1],
+            "channel_mult": levels,
             "num_blocks": 1,
             "attn_resolutions": [],
+            "augment_dim": 9,
         }
         torch.manual_seed(0)
         network = EDMDenoiser((3, size, size), classes, architecture=architecture, options=options)  # type: ignore[arg-type]
@@ -77,18 +72,22 @@ def files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting, objective", RUNS)
-def test_two_steps(
-    setting: str, objective: str, files: Callable[..., tuple[Path, Path]], tmp_path: Path
-) -> None:  # fmt: skip
-    teacher, data = files(*SETTINGS[setting])
-    paths = (f"teacher.path={teacher}", f"data.path={data}")
-    chosen = (f"experiment=benchmark/{setting}", f"objective={objective}", *paths, "features=null", "metrics=[]")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_iterations(recipe: str, files: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    teacher, data = files(*next(size for name, size in BENCHMARKS.items() if recipe.partition("/")[2].startswith(name)))
+    chosen = [f"experiment={recipe}", f"teacher.path={teacher}", f"data.path={data}", "features=null", "metrics=[]"]
+    if configure("train", *chosen).generator.init is not None:
+        chosen.append("generator.init=null")
+    # No warm-up, and no phase without updates of the generator.
+    chosen += ["training.warmup_images=0", "generator.starts_at=0", "generator.gan_starts_at=4"]
     distill(tiny_config(tmp_path / "run", *chosen, *TWO_ITERATIONS))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert [line["images_seen"] for line in lines] == [4, 8]
-    assert all(np.isfinite(list(line.values())).all() and line["generator_gradient"] > 0 for line in lines)
-    student = Generator.from_pretrained(tmp_path / "run" / "generator_raw")
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    assert lines[-1]["generator_gradient"] > 0  # at first the fake score is the teacher, and DMD2's gradient 0
+    folder = "generator" if recipe.startswith("dmd2/imagenet64") and "fastgen" not in recipe else "generator_raw"
+    student = Generator.from_pretrained(tmp_path / "run" / folder)
     start = load_edm(teacher).state_dict()
     moved = max((value - start[key]).abs().max().item() for key, value in student.denoiser.state_dict().items())
-    assert 0.9e-5 < moved < 2.5e-5  # Adam's steps are at most about the rate each
+    rate = configure("train", f"experiment={recipe}").optimizer.generator.lr
+    assert 0.9 * rate < moved < 2.5 * rate  # Adam's steps are at most about the rate each
