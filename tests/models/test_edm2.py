@@ -89,17 +89,17 @@ def test_published_size() -> None:
     assert network.feature_shapes[-1] == (512, 8, 8) and network.denoises_latents
 
 
-NETWORKS: dict[str, tuple[Callable[[Call], dict[str, Any]], bool, bool]] = {  # change, uncertainty, latents
-    "images": (lambda n: {"encoder": persistent("StandardRGBEncoder", {}), "ema": n}, True, False),
+NETWORKS: dict[str, tuple[Callable[[Call], dict[str, Any]], bool, int]] = {  # change, uncertainty, channels
+    "images": (lambda n: {"encoder": persistent("StandardRGBEncoder", {}), "ema": n}, True, 3),
     "latents": (
         lambda n: {
             "encoder": persistent("StabilityVAEEncoder", {"scale": numpy_array([0.1] * 4), "_vae": None}),
             "dataset_kwargs": Call("dnnlib.util", "EasyDict"),
             "ema": n,
-        }, True, True,
+        }, True, 4,
     ),
-    "a student of SiDA": (lambda n: {"ema": without_uncertainty(of_sida(n, "EDM_2_Precond_Generator"))}, False, True),
-    "a fake score of SiDA": (lambda n: {"ema": of_sida(n, "EDM_2_Precond_EncoderDecoder")}, True, True),
+    "a student of SiDA": (lambda n: {"ema": without_uncertainty(of_sida(n, "EDM_2_Precond_Generator"))}, False, 4),
+    "a fake score of SiDA": (lambda n: {"ema": of_sida(n, "EDM_2_Precond_EncoderDecoder")}, True, 4),
 }  # fmt: skip
 
 
@@ -144,19 +144,19 @@ def with_frequencies(network: Call, frequencies: Any) -> Call:
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_a_snapshot_comes_back(name: str, tmp_path: Path) -> None:
-    change, uncertainty, latent = NETWORKS[name]
+    change, uncertainty, channels = NETWORKS[name]
     given: dict[str, Any] = {"dropout": 0, "label_balance": 0.4, "clip_act": None, "channel_mult_noise": None}
-    original = make(**given).half()  # as published files are
+    original = make((channels, 8, 8), **given).half()  # as published files are
     (tmp_path / "in.pkl").write_bytes(pickled(change(snapshot(original)["ema"])))
     ours, original = load_edm(tmp_path / "in.pkl"), original.float()
-    x, sigma, labels = torch.randn(3, 3, 8, 8), torch.tensor([0.05, 0.9, 30.0]), {"labels": torch.eye(4)[:3]}
+    x, sigma, labels = torch.randn(3, channels, 8, 8), torch.tensor([0.05, 0.9, 30.0]), {"labels": torch.eye(4)[:3]}
     assert torch.equal(ours(x, sigma, labels), original(x, sigma, labels)) and not ours.training
-    assert (ours.denoises_latents, hasattr(ours.model, "logvar_linear")) == (latent, uncertainty)
+    assert (ours.denoises_latents, hasattr(ours.model, "logvar_linear")) == (channels == 4, uncertainty)
     assert (ours.sigma_min, ours.sigma_max, ours.config["options"]["label_balance"]) == (0.002, 80.0, 0.4)
     load_generator(tmp_path / "in.pkl", 2.5).save_pretrained(tmp_path / "generator")
     student = Generator.from_pretrained(tmp_path / "generator")
     assert torch.equal(student(x, labels), ours(2.5 * x, torch.full((3,), 2.5), labels))
-    assert load_denoiser(tmp_path / "generator").denoises_latents == latent
+    assert load_denoiser(tmp_path / "generator").denoises_latents == (channels == 4)
 
 
 def endless(length: int) -> Call:

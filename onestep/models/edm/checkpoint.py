@@ -28,6 +28,7 @@ _PRECONDITIONING_OPTIONS = {
 _MODELS = {"SongUNet": "SongUNet", "DhariwalUNet": "DhariwalUNet"}  # to the names of this package
 _EDM2 = ("Precond", "EDM_2_Precond", "EDM_2_Precond_Generator")  # the latter two of SiDA
 _EDM2_MODELS = {"UNet": "EDM2UNet"}
+_LATENT_CHANNELS = 4  # of EDM2's networks at 512 pixels, which denoise Stable Diffusion's latents
 _SHARED_ENCODER = "_EncoderDecoder"  # suffix of these classes in SiDA and Uni-Instruct
 _ARGUMENTS_OF_DENOISER = ("img_resolution", "img_channels", "in_channels", "out_channels", "label_dim")
 _ARGUMENTS_OF_SIDA = ("force_normalization", "use_gan")  # of its training of EDM2's networks
@@ -56,7 +57,7 @@ def load_edm(path: str | Path) -> EDMDenoiser:
     try:
         network = content.get("ema") if type(content) is dict else content
         if isinstance(network, Recorded):
-            return _from_object(network, content.get("encoder") if type(content) is dict else None)
+            return _from_object(network)
         if type(content) is dict:
             return _from_state_dict(network if type(network) is dict else content)
         raise ValueError(f"it holds {short(content)}, no network")
@@ -64,8 +65,8 @@ def load_edm(path: str | Path) -> EDMDenoiser:
         raise ValueError(f"{path} holds no network that can be read: {error}") from error
 
 
-def _from_object(network: Recorded, encoder: Any) -> EDMDenoiser:
-    """The denoiser of a recorded preconditioned network, for whose images EDM2's files have an ``encoder``."""
+def _from_object(network: Recorded) -> EDMDenoiser:
+    """The denoiser of a recorded preconditioned network."""
     kind = network.class_name.removesuffix(_SHARED_ENCODER)
     is_edm2 = kind in _EDM2
     preconditioning = "edm" if is_edm2 else _PRECONDITIONINGS.get(kind)
@@ -85,6 +86,7 @@ def _from_object(network: Recorded, encoder: Any) -> EDMDenoiser:
         "preconditioning": preconditioning,
         "preconditioning_options": {ours: _positive(network, theirs) for theirs, ours in renamed.items()},
     }
+    channels, size = _number(network, "img_channels"), _number(network, "img_resolution")
     options = _options(models[name], model)
     if preconditioning == "edm":
         settings["sigma_data"] = _positive(network, "sigma_data")
@@ -97,12 +99,11 @@ def _from_object(network: Recorded, encoder: Any) -> EDMDenoiser:
         tensors = {re.sub(r"^(unet\.|(?=logvar_))", "model.", name): value for name, value in tensors.items()}
         uncertainty = tensors.get("model.logvar_fourier.freqs")
         options["logvar_channels"] = 0 if uncertainty is None else prod(uncertainty.shape)
-        settings["latent"] = kind != "Precond" or getattr(encoder, "class_name", None) == "StabilityVAEEncoder"
+        settings["latent"] = channels == _LATENT_CHANNELS
     else:
         sigma_min, sigma_max = _number(network, "sigma_min"), _number(network, "sigma_max")
         if 0 < sigma_min < sigma_max < math.inf:  # EDM's networks have 0 and infinity, for no limit
             settings |= {"sigma_min": sigma_min, "sigma_max": sigma_max}
-    channels, size = _number(network, "img_channels"), _number(network, "img_resolution")
     return _build(
         tensors,
         image_shape=(channels, size, size),
