@@ -1,6 +1,6 @@
 """How much of the generator's gradient each precision keeps: its cosine to the gradient in float32 on the same batches.
 
-    python benchmarks/precision.py [--subject digits] [--objective sid ...] [--iterations 60] [override ...]
+    python benchmarks/precision.py [override ...] [--subject digits] [--objective sid ...] [--iterations 60]
 
 Trains a short run of each objective (seed 0) with checkpoints early, in the middle and late, and differentiates the
 generator's loss by its weights at each of them, on the same batches in each precision. --runs keeps the runs' folders;
