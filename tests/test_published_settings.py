@@ -90,4 +90,4 @@ def test_two_iterations(recipe: str, files: Callable[..., tuple[Path, Path]], tm
     start = load_edm(teacher).state_dict()
     moved = max((value - start[key]).abs().max().item() for key, value in student.denoiser.state_dict().items())
     rate = configure("train", f"experiment={recipe}").optimizer.generator.lr
-    assert 0.9 * rate < moved < 2.5 * rate  # Adam's steps are at most about the rate each
+    assert 0.7 * rate < moved < 2.5 * rate  # a step of Adam is about the rate, the second after none 0.74 of it

@@ -63,7 +63,7 @@ def differs(config: DictConfig, key: str, expected: Any) -> bool:
     """Whether the value of ``key``, or the choice of a group, is another one; a class has no module in the tables."""
     plain: Any = OmegaConf.to_container(config.choices if key in config.choices else config, resolve=True)
     for name in [key] if key in config.choices else key.split("."):
-        if name not in plain:
+        if not isinstance(plain, dict) or name not in plain:
             return True
         plain = plain[name]
     return bool((plain.rpartition(".")[2] if key.endswith("_target_") else plain) != expected)
