@@ -53,16 +53,19 @@ def beyond_labels(taken: Sequence[str]) -> list[str]:
     return [name for name in taken if name != "labels"]
 
 
-def check_condition(condition: Condition, taken: Sequence[str], required: bool) -> None:
+def check_condition(condition: Condition, taken: Sequence[str], required: bool, optional: Sequence[str] = ()) -> None:
     """Check that a ``condition`` has the names that the network takes, ``taken``, or is empty if not ``required``.
+
+    It may have ``optional`` names besides.
 
     Raises:
         ValueError: for other names, or a missing condition.
     """
-    if len(condition) == len(taken) and all(name in condition for name in taken):
+    given = [name for name in condition if name not in optional]
+    if len(given) == len(taken) and all(name in condition for name in taken):
         return
-    if condition or required:
+    if given or required:
         raise ValueError(
             f"this network takes a condition of {', '.join(taken) or 'no tensors'}, got "
-            f"{', '.join(condition) or 'none'}: use data and a network with the same conditions"
+            f"{', '.join(given) or 'none'}: use data and a network with the same conditions"
         )

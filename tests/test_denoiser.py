@@ -55,7 +55,7 @@ class ByCamera(EDMDenoiser):
 
     condition_keys = ("camera",)
 
-    def predict(self, x_sigma, sigma, condition, /, *extra, outputs, levels, prediction_grad):  # type: ignore[no-untyped-def]
+    def predict(self, x_sigma, sigma, condition, /, *, outputs, levels, prediction_grad):  # type: ignore[no-untyped-def]
         return x_sigma + condition["camera"][:, :, None, None]
 
 

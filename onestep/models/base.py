@@ -73,6 +73,11 @@ class DenoiserNetwork(nn.Module, ABC):
         return ("labels",) if self.label_dim else ()
 
     @property
+    def optional_keys(self) -> tuple[str, ...]:
+        """Names of further tensors that its condition may have, and guidance leaves as they are."""
+        return ()
+
+    @property
     def requires_condition(self) -> bool:
         """True if every call needs a condition; otherwise an empty condition is the zero vector of classes."""
         return False
@@ -155,7 +160,7 @@ class DenoiserNetwork(nn.Module, ABC):
         sigma: Tensor,
         condition: Condition,
         /,
-        *extra: Any,
+        *,
         outputs: Outputs,
         levels: Sequence[int],
         prediction_grad: bool,
@@ -217,16 +222,14 @@ class DenoiserNetwork(nn.Module, ABC):
         return 1 if self.guidance == 1 else 2
 
     @overload
-    def forward(
-        self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION, *extra: Tensor | None
-    ) -> Tensor: ...
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor: ...
     @overload
     def forward(
         self,
         x_sigma: Tensor,
         sigma: Tensor,
         condition: Condition = NO_CONDITION,
-        *extra: Tensor | None,
+        *,
         outputs: Literal["features", "both"],
         levels: Sequence[int] = (-1,),
         prediction_grad: bool = True,
@@ -237,7 +240,7 @@ class DenoiserNetwork(nn.Module, ABC):
         x_sigma: Tensor,
         sigma: Tensor,
         condition: Condition = NO_CONDITION,
-        *extra: Tensor | None,
+        *,
         outputs: Outputs = "prediction",
         levels: Sequence[int] = (-1,),
         prediction_grad: bool = True,
@@ -249,8 +252,8 @@ class DenoiserNetwork(nn.Module, ABC):
         Args:
             x_sigma: noised images [B, C, H, W], in data units.
             sigma: noise levels [B], in data units.
-            condition: tensors [B, ...] with the names in :attr:`condition_keys`; empty for none.
-            extra: further tensors [B, ...], see ``predict`` of the class.
+            condition: tensors [B, ...] with the names in :attr:`condition_keys`, or none of these; and any of
+                :attr:`optional_keys`.
             outputs: "prediction", "features" (the pass ends there) or "both".
             levels: ascending levels of the features, indices of :attr:`feature_shapes`; -1 is the middle.
             prediction_grad: False computes the layers after the features without a graph.
@@ -259,18 +262,18 @@ class DenoiserNetwork(nn.Module, ABC):
             The prediction, the tuple of the features, or the tuple of the prediction and the features.
 
         Raises:
-            ValueError: if the names in ``condition`` are not those in :attr:`condition_keys`.
+            ValueError: for other names in ``condition``.
         """
-        check_condition(condition, self.condition_keys, self.requires_condition)
+        check_condition(condition, self.condition_keys, self.requires_condition, self.optional_keys)
         options: dict[str, Any] = {"outputs": outputs, "levels": levels, "prediction_grad": prediction_grad}
-        if self.network_evaluations == 1 or not condition or outputs == "features":
-            return self.predict(x_sigma, sigma, condition, *extra, **options)
+        guiding = {name: condition[name] for name in self.condition_keys if name in condition}
+        if self.network_evaluations == 1 or not guiding or outputs == "features":
+            return self.predict(x_sigma, sigma, condition, **options)
         # Both predictions in one batch.
         result = self.predict(
             torch.cat([x_sigma, x_sigma]),
             torch.cat([sigma, sigma]),
-            concatenate_conditions(condition, self._unconditional_like(condition)),
-            *(None if tensor is None else torch.cat([tensor, tensor]) for tensor in extra),
+            concatenate_conditions(condition, condition | self._unconditional_like(guiding)),
             **options,
         )
         both, *features = result if outputs == "both" else (result,)

@@ -107,9 +107,9 @@ def _update(parts: Pretraining, iteration: int, data: Sequence[Batch]) -> None:
     images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, random)
     micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *sigma_and_noise))
     for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):
-        augmentation = () if augment_labels is None else (augment_labels,)
+        augmentation = {} if augment_labels is None else {"augment_labels": augment_labels}
         with run.accelerator.autocast():
-            prediction = network(add_noise(x0, noise, sigma), sigma, condition, *augmentation)
+            prediction = network(add_noise(x0, noise, sigma), sigma, condition | augmentation)
         losses = denoising_loss(network, prediction, x0, sigma)
         parts.optimizer.backward(Losses({"denoising": Term(losses)}), sigma)
         run.log.add({"loss": losses})

@@ -73,8 +73,7 @@ def test_denoiser_equals_the_original(
     result = edm.denoiser(
         arrays["x"],
         arrays["sigma"],
-        {"labels": arrays[labels]} if labels else {},
-        arrays[augment_labels] if augment_labels else None,
+        {name: arrays[key] for name, key in (("labels", labels), ("augment_labels", augment_labels)) if key},
     )
     assert edm.error(result, expected) <= TOLERANCE
 

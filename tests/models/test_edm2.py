@@ -81,21 +81,6 @@ def test_only_directions_of_weights_matter() -> None:
     assert (network(x, sigma, labels) - before).abs().max() > 0.1
 
 
-@torch.no_grad()
-def test_precision_clipping_and_dropout() -> None:
-    """Under autocast the embedding keeps its precision; activations are bounded; train mode drops some."""
-    network, x, sigma = make(clip_act=0.25, dropout=0.5), torch.randn(2, 3, 8, 8), torch.tensor([0.3, 5.0])
-    embedding = network.model.embed(sigma.log() / 4, None)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(network.model.embed(sigma.log() / 4, None), embedding)
-        encoded = network.model.encode(x, embedding)
-    assert encoded[0].dtype == encoded[-1].dtype == torch.bfloat16
-    largest = [layer.abs().max().item() for layer in network.model.encode(x, embedding)]
-    assert largest[0] > 0.3 and largest[1:] == [0.25] * (len(largest) - 1)  # the first is no block
-    prediction = network(x, sigma)
-    assert torch.equal(network(x, sigma), prediction) and not torch.equal(network.train()(x, sigma), prediction)
-
-
 def test_published_size() -> None:
     """EDM2-XS, table 2 of arXiv 2312.02696: 125 million parameters."""
     with torch.device("meta"):

@@ -90,7 +90,7 @@ def test_predictions(name: str) -> None:
         denoiser = copy.deepcopy(denoiser).half()
     assert_equals(denoiser(a["x"], a["sigma"], labels), a["D_x"])
     if "D_x_aug" in a:
-        assert_equals(denoiser(a["x"], a["sigma"], labels, a["augment_labels"]), a["D_x_aug"])
+        assert_equals(denoiser(a["x"], a["sigma"], labels | {"augment_labels": a["augment_labels"]}), a["D_x_aug"])
     if "D_x_nolabel" in a:
         assert_equals(denoiser(a["x"], a["sigma"]), a["D_x_nolabel"])
 

@@ -116,10 +116,10 @@ def test_the_network_gets_the_augmentation_labels(tmp_path: Path, monkeypatch: p
     seen = []
     predict = EDMDenoiser.predict
 
-    def predict_and_keep(network, x_sigma, sigma, condition, augment_labels=None, **options):  # type: ignore[no-untyped-def]
+    def predict_and_keep(network, x_sigma, sigma, condition, **options):  # type: ignore[no-untyped-def]
         if network.training:
-            seen.append((x_sigma, augment_labels))
-        return predict(network, x_sigma, sigma, condition, augment_labels, **options)
+            seen.append((x_sigma, condition["augment_labels"]))
+        return predict(network, x_sigma, sigma, condition, **options)
 
     monkeypatch.setattr(EDMDenoiser, "predict", predict_and_keep)
     overrides = ("augment=edm", "network.options.augment_dim=9", "training.accumulation=2")
@@ -135,8 +135,11 @@ def test_the_network_gets_the_augmentation_labels(tmp_path: Path, monkeypatch: p
     teacher = load_teacher(str(tmp_path / "teacher"), guidance=1.0)
     x_sigma, sigma = seen[0][0], torch.ones(8)
     assert teacher.config["options"]["augment_dim"] == 9
-    assert torch.equal(teacher(x_sigma, sigma, {}), teacher(x_sigma, sigma, {}, torch.zeros(8, 9)))
-    assert not torch.allclose(teacher(x_sigma, sigma, {}), teacher(x_sigma, sigma, {}, labels[:8]), atol=1e-6)
+    without, zero, some = (
+        teacher(x_sigma, sigma, condition)
+        for condition in ({}, {"augment_labels": torch.zeros(8, 9)}, {"augment_labels": labels[:8]})
+    )
+    assert torch.equal(without, zero) and not torch.allclose(without, some, atol=1e-6)
 
 
 def test_a_network_without_a_place_for_the_labels(tmp_path: Path) -> None:

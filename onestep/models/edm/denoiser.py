@@ -101,20 +101,25 @@ class EDMDenoiser(DenoiserNetwork):
         """Those of the encoder's last output at each resolution."""
         return self.model.feature_shapes
 
-    def predict(  # type: ignore[override] # `extra` is one optional tensor here
+    @property
+    def optional_keys(self) -> tuple[str, ...]:
+        """``augment_labels`` [B, augment_dim], which describe EDM's augmentation; none is zeros."""
+        return ("augment_labels",) if self.augment_dim else ()
+
+    def predict(
         self,
         x_sigma: Tensor,
         sigma: Tensor,
         condition: Condition,
-        augment_labels: Tensor | None = None,
+        /,
         *,
         outputs: Outputs,
         levels: Sequence[int],
         prediction_grad: bool,
     ) -> Any:
-        """See :meth:`forward`; ``augment_labels`` [B, augment_dim] describe EDM's augmentation, None for none."""
+        """See :meth:`forward`."""
         c_skip, c_out, c_in, c_noise = self.precondition.coefficients(sigma)
-        embedding = self.model.embed(c_noise, condition.get("labels"), augment_labels)
+        embedding = self.model.embed(c_noise, condition.get("labels"), condition.get("augment_labels"))
         layers = [] if outputs == "prediction" else [self.model.feature_layers[level] for level in levels]
         stop = max(layers) + 1 if outputs == "features" else None
         encoded = self.model.encode(expand_like(c_in, x_sigma) * x_sigma, embedding, stop)
