@@ -109,6 +109,15 @@ def _limit_of_devices() -> str:
     return "" if limit is None else f" (CUDA_VISIBLE_DEVICES={limit})"
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Let CUDA round the inputs of float32 matrix products and convolutions to TF32 (10 bits) in this process, or not.
+
+    torch's default is convolutions alone. The newer ``fp32_precision`` is a view of the same settings, but where it is
+    set, torch's compiler cannot read ``allow_tf32``.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
 @cache
 def float64_device(device: torch.device) -> torch.device:
     """The device of float64 numbers for a computation on ``device``: the CPU if it has none, as Apple's GPUs."""

@@ -1,12 +1,14 @@
 """The choice of a precision: bf16 only where the device computes in it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from onestep.build.run import started_run
+from onestep.build.run import build_run, started_run
+from onestep.build.sampling import sample
 from onestep.precision import choose_precision
 from tests.helpers.configs import Configure, configure, refused, tiny_config, tiny_pretraining
 
@@ -93,3 +95,28 @@ def test_a_run_says_and_records_what_was_chosen(
 def test_only_distillations_have_critics(command: str, place: str) -> None:
     message = refused(configure(command, "precision=bf16_critics", f"{place}=o"))
     assert message == "precision=bf16_critics: expected one of auto, no, bf16, fp16"
+
+
+@pytest.mark.parametrize("allowed", ["true", "false"])
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_tf32_is_for_matrix_products_and_convolutions(
+    command: str, allowed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both of torch's views of the setting are read, as torch's compiler reads both."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    convolutions: Any = cudnn
+    assert not configure("train").tf32 and not configure("sample").tf32
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed == "false"
+    try:
+        if command == "train":
+            build_run(tiny_config(tmp_path, f"tf32={allowed}"))
+        else:
+            assert "expected metrics" in refused(
+                configure("sample", "images=x", f"save_to={tmp_path}", f"tf32={allowed}"), sample
+            )
+        assert matmul.allow_tf32 is cudnn.allow_tf32 is (allowed == "true")
+        assert (matmul.fp32_precision == "tf32", convolutions.conv.fp32_precision == "tf32") == (allowed == "true",) * 2
+        assert torch.get_float32_matmul_precision() == ("high" if allowed == "true" else "highest")
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

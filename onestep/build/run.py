@@ -15,7 +15,7 @@ from onestep.engine.course import course_of
 from onestep.engine.prepare import Layout
 from onestep.engine.run import Run
 from onestep.engine.settings import RunSettings
-from onestep.precision import DistillationPrecision, choose_precision, describe_precision
+from onestep.precision import DistillationPrecision, allow_tf32, choose_precision, describe_precision
 
 
 @contextmanager
@@ -39,6 +39,7 @@ def build_run(config: DictConfig) -> Run:
     Raises:
         ValueError: see :class:`onestep.engine.run.Run`.
     """
+    allow_tf32(config.tf32)
     # Recorded in place of "auto".
     with_bf16: DistillationPrecision = "bf16_critics" if _is_distillation(config) else "bf16"
     config.precision = choose_precision(config.precision, config.device, with_bf16)

@@ -27,7 +27,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator
-from onestep.precision import choose_precision
+from onestep.precision import allow_tf32, choose_precision
 from onestep.processes import from_main_process
 from onestep.samplers import Sampler
 from onestep.seeding import check_seeds
@@ -45,6 +45,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     """
     check_launch()
     precision = choose_precision(config.precision, config.device)
+    allow_tf32(config.tf32)
     parts = Parts(config)
     accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
     if config.images is not None:
