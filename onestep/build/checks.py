@@ -4,6 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import NoData, TrainingDataset, has_images
 from onestep.data.map_style import MapDataset
 from onestep.denoiser import beyond_labels, check_condition
@@ -117,6 +118,42 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any)
     if config.get("pairs") is not None and others:
         raise ValueError(
             "pairs of noise and teacher image support classes, not prompts: set pairs=none, or use objective=dmd2"
+        )
+
+
+def check_augmentation(
+    config: DictConfig, augment: EDMAugmentation | None, fake_score: Any, teacher: Any, discriminator: Any
+) -> None:
+    """Check that the networks of the critics' updates take the labels of the augmentation.
+
+    Raises:
+        ValueError: for one that does not, or a method without a fake score.
+    """
+    if augment is None:
+        return
+    if fake_score is None:
+        raise ValueError("augment=... is for the fake score's images, and this objective has none: set augment=none")
+    described = f"set fake_score.network.options.augment_dim={augment.label_dim}"
+    of_teacher = "use a teacher that was trained with augment=edm"
+    remedy = of_teacher if config.fake_score.network is None else described
+    check_augmented(augment, fake_score, "the fake score's ", remedy)
+    if discriminator is not None and discriminator.features_from == "teacher":
+        check_augmented(augment, teacher, "the teacher's ", f"{of_teacher}, discriminator=shared_encoder")
+
+
+def check_augmented(augment: EDMAugmentation, network: Any, of: str, remedy: str) -> None:
+    """Check that a network takes augmented images and their labels; ``of`` precedes its ``augment_dim`` in a message.
+
+    Raises:
+        ValueError: with the ``remedy``, if it does not.
+    """
+    if getattr(network, "denoises_latents", False):
+        raise ValueError("augment=... transforms pixels in [-1, 1], and these networks take latents: set augment=none")
+    taken = getattr(network, "augment_dim", 0)
+    if taken != augment.label_dim:
+        raise ValueError(
+            f"{of}augment_dim={taken}: expected {augment.label_dim}, the labels of augment=...; {remedy}, or set "
+            "augment=none"
         )
 
 

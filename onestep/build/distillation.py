@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from onestep.build.checks import (
+    check_augmentation,
     check_data,
     check_fit,
     check_noise_of_pairs,
@@ -16,9 +17,10 @@ from onestep.build.checks import (
     level_of,
 )  # fmt: skip
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
-from onestep.build.networks import build_discriminator, build_generator, initial_network, trainable
+from onestep.build.networks import build_discriminator, build_generator, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
 from onestep.config import instantiate
+from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.data.map_style import MapDataset
 from onestep.distillation import loop
@@ -36,6 +38,7 @@ from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.of_run import check_evaluation
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.attention import check_attention, set_attention
+from onestep.models.dropout import set_dropout
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
 from onestep.precision import float64_device
@@ -93,14 +96,17 @@ def build_distillation(
     check_noise_of_pairs(config, teacher, student)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
-        start = initial_network(config.fake_score.network, "fake_score.network", teacher, data)
-        fake_score = trainable(config, "fake_score", start).to(device)
-        fake_score.set_guidance(critics.guidance, start.unconditional)
+        fake_score = initial_student(config, "fake_score", generator_settings.sigma_init, teacher, data).to(device)
+        fake_score.set_guidance(critics.guidance, fake_score.unconditional)
     set_attention(config.attention, filter(None, [teacher, *student.networks, fake_score]))
+    set_dropout(student.networks, generator_settings.dropout, "generator.dropout")
+    set_dropout([] if fake_score is None else [fake_score], critics.dropout, "fake_score.dropout")
+    augment: EDMAugmentation | None = instantiate(config.get("augment"))
     if objective.needs_ratio or generator_settings.gan_weight > 0:
         discriminator = build_discriminator(config, teacher, fake_score).to(device)
         make_normalizer = instantiate(config.normalizer)
         normalizer = make_normalizer(sigma).to(float64_device(device)) if make_normalizer is not None else None
+    check_augmentation(config, augment, fake_score, teacher, discriminator)
 
     sampler: Sampler = parts["sampler"]
     metrics = parts["metrics"]
@@ -143,6 +149,7 @@ def build_distillation(
         sigma=sigma,
         fake_sigma=parts.sigma("fake_sigma", teacher),
         data=data,
+        augment=augment,
         space=space,
         pairs=teacher_pairs,
         sampler=sampler,
@@ -204,6 +211,7 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
             discriminator_weighting=config.discriminator.weighting,
             real_noise=config.discriminator.real_noise,
             generated_noise=config.discriminator.generated_noise,
+            dropout=config.fake_score.dropout,
         ),
     )
 

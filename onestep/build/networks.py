@@ -1,7 +1,8 @@
 """The trained networks of a distillation: the generator, the fake score and the discriminator's head."""
 
 import copy
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 
@@ -10,18 +11,20 @@ from onestep.build.evaluation import classes_of, reference_of
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.settings import GeneratorSettings
+from onestep.engine.checkpoint import damage, is_checkpoint
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.lora import LoRA
 from onestep.models.discriminator import Discriminator
 from onestep.models.generator import Generator
-from onestep.models.loading import load_generator
+from onestep.models.loading import load_generator, load_teacher
+from onestep.models.weights import Weights
 
 
 def build_generator(
     config: DictConfig, settings: GeneratorSettings, teacher: Any, data: TrainingDataset | NoData
 ) -> Generator:
     """The student of the configuration: a network that is evaluated in one or several steps."""
-    network = initial_generator(config, settings, teacher, data)
+    network = initial_student(config, "generator", settings.sigma_init, teacher, data)
     drawn = classes_of(reference_of(data))
     classes = sorted({*drawn}) if drawn is not None and len({*drawn}) < network.label_dim else None
     generator = Generator(network, settings.sigma_init, settings.later_sigmas, classes)
@@ -29,25 +32,54 @@ def build_generator(
     return generator
 
 
-def initial_generator(
-    config: DictConfig, settings: GeneratorSettings, teacher: Any, data: TrainingDataset | NoData
-) -> DenoiserNetwork:
-    """The generator's initial network: a description, another generator's network, or a copy of the teacher.
+def initial_student(
+    config: DictConfig, name: Literal["generator", "fake_score"], sigma_init: float, teacher: Any,
+    data: TrainingDataset | NoData,
+) -> DenoiserNetwork:  # fmt: skip
+    """The initial network of the generator or the fake score: a description, that of ``init``, or the teacher's copy.
+
+    A checkpoint of a run has the weights alone, of a network that is described or copied from the teacher. Another
+    generator is one for ``sigma_init``.
 
     Raises:
-        ValueError: if ``generator.init`` and ``generator.network`` are both set, or the network does not fit the data.
+        ValueError: if ``init`` and ``network`` are both set, or the network of ``init`` does not fit the data.
     """
-    start = config.generator
-    if start.init is None:
-        return trainable(config, "generator", initial_network(start.network, "generator.network", teacher, data))
+    start = config[name]
+    of_checkpoint = start.init is not None and is_checkpoint(Path(start.init))
+    if start.init is None or of_checkpoint:
+        network = trainable(config, name, initial_network(start.network, f"{name}.network", teacher, data))
+        return load_student(Path(start.init), name, network) if of_checkpoint else network
     if start.network is not None:
-        raise ValueError(f"generator.network and generator.init={start.init} are both set: set one of them to null")
+        raise ValueError(f"{name}.network and {name}.init={start.init} are both set: set one of them to null")
+    of_generator = name == "generator"
     try:
-        network = load_generator(start.init, settings.sigma_init).denoiser
-        check_fit(network, data, "generator")
+        network = load_generator(start.init, sigma_init).denoiser if of_generator else load_teacher(start.init)
+        check_fit(network, data, name)
     except ValueError as error:
-        raise ValueError(f"generator.init={start.init}, generator.sigma_init={settings.sigma_init}: {error}") from error
-    return trainable(config, "generator", network)
+        level = f", generator.sigma_init={sigma_init}" if of_generator else ""
+        raise ValueError(f"{name}.init={start.init}{level}: {error}") from error
+    return trainable(config, name, network)
+
+
+def load_student(folder: Path, name: str, network: DenoiserNetwork) -> DenoiserNetwork:
+    """Load the weights of ``name`` from the checkpoint in ``folder`` into ``network``, and return it.
+
+    Raises:
+        ValueError: if the checkpoint is damaged or has no such weights, or ``network`` is a LoRA student, which shares
+            its frozen weights with the teacher.
+    """
+    setting = f"{name}.init={folder}"
+    if reason := damage(folder):
+        raise ValueError(f"{setting}: {reason}")
+    if not all(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(f"{setting}: a checkpoint has all weights, and lora trains a part of them: set lora=null")
+    try:
+        weights = Weights.find(folder, base=name).renamed(lambda key: key.removeprefix("denoiser."))
+        weights.check(network, f"the {name}")
+        network.load_state_dict(weights.read(None))
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error
+    return network
 
 
 def initial_network(
@@ -72,9 +104,9 @@ def trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> Denois
     """
     lora: LoRA | None = instantiate(config.get("lora"))
     if lora is not None and name in lora.students:
-        return lora.apply(network).set_guidance(1.0).eval()
+        return lora.apply(network).set_guidance(1.0, network.unconditional).eval()
     # Trained in float32, for every precision of the teacher.
-    return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0).eval()
+    return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0, network.unconditional).eval()
 
 
 def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNetwork | None) -> Discriminator:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from onestep.build.checks import check_fit
+from onestep.build.checks import check_augmented, check_fit
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.build.run import build_clips, build_layout, build_rules, started_run
 from onestep.config import instantiate
@@ -59,12 +59,8 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
     augment: EDMAugmentation | None = instantiate(config.get("augment"))
-    taken = getattr(network, "augment_dim", 0)
-    if augment is not None and taken != augment.label_dim:
-        raise ValueError(
-            f"network.options.augment_dim={taken}: expected {augment.label_dim}, the labels of augment=...; set "
-            f"network.options.augment_dim={augment.label_dim}, or augment=none"
-        )
+    if augment is not None:
+        check_augmented(augment, network, "network.options.", f"set network.options.augment_dim={augment.label_dim}")
     averages = Averages(network, rules)
     prepare_networks(build_layout(config), run.device, trained=[network], others=[*averages.networks.values()])
     optimizer = instantiate(config.optimizer.teacher)(list(network.parameters()))

@@ -14,6 +14,7 @@ from onestep.precision import DistillationPrecision, Precision
 from onestep.pretraining.settings import ClassifierSettings
 from onestep.ranges import (
     BatchSize,
+    Decay,
     Guidance,
     NonNegativeImages,
     NonNegativeInt,
@@ -41,6 +42,7 @@ class _Settings:
     seed: Seed
     device: Device
     precision: Precision
+    tf32: bool
 
 
 @dataclass
@@ -73,15 +75,18 @@ class _Generator:
     starts_at: NonNegativeImages
     gan_starts_at: NonNegativeImages
     objective_weight_before_gan: Rate | None
+    dropout: Decay
 
 
 @dataclass
 class _FakeScore:
     network: Part | None
+    init: PathText | None
     steps: Steps
     guidance: Guidance
     error_weight: ErrorWeight
     error_sum: bool
+    dropout: Decay
 
 
 @dataclass
@@ -117,6 +122,7 @@ class _Train(_Run):
     fake_sigma: Part
     normalizer: Part | None
     schedule: ScheduleName
+    augment: Part | None
     lora: Part | None
     pairs: Part | None
     training: Part

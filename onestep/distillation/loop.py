@@ -3,14 +3,16 @@
 The critics are trained on the generator's detached output, with new noise in each update. The order of the updates and
 the samples of each are those of :mod:`onestep.distillation.schedule`. A generator of several steps trains one random
 step per iteration, on the output of the earlier steps. All networks are in eval mode, so that their outputs depend
-only on their weights.
+only on their weights; but for the dropout of a network in its own update, if that is set.
 
 The randomness of an iteration is a function of the seed, the iteration and a sample's position in the global batch. It
-does not depend on interruptions or on the number of processes. With accumulation each process splits its rows of the
-batch into micro-batches. The generator's update then repeats the forward pass, to keep only one graph in memory.
+does not depend on interruptions or on the number of processes; that of dropout depends on the process. With
+accumulation each process splits its rows of the batch into micro-batches. The generator's update then repeats the
+forward pass, to keep only one graph in memory.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import Batch
 from onestep.denoiser import Condition, micro_batches
 from onestep.distillation.parts import Distillation
@@ -29,10 +32,13 @@ from onestep.engine.loop import train
 from onestep.engine.optimizer import SkippedStepError
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
+from onestep.models.dropout import dropout
 from onestep.noise import Noised, SigmaDistribution
 from onestep.objectives.losses import Term
 from onestep.objectives.regression import regression_loss
 from onestep.seeding import BatchRandom, seeded_rng
+
+_OF_DROPOUT = 3  # the random stream of dropout; 1 and 2 are those of the exit step and of conditions
 
 
 @dataclass
@@ -89,35 +95,44 @@ def updates(
     weights = parts.generator.weights(iteration * parts.settings.batch_size)
     step = exit_step(parts.run.seed, iteration, parts.student.network_evaluations)
     number, batches = -1, list[MicroBatch]()
-    for update in parts.updates:
+    for position, update in enumerate(parts.updates):
         if update.of == "generator" and weights is None:
             continue
         if update.samples != number:
             number = update.samples
-            trained = weights is not None and Update("generator", number) in parts.updates
-            batches = _generate(parts, step, random, data[number], trained and parts.settings.accumulation == 1)
+            trainer = Update("generator", number)
+            trained_at = parts.updates.index(trainer) if weights is not None and trainer in parts.updates else None
+            batches = _generate(parts, iteration, step, random, data[number], trained_at)
         try:
             if update.of == "critics":
-                diagnostics = update_critics(parts, iteration, batches, random)
+                diagnostics = update_critics(parts, iteration, batches, random, position)
             else:
                 assert weights is not None
-                diagnostics = update_generator(parts, iteration, batches, random, weights)
+                diagnostics = update_generator(parts, iteration, batches, random, position, weights)
         except SkippedStepError as error:
             error.batch = number
             raise
         yield diagnostics
 
 
-def _generate(parts: Distillation, step: int, random: BatchRandom, data: Batch, keep_graph: bool) -> list[MicroBatch]:
-    """Samples of the generator up to its step ``step``, with the conditions of the ``data`` or uniform classes."""
+def _generate(
+    parts: Distillation, iteration: int, step: int, random: BatchRandom, data: Batch, trained_at: int | None
+) -> list[MicroBatch]:
+    """Samples of the generator up to its step ``step``, with the conditions of the ``data`` or uniform classes.
+
+    They have the dropout of the generator's update at the position ``trained_at``; None for samples without one.
+    """
     x_real, condition = data
     noises = [random.normal(parts.student.noise_shape) for _ in range(step + 1)]
     classes = condition.get("labels") if parts.generator.labels == "uniform" else None
     given = condition if classes is None else condition | {"labels": random.labels(classes.shape[1])}
-    return [
-        MicroBatch(real, of_real, of_generated, noise, _simulate(parts, noise, of_generated, keep_graph))
-        for real, of_real, of_generated, *noise in _split(parts, x_real, condition, given, *noises)
-    ]
+    keep_graph = trained_at is not None and parts.settings.accumulation == 1
+    batches = []
+    for number, (real, of_real, of_generated, *noise) in enumerate(_split(parts, x_real, condition, given, *noises)):
+        with _dropout(parts, iteration, trained_at, number):
+            x_generated = _simulate(parts, noise, of_generated, keep_graph)
+        batches.append(MicroBatch(real, of_real, of_generated, noise, x_generated))
+    return batches
 
 
 def exit_step(seed: int, iteration: int, steps: int) -> int:
@@ -129,9 +144,12 @@ def exit_step(seed: int, iteration: int, steps: int) -> int:
 
 
 def update_critics(
-    parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom
+    parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom, position: int
 ) -> dict[str, Tensor]:
-    """One step of fake score and discriminator; returns their losses, the logits and the gradient norms."""
+    """One step of fake score and discriminator; returns their losses, the logits and the gradient norms.
+
+    ``position`` is the update's among those of the iteration, which decides the masks of its dropout.
+    """
     optimizer, critics = parts.optimizers["critics"], parts.critics
     draw = partial(_draw, parts, random, parts.fake_sigma, batches[0].x_generated.shape[1:])
     noised = draw()
@@ -141,21 +159,46 @@ def update_critics(
     elif critics.real_noise == "own_noise":
         noised_real = draw([levels for levels, _ in noised])
     noised_generated = draw() if critics.generated_noise == "own_level" else [None] * len(batches)
+    batches = batches if parts.augment is None else _augmented(parts, parts.augment, random, batches)
     diagnostics = []
-    for batch, noise, real, generated in zip(batches, noised, noised_real, noised_generated, strict=True):
-        with parts.run.accelerator.autocast():
-            losses = parts.method.critic_losses(
-                batch.x_generated, batch.x_real, batch.condition, noise, real, generated, batch.condition_real
-            )
-        optimizer.backward(losses, noise.sigma)
+    micro_batches = zip(batches, noised, noised_real, noised_generated, strict=True)
+    for number, (batch, noise, real, generated) in enumerate(micro_batches):
+        with _dropout(parts, iteration, position, number):
+            with parts.run.accelerator.autocast():
+                losses = parts.method.critic_losses(
+                    batch.x_generated, batch.x_real, batch.condition, noise, real, generated, batch.condition_real
+                )
+            optimizer.backward(losses, noise.sigma)
         diagnostics.append(losses.diagnostics)
     return _stack(diagnostics) | optimizer.step(iteration)
 
 
+def _augmented(
+    parts: Distillation, augment: EDMAugmentation, random: BatchRandom, batches: list[MicroBatch]
+) -> list[MicroBatch]:
+    """The ``batches`` of augmented images with their labels; generated and real ones have transforms of their own."""
+    generated = _split(parts, *augment(torch.cat([batch.x_generated.detach() for batch in batches]), random))
+    real: list[Any] = [None] * len(batches)
+    if parts.method.discriminator is not None:
+        images = torch.cat([batch.x_real for batch in batches if batch.x_real is not None])
+        real = _split(parts, *augment(images, random))
+    augmented = []
+    for batch, (x_generated, labels), of_real in zip(batches, generated, real, strict=True):
+        condition = batch.condition | {"augment_labels": labels}
+        x_real, condition_real = batch.x_real, batch.condition_real
+        if of_real is not None:
+            x_real, condition_real = of_real[0], condition_real | {"augment_labels": of_real[1]}
+        augmented.append(MicroBatch(x_real, condition_real, condition, batch.noises, x_generated))
+    return augmented
+
+
 def update_generator(
-    parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom, weights: Weights
+    parts: Distillation, iteration: int, batches: list[MicroBatch], random: BatchRandom, position: int, weights: Weights
 ) -> dict[str, Tensor]:
-    """One step of the generator; returns its loss terms, the objective's diagnostics and the gradient norm."""
+    """One step of the generator; returns its loss terms, the objective's diagnostics and the gradient norm.
+
+    ``position`` as for :func:`update_critics`.
+    """
     method = replace(parts.method, objective_weight=weights.objective, gan_weight=weights.gan)
     optimizer, shape = parts.optimizers["generator"], batches[0].x_generated.shape[1:]
     noised = _draw(parts, random, parts.sigma, shape)
@@ -171,19 +214,21 @@ def update_generator(
         scale = method.objective.weight_scale(torch.cat(ratios))
 
     diagnostics, logits = [], []
-    for batch, noise, noise_gan, pair in zip(batches, noised, noised_gan, _split(parts, *pairs), strict=True):
-        x_generated = batch.x_generated
-        if len(batches) > 1:
-            x_generated = _simulate(parts, batch.noises, batch.condition, keep_graph=True)
-        with parts.run.generator_autocast():
-            losses = method.generator_losses(x_generated, batch.condition, noise, scale, noise_gan)
-            latents, pair_condition, x_teacher = pair
-            if latents is not None:
-                # The first step only: the output of later steps depends on noise that is not a part of the pair.
-                regression = regression_loss(parts.student.simulate([latents], pair_condition), x_teacher)
-                losses.terms["regression"] = Term(regression, parts.generator.regression_weight)
-                losses.diagnostics["regression_loss"] = regression
-        optimizer.backward(losses, noise.sigma)
+    micro_batches = zip(batches, noised, noised_gan, _split(parts, *pairs), strict=True)
+    for number, (batch, noise, noise_gan, pair) in enumerate(micro_batches):
+        with _dropout(parts, iteration, position, number):
+            x_generated = batch.x_generated
+            if len(batches) > 1:  # the same samples, with a graph
+                x_generated = _simulate(parts, batch.noises, batch.condition, keep_graph=True)
+            with parts.run.generator_autocast():
+                losses = method.generator_losses(x_generated, batch.condition, noise, scale, noise_gan)
+                latents, pair_condition, x_teacher = pair
+                if latents is not None:
+                    # The first step only: the output of later steps depends on noise that is not a part of the pair.
+                    regression = regression_loss(parts.student.simulate([latents], pair_condition), x_teacher)
+                    losses.terms["regression"] = Term(regression, parts.generator.regression_weight)
+                    losses.diagnostics["regression_loss"] = regression
+            optimizer.backward(losses, noise.sigma)
         diagnostics.append(losses.diagnostics)
         logits += [] if losses.logit is None else [losses.logit]
     norms = optimizer.step(iteration)
@@ -199,6 +244,25 @@ def _draw(
     """Noise of each micro-batch, with the ``levels`` of each or new ones."""
     sigmas = random.sigma(distribution) if levels is None else torch.cat(list(levels))
     return [Noised(*parts_of) for parts_of in _split(parts, sigmas, random.normal(shape))]
+
+
+@contextmanager
+def _dropout(parts: Distillation, iteration: int, position: int | None, micro_batch: int) -> Iterator[None]:
+    """Context of a micro-batch in the update at ``position``, in which the trained network's dropout is active.
+
+    It includes the backward pass, which may compute activations again. The masks are a function of the arguments and of
+    this process, so that a repeated pass has the same.
+    """
+    of = None if position is None else parts.updates[position].of
+    probability = {None: 0.0, "generator": parts.generator.dropout, "critics": parts.critics.dropout}[of]
+    if position is None or not probability:
+        yield
+        return
+    key = (parts.run.seed, parts.run.accelerator.process_index, iteration, _OF_DROPOUT, position, micro_batch)
+    torch.manual_seed(seeded_rng(*key).initial_seed())  # dropout uses torch's global rng
+    networks: Any = parts.student.networks if of == "generator" else [parts.method.fake_score]
+    with dropout(networks, active=True):
+        yield
 
 
 def _simulate(parts: Distillation, noises: list[Tensor], condition: Condition, keep_graph: bool) -> Tensor:

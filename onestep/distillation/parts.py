@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import TeacherPairs
@@ -35,6 +36,7 @@ class Distillation:
         sigma: distribution of the noise levels of the generator's loss.
         fake_sigma: distribution of the noise levels of the critics' losses.
         data: the real samples, if there are any, and the conditions.
+        augment: of generated and real images in the critics' updates; None for none.
         space: the space of the samples for evaluation.
         pairs: pairs for the regression; None without it.
         sampler: the teacher's sampler.
@@ -53,6 +55,7 @@ class Distillation:
     sigma: SigmaDistribution
     fake_sigma: SigmaDistribution
     data: TrainingDataset | NoData
+    augment: EDMAugmentation | None
     space: SampleSpace
     pairs: TeacherPairs | None
     sampler: Sampler

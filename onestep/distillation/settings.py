@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from onestep.objectives.denoising import ErrorWeight
-from onestep.ranges import Guidance, NonNegativeImages, Positive, PositiveRate, Rate, Steps, checked
+from onestep.ranges import Decay, Guidance, NonNegativeImages, Positive, PositiveRate, Rate, Steps, checked
 
 
 class Weights(NamedTuple):
@@ -33,6 +33,7 @@ class GeneratorSettings:
         starts_at: images seen before its first update; the critics alone are trained until then.
         gan_starts_at: images seen before the adversarial term is added.
         objective_weight_before_gan: weight of the objective until then; None for ``objective_weight``.
+        dropout: probability of its dropout in the pass that its update differentiates; 0 for none.
 
     Raises:
         ValueError: for a number out of its range.
@@ -49,6 +50,7 @@ class GeneratorSettings:
     starts_at: NonNegativeImages
     gan_starts_at: NonNegativeImages
     objective_weight_before_gan: Rate | None
+    dropout: Decay
 
     def weights(self, images_seen: int) -> Weights | None:
         """The weights after ``images_seen`` images; None if the generator is not trained then."""
@@ -77,6 +79,7 @@ class CriticSettings:
             ("own_noise"), or of levels of their own ("own_level").
         generated_noise: noise of the generated images in the discriminator's loss: that of the fake score's loss
             ("shared"), or noise and levels of their own ("own_level").
+        dropout: probability of the fake score's dropout in the critics' update; 0 for none.
 
     Raises:
         ValueError: for a number out of its range.
@@ -90,3 +93,4 @@ class CriticSettings:
     discriminator_weighting: Literal["constant", "fake_score"]
     real_noise: Literal["same", "own_noise", "own_level"]
     generated_noise: Literal["shared", "own_level"]
+    dropout: Decay

@@ -236,6 +236,11 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """True if ``folder`` is a checkpoint, also a damaged one."""
+    return (folder / _MANIFEST).is_file() or (folder / "state.json").is_file()
+
+
 def find_checkpoint(resume: str | None, run: Path) -> Path | None:
     """The intact checkpoint that ``resume`` names; None for a fresh start.
 
@@ -251,7 +256,7 @@ def find_checkpoint(resume: str | None, run: Path) -> Path | None:
     if resume is None:
         return None
     path = run if resume == "auto" else Path(resume)
-    if resume != "auto" and ((path / _MANIFEST).is_file() or (path / "state.json").is_file()):
+    if resume != "auto" and is_checkpoint(path):
         if reason := damage(path):
             raise ValueError(f"cannot resume from {path}: {reason}; choose another checkpoint, or resume=auto")
         return path

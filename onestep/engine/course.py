@@ -17,15 +17,15 @@ from onestep.reading import one_line, read_json
 #: Settings, or groups of them, that a run may change without a trace in its weights.
 _WITHOUT_INFLUENCE = (
     "attention", "channels_last", "choices", "compile", "device", "evaluation", "features", "features_cache",
-    "generator.init", "gradient_checkpointing", "hydra", "metrics", "num_workers", "output", "process_timeout",
-    "reference", "resume", "sampler", "shard", "trackers", "training.accumulation", "training.checkpoint_every",
-    "training.evaluate_every", "training.keep_last", "training.log_every", "training.max_skipped_steps",
-    "training.rollback_lr_factor", "training.rollbacks",
+    "fake_score.init", "generator.init", "gradient_checkpointing", "hydra", "metrics", "num_workers", "output",
+    "process_timeout", "reference", "resume", "sampler", "shard", "trackers", "training.accumulation",
+    "training.checkpoint_every", "training.evaluate_every", "training.keep_last", "training.log_every",
+    "training.max_skipped_steps", "training.rollback_lr_factor", "training.rollbacks",
 )  # fmt: skip
 #: Settings that a resumed run may change: it uses the new value from the checkpoint on.
 _MAY_CHANGE = (
     "averages", "clip", "discriminator.weight", "generator.gan_weight", "generator.regression_weight", "optimizer",
-    "precision", "training.final_lr", "training.total_images", "training.warmup_images",
+    "precision", "tf32", "training.final_lr", "training.total_images", "training.warmup_images",
 )  # fmt: skip
 #: Last parts of keys that may change too: files may move, and what a cache holds does not depend on its place.
 _PLACES = ("path", "cache", "local_files_only")

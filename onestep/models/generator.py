@@ -19,6 +19,7 @@ from onestep.denoiser import NO_CONDITION, Condition
 from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe
+from onestep.models.dropout import dropout
 from onestep.models.weights import Weights, load_network, read_config
 from onestep.reading import one_line, read_json
 from onestep.seeding import check_classes, noise_from_latents
@@ -120,7 +121,7 @@ class Generator(nn.Module):
         """Images [B, C, H, W] after the first ``len(noises)`` steps, with a graph of the last of these alone.
 
         DMD2's backward simulation (arXiv 2405.14867, sec. 4.5): a step is trained on the outputs of the steps before
-        it, as in sampling; those steps run without a graph.
+        it, as in sampling; those steps run without a graph and without dropout.
 
         Args:
             noises: noise [B, C, H, W] ~ N(0, I) of each step, the latents first; at most one per step.
@@ -129,7 +130,7 @@ class Generator(nn.Module):
         sigmas = (self.sigma_init, *self.later_sigmas)[: len(noises)]
         *earlier, (last_sigma, last_noise) = zip(sigmas, noises, strict=True)
         x: Tensor | None = None
-        with torch.no_grad():
+        with torch.no_grad(), dropout([self.denoiser], active=False):
             for sigma, noise in earlier:
                 x = self._step(x, noise, sigma, condition)
         # Autocast of older versions of torch reuses the weights that it cast without a graph (pytorch issue 112583):

@@ -36,11 +36,9 @@ FEW_STEPS = ("generator.later_sigmas=[0.5,0.2]",)
 def configure(name: str, *overrides: str) -> DictConfig:
     """The configuration that the command of the primary file ``name`` would have of ``overrides``, on the CPU.
 
-    Hydra composes each set of choices once. Settings are changed in a copy, as Hydra does behind the choices. Keys that
-    are added or deleted, and what does not fit, are left to Hydra.
+    Hydra composes each set of choices once. Settings are changed in a copy, as Hydra does behind the choices, or left
+    to Hydra where they do not fit.
     """
-    if any(override.startswith(("+", "~")) for override in overrides):
-        return compose(name, [CPU, *overrides])
     settings = [one for one in overrides if _is_setting(one)]
     config = copy.deepcopy(_composed(name, tuple(one for one in overrides if one not in settings)))
     try:

@@ -30,7 +30,7 @@ BARS = {"f_distill": (4, 20.6), "dmd2": (4, 20.6), "sid": (1, 10.1), "sida": (1,
 def small(monkeypatch: pytest.MonkeyPatch) -> float:
     """Replaces the published network by a small one; returns its encoder's fraction of a forward pass."""
     monkeypatch.setattr(subject, "CIFAR10", shape := (3, 16, 16))
-    options = {"model_channels": 128, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    options = {"model_channels": 128, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
 
     def teacher(guidance: float) -> EDMDenoiser:
         return EDMDenoiser(shape, options=options).eval().requires_grad_(False).set_guidance(guidance)

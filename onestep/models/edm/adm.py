@@ -52,7 +52,7 @@ class ADMBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.norm0 = group_norm(in_channels, eps=1e-5)
         self.conv0: nn.Module = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.affine = nn.Linear(embedding_channels, 2 * out_channels)
@@ -76,7 +76,7 @@ class ADMBlock(nn.Module):
         residual = self.conv0(F.silu(self.norm0(x)))
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         residual = F.silu(torch.addcmul(shift, self.norm1(residual), scale + 1))
-        x = self.skip(x) + self.conv1(F.dropout(residual, self.dropout, self.training))
+        x = self.skip(x) + self.conv1(self.dropout(residual))
         if self.heads:
             x = x + self.proj(attend(self.qkv(self.norm2(x)), self.heads))
         return x

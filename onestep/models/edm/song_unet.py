@@ -45,7 +45,7 @@ class UNetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.norm0 = group_norm(in_channels)
         self.conv0: nn.Module = Conv2d(in_channels, out_channels, 3)
         self.affine = Linear(embedding_channels, out_channels)
@@ -66,7 +66,7 @@ class UNetBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         residual = self.conv0(F.silu(self.norm0(x)))
         residual = F.silu(self.norm1(residual + self.affine(embedding)[:, :, None, None]))
-        residual = self.conv1(F.dropout(residual, self.dropout, self.training))
+        residual = self.conv1(self.dropout(residual))
         # Dividing each sum of two branches by sqrt(2) keeps the variance constant over the depth.
         x = (self.skip(x) + residual) * math.sqrt(0.5)
         if self.attention:

@@ -39,7 +39,8 @@ class Block(nn.Module):
         resample: Literal["up", "down"] | None = None,
     ) -> None:
         super().__init__()
-        self.flavor, self.resample, self.dropout, self.clip_act = flavor, resample, dropout, clip_act
+        self.flavor, self.resample, self.clip_act = flavor, resample, clip_act
+        self.dropout = nn.Dropout(dropout)
         self.in_channels, self.res_balance, self.attn_balance = in_channels, res_balance, attn_balance
         self.heads = out_channels // channels_per_head if attention else 0
         self.emb_gain = nn.Parameter(torch.zeros([]))
@@ -59,7 +60,7 @@ class Block(nn.Module):
         residual = self.conv_res0(mp_silu(x))
         scale = self.emb_linear(embedding, self.emb_gain) + 1
         residual = mp_silu(residual * scale[:, :, None, None].to(residual.dtype))
-        residual = self.conv_res1(F.dropout(residual, self.dropout, self.training))
+        residual = self.conv_res1(self.dropout(residual))
         if self.flavor == "dec" and self.conv_skip is not None:
             x = self.conv_skip(x)
         x = mp_sum(x, residual, self.res_balance)
