@@ -109,7 +109,9 @@ class Replay:
         given = {"teacher": teacher, "data": ImagesInMemory(images, labels, teacher.label_dim)}
         sizes = (f"training.batch_size={self.about['batch']}", f"training.accumulation={self.rounds}")
         plain = ("device=cpu", "precision=no", "metrics=[]", "features=null", "evaluation.best=null", "output=unused")
-        config = compose("train", [f"experiment={recipe}", "training.warmup_images=0", *plain, *sizes, *overrides])
+        off = ("training.warmup_images=0", "generator.dropout=0", "fake_score.dropout=0")
+        config = compose("train", [f"experiment={recipe}", *off, *plain, *sizes, *overrides])
+        config.augment = None
         check_config(config, given=("teacher", "data"))
         self.parts = build_distillation(config, given)
         self.networks: dict[str, nn.Module] = {
