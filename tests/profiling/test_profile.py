@@ -12,7 +12,7 @@ from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.profiling import subject
 from onestep.profiling.measure import peak_memory
 from onestep.profiling.passes import count
-from onestep.profiling.subject import Subject
+from onestep.profiling.subject import CIFAR10, Subject
 from tests.helpers.configs import CPU
 
 pytestmark = pytest.mark.usefixtures("process_as_it_was")
@@ -29,17 +29,16 @@ BARS = {"f_distill": (4, 20.6), "dmd2": (4, 20.6), "sid": (1, 10.1), "sida": (1,
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> float:
     """Replaces the published network by a small one; returns its encoder's fraction of a forward pass."""
-    monkeypatch.setattr(subject, "CIFAR10", shape := (3, 16, 16))
     options = {"model_channels": 128, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
 
     def teacher(guidance: float) -> EDMDenoiser:
-        return EDMDenoiser(shape, options=options).eval().requires_grad_(False).set_guidance(guidance)
+        return EDMDenoiser(CIFAR10, options=options).eval().requires_grad_(False).set_guidance(guidance)
 
     monkeypatch.setattr(subject, "random_teacher", teacher)
     network, flops = teacher(1.0), []
     for outputs in ("features", "prediction"):
         with FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, *shape), torch.ones(1), outputs=outputs)
+            network(torch.zeros(1, *CIFAR10), torch.ones(1), outputs=outputs)
         flops.append(counter.get_total_flops())
     return float(flops[0] / flops[1])
 
