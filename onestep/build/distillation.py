@@ -100,7 +100,8 @@ def build_distillation(
         fake_score.set_guidance(critics.guidance, fake_score.unconditional)
     set_attention(config.attention, filter(None, [teacher, *student.networks, fake_score]))
     set_dropout(student.networks, generator_settings.dropout, "generator.dropout")
-    set_dropout([] if fake_score is None else [fake_score], critics.dropout, "fake_score.dropout")
+    if fake_score is not None:
+        set_dropout([fake_score], critics.dropout, "fake_score.dropout")
     augment: EDMAugmentation | None = instantiate(config.get("augment"))
     if objective.needs_ratio or generator_settings.gan_weight > 0:
         discriminator = build_discriminator(config, teacher, fake_score).to(device)

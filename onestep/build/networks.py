@@ -12,12 +12,14 @@ from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.settings import GeneratorSettings
 from onestep.engine.checkpoint import damage, is_checkpoint
+from onestep.engine.course import Course
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.lora import LoRA
 from onestep.models.discriminator import Discriminator
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator, load_teacher
 from onestep.models.weights import Weights
+from onestep.reading import one_line, read_json
 
 
 def build_generator(
@@ -48,7 +50,7 @@ def initial_student(
     of_checkpoint = start.init is not None and is_checkpoint(Path(start.init))
     if start.init is None or of_checkpoint:
         network = trainable(config, name, initial_network(start.network, f"{name}.network", teacher, data))
-        return load_student(Path(start.init), name, network) if of_checkpoint else network
+        return _load_student(Path(start.init), name, sigma_init, network) if of_checkpoint else network
     if start.network is not None:
         raise ValueError(f"{name}.network and {name}.init={start.init} are both set: set one of them to null")
     of_generator = name == "generator"
@@ -61,12 +63,12 @@ def initial_student(
     return trainable(config, name, network)
 
 
-def load_student(folder: Path, name: str, network: DenoiserNetwork) -> DenoiserNetwork:
+def _load_student(folder: Path, name: str, sigma_init: float, network: DenoiserNetwork) -> DenoiserNetwork:
     """Load the weights of ``name`` from the checkpoint in ``folder`` into ``network``, and return it.
 
     Raises:
-        ValueError: if the checkpoint is damaged or has no such weights, or ``network`` is a LoRA student, which shares
-            its frozen weights with the teacher.
+        ValueError: if the checkpoint is damaged or has no such weights, ``network`` is a LoRA student, which shares its
+            frozen weights with the teacher, or the generator is one for another noise level.
     """
     setting = f"{name}.init={folder}"
     if reason := damage(folder):
@@ -74,6 +76,9 @@ def load_student(folder: Path, name: str, network: DenoiserNetwork) -> DenoiserN
     if not all(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(f"{setting}: a checkpoint has all weights, and lora trains a part of them: set lora=null")
     try:
+        level = read_json(folder / "course.json", Course).settings.get("generator.sigma_init")
+        if name == "generator" and level not in (None, sigma_init):
+            raise ValueError(f"it holds a generator for sigma_init={one_line(level)}, not {sigma_init}")
         weights = Weights.find(folder, base=name).renamed(lambda key: key.removeprefix("denoiser."))
         weights.check(network, f"the {name}")
         network.load_state_dict(weights.read(None))
