@@ -14,6 +14,7 @@ from onestep.distillation.parts import Distillation
 from onestep.engine.optimizer import GuardedOptimizer, SkippedStepError
 from onestep.models.dropout import dropout, set_dropout
 from tests.helpers.configs import FEW_STEPS, TWO_ITERATIONS, refused, tiny_config
+from tests.helpers.edm_models import tiny_denoiser
 from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5
 from tests.helpers.updates import take_updates
 
@@ -182,3 +183,21 @@ def test_other_modules_stay_in_eval_mode() -> None:
             assert not any(modes())
     assert [*modes()] == [False, False, False, True]
     assert network[1].p == network[3].p == 0.5
+
+
+def test_a_compiled_network_has_two_graphs() -> None:
+    torch._dynamo.reset()
+    counters: Any = torch._dynamo.utils.counters
+    counters.clear()
+    network = tiny_denoiser(channel_mult=[1])
+    set_dropout([network], 0.3, "p")
+    network.compile(backend="eager")
+    inputs = torch.randn(2, 1, 8, 8), torch.ones(2), {"labels": torch.eye(3)[:2]}
+    for _ in range(2):
+        without = network(*inputs)
+        with dropout([network], active=True):
+            torch.manual_seed(0)
+            first = network(*inputs)
+            torch.manual_seed(0)
+            assert torch.equal(first, network(*inputs)) and not torch.equal(first, without)
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
