@@ -53,6 +53,14 @@ REQUIRED = {
         ]
         for f in PUBLISHED
     },
+    "experiment/benchmark/imagenet512": [
+        "teacher=diffusers",
+        "teacher.path={text}",
+        "data.images.channels=3",
+        "data.images.path={stores}/images.zip",
+        "features.path={inception}",
+        "features.sha256={sha256}",
+    ],
     **{f: ["teacher=local", f"teacher.path={SID}", "data=edm_zip", "data.path={stores}/images.zip"] for f in METHODS},
     "features/inception": ["features.path={inception}", "features.sha256={sha256}"],
     "features/clean_fid": ["features.path={inception}", "features.sha256={sha256}"],
