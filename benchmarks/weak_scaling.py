@@ -72,8 +72,8 @@ def measure(output: Path, overrides: list[str], skip: int = 5) -> None:
     iterations, gradients = len(clock) - skip, 0
     for title, guard in parts.optimizers.items():
         steps = parts.critics.steps if title == "critics" else 1
-        groups = [group for optimizer in guard.optimizers.values() for group in optimizer.param_groups]
-        gradients += steps * sum(p.nbytes for group in groups for p in group["params"] if p.grad is not None)
+        # A parameter with a state has had a gradient.
+        gradients += steps * sum(p.nbytes for optimizer in guard.optimizers.values() for p in optimizer.state)
     if parts.run.accelerator.is_main_process:
         result = {
             "iterations_per_second": (iterations - 1) / (clock[-1] - clock[skip]),
