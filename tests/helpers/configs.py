@@ -37,8 +37,10 @@ def configure(name: str, *overrides: str) -> DictConfig:
     """The configuration that the command of the primary file ``name`` would have of ``overrides``, on the CPU.
 
     Hydra composes each set of choices once. Settings are changed in a copy, as Hydra does behind the choices, or left
-    to Hydra where they do not fit.
+    to Hydra where they do not fit, or where a key is deleted, which may be one of theirs.
     """
+    if any(one.startswith("~") for one in overrides):
+        return compose(name, [CPU, *overrides])
     settings = [one for one in overrides if _is_setting(one)]
     config = copy.deepcopy(_composed(name, tuple(one for one in overrides if one not in settings)))
     try:

@@ -8,7 +8,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 _EPS = 1e-4
 _SILU_SCALE = 0.596  # root mean square of silu(x) for x ~ N(0, 1)
@@ -73,8 +72,9 @@ class MPConv(nn.Module):
 
         Else they grow during a training, and a step of the same length turns them ever less.
         """
-        # FSDP2 shards the outputs, so that each process has all weights of its own.
-        weight = self.weight.to_local() if isinstance(self.weight, DTensor) else self.weight
+        # FSDP2 shards the outputs, so that each process has all weights of its own. (DTensor is a slow import.)
+        to_local = getattr(self.weight, "to_local", None)
+        weight: Tensor = self.weight if to_local is None else to_local()
         if weight.numel():
             weight.copy_(normalize(weight, tuple(range(1, weight.ndim))))
 
