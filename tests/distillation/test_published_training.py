@@ -26,6 +26,8 @@ CASES = {
     "uni_none": ("uni_instruct/cifar10_cond_code", "generator.init=null", "generator.objective_weight=0"),
     "dmd2_imagenet64": ("dmd2/imagenet64", "discriminator.head.groups=4"),
     "fastgen_fdistill_kl": ("f_distill/cifar10_cond",),
+    "fastgen_fdistill_js": ("f_distill/imagenet64",),
+    "fastgen_dmd2": ("dmd2/imagenet64_fastgen",),
 }
 
 

@@ -13,11 +13,23 @@ from torch.multiprocessing.spawn import spawn
 from onestep.noise import KarrasSigma, LogNormalSigma, LogUniformSigma, SigmaDistribution
 from onestep.objectives.adversarial import log_ratio_of
 from onestep.objectives.density_ratio import LinearBins, QuantileBins, global_mean
-from onestep.objectives.divergences import Divergence, ForwardKL, JensenShannon
+from onestep.objectives.divergences import (
+    Divergence,
+    ForwardKL,
+    Jeffreys,
+    JensenShannon,
+    NeymanChi2,
+    SoftenedReverseKL,
+    SquaredHellinger,
+)
 from tests.helpers.paths import REFERENCE
 
 SIGMA_DISTRIBUTION = LogUniformSigma(1.0, 16.0)
 SIGMA = torch.tensor([1.5, 3.0, 6.0, 12.0])  # one in each of four bins
+PUBLISHED: dict[str, Divergence] = {  # by FastGen's names
+    "kl": ForwardKL(), "js": JensenShannon(), "sf": SoftenedReverseKL(), "neyman": NeymanChi2(),
+    "sh": SquaredHellinger(), "jf": Jeffreys(),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -133,6 +145,21 @@ def test_the_published_normalization(name: str, decay: float, divergence: Diverg
             torch.testing.assert_close(weight / weight.mean(), record["h"], rtol=1e-5, atol=0)
             normalizer.update(log_ratio, record["sigma"])  # changes nothing, as the next batch shows
     assert (normalizer.means != 1).sum() >= 3
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_weights_of_every_divergence(name: str, decay: float) -> None:
+    """Of 256 mean logits of three heads, and of others, one after the other; FastGen's code for reverse KL raises."""
+    recorded = np.load(REFERENCE / "published_weights.npz")
+    logits, sigma = torch.as_tensor(recorded["logits"]), torch.as_tensor(recorded["t"])
+    normalizer = LinearBins(SIGMA_DISTRIBUTION, 10, 0.002, 80.0, decay, ratio_min=0.1, ratio_max=20.0)
+    for call, values in (("first", logits), ("second", 0.7 * logits.flip(0))):
+        weight = PUBLISHED[name].weight(normalizer(log_ratio_of(values), sigma))
+        expected = torch.as_tensor(recorded[f"{name}/ema_rate_{decay}/normalised/h_{call}"])
+        torch.testing.assert_close(weight / weight.mean(), expected, rtol=1e-5, atol=0)
+    bins = torch.as_tensor(recorded[f"{name}/ema_rate_{decay}/normalised/bins"])
+    torch.testing.assert_close(normalizer.means.float(), bins, rtol=1e-6, atol=0)
 
 
 def linear_bins(decay: float = 0.5) -> LinearBins:
