@@ -86,7 +86,7 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no safetensors, or a damaged file: {error}") from error
+        raise ValueError(f"{path}: no safetensors, or a damaged file: {one_line(error, 500)}") from error
 
 
 def read_arrays(path: str | Path, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -171,7 +171,7 @@ def check_file(path: str | Path) -> None:
     try:
         regular, exists = path.is_file(), path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, or has a null byte; links in a circle
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {one_line(error, 500)}") from error
     if not exists:
         raise ValueError(f"{path}: no such file")
     if not regular:

@@ -1,5 +1,6 @@
 """Files from others: what is read, and the one line of everything else."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from pydantic import FiniteFloat
 
 from onestep import reading
-from onestep.reading import read_bytes, read_json, read_yaml
+from onestep.reading import read_bytes, read_json, read_tensors, read_yaml
 
 
 @dataclass
@@ -87,6 +88,14 @@ def test_another_yaml_is_refused_by_its_name(tmp_path: Path, content: bytes, mes
     with pytest.raises(ValueError, match=rf"a\.yaml.*{message}") as error:
         read_yaml(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_library_s_message_with_a_file_s_text_is_one_line(tmp_path: Path) -> None:
+    header = json.dumps({"weight": {"dtype": "a\nb", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ValueError) as caught:
+        read_tensors(tmp_path / "x.safetensors")
+    assert "damaged file: " in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:

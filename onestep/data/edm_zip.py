@@ -13,7 +13,7 @@ from onestep.data.listing import files_below, image_names, is_hidden
 from onestep.data.stored import Contents, EncodedImages, PerProcess, class_labels
 from onestep.images import MAX_BYTES, DamagedImageError, check_size, read_file
 from onestep.ranges import checked
-from onestep.reading import parse_json
+from onestep.reading import one_line, parse_json
 
 _LABELS = "dataset.json"
 # Limit of dataset.json per image, ample for name and number, and in all: it may be that of a larger dataset.
@@ -95,7 +95,7 @@ class EDMZip(EncodedImages):
         except DamagedImageError:
             raise
         except Exception as error:  # zipfile and its decompressors raise many types of errors for damaged bytes
-            raise DamagedImageError(f"{type(error).__name__}: {error}") from error
+            raise DamagedImageError(f"{type(error).__name__}: {one_line(error, 500)}") from error
 
 
 def _labels_by_name(pairs: Any, folder: str) -> dict[str, Any]:
@@ -118,4 +118,6 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except Exception as error:  # also of versions and encodings that zipfile does not know
-        raise ValueError(f"{path}: expected a zip, and it is another file or damaged: {error}") from error
+        raise ValueError(
+            f"{path}: expected a zip, and it is another file or damaged: {one_line(error, 500)}"
+        ) from error

@@ -10,6 +10,7 @@ import numpy as np
 
 from onestep.data.stored import Contents, StoredImages
 from onestep.ranges import Side, checked
+from onestep.reading import one_line
 
 _MAX_BYTES, _MAX_IMAGES = 3 << 28, 1 << 22  # of one uncompressed file; EMNIST has 640 million, and 814,255
 _PREFIXES = {"train": "train", "test": "t10k"}
@@ -97,7 +98,7 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
             found += len(stream.read(1))  # a compressed file could expand to more
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(
-            f"{file}: expected an IDX file of bytes, and it is another file or damaged: {error}"
+            f"{file}: expected an IDX file of bytes, and it is another file or damaged: {one_line(error, 500)}"
         ) from error
     if found != size:
         raise ValueError(f"{file}: it is damaged: its header says {size:,} bytes, found {found:,} or more")

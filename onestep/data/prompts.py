@@ -88,7 +88,7 @@ class PromptDataset(TrainingDataset):
         try:
             return decode_image(encoded, self.pipeline.image_size, channels=3)
         except ValueError as error:
-            raise ValueError(f"{name}: the image cannot be read: {error}") from error
+            raise ValueError(f"{name}: the image cannot be read: {one_line(error, 500)}") from error
 
 
 def read_prompts(path: str | list[str], column: str) -> list[str]:
@@ -136,7 +136,7 @@ def _read_lines(path: str) -> list[str]:
     try:
         text = read_bytes(path, _MAX_BYTES).decode("utf-8-sig")
     except ValueError as error:
-        raise ValueError(f"data.path={path}: the prompts cannot be read: {error}") from error
+        raise ValueError(f"data.path={path}: the prompts cannot be read: {one_line(error, 500)}") from error
     lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
     return [line for line in lines if any(unicodedata.category(letter)[0] not in "CZ" for letter in line)]
 

@@ -20,6 +20,7 @@ from onestep.denoiser import Condition
 from onestep.files import hash_parts
 from onestep.images import DamagedImageError, decode_image, from_uint8
 from onestep.ranges import Count, PathText, Seed, Side
+from onestep.reading import one_line
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,11 @@ class StoredImages(ImageDataset):
             return self.pixels(int(position))
         except DamagedImageError as error:
             raise DamagedImageError(
-                f"{self.path}: the image {name!r} is damaged ({error}): replace it, or omit damaged "
+                f"{self.path}: the image {name!r} is damaged ({one_line(error, 500)}): replace it, or omit damaged "
                 "images with data.skip_damaged=true"
             ) from error
         except ValueError as error:
-            raise ValueError(f"{self.path}: the image {name!r}: {error}") from error
+            raise ValueError(f"{self.path}: the image {name!r}: {one_line(error, 500)}") from error
 
     def _intact(self, positions: np.ndarray) -> np.ndarray:
         kept, damaged = [], []

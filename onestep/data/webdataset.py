@@ -17,6 +17,7 @@ from onestep.data.listing import is_hidden, warn_of_others
 from onestep.data.stored import Contents, EncodedImages, class_labels
 from onestep.images import MAX_BYTES, SUFFIXES, DamagedImageError, check_size
 from onestep.ranges import Text, checked
+from onestep.reading import one_line
 
 _RECORDS = (".json", ".txt")  # beside the images of a sample
 _MAX_SHARDS = 1 << 20
@@ -102,7 +103,7 @@ class WebDataset(EncodedImages):
                 file.seek(member.offset)
                 return file.read(member.size)
         except (OSError, DamagedImageError) as error:
-            raise DamagedImageError(f"{self.shards[member.shard]}, {member.name!r}: {error}") from error
+            raise DamagedImageError(f"{self.shards[member.shard]}, {member.name!r}: {one_line(error, 500)}") from error
 
 
 def find_shards(path: str) -> list[str]:
@@ -186,7 +187,7 @@ def _members(shard: str, number: int) -> Iterator[_Member]:
                     setattr(tar, "members", [])  # noqa: B010  # tarfile keeps all
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise ValueError(
-            f"{shard}: expected an uncompressed tar, and it is another file or damaged: {error}"
+            f"{shard}: expected an uncompressed tar, and it is another file or damaged: {one_line(error, 500)}"
         ) from error
     if empty:
         raise ValueError(f"{shard}: it is empty")

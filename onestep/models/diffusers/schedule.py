@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from onestep.precision import double
+from onestep.reading import one_line
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _TERMINAL_ALPHAS_CUMPROD = 2.0**-24  # in place of 0, where sigma would be infinite; as in diffusers' Euler scheduler
@@ -185,7 +186,7 @@ def build_scheduler(config: Mapping[str, Any]) -> Any:
             {key: value for key, value in config.items() if not key.startswith("_")}
         )
     except Exception as error:  # whatever a constructor of diffusers raises for a config's values
-        raise ValueError(f"the config of the scheduler {name} describes none: {error}") from error
+        raise ValueError(f"the config of the scheduler {name} describes none: {one_line(error, 500)}") from error
 
 
 def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:

@@ -19,6 +19,7 @@ import torch
 from onestep.models.edm.denoiser import ARCHITECTURES, EDMDenoiser
 from onestep.models.edm.safe_unpickler import Recorded, short
 from onestep.models.edm.torch_file import RecordedTensor, read_checkpoint
+from onestep.reading import one_line
 
 _PRECONDITIONINGS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
 _PRECONDITIONING_OPTIONS = {
@@ -62,7 +63,7 @@ def load_edm(path: str | Path) -> EDMDenoiser:
             return _from_state_dict(network if type(network) is dict else content)
         raise ValueError(f"it holds {short(content)}, no network")
     except ValueError as error:
-        raise ValueError(f"{path} holds no network that can be read: {error}") from error
+        raise ValueError(f"{path} holds no network that can be read: {one_line(error, 500)}") from error
 
 
 def _from_object(network: Recorded) -> EDMDenoiser:
