@@ -31,7 +31,7 @@ from tests.helpers.updates import take_updates
     "command, argument, expected",
     [
         ("train", "training.total_imagez=3", "unknown key 'training.total_imagez'; did you mean 'total_images'? "),
-        ("train", "+imagez=3", "unknown key 'imagez'. The keys of the configuration are: attention, averages, c"),
+        ("train", "+imagez=3", "unknown key 'imagez'. The keys of the configuration are: attention, augment, "),
         ("train", "teacher=null", "teacher=null: a choice is needed, one of diffusers, digits, edm2_imagenet512, "),
         (
             "train",

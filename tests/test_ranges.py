@@ -153,7 +153,7 @@ def test_each_command_has_exactly_the_settings_of_its_schema() -> None:
             "train",
             "precision",
             False,
-            "=false: expected one of auto, no, bf16, fp16; YAML reads no, off, yes and on as "
+            "=false: expected one of auto, no, bf16, fp16, bf16_critics; YAML reads no, off, yes and on as "
             'false and true: quote such a text, as precision: "no"',
         ),
         (
@@ -177,7 +177,12 @@ def test_each_command_has_exactly_the_settings_of_its_schema() -> None:
         ("train", "generator", None, "=null: expected a mapping"),
         ("train", "objective.divergence", 3, "=3: expected a mapping with a _target_"),
         ("train", "trainin.total_images", 3, "unknown key 'trainin'; did you mean 'training'?"),
-        ("train", "generator.gan.weight", 3, "unknown key 'generator.gan'. The keys of generator are: gan_level"),
+        (
+            "train",
+            "generator.gan.weight",
+            3,
+            "unknown key 'generator.gan'. The keys of generator are: dropout",
+        ),
         ("train", "count", 3, "unknown key 'count'. The keys of the configuration are: attention"),
         ("pretrain", "network.options.model_channels", "abc", "=abc: expected an integer of at least 4"),
         ("pretrain", "network.options.width", 3, "unknown key 'network.options.width'. The keys of network.options"),
