@@ -215,5 +215,6 @@ def fake_device(kind: str) -> Iterator[_Operations]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(Accelerator, "device", property(lambda self: device))
+        patch.setattr("onestep.precision.autocast_device", lambda device: "cpu")  # whose kernels calculate
         with operations, _Calls(placement, operations):
             yield operations
