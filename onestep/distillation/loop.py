@@ -33,7 +33,7 @@ from onestep.engine.optimizer import SkippedStepError
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
 from onestep.models.dropout import dropout
-from onestep.noise import Noised, SigmaDistribution
+from onestep.noise import Noised
 from onestep.objectives.losses import Term
 from onestep.objectives.regression import regression_loss
 from onestep.seeding import BatchRandom, seeded_rng
@@ -151,14 +151,14 @@ def update_critics(
     ``position`` is the update's among those of the iteration, which decides the masks of its dropout.
     """
     optimizer, critics = parts.optimizers["critics"], parts.critics
-    draw = partial(_draw, parts, random, parts.fake_sigma, batches[0].x_generated.shape[1:])
-    noised = draw()
-    noised_real = noised
-    if critics.real_noise == "own_level":
-        noised_real = draw()
-    elif critics.real_noise == "own_noise":
-        noised_real = draw([levels for levels, _ in noised])
-    noised_generated = draw() if critics.generated_noise == "own_level" else [None] * len(batches)
+    noise_at = partial(_noise_at, parts, random, batches[0].x_generated.shape[1:])
+    sigma = random.sigma(parts.fake_sigma)
+    noised = noised_real = noise_at(sigma)
+    if critics.real_noise != "same":
+        noised_real = noise_at(random.sigma(parts.fake_sigma) if critics.real_noise == "own_level" else sigma)
+    noised_generated: Sequence[Noised | None] = [None] * len(batches)
+    if critics.generated_noise == "own_level":
+        noised_generated = noise_at(random.sigma(parts.fake_sigma))
     batches = batches if parts.augment is None else _augmented(parts, parts.augment, random, batches)
     diagnostics = []
     micro_batches = zip(batches, noised, noised_real, noised_generated, strict=True)
@@ -201,10 +201,10 @@ def update_generator(
     """
     method = replace(parts.method, objective_weight=weights.objective, gan_weight=weights.gan)
     optimizer, shape = parts.optimizers["generator"], batches[0].x_generated.shape[1:]
-    noised = _draw(parts, random, parts.sigma, shape)
+    noised = _noise_at(parts, random, shape, random.sigma(parts.sigma))
     noised_gan: Sequence[Noised | None] = [None] * len(batches)
     if parts.generator.gan_level == "own":
-        noised_gan = _draw(parts, random, parts.fake_sigma, shape)
+        noised_gan = _noise_at(parts, random, shape, random.sigma(parts.fake_sigma))
     pairs = (None, None, None) if parts.pairs is None else parts.pairs.batch(iteration)
 
     scale = None
@@ -237,13 +237,9 @@ def update_generator(
     return _stack(diagnostics) | norms
 
 
-def _draw(
-    parts: Distillation, random: BatchRandom, distribution: SigmaDistribution, shape: Sequence[int],
-    levels: Sequence[Tensor] | None = None,
-) -> list[Noised]:  # fmt: skip
-    """Noise of each micro-batch, with the ``levels`` of each or new ones."""
-    sigmas = random.sigma(distribution) if levels is None else torch.cat(list(levels))
-    return [Noised(*parts_of) for parts_of in _split(parts, sigmas, random.normal(shape))]
+def _noise_at(parts: Distillation, random: BatchRandom, shape: Sequence[int], sigma: Tensor) -> list[Noised]:
+    """New noise at the levels ``sigma`` [B] for samples of ``shape``, by micro-batch."""
+    return [Noised(*of_batch) for of_batch in _split(parts, sigma, random.normal(shape))]
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Method:
         gan_weighting: "distance" multiplies that term by :func:`mean_inverse_distance`.
         discriminator_weight: weight of the discriminator's loss in the critics' loss.
         discriminator_weighting: "fake_score" multiplies that loss by the batch mean of the weight of the fake score's.
-        error_weight: the weight of the fake score's error, see :func:`onestep.objectives.denoising.denoising_loss`.
+        error_weight: the weight of the fake score's error, see :func:`onestep.objectives.denoising.error_weight`.
         error_sum: sum the fake score's error over a sample's dimensions, instead of their mean.
     """
 
@@ -107,15 +107,19 @@ class Method:
         x_generated = x_generated.detach()
         x_sigma, sigma = noised.add_to(x_generated), noised.sigma
         features: Sequence[Tensor] = ()
+        factor: Tensor | float = 1.0  # of the discriminator's loss
         levels = () if self.discriminator is None else self.discriminator.levels
         if self.fake_score is not None:
             if self.host is self.fake_score and noised_generated is None:
                 x0_fake, *features = self.fake_score(x_sigma, sigma, condition, outputs="both", levels=levels)
             else:
                 x0_fake = self.fake_score(x_sigma, sigma, condition)
-            denoising = denoising_loss(self.fake_score, x0_fake, x_generated, sigma, self.error_weight)
+            weight = error_weight(self.fake_score, sigma, self.error_weight)
+            denoising = denoising_loss(x0_fake, x_generated, weight)
             losses.terms["fake score"] = Term(denoising, x_generated[0].numel() if self.error_sum else 1.0)
             losses.diagnostics["fake_score_loss"] = denoising
+            if self.discriminator_weighting == "fake_score":
+                factor = weight.mean()
         if self.discriminator is not None and self.host is not None:
             if x_real is None or noised_real is None:
                 raise ValueError("x_real and noised_real are missing: the discriminator compares with real samples")
@@ -133,18 +137,12 @@ class Method:
                     features = self.host(*both, conditions, outputs="features", levels=levels)
             logits_real, logits_generated = self.discriminator(features).chunk(2)
             logistic = discriminator_loss(logits_real, logits_generated)
-            weighted = logistic * self._discriminator_factor(noised.sigma)
-            losses.terms["discriminator"] = Term(weighted, self.discriminator_weight)
+            losses.terms["discriminator"] = Term(logistic * factor, self.discriminator_weight)
             losses.diagnostics |= {
                 "discriminator_loss": logistic,
                 "logit_real": log_ratio_of(logits_real), "logit_generated": log_ratio_of(logits_generated),
             }  # fmt: skip
         return losses
-
-    def _discriminator_factor(self, sigma: Tensor) -> Tensor | float:
-        if self.discriminator_weighting == "constant" or self.fake_score is None:
-            return 1.0
-        return error_weight(self.fake_score, sigma, self.error_weight).mean()
 
     def generator_losses(
         self, x_generated: Tensor, condition: Condition, noised: Noised, weight_scale: Tensor | None = None,

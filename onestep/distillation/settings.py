@@ -71,7 +71,7 @@ class CriticSettings:
         steps: updates of the critics per update of the generator.
         guidance: classifier-free guidance of the fake score in its training and use; 1 for none. (The teacher's is
             ``teacher.guidance``.)
-        error_weight, error_sum: see :func:`onestep.objectives.denoising.denoising_loss`.
+        error_weight, error_sum: see :class:`onestep.distillation.method.Method`.
         discriminator_weight: weight of the discriminator's loss in the critics' loss; the fake score's is 1.
         discriminator_weighting: factor of the discriminator's loss; "fake_score" is the batch mean of the weight of the
             fake score's error (SiDA, Uni-Instruct).

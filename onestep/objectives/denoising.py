@@ -11,7 +11,7 @@ from onestep.noise import per_sample_sum
 ErrorWeight = Literal["network", "x0", "noise", "v"]
 
 
-def error_weight(network: DenoiserNetwork, sigma: Tensor, weight: ErrorWeight = "network") -> Tensor:
+def error_weight(network: DenoiserNetwork, sigma: Tensor, weight: ErrorWeight) -> Tensor:
     """The weight [B] of the squared x0-error at ``sigma`` [B].
 
     An error e of x0 is an error ``e / sigma`` of the noise. The velocity of variance-preserving noise (Salimans and Ho
@@ -22,12 +22,10 @@ def error_weight(network: DenoiserNetwork, sigma: Tensor, weight: ErrorWeight = 
     return {"x0": sigma**0, "noise": sigma**-2, "v": 1 + sigma**-2}[weight]
 
 
-def denoising_loss(
-    network: DenoiserNetwork, prediction: Tensor, x0: Tensor, sigma: Tensor, weight: ErrorWeight = "network"
-) -> Tensor:
-    """The mean squared x0-error [B] of a ``prediction`` [B, ...], weighted by :func:`error_weight`.
+def denoising_loss(prediction: Tensor, x0: Tensor, weight: Tensor) -> Tensor:
+    """The mean squared error [B] of an x0-``prediction`` [B, ...], times a ``weight`` [B].
 
-    By default it is the network's own training loss (arXiv 2206.00364, eq. 8). Without a weight, small sigma would
-    contribute little to it.
+    With the weight of the network's own training it is that loss (arXiv 2206.00364, eq. 8). Without a weight, small
+    sigma would contribute little to it.
     """
-    return error_weight(network, sigma, weight) * per_sample_sum((prediction - x0) ** 2) / x0[0].numel()
+    return weight * per_sample_sum((prediction - x0) ** 2) / x0[0].numel()

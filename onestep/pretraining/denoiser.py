@@ -110,7 +110,7 @@ def _update(parts: Pretraining, iteration: int, data: Sequence[Batch]) -> None:
         augmentation = {} if augment_labels is None else {"augment_labels": augment_labels}
         with run.accelerator.autocast():
             prediction = network(add_noise(x0, noise, sigma), sigma, condition | augmentation)
-        losses = denoising_loss(network, prediction, x0, sigma)
+        losses = denoising_loss(prediction, x0, network.loss_weight(sigma))
         parts.optimizer.backward(Losses({"denoising": Term(losses)}), sigma)
         run.log.add({"loss": losses})
     run.log.add(parts.optimizer.step(iteration))
