@@ -1,4 +1,7 @@
-"""Score identity Distillation: minimise the squared distance of the scores (Zhou et al. 2024, arXiv 2404.04057)."""
+"""Score identity Distillation: minimise the squared distance of the scores (Zhou et al. 2024, arXiv 2404.04057).
+
+Uni-Instruct's public code trains with a variant of it, which is here too.
+"""
 
 from typing import Annotated
 
@@ -14,7 +17,7 @@ from onestep.objectives.base import (
     score_distance,
     weight_statistics,
 )
-from onestep.objectives.weighting import Weighting
+from onestep.objectives.weighting import Weighting, inverse_distance
 from onestep.ranges import checked
 
 
@@ -42,6 +45,29 @@ class SiD(Objective):
         """Losses [B], the surrogate times the weighting, and diagnostics. The loss values are not distances."""
         x0_fake = require_x0_fake(predictions)
         require_path_gradient(predictions, x0_teacher=predictions.x0_teacher, x0_fake=x0_fake)
-        surrogate = score_distance(predictions, x0_fake, squared_weight=2 * (1 - self.alpha), projected_weight=2.0)
+        ratio = self.ratio(predictions)
+        surrogate = score_distance(
+            predictions, x0_fake, squared_weight=2 * (1 - self.alpha), projected_weight=2 * ratio
+        )
         losses = self.weighting(predictions, power=4) * surrogate
-        return losses, weight_statistics(torch.ones_like(predictions.sigma), x0_fake, predictions)
+        return losses, weight_statistics(ratio, x0_fake, predictions)
+
+    def ratio(self, predictions: Predictions) -> Tensor:
+        """A detached factor [B] of the projected term."""
+        return torch.ones_like(predictions.sigma)
+
+
+class UniInstructCode(SiD):
+    """Uni-Instruct's forward KL as its public code has it: :class:`SiD` with the code's "ratio" r.
+
+    The code (github.com/a-little-hoof/Uni_Instruct) has ``r = -L / (1 - L)`` with ``L = D l / mean|x_generated -
+    x0_teacher|``, where l is the generator's adversarial loss, averaged over the batch, and D the number of dimensions.
+    L is far above 1, so r is 1 to within a thousandth whatever the discriminator says. The paper's loss is
+    :class:`onestep.objectives.uni_instruct.UniInstruct`. Without an adversarial term r is 1.
+    """
+
+    def ratio(self, predictions: Predictions) -> Tensor:
+        if predictions.adversarial is None:
+            return super().ratio(predictions)
+        scaled = predictions.adversarial.detach().mean() * inverse_distance(predictions)
+        return scaled / (scaled - 1)

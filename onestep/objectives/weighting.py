@@ -83,13 +83,18 @@ def distance(predictions: Predictions, mean: bool) -> Tensor:
     return per_sample_sum(differences) / (differences[0].numel() if mean else 1)
 
 
+def inverse_distance(predictions: Predictions) -> Tensor:
+    """``D / mean|x_generated - x0_teacher|`` [B], detached, in data units; D is the number of dimensions."""
+    return predictions.x_generated[0].numel() / distance(predictions, mean=True)
+
+
 def mean_inverse_distance(predictions: Predictions) -> Tensor:
-    """``D / mean |x_generated - x0_teacher|``, averaged over the batch, a scalar; D is the number of dimensions.
+    """:func:`inverse_distance`, averaged over the batch, a scalar.
 
     The factor of the adversarial term in the published code of SiDA (arXiv 2410.14919) and Uni-Instruct, in which a
     sample's term is not multiplied by its own distance.
     """
-    return predictions.x_generated[0].numel() * distance(predictions, mean=True).reciprocal().mean()
+    return inverse_distance(predictions).mean()
 
 
 def weight_scale(weight: Tensor, normalize: bool) -> Tensor:

@@ -16,7 +16,7 @@ from tests.helpers.configs import configure
 CONF_OBJECTIVE = CONF / "objective"
 MATCHING = ["diff_instruct", "vsd", "dmd2", "f_distill"]  # gradients of D_f(p||q)
 EXPANSIONS = ["sim", "uni_instruct"]  # gradients of E_q[h |score_p - score_q|^2]
-SID = ["sid", "sida", "sid_lsg", "uni_instruct_code"]  # the last is SiD with alpha = 1 without an adversarial term
+SID = ["sid", "sida", "sid_lsg", "uni_instruct_code"]  # the last is SiD without an adversarial term
 SDS = ["sds"]
 
 
@@ -115,7 +115,7 @@ def test_sid(world: Any, name: str) -> None:
     def descended(p: NoisedMixture, q: NoisedMixture) -> Tensor:
         exact = NoisedMixture.integral(q.log.exp() * (p.score - q.score).square())
         moved = NoisedMixture.integral(q.log.exp() * (p.score - frozen.score).square())
-        return exact + (1 - 2 * getattr(objective, "alpha", 1.0)) * moved
+        return exact + (1 - 2 * objective.alpha) * moved
 
     assert_gradient(world, objective, expected_gradient(world, descended))
 
