@@ -1,9 +1,11 @@
 """The loop: trained parameters, gradients, and the order of updates."""
 
+import copy
 import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +19,13 @@ from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition
 from onestep.distillation import report
 from onestep.distillation.loop import exit_step
+from onestep.distillation.method import Method
 from onestep.engine.optimizer import GuardedOptimizer
+from onestep.models.discriminator import PooledHead
 from onestep.models.generator import Generator
 from onestep.models.loading import load_teacher
 from onestep.noise import LogUniformSigma
+from onestep.objectives.losses import Losses
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs, seeded_rng
 from tests.helpers.configs import FEW_STEPS, tiny_config
@@ -62,15 +67,38 @@ def test_a_discriminator_without_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("normalizer", "times"), [("published", 2), ("quantile_bins", 4)])
-def test_micro_batches_pass_the_normalizer(normalizer: str, times: int, tmp_path: Path) -> None:
-    """Once each for the published one, which changes with each pass; the other's full batch needs its mean first."""
+def test_micro_batches_pass_the_normalizer(
+    normalizer: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each for the published one, which changes with each pass; the other's full batch needs its mean first.
+
+    The step's ratios and levels then are in the normaliser's means.
+    """
     parts = build_distillation(tiny_config(tmp_path, f"normalizer={normalizer}", "training.accumulation=2"))
-    passes: list[Tensor] = []
-    assert parts.method.normalizer is not None
-    parts.method.normalizer.register_forward_hook(lambda _, inputs, __: passes.append(inputs[0]))
+    passes: list[tuple[Tensor, Tensor, Tensor]] = []
+    scales: list[Tensor | None] = []
+    generator_losses = Method.generator_losses
+
+    def record(method: Method, *inputs: Any) -> Losses:
+        scales.append(inputs[3])
+        return generator_losses(method, *inputs)
+
+    monkeypatch.setattr(Method, "generator_losses", record)
+    assert parts.method.normalizer is not None and isinstance(parts.method.discriminator, PooledHead)
+    torch.nn.init.normal_(parts.method.discriminator.logit.weight)  # so that the ratios differ
+    other = copy.deepcopy(parts.method.normalizer)
+    parts.method.normalizer.register_forward_hook(lambda _, inputs, output: passes.append((*inputs, output)))
     list(take_updates(parts))
     assert len(passes) == times
-    assert any((value != 1).any() for value in parts.method.normalizer.buffers())
+    logits, levels, ratios = (torch.cat(both).detach() for both in zip(*passes[-2:], strict=True))
+    for half in (slice(0, 8), slice(8, 16)):
+        other(logits[half], levels[half])
+    other.update(logits, levels)
+    for ours, theirs in zip(parts.method.normalizer.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert logits.std() > 0.01 and len(levels.unique()) == 16
+    expected = parts.method.objective.weight_scale(ratios) if times == 4 else None
+    assert scales == [expected] * 2
 
 
 @pytest.mark.parametrize("objective", ["f_distill", "uni_instruct"])

@@ -16,7 +16,7 @@ from onestep.models.dropout import dropout, set_dropout
 from tests.helpers.configs import FEW_STEPS, TWO_ITERATIONS, refused, tiny_config
 from tests.helpers.edm_models import tiny_denoiser
 from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5
-from tests.helpers.updates import take_updates
+from tests.helpers.updates import as_process, take_updates
 
 OF_BOTH = ("generator.dropout=0.2", "fake_score.dropout=0.3")
 SMALL = (*TWO_ITERATIONS, "metrics=[]", "features=null", "objective=sida", "discriminator=channel_mean")
@@ -108,6 +108,19 @@ def test_a_repeated_pass_has_the_same_masks(tmp_path: Path) -> None:
     first, second, *again = passes.masks["generator"]
     assert all(torch.equal(mask, first) for mask in again[:2]) and all(torch.equal(mask, second) for mask in again[2:])
     assert not torch.equal(first, second)
+
+
+def test_no_two_updates_have_the_same_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor two iterations, micro-batches, processes or seeds."""
+    sizes = ("fake_score.steps=2", "training.accumulation=2")
+    masks = []
+    for rank, seed in ((0, 0), (1, 0), (0, 1)):
+        as_process(monkeypatch, rank, 2)
+        parts = build_distillation(tiny_config(tmp_path, *SMALL, *OF_BOTH, *sizes, f"seed={seed}"))
+        passes = Passes(parts)
+        list(take_updates(parts, iterations=2))
+        masks += [mask.numpy().tobytes() for mask in passes.masks["fake_score"] if mask.any()]
+    assert len(set(masks)) == len(masks) == 3 * 2 * 2 * 2 * 2  # the last: generated and real images
 
 
 def norms(parts: Distillation, iterations: int = 1) -> list[float]:

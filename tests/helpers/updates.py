@@ -1,8 +1,11 @@
 """Parts of a training without a run around them."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import pytest
+from accelerate import Accelerator
 from torch import Tensor
 
 from onestep.distillation import loop
@@ -16,6 +19,16 @@ def take_updates(parts: Distillation, iterations: int = 1) -> Iterator[dict[str,
     batches = parts.run.batches(parts.data, parts.settings, 0, batches_per_iteration(parts.updates))
     for iteration, data in zip(range(iterations), batches, strict=False):
         yield from loop.updates(parts, iteration, parts.run.random(parts.settings, iteration), data)
+
+
+def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, processes: int) -> None:
+    """Let accelerate say that this is one of several processes, which there are not: nothing is reduced over them."""
+    for name, value in (("process_index", rank), ("num_processes", processes)):
+        monkeypatch.setattr(Accelerator, name, property(partial(_constant, value)))
+
+
+def _constant(value: int, _: Accelerator) -> int:
+    return value
 
 
 def make_settings(**changes: Any) -> TrainingSettings:
