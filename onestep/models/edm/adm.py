@@ -4,7 +4,8 @@ Parameters have the names and shapes of EDM's published checkpoints and of DMD2'
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from onestep.models.edm.layers import (
     group_norm,
     levels_of,
 )
+from onestep.models.edm.unet import UNet
 from onestep.ranges import Classes, Decay, Side, Width
 
 _CHANNELS_PER_HEAD = 64
@@ -82,7 +84,7 @@ class ADMBlock(nn.Module):
         return x
 
 
-class DhariwalUNet(nn.Module):
+class DhariwalUNet(UNet):
     """The ADM U-Net. The defaults are those of EDM's ImageNet-64 network.
 
     Args:
@@ -126,70 +128,16 @@ class DhariwalUNet(nn.Module):
         self.map_label = nn.Linear(label_dim, embedding_channels, bias=False) if label_dim else None
         if self.map_label is not None:
             nn.init.normal_(self.map_label.weight)  # its input is a one-hot vector
-        block: dict[str, Any] = {"embedding_channels": embedding_channels, "dropout": dropout}
-        attends = set(attn_resolutions)
-        skip_channels = self._build_encoder(levels, img_channels, num_blocks, attends, block)
-        #: The encoder's last output at each resolution, the features of discriminators: positions and shapes.
-        self.feature_layers = tuple(range(num_blocks, len(skip_channels), num_blocks + 1))
-        self.feature_shapes = [(channels, res, res) for res, channels in levels]
-        self._build_decoder(levels, skip_channels, num_blocks, attends, block)
-        self.out_norm = group_norm(levels[0][1], eps=1e-5)
-        self.out_conv = _zero(nn.Conv2d(levels[0][1], out_channels or img_channels, 3, padding=1))
-
-    def _build_encoder(
-        self,
-        levels: list[tuple[int, int]],
-        img_channels: int,
-        num_blocks: int,
-        attends: set[int],
-        block: dict[str, Any],
-    ) -> list[int]:
-        """Build ``self.enc``; returns the channels of its layers' outputs."""
-        self.enc = nn.ModuleDict()
+        block = partial(ADMBlock, embedding_channels=embedding_channels, dropout=dropout)
+        shape = levels, num_blocks, set(attn_resolutions)
         channels = levels[0][1]
-        outputs: list[int] = []
-        for res, out_channels in levels:
-            if res == levels[0][0]:
-                self.enc[f"{res}x{res}_conv"] = nn.Conv2d(img_channels, channels, 3, padding=1)
-            else:
-                self.enc[f"{res}x{res}_down"] = ADMBlock(channels, channels, resample="down", **block)
-            outputs.append(channels)
-            for index in range(num_blocks):
-                self.enc[f"{res}x{res}_block{index}"] = ADMBlock(
-                    channels, out_channels, attention=res in attends, **block
-                )
-                channels = out_channels
-                outputs.append(channels)
-        return outputs
-
-    def _build_decoder(
-        self,
-        levels: list[tuple[int, int]],
-        skip_channels: list[int],
-        num_blocks: int,
-        attends: set[int],
-        block: dict[str, Any],
-    ) -> None:
-        """Build ``self.dec``, whose layers use the encoder's outputs in reverse order."""
-        self.dec = nn.ModuleDict()
-        channels = skip_channels[-1]
-        for res, out_channels in reversed(levels):
-            if res == levels[-1][0]:
-                self.dec[f"{res}x{res}_in0"] = ADMBlock(channels, channels, attention=True, **block)
-                self.dec[f"{res}x{res}_in1"] = ADMBlock(channels, channels, **block)
-            else:
-                self.dec[f"{res}x{res}_up"] = ADMBlock(channels, channels, resample="up", **block)
-            for index in range(num_blocks + 1):
-                self.dec[f"{res}x{res}_block{index}"] = ADMBlock(
-                    channels + skip_channels.pop(), out_channels, attention=res in attends, **block
-                )
-                channels = out_channels
+        first = nn.Conv2d(img_channels, channels, 3, padding=1)
+        encoded = self.build_encoder(*shape, first, channels, block)
+        self.build_decoder(*shape, encoded, block)
+        self.out_norm = group_norm(channels, eps=1e-5)
+        self.out_conv = _zero(nn.Conv2d(channels, out_channels or img_channels, 3, padding=1))
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
-        """The embedding [B, C] of ``c_noise`` [B], one-hot ``labels`` [B, label_dim] and ``augment_labels``.
-
-        No labels are the zero vector, as after label dropout.
-        """
         embedding = self.map_noise(c_noise)
         if self.map_augment is not None and augment_labels is not None:
             embedding = embedding + self.map_augment(augment_labels)
@@ -200,18 +148,7 @@ class DhariwalUNet(nn.Module):
             embedding = embedding + self.map_label(labels)
         return F.silu(embedding)
 
-    def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
-        """The outputs of the encoder's layers up to layer ``stop`` (exclusive), in order; the last is the deepest."""
-        outputs: list[Tensor] = []
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, ADMBlock) else layer(x)
-            outputs.append(x)
-            if len(outputs) == stop:
-                break
-        return outputs
-
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
-        """The network's output [B, C, H, W] for the outputs of :meth:`encode`."""
         skips = list(encoded)
         x = skips[-1]
         for layer in self.dec.values():
@@ -219,10 +156,3 @@ class DhariwalUNet(nn.Module):
                 x = torch.cat([x, skips.pop()], dim=1)
             x = layer(x, embedding)
         return self.out_conv(F.silu(self.out_norm(x)))
-
-    def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """The raw output [B, C, H, W] at ``x`` [B, C, H, W] and ``c_noise`` [B]; see :meth:`embed` for the labels."""
-        embedding = self.embed(c_noise, labels, augment_labels)
-        return self.decode(self.encode(x, embedding), embedding)

@@ -6,7 +6,8 @@ resampling filter). Parameters have the names and shapes of EDM's published chec
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from onestep.models.edm.layers import (
     group_norm,
     levels_of,
 )
+from onestep.models.edm.unet import UNet
 from onestep.ranges import Classes, Count, Decay, Side, Width
 
 
@@ -74,7 +76,7 @@ class UNetBlock(nn.Module):
         return x
 
 
-class SongUNet(nn.Module):
+class SongUNet(UNet):
     """DDPM++ and NCSN++. The defaults are DDPM++'s; NCSN++ is ``embedding_type="fourier", encoder_type="residual",
     channel_mult_noise=2, resample_filter=[1, 3, 3, 1]``.
 
@@ -123,96 +125,25 @@ class SongUNet(nn.Module):
         self.map_augment = Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
         self.map_layer0 = Linear(noise_channels, embedding_channels)
         self.map_layer1 = Linear(embedding_channels, embedding_channels)
-        block: dict[str, Any] = {"embedding_channels": embedding_channels, "dropout": dropout}
-        attends = set(attn_resolutions)
-        skip_channels = self._build_encoder(
-            levels,
-            img_channels,
-            model_channels,
-            num_blocks,
-            attends,
-            encoder_type,
-            resample_filter,
-            block,
+        block = partial(
+            UNetBlock, embedding_channels=embedding_channels, dropout=dropout, resample_filter=resample_filter
         )
-        #: The encoder's last output at each resolution, the features of discriminators: positions and shapes.
-        self.feature_layers = tuple(range(num_blocks, len(skip_channels), num_blocks + 1))
-        self.feature_shapes = [(channels, res, res) for res, channels in levels]
-        self._build_decoder(
-            levels, out_channels or img_channels, skip_channels, num_blocks, attends, resample_filter, block
-        )
+        shape = levels, num_blocks, set(attn_resolutions)
+        first = Conv2d(img_channels, model_channels, 3)
+        widths = [img_channels]  # of the images and their shortcuts
 
-    def _build_encoder(
-        self,
-        levels: list[tuple[int, int]],
-        img_channels: int,
-        channels: int,
-        num_blocks: int,
-        attends: set[int],
-        encoder_type: Literal["standard", "residual"],
-        resample_filter: Sequence[int],
-        block: dict[str, Any],
-    ) -> list[int]:
-        """Build ``self.enc``; returns the channels of its layers' outputs."""
-        self.enc = nn.ModuleDict()
-        aux_channels = img_channels
-        outputs: list[int] = []
-        for res, out_channels in levels:
-            if res == levels[0][0]:
-                self.enc[f"{res}x{res}_conv"] = Conv2d(img_channels, channels, 3)
-            else:
-                self.enc[f"{res}x{res}_down"] = UNetBlock(
-                    channels, channels, resample="down", resample_filter=resample_filter, **block
-                )
-                if encoder_type == "residual":
-                    self.enc[f"{res}x{res}_aux_residual"] = ResampleConv2d(
-                        aux_channels, channels, 3, "down", resample_filter, fused=True
-                    )
-                    aux_channels = channels
-            outputs.append(channels)
-            for index in range(num_blocks):
-                self.enc[f"{res}x{res}_block{index}"] = UNetBlock(
-                    channels, out_channels, attention=res in attends, **block
-                )
-                channels = out_channels
-                outputs.append(channels)
-        return outputs
+        def shortcut(channels: int) -> nn.Module:
+            widths.append(channels)
+            return ResampleConv2d(widths[-2], channels, 3, "down", resample_filter, fused=True)
 
-    def _build_decoder(
-        self,
-        levels: list[tuple[int, int]],
-        final_channels: int,
-        skip_channels: list[int],
-        num_blocks: int,
-        attends: set[int],
-        resample_filter: Sequence[int],
-        block: dict[str, Any],
-    ) -> None:
-        """Build ``self.dec``, whose layers use the encoder's outputs in reverse order."""
-        self.dec = nn.ModuleDict()
-        channels = skip_channels[-1]
-        for res, out_channels in reversed(levels):
-            if res == levels[-1][0]:
-                self.dec[f"{res}x{res}_in0"] = UNetBlock(channels, channels, attention=True, **block)
-                self.dec[f"{res}x{res}_in1"] = UNetBlock(channels, channels, **block)
-            else:
-                self.dec[f"{res}x{res}_up"] = UNetBlock(
-                    channels, channels, resample="up", resample_filter=resample_filter, **block
-                )
-            for index in range(num_blocks + 1):
-                attention = index == num_blocks and res in attends
-                self.dec[f"{res}x{res}_block{index}"] = UNetBlock(
-                    channels + skip_channels.pop(), out_channels, attention=attention, **block
-                )
-                channels = out_channels
+        shortcuts = shortcut if encoder_type == "residual" else None
+        encoded = self.build_encoder(*shape, first, model_channels, block, shortcuts)
+        self.build_decoder(*shape, encoded, block, last_attends=True)
+        res, channels = levels[0]
         self.dec[f"{res}x{res}_aux_norm"] = group_norm(channels)
-        self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, final_channels, 3, init_scale=NEARLY_ZERO)
+        self.dec[f"{res}x{res}_aux_conv"] = Conv2d(channels, out_channels or img_channels, 3, init_scale=NEARLY_ZERO)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
-        """The embedding [B, C] of ``c_noise`` [B], one-hot ``labels`` [B, label_dim] and ``augment_labels``.
-
-        No labels are the zero vector, as after label dropout.
-        """
         embedding = self.map_noise(c_noise)
         if self.map_label is not None and labels is not None:
             if self.training and self.label_dropout:
@@ -226,7 +157,6 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
     def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
-        """The outputs of the encoder's layers up to layer ``stop`` (exclusive), in order; the last is the deepest."""
         outputs: list[Tensor] = []
         aux = x
         for name, layer in self.enc.items():
@@ -242,7 +172,6 @@ class SongUNet(nn.Module):
         return outputs
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
-        """The network's output [B, C, H, W] for the outputs of :meth:`encode`."""
         skips = list(encoded)
         x = skips[-1]
         for layer in self.dec.values():
@@ -253,10 +182,3 @@ class SongUNet(nn.Module):
             else:
                 x = layer(F.silu(x) if isinstance(layer, Conv2d) else x)
         return x
-
-    def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """The raw output [B, C, H, W] at ``x`` [B, C, H, W] and ``c_noise`` [B]; see :meth:`embed` for the labels."""
-        embedding = self.embed(c_noise, labels, augment_labels)
-        return self.decode(self.encode(x, embedding), embedding)

@@ -5,7 +5,8 @@ Parameters have the names and shapes of EDM2's published checkpoints.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from annotated_types import Ge, Le, Len
 from torch import Tensor, nn
 
 from onestep.models.edm.layers import Channels, Multiple, attend, levels_of
+from onestep.models.edm.unet import UNet
 from onestep.models.edm2.layers import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from onestep.ranges import Classes, Decay, Fraction, Positive, Side, Width
 
@@ -71,7 +73,7 @@ class Block(nn.Module):
         return x if self.clip_act is None else x.clamp(-self.clip_act, self.clip_act)
 
 
-class EDM2UNet(nn.Module):
+class EDM2UNet(UNet):
     """EDM2's U-Net. The defaults are those of EDM2-S; the sizes differ by ``model_channels`` and dropout alone.
 
     Args:
@@ -121,75 +123,21 @@ class EDM2UNet(nn.Module):
         self.emb_fourier = MPFourier(noise_channels)
         self.emb_noise = MPConv(noise_channels, embedding_channels, 0)
         self.emb_label = MPConv(label_dim, embedding_channels, 0) if label_dim else None
-        block: dict[str, Any] = {
-            "embedding_channels": embedding_channels, "dropout": dropout, "res_balance": res_balance,
-            "attn_balance": attn_balance, "clip_act": clip_act, "channels_per_head": channels_per_head,
-        }  # fmt: skip
-        attends = set(attn_resolutions)
-        skip_channels = self._build_encoder(levels, img_channels, num_blocks, attends, block)
-        #: The encoder's last output at each resolution, the features of discriminators: positions and shapes.
-        self.feature_layers = tuple(range(num_blocks, len(skip_channels), num_blocks + 1))
-        self.feature_shapes = [(channels, res, res) for res, channels in levels]
-        self._build_decoder(levels, skip_channels, num_blocks, attends, block)
-        self.out_conv = MPConv(levels[0][1], img_channels, 3)
+        block = partial(
+            Block, embedding_channels=embedding_channels, dropout=dropout, res_balance=res_balance,
+            attn_balance=attn_balance, clip_act=clip_act, channels_per_head=channels_per_head,
+        )  # fmt: skip
+        shape = levels, num_blocks, set(attn_resolutions)
+        channels = levels[0][1]
+        first = MPConv(img_channels + 1, channels, 3)
+        encoded = self.build_encoder(*shape, first, channels, partial(block, flavor="enc"))
+        self.build_decoder(*shape, encoded, partial(block, flavor="dec"))
+        self.out_conv = MPConv(channels, img_channels, 3)
         if logvar_channels:
             self.logvar_fourier = MPFourier(logvar_channels)
             self.logvar_linear = MPConv(logvar_channels, 1, 0)
 
-    def _build_encoder(
-        self,
-        levels: list[tuple[int, int]],
-        img_channels: int,
-        num_blocks: int,
-        attends: set[int],
-        block: dict[str, Any],
-    ) -> list[int]:
-        """Build ``self.enc``; returns the channels of its layers' outputs."""
-        self.enc = nn.ModuleDict()
-        channels = levels[0][1]
-        outputs: list[int] = []
-        for res, out_channels in levels:
-            if res == levels[0][0]:
-                self.enc[f"{res}x{res}_conv"] = MPConv(img_channels + 1, channels, 3)
-            else:
-                self.enc[f"{res}x{res}_down"] = Block(channels, channels, flavor="enc", resample="down", **block)
-            outputs.append(channels)
-            for index in range(num_blocks):
-                self.enc[f"{res}x{res}_block{index}"] = Block(
-                    channels, out_channels, flavor="enc", attention=res in attends, **block
-                )
-                channels = out_channels
-                outputs.append(channels)
-        return outputs
-
-    def _build_decoder(
-        self,
-        levels: list[tuple[int, int]],
-        skip_channels: list[int],
-        num_blocks: int,
-        attends: set[int],
-        block: dict[str, Any],
-    ) -> None:
-        """Build ``self.dec``, whose blocks use the encoder's outputs in reverse order."""
-        self.dec = nn.ModuleDict()
-        channels = skip_channels[-1]
-        for res, out_channels in reversed(levels):
-            if res == levels[-1][0]:
-                self.dec[f"{res}x{res}_in0"] = Block(channels, channels, flavor="dec", attention=True, **block)
-                self.dec[f"{res}x{res}_in1"] = Block(channels, channels, flavor="dec", **block)
-            else:
-                self.dec[f"{res}x{res}_up"] = Block(channels, channels, flavor="dec", resample="up", **block)
-            for index in range(num_blocks + 1):
-                self.dec[f"{res}x{res}_block{index}"] = Block(
-                    channels + skip_channels.pop(), out_channels, flavor="dec", attention=res in attends, **block
-                )
-                channels = out_channels
-
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
-        """The embedding [B, C] of ``c_noise`` [B] and one-hot ``labels`` [B, label_dim]; there is no augmentation.
-
-        No labels are the zero vector.
-        """
         embedding = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
             classes = self.emb_label.weight.shape[1]
@@ -201,18 +149,10 @@ class EDM2UNet(nn.Module):
         return mp_silu(embedding)
 
     def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
-        """The outputs of the encoder's layers up to layer ``stop`` (exclusive), in order; the last is the deepest."""
-        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # layers have no bias
-        outputs: list[Tensor] = []
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, Block) else layer(x)
-            outputs.append(x)
-            if len(outputs) == stop:
-                break
-        return outputs
+        # Layers have no bias.
+        return super().encode(torch.cat([x, torch.ones_like(x[:, :1])], dim=1), embedding, stop)
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
-        """The network's output [B, C, H, W] for the outputs of :meth:`encode`."""
         skips = list(encoded)
         x = skips[-1]
         for layer in self.dec.values():
@@ -224,10 +164,3 @@ class EDM2UNet(nn.Module):
     def log_variance(self, c_noise: Tensor) -> Tensor:
         """The uncertainty u [B] at ``c_noise`` [B], the logarithm of the expected weighted loss (eq. 21)."""
         return self.logvar_linear(self.logvar_fourier(c_noise))[:, 0]
-
-    def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """The raw output [B, C, H, W] at ``x`` [B, C, H, W] and ``c_noise`` [B]; see :meth:`embed` for the labels."""
-        embedding = self.embed(c_noise, labels)
-        return self.decode(self.encode(x, embedding), embedding)
