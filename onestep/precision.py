@@ -81,21 +81,15 @@ def autocast_of(precision: str) -> str:
     return "bf16" if precision == "bf16_critics" else precision
 
 
-def autocast_device(device: torch.device) -> str:
-    """The name of autocast for computations on ``device``."""
-    return device.type
-
-
 def without_bf16(network: nn.Module, device: torch.device) -> AbstractContextManager[object]:
     """Context in which ``network`` calculates in float32 where autocast is to bf16.
 
     For predictions that are subtracted: bf16 has 8 significant bits, and teacher and fake score often agree in 6.
     Weights of less than float32 stay under autocast, which converts them.
     """
-    kind = autocast_device(device)
-    if not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) is not torch.bfloat16:
+    if not torch.is_autocast_enabled(device.type) or torch.get_autocast_dtype(device.type) is not torch.bfloat16:
         return nullcontext()
-    return torch.autocast(kind, enabled=any(weight.itemsize < 4 for weight in network.parameters()))
+    return torch.autocast(device.type, enabled=any(weight.itemsize < 4 for weight in network.parameters()))
 
 
 def choose_device(name: Any) -> str:

@@ -13,6 +13,7 @@ the CPU alone.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -193,6 +194,11 @@ class _Calls(TorchFunctionMode):
         return result
 
 
+def _of_cpu(function: Any, device_type: str = "cpu", *arguments: Any, **options: Any) -> Any:
+    """The result of a ``function`` of autocast for the CPU, whose kernels calculate, in place of the device."""
+    return function("cpu", *arguments, **options)
+
+
 @contextmanager
 def fake_device(kind: str) -> Iterator[_Operations]:
     """Context in which accelerate's device is a ``cuda`` or ``mps`` that behaves as one; gives the operations on it."""
@@ -215,6 +221,7 @@ def fake_device(kind: str) -> Iterator[_Operations]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(Accelerator, "device", property(lambda self: device))
-        patch.setattr("onestep.precision.autocast_device", lambda device: "cpu")  # whose kernels calculate
+        for name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
+            patch.setattr(torch, name, partial(_of_cpu, getattr(torch, name)))
         with operations, _Calls(placement, operations):
             yield operations
