@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from onestep.data.dataset import Batch, NoData, TrainingDataset
+from onestep.engine.batches import Batches
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.run import Run
 from onestep.engine.settings import TrainingSettings
@@ -42,10 +43,11 @@ def train(
     if not state.evaluated:
         _end_iteration(run, state, settings, evaluate)
         run.save(state, settings)
+    batches = Batches(run, settings, data, batches_per_iteration)
     last: Rollback | None = None
     while state.iteration < settings.iterations:
         try:
-            _iterate(run, state, settings, data, update, evaluate, batches_per_iteration)
+            _iterate(run, state, settings, batches, update, evaluate)
         except NonFiniteError as error:
             last = roll_back(run, error, state, settings, last)
     run.wait_for_writer()  # before the long evaluation
@@ -61,20 +63,19 @@ def _iterate(
     run: Run,
     state: TrainingState,
     settings: TrainingSettings,
-    data: TrainingDataset | NoData,
+    batches: Batches,
     update: Update,
     evaluate: Evaluate,
-    batches_per_iteration: int,
 ) -> None:
     """The iterations from ``state.iteration`` on."""
-    for batches in run.batches(data, settings, state.iteration, batches_per_iteration):
+    for of_iteration in batches.start_at(state.iteration):
         started = time.monotonic()
         skipped = False
         try:
-            update(state.iteration, batches)
+            update(state.iteration, of_iteration)
             count_success(state)
         except SkippedStepError as error:  # ends the iteration's updates
-            skip_step(run, error, state, settings, data, batches_per_iteration)
+            skip_step(run, error, state, settings, batches)
             skipped = True
 
         state.iteration += 1

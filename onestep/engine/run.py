@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
-from itertools import count, islice
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -14,26 +12,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from onestep.data.dataset import Batch, NoData, PositionSampler, TrainingDataset, keep_batch
-from onestep.denoiser import map_condition
 from onestep.engine.checkpoint import CheckpointWriter, best_value, set_later_aside
 from onestep.engine.course import Course, changes_since, describe
 from onestep.engine.failures import explain_failure
 from onestep.engine.folder import RunFolder
 from onestep.engine.launch import check_launch, check_trackers, join_submitit_job
 from onestep.engine.log import RunLog
-from onestep.engine.prefetch import prefetch
 from onestep.engine.settings import RunSettings, TrainingSettings
-from onestep.engine.signals import STOPPED, StopRequestedError, StopSignals, leave_signals_to_parent
+from onestep.engine.signals import STOPPED, StopRequestedError, StopSignals
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
 from onestep.precision import autocast_of
 from onestep.seeding import SEEDS, BatchRandom
-
-_OF_CONDITIONS = 2  # the random stream of conditions; 1 is the distillation's exit step
 
 
 class Run:
@@ -128,49 +119,6 @@ class Run:
         )
         if checkpoint is not None and checkpoint.parent.parent == self.folder and state.evaluated:
             self._saved_iteration = state.iteration
-
-    def order(self, data: TrainingDataset, settings: TrainingSettings, start: int) -> PositionSampler:
-        """This process's indices in ``data`` of each batch from the batch ``start`` of the training on."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        return PositionSampler(len(data), settings.batch_size, self.seed, start, rank, processes)
-
-    def batches(
-        self, data: TrainingDataset | NoData, settings: TrainingSettings, start: int, per_iteration: int = 1
-    ) -> Iterator[list[Batch]]:
-        """This process's rows of the batches of each iteration from ``start`` on, without end, on its device.
-
-        The next batch is prefetched, also without workers.
-        """
-        if isinstance(data, NoData):
-            for iteration in count(start):
-                random = self.random(settings, iteration, _OF_CONDITIONS)
-                yield [data.batch(random) for _ in range(per_iteration)]
-        else:
-            batches = self._read(data, settings, start * per_iteration)
-            while True:
-                yield list(islice(batches, per_iteration))
-
-    def _read(self, data: TrainingDataset, settings: TrainingSettings, start: int) -> Iterator[Batch]:
-        """This process's rows of the batches of ``data`` from the batch ``start`` on."""
-        pinned = self.device.type == "cuda"  # for asynchronous copies
-        loader = DataLoader(
-            data,
-            batch_sampler=self.order(data, settings, start),
-            collate_fn=keep_batch,
-            num_workers=self.settings.num_workers,
-            pin_memory=pinned,
-            worker_init_fn=leave_signals_to_parent,
-        )
-        move = partial(Tensor.to, device=self.device, non_blocking=pinned)
-        reader = iter(loader)
-        timeout = self.settings.process_timeout if self.settings.num_workers else None
-
-        def kill_workers() -> None:  # DataLoader's own timeout does not cover the transfer of a batch
-            for process in getattr(reader, "_workers", ()):
-                process.kill()
-
-        for images, condition in prefetch(reader, timeout, kill_workers):
-            yield None if images is None else move(images), map_condition(move, condition)
 
     def random(self, settings: TrainingSettings, iteration: int, *stream: int) -> BatchRandom:
         """This process's rows of the randomness of an iteration's global batch; ``stream`` selects another stream."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from onestep.data.dataset import NoData, TrainingDataset
+from onestep.engine.batches import Batches
 from onestep.engine.checkpoint import damage, iteration_of, list_checkpoints
 from onestep.engine.optimizer import NonFiniteError, SkippedStepError
 from onestep.engine.run import Run
@@ -28,18 +28,15 @@ def skip_step(
     skipped: SkippedStepError,
     state: TrainingState,
     settings: TrainingSettings,
-    data: TrainingDataset | NoData,
-    batches_per_iteration: int,
+    batches: Batches,
 ) -> None:
-    """Count and log a skipped step, with its non-finite samples by their indices in ``data``.
+    """Count and log a skipped step, with its non-finite samples by their indices in the data.
 
     Raises:
         NonFiniteError: after ``settings.max_skipped_steps`` recent ones.
     """
     samples = [asdict(sample) for sample in skipped.samples]
-    if isinstance(data, TrainingDataset):
-        batch = state.iteration * batches_per_iteration + skipped.batch
-        indices = next(iter(run.order(data, settings, batch)))
+    if (indices := batches.indices(state.iteration, skipped.batch)) is not None:
         samples = [sample | {"index": indices[sample["position"]]} for sample in samples]
     if run.accelerator.num_processes > 1:
         samples = gather_object(samples)

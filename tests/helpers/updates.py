@@ -11,13 +11,14 @@ from torch import Tensor
 from onestep.distillation import loop
 from onestep.distillation.parts import Distillation
 from onestep.distillation.schedule import batches_per_iteration
+from onestep.engine.batches import Batches
 from onestep.engine.settings import TrainingSettings
 
 
 def take_updates(parts: Distillation, iterations: int = 1) -> Iterator[dict[str, Tensor]]:
     """The diagnostics of every update of the first iterations, without a folder, EMA or evaluation."""
-    batches = parts.run.batches(parts.data, parts.settings, 0, batches_per_iteration(parts.updates))
-    for iteration, data in zip(range(iterations), batches, strict=False):
+    batches = Batches(parts.run, parts.settings, parts.data, batches_per_iteration(parts.updates))
+    for iteration, data in zip(range(iterations), batches.start_at(0), strict=False):
         yield from loop.updates(parts, iteration, parts.run.random(parts.settings, iteration), data)
 
 
