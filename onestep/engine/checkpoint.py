@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,7 +81,6 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
         ValueError: if the disk is full or fails; earlier checkpoints are unchanged then.
     """
     parent = run / _FOLDER
-    same_iteration = [path for path in list_checkpoints(run) if iteration_of(path) == snapshot.iteration]
     target = _free_path(parent, snapshot.iteration)
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +96,7 @@ def write_checkpoint(run: Path, snapshot: Snapshot, keep_last: int) -> Path:
             f"the checkpoint of iteration {snapshot.iteration} could not be written to {parent} ({error}). "
             "Earlier checkpoints are intact: free disk space and continue with resume=auto"
         ) from error
-    _prune(run, target, same_iteration, keep_last)
+    _prune(run, target, keep_last)
     return target
 
 
@@ -149,48 +148,56 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
     (folder / _MANIFEST).write_text(to_json(manifest, indent=1), encoding="utf-8")
 
 
-def _prune(run: Path, written: Path, same_iteration: list[Path], keep_last: int) -> None:
-    found = list_checkpoints(run)
-    keep = {*found[-keep_last:], *(path for path, _ in _best_of_each(run).values())}.difference(same_iteration)
+def _prune(run: Path, written: Path, keep_last: int) -> None:
+    found = _list(run)
+    keep = {*list(found)[-keep_last:], *(path for path, _ in _best_of_each(found).values())}
     for path in found:
-        if path != written and path not in keep:
+        if path != written and (path not in keep or iteration_of(path) == iteration_of(written)):
             shutil.rmtree(path)
 
 
-def best_value(run: Path, key: str) -> Measurement | None:
-    """The best value of ``key`` among the run's checkpoints; None if no checkpoint has one."""
-    found = _best_of_each(run).get(key)
-    return None if found is None else found[1]
+def best_values(run: Path) -> dict[str, Measurement]:
+    """The best value of each key among the run's checkpoints."""
+    return {key: measured for key, (_, measured) in _best_of_each(_list(run)).items()}
 
 
 def best_checkpoint(run: Path, key: str) -> tuple[Path, int] | None:
     """The intact checkpoint with the best value of ``key``, the first of equals, and its iteration."""
-    best = _best_of_each(run, usable=lambda path: damage(path) is None).get(key)
+    measured = {path: manifest for path, manifest in _list(run).items() if manifest is not None and manifest.measured}
+    best = _best_of_each({path: manifest for path, manifest in measured.items() if damage(path) is None}).get(key)
     return None if best is None else (best[0], iteration_of(best[0]))
 
 
-def _best_of_each(run: Path, usable: Callable[[Path], bool] = lambda path: True) -> dict[str, tuple[Path, Measurement]]:
-    """The best ``usable`` checkpoint by key: of each average, also after resumption with another evaluation.best."""
+def _best_of_each(found: Mapping[Path, _Manifest | None]) -> dict[str, tuple[Path, Measurement]]:
+    """The best checkpoint by key: of each average, also after resumption with another evaluation.best."""
     best: dict[str, tuple[Path, Measurement]] = {}
-    for path in list_checkpoints(run):
-        measurements = _measurements_of(path)
-        for measured in measurements if measurements and usable(path) else ():
+    for path, manifest in found.items():
+        for measured in () if manifest is None else manifest.measured:
             if measured.key not in best or measured.is_better_than(best[measured.key][1]):
                 best[measured.key] = path, measured
     return best
 
 
-def _measurements_of(folder: Path) -> list[Measurement]:
-    try:
-        return read_json(folder / _MANIFEST, _Manifest).measured
-    except ValueError:
-        return []
-
-
 def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run's folder, oldest first, damaged ones included; see :func:`damage`."""
-    found = [path for path in _folders(run / _FOLDER, _NAME) if not _is_copy(path)]
-    return sorted(found, key=lambda path: [int(number) for number in path.name.split("_")[1:]])
+    return list(_list(run))
+
+
+def _list(run: Path) -> dict[Path, _Manifest | None]:
+    """The checkpoints of :func:`list_checkpoints` with their manifests; None for a damaged one.
+
+    A folder with the manifest of another is a copy, and the user's.
+    """
+    found = sorted(_folders(run / _FOLDER, _NAME), key=lambda path: [int(part) for part in path.name.split("_")[1:]])
+    manifests = {path: _manifest_of(path) for path in found}
+    return {path: manifest for path, manifest in manifests.items() if manifest is None or manifest.name == path.name}
+
+
+def _manifest_of(folder: Path) -> _Manifest | None:
+    try:
+        return read_json(folder / _MANIFEST, _Manifest)
+    except ValueError:
+        return None
 
 
 def _folders(parent: Path, names: re.Pattern[str]) -> list[Path]:
@@ -201,14 +208,6 @@ def _folders(parent: Path, names: re.Pattern[str]) -> list[Path]:
                     if names.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]  # fmt: skip
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _is_copy(folder: Path) -> bool:
-    """True if the manifest has the name of another checkpoint."""
-    try:
-        return read_json(folder / _MANIFEST, _Manifest).name != folder.name
-    except ValueError:  # damaged
-        return False
 
 
 def iteration_of(folder: Path) -> int:

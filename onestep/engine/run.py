@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 from safetensors import SafetensorError
 
-from onestep.engine.checkpoint import CheckpointWriter, best_value, set_later_aside
+from onestep.engine.checkpoint import CheckpointWriter, best_values, set_later_aside
 from onestep.engine.course import Course, changes_since, describe
 from onestep.engine.failures import explain_failure
 from onestep.engine.folder import RunFolder
@@ -183,7 +183,8 @@ class Run:
         best = False
         if measured:
             self._writer.wait()
-            best = any(value.is_better_than(best_value(self.folder, value.key)) for value in measured)
+            so_far = best_values(self.folder)
+            best = any(value.is_better_than(so_far.get(value.key)) for value in measured)
         stop, best = self._in_any_process(self.signals.received is not None, best)
         due = state.iteration % settings.checkpoint_every == 0 and not skipped
         if due or best or stop or state.iteration == settings.iterations:

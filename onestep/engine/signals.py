@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,11 +42,17 @@ def _interrupt(number: int, _: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Context in which SIGTERM, SIGUSR1 and SIGUSR2 raise :class:`Interrupted`, as SIGINT raises KeyboardInterrupt.
+def wants_traceback() -> bool:
+    """True if the user asks for tracebacks with HYDRA_FULL_ERROR=1."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-    Handlers of others, such as submitit's, stay in place, and outside the main thread nothing changes.
+
+@contextmanager
+def interruptible(traceback: bool) -> Iterator[None]:
+    """Context that a signal ends in one line, with exit code 128 plus its number; with ``traceback``, it is raised.
+
+    SIGTERM, SIGUSR1 and SIGUSR2 raise :class:`Interrupted` in it, as SIGINT raises KeyboardInterrupt. Handlers of
+    others, such as submitit's, stay in place, and outside the main thread nothing changes.
     """
     changed = []
     try:
@@ -57,6 +64,12 @@ def interruptible() -> Iterator[None]:
         pass
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        if traceback:
+            raise
+        number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
+        print(f"interrupted by {number.name}", file=sys.stderr)
+        sys.exit(128 + number)
     finally:
         for number in changed:
             signal.signal(number, signal.SIG_DFL)

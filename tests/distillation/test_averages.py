@@ -11,7 +11,7 @@ from torch import Tensor
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
 from onestep.distillation import loop
-from onestep.engine.checkpoint import best_value, list_checkpoints
+from onestep.engine.checkpoint import best_values, list_checkpoints
 from onestep.engine.clipping import Entries, NormOfEach
 from onestep.engine.log import read_log
 from onestep.export.export import export
@@ -78,8 +78,7 @@ def test_values_and_best_checkpoints_of_each(run: Path) -> None:
     found = [(line["iteration"], key) for line in lines for key in line if key.startswith("fid")]
     assert found == [(2, "fid"), (2, "fid/slow"), (4, "fid"), (4, "fid/slow")]
     for key in ("fid", "fid/slow"):
-        best = best_value(run, key)
-        assert best is not None and best.value == min(line[key] for line in lines if key in line)
+        assert best_values(run)[key].value == min(line[key] for line in lines if key in line)
     summary = json.loads((run / "summary.json").read_text())
     assert list(summary["averages"]) == list(summary["results"])[-2:] == ["slow", "power"]
     values = {summary["student"]["fid"], *(side["fid"] for side in summary["averages"].values())}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from onestep.engine import checkpoint
 from onestep.engine.checkpoint import (
     Snapshot,
-    best_value,
+    best_values,
     damage,
     find_checkpoint,
     list_checkpoints,
@@ -103,8 +103,8 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
     for iteration, fid in enumerate((9.0, 2.0, None, 5.0, 4.0, 3.0)):
         write_checkpoint(tmp_path, make_snapshot(iteration, fid=fid), keep_last=2)
     assert names(tmp_path) == ["iteration_00000001", "iteration_00000004", "iteration_00000005"]
-    assert best_value(tmp_path, "fid") == Measurement("fid", 2.0, higher_is_better=False)
-    assert best_value(tmp_path, "recall") is None
+    assert best_values(tmp_path).get("fid") == Measurement("fid", 2.0, higher_is_better=False)
+    assert best_values(tmp_path).get("recall") is None
     write_checkpoint(tmp_path, make_snapshot(6, fid=1.0), keep_last=2)
     assert names(tmp_path) == ["iteration_00000005", "iteration_00000006"]
 
@@ -114,15 +114,15 @@ def test_values_of_different_metrics_are_not_compared(tmp_path: Path) -> None:
     for iteration, value in enumerate(({"fid": 2.0}, {"fid": 3.0}, {"recall": 0.8}, {"recall": 0.5}, {"recall": 0.8})):
         write_checkpoint(tmp_path, make_snapshot(iteration, **value), keep_last=1)
     assert names(tmp_path) == ["iteration_00000000", "iteration_00000002", "iteration_00000004"]
-    assert best_value(tmp_path, "recall") == Measurement("recall", 0.8, higher_is_better=True)
+    assert best_values(tmp_path).get("recall") == Measurement("recall", 0.8, higher_is_better=True)
 
 
 def test_each_of_several_values_keeps_its_best_checkpoint(tmp_path: Path) -> None:
     for iteration, (fid, recall) in enumerate(((3.0, 0.1), (2.0, 0.2), (4.0, 0.9), (5.0, 0.3), (6.0, 0.4))):
         write_checkpoint(tmp_path, make_snapshot(iteration, fid=fid, recall=recall), keep_last=1)
     assert names(tmp_path) == ["iteration_00000001", "iteration_00000002", "iteration_00000004"]
-    assert best_value(tmp_path, "fid") == Measurement("fid", 2.0, higher_is_better=False)
-    assert best_value(tmp_path, "recall") == Measurement("recall", 0.9, higher_is_better=True)
+    assert best_values(tmp_path).get("fid") == Measurement("fid", 2.0, higher_is_better=False)
+    assert best_values(tmp_path).get("recall") == Measurement("recall", 0.9, higher_is_better=True)
 
 
 def test_later_checkpoints_are_ignored_after_a_rollback(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_a_user_puts_beside_them_is_left_alone(tmp_path: Path) -> None:
 
     with pytest.warns(UserWarning, match="not written by a run and ignored: iteration_000000"):
         assert find_checkpoint("auto", tmp_path) == first
-    assert best_value(tmp_path, "fid") is None and names(tmp_path) == ["iteration_00000006"]
+    assert best_values(tmp_path).get("fid") is None and names(tmp_path) == ["iteration_00000006"]
     written = [write_checkpoint(tmp_path, make_snapshot(i, value=i), keep_last=1).name for i in (7, 8, 8, 9)]
     assert written == ["iteration_00000007_2", "iteration_00000008_2", "iteration_00000008_3", "iteration_00000009"]
     assert {path.name for path in parent.iterdir()} == {*left, "iteration_00000009"}
