@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +26,7 @@ from onestep.config import (
     explain,
     explain_failure,
 )
-from onestep.engine.signals import Interrupted, interruptible
+from onestep.engine.signals import interruptible, wants_traceback
 
 _OPTIONS_WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--package", "-p"}
 _OPTIONS_WITH_NAME = {"-c", "--cfg", "-i", "--info"}
@@ -35,19 +34,14 @@ _OPTIONS_WITH_NAME = {"-c", "--cfg", "-i", "--info"}
 _START_SECONDS = 120.0
 
 
-def wants_traceback() -> bool:
-    """True if the user asks for tracebacks with HYDRA_FULL_ERROR=1."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
-
-
 @contextmanager
 def explained(traceback: bool) -> Iterator[None]:
     """Context that reports a user's error in one line, with exit code 1; with ``traceback``, errors are raised.
 
-    A signal outside a training likewise ends in one line, with exit code 128 plus its number.
+    A signal outside a training likewise ends in one line, see :func:`interruptible`.
     """
     try:
-        with interruptible():
+        with interruptible(traceback):
             yield
     except BrokenPipeError:  # of "| head", see onestep.commands.main
         raise
@@ -55,12 +49,6 @@ def explained(traceback: bool) -> Iterator[None]:
         if traceback or (line := _line_of(error)) is None:
             raise
         sys.exit(f"error: {line}")
-    except KeyboardInterrupt as interrupt:
-        if traceback:
-            raise
-        number = interrupt.signal if isinstance(interrupt, Interrupted) else signal.SIGINT
-        print(f"interrupted by {number.name}", file=sys.stderr)
-        sys.exit(128 + number)
 
 
 def _line_of(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 """The command ``onestep`` and the repository's scripts, in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ OBJECTIVES = sorted(file.stem for file in (CONF / "objective").glob("*.yaml"))
 LIGHTLY = """
 import sys
 from onestep.commands import main
+assert "hydra" not in sys.modules  # an interruption of its import would be a traceback
 main(sys.argv[1:])
 assert not {"torch", "diffusers", "accelerate", "numpy"} & sys.modules.keys()
 """
@@ -48,6 +50,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The output of ``onestep``, without an import of torch."""
     return run_python("-c", LIGHTLY, *arguments, PYTHONPATH=str(REPOSITORY), **environment)
+
+
+def test_an_interruption_of_the_imports(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "onestep.entry":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.delitem(sys.modules, "onestep.entry")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as caught:
+        main(["train"])
+    assert (caught.value.code, capsys.readouterr().err) == (130, "interrupted by SIGINT\n")
 
 
 def test_help_lists_the_commands() -> None:

@@ -7,11 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hydra.plugins.completion_plugin import CompletionPlugin
-from hydra.utils import get_method
-
 import onestep
-from onestep.entry import complete, explained, run_entry_point, wants_traceback
+from onestep.engine.signals import interruptible, wants_traceback
 
 #: The commands with their help.
 COMMANDS = {
@@ -43,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     gc.set_threshold(50_000)  # else passing over what torch and diffusers import takes a quarter of a command's start
     try:
-        _main(list(sys.argv[1:] if arguments is None else arguments))
+        with interruptible(wants_traceback()):  # also during the imports
+            _main(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
@@ -51,12 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _main(given: list[str]) -> None:
-    name, rest = _split(given)
     if given in ([], ["-h"], ["--help"]):
         print(_usage())
     elif given == ["--version"]:
         print(f"onestep {onestep.__version__}")
-    elif rest[:1] and rest[0] in _COMPLETION and rest[1:2] and rest[1].startswith("query="):
+    else:
+        _start(given)
+
+
+def _start(given: list[str]) -> None:
+    from onestep.entry import explained, run_entry_point
+
+    name, rest = _split(given)
+    if rest[:1] and rest[0] in _COMPLETION and rest[1:2] and rest[1].startswith("query="):
         _complete(name.split(), rest[1])
     elif given[0] in _COMPLETION:  # Hydra's completion script is the same for all commands
         run_entry_point(lambda config: None, "sample", given)
@@ -73,6 +78,10 @@ def _run(name: str, given: list[str], rest: list[str]) -> None:
     if name not in CONFIGURED:
         importlib.import_module(f"{__name__}.{name}").main(rest)
         return
+    from hydra.utils import get_method
+
+    from onestep.entry import run_entry_point
+
     config_name, target = CONFIGURED[name]
     run_entry_point(lambda config: get_method(target)(config), config_name, rest)
 
@@ -101,6 +110,10 @@ eval "$(onestep --shell-completion install=bash)"   completion of commands, choi
 
 def _complete(before: list[str], query: str) -> None:
     """Print the completions of the shell's current line; ``before`` is the command of a script, else empty."""
+    from hydra.plugins.completion_plugin import CompletionPlugin
+
+    from onestep.entry import complete
+
     line = CompletionPlugin.strip_python_or_app_name(os.environ["COMP_LINE"])
     words = [*before, *line.split(), *([""] if not line or line[-1].isspace() else [])]
     done, last = words[:-1], words[-1]
