@@ -1,6 +1,7 @@
 """The processes of a command. Sampling imports this alone of what a run needs: importing a run takes long."""
 
 import atexit
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,10 @@ def separate_processes() -> Iterator[None]:
 
 
 def _end_group() -> None:
-    """End the group of processes: an open one can end the program with an abort."""
+    """End the group of processes and its threads: one that works at the end of the interpreter aborts the program.
+
+    The threads end with the last reference to the group. Sharded networks hold it in cycles of references.
+    """
     if dist.is_available() and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """Memory layout, sharding, compilation and activation checkpointing of the networks of a run."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,9 @@ def prepare_networks(
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         for network in networks:
             shard(network, mesh)
+        # torch's caches of sharded operations keep the mesh to the end of the program, and the mesh the group of
+        # processes. Its threads must end before, see onestep.build.processes.
+        weakref.finalize(networks[0], mesh._pg_registry.clear)
     if layout.compile:
         mode = None if layout.compile is True else layout.compile
         try:
