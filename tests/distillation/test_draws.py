@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from onestep.build.distillation import build_distillation
+from onestep.data.dataset import PositionSampler, TrainingDataset
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import TeacherPairs
 from tests.helpers.configs import FEW_STEPS, tiny_config
@@ -74,6 +75,21 @@ def test_each_iteration_reads_its_own_pairs(
     monkeypatch.setattr(TeacherPairs, "batch", read)
     list(take_updates(build_distillation(tiny_config(tmp_path, *dmd)), iterations=3))
     assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_the_batches_follow_the_order_of_the_seed_wherever_a_run_resumes(start: int, tmp_path: Path) -> None:
+    """Three in each iteration."""
+    parts = build_distillation(tiny_config(tmp_path, "seed=7"))
+    data = parts.data
+    assert isinstance(data, TrainingDataset)
+    order = [indices for indices, _ in zip(PositionSampler(len(data), 16, seed=7), range(12), strict=False)]
+    iterations = parts.run.batches(data, parts.settings, start, per_iteration=3)
+    for iteration, batches in zip(range(start, 4), iterations, strict=False):
+        for indices, (images, condition) in zip(order[3 * iteration : 3 * iteration + 3], batches, strict=True):
+            expected, labels = data.__getitems__(indices)
+            assert images is not None and expected is not None and torch.equal(images, expected)
+            assert torch.equal(condition["labels"], labels["labels"])
 
 
 def test_two_processes_have_the_rows_of_one(

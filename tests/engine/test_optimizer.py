@@ -39,8 +39,8 @@ def test_the_warm_up_of_dmd2() -> None:
 
 def test_lr_decays_by_a_cosine_to_its_final_share() -> None:
     settings = make_settings(final_lr=0.1)
-    expected = [1, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 0.55, 0.1, 0.1]
-    assert [lr_factor(settings, images) for images in (0, 250, 500, 1000, 5000)] == pytest.approx(expected)
+    expected = [1, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 0.55, 0.1, 0.1, 0.1]
+    assert [lr_factor(settings, images) for images in (0, 250, 500, 1000, 1500, 2000)] == pytest.approx(expected)
 
 
 def test_warmup_and_decay_multiply() -> None:
@@ -97,6 +97,15 @@ def test_micro_batches_add_up_to_their_mean(weights: nn.Parameter) -> None:
     optimizer.backward(Losses(terms_of(weights)), SIGMA)
     assert take_step(optimizer, terms_of(weights, factor=3)) == pytest.approx(10)
     assert weights.tolist() == pytest.approx([0.4, 1.3])
+
+
+def test_processes_add_up_to_their_mean(weights: nn.Parameter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients (3, 4) here and twice that in another process: the mean is (4.5, 6), of norm 7.5."""
+    monkeypatch.setattr("onestep.processes.rank_and_count", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.mul_(3))
+    optimizer = guard(torch.optim.SGD([weights], lr=0.1), make_settings(), clip=Entries(5.0))
+    assert take_step(optimizer, terms_of(weights)) == pytest.approx(7.5)
+    assert weights.tolist() == pytest.approx([0.55, 1.5])
 
 
 def test_gradients_of_earlier_backward_passes_do_not_enter(weights: nn.Parameter) -> None:

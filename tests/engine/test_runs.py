@@ -11,10 +11,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from onestep.build.distillation import distill
+from onestep.build.run import build_run
+from onestep.data.dataset import NoData
 from onestep.engine.log import read_log
+from onestep.engine.loop import train
+from onestep.engine.state import TrainingState
 from onestep.models.generator import Generator
 from tests.helpers.configs import FEW_STEPS, tiny_config
 from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5
+from tests.helpers.updates import make_settings
 
 
 def test_the_summary(finished_run: Path) -> None:
@@ -114,6 +119,24 @@ def test_a_resumed_run_is_the_same_run(
     for side in ("teacher", "student"):
         for key in ("fid", "recall"):
             assert summary[side][key] == straight[side][key]
+
+
+def test_a_line_of_the_log_goes_on_where_a_run_resumes(tmp_path: Path) -> None:
+    """Means over three iterations, of which the second has one before the checkpoint."""
+
+    def train_for(images: int, *overrides: str) -> None:
+        run, settings = build_run(tiny_config(tmp_path, *overrides)), make_settings(total_images=images, log_every=3)
+
+        def update(iteration: int, _: object) -> None:
+            run.log.add({"loss": torch.tensor([float(iteration)])})
+
+        with run.claimed(), run.guarded():
+            train(run, TrainingState({}, {}), settings, NoData((1, 1, 1), 0), update, lambda _: [])
+
+    train_for(40)
+    train_for(90, "resume=auto")
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [(line["iteration"], line["loss"]) for line in lines] == [(3, 1.0), (6, 4.0), (9, 7.0)]
 
 
 def test_a_resumed_run_reads_on_in_the_pairs(

@@ -4,18 +4,22 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from onestep.build.distillation import build_distillation
 from onestep.build.run import build_run
-from onestep.data.dataset import NoData
+from onestep.data.dataset import NoData, PositionSampler, TrainingDataset
 from onestep.engine.checkpoint import list_checkpoints
 from onestep.engine.log import read_log
 from onestep.engine.loop import train
-from onestep.engine.optimizer import GuardedOptimizer, NonFiniteError, SkippedStepError
+from onestep.engine.optimizer import BadSample, GuardedOptimizer, NonFiniteError, SkippedStepError
 from onestep.engine.settings import TrainingSettings
+from onestep.engine.skips import skip_step
 from onestep.engine.state import TrainingState
 from tests.helpers.configs import tiny_config
 from tests.helpers.updates import make_settings
@@ -67,6 +71,22 @@ def test_a_run_with_too_many_skipped_steps_fails(
         train_with_skips(tmp_path, settings, lambda i, _: skipped(i))
     if count == 4:
         assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration_00000004"]
+
+
+def test_bad_samples_have_their_index_in_the_data(tmp_path: Path) -> None:
+    """The fourth sample of the second of three batches of the third iteration."""
+    parts = build_distillation(tiny_config(tmp_path, "seed=7"))
+    lines: list[tuple[int, Any]] = []
+    parts.run.log = SimpleNamespace(write=lambda *line: lines.append(line))  # type: ignore[assignment]
+    skipped = SkippedStepError({"loss": torch.nan}, [BadSample("loss", position=3, sigma=1.0)], overflow=False)
+    skipped.batch, state = 1, TrainingState({}, {})
+    state.iteration = 2
+    with pytest.warns(UserWarning, match="step skipped, 1 of 3 so far"):
+        skip_step(parts.run, skipped, state, make_settings(batch_size=16, max_skipped_steps=2), parts.data, 3)
+    assert isinstance(parts.data, TrainingDataset)
+    index = next(iter(PositionSampler(len(parts.data), 16, seed=7, start=2 * 3 + 1)))[3]
+    sample = {"term": "loss", "position": 3, "sigma": 1.0, "index": index}
+    assert lines == [(3, {"skipped_step": {"loss": "nan"}, "bad_samples": 1, "samples": [sample]})]
 
 
 def test_overflows_of_fp16_stop_no_run_before_its_end(tmp_path: Path) -> None:

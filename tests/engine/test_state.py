@@ -243,13 +243,15 @@ def test_path_without_a_checkpoint(tmp_path: Path, exists: bool) -> None:
 @pytest.mark.parametrize(
     "file", ["network.safetensors", "network.optimizer.safetensors", "network.optimizer.json", "state.json"]
 )
-@pytest.mark.parametrize("damage", ["cut", "emptied", "absent"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "absent"])
 def test_damaged_checkpoint(tmp_path: Path, file: str, damage: str) -> None:
     state = make_state(0)
     take_steps(state, 1)
     folder = state.save(tmp_path, keep_last=1)
     content = (folder / file).read_bytes()
-    (folder / file).write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    changed = content.replace(b"0", b"1", 1) if file.endswith(".json") else content[:-1] + bytes([content[-1] ^ 1])
+    damaged = {"cut": content[: len(content) // 2], "changed": changed}
+    (folder / file).write_bytes(damaged.get(damage, b""))
     if damage == "absent":
         (folder / file).unlink()
     with pytest.raises(ValueError, match=f"cannot resume from {folder}"):

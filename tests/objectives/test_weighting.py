@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onestep.objectives.base import Predictions
-from onestep.objectives.weighting import DMDWeighting, UnitWeighting, Weighting, weight_scale
+from onestep.objectives.weighting import DMDWeighting, PowerWeighting, UnitWeighting, Weighting, weight_scale
 
 SIGMA = torch.tensor([0.5, 2.0, 3.0])
 
@@ -17,6 +17,12 @@ def predictions(x0_teacher: torch.Tensor) -> Predictions:
 def test_unit_weighting() -> None:
     weighting: Weighting = UnitWeighting()
     assert weighting(predictions(torch.ones(3, 1, 2, 2)), power=2).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("exponent", "expected"), [(-1.0, [2, 1 / 2, 1 / 3]), (3.0, [1 / 8, 8, 27])])
+def test_power_weighting_is_of_its_exponent_alone(exponent: float, expected: list[float]) -> None:
+    weight = PowerWeighting(exponent)(predictions(torch.ones(3, 1, 2, 2)), power=2)
+    assert weight.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("power", [2, 4])

@@ -95,7 +95,7 @@ def copy_of_the_repository(folder: Path) -> Path:
 def run_tests(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=line", *tests],
-        cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True,
+        cwd=copy, env=os.environ | {"PYTHONPATH": str(copy), "TMPDIR": str(copy)}, capture_output=True, text=True,
     )  # fmt: skip
 
 
