@@ -11,6 +11,7 @@ from onestep.build.distillation import build_distillation
 from onestep.data.dataset import PositionSampler, TrainingDataset
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import TeacherPairs
+from onestep.engine.batches import Batches
 from tests.helpers.configs import FEW_STEPS, tiny_config
 from tests.helpers.updates import as_process, take_updates
 
@@ -84,7 +85,7 @@ def test_the_batches_follow_the_order_of_the_seed_wherever_a_run_resumes(start: 
     data = parts.data
     assert isinstance(data, TrainingDataset)
     order = [indices for indices, _ in zip(PositionSampler(len(data), 16, seed=7), range(12), strict=False)]
-    iterations = parts.run.batches(data, parts.settings, start, per_iteration=3)
+    iterations = Batches(parts.run, parts.settings, data, per_iteration=3).start_at(start)
     for iteration, batches in zip(range(start, 4), iterations, strict=False):
         for indices, (images, condition) in zip(order[3 * iteration : 3 * iteration + 3], batches, strict=True):
             expected, labels = data.__getitems__(indices)

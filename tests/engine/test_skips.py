@@ -14,6 +14,7 @@ from torch import nn
 from onestep.build.distillation import build_distillation
 from onestep.build.run import build_run
 from onestep.data.dataset import NoData, PositionSampler, TrainingDataset
+from onestep.engine.batches import Batches
 from onestep.engine.checkpoint import list_checkpoints
 from onestep.engine.log import read_log
 from onestep.engine.loop import train
@@ -80,9 +81,9 @@ def test_bad_samples_have_their_index_in_the_data(tmp_path: Path) -> None:
     parts.run.log = SimpleNamespace(write=lambda *line: lines.append(line))  # type: ignore[assignment]
     skipped = SkippedStepError({"loss": torch.nan}, [BadSample("loss", position=3, sigma=1.0)], overflow=False)
     skipped.batch, state = 1, TrainingState({}, {})
-    state.iteration = 2
+    state.iteration, settings = 2, make_settings(batch_size=16, max_skipped_steps=2)
     with pytest.warns(UserWarning, match="step skipped, 1 of 3 so far"):
-        skip_step(parts.run, skipped, state, make_settings(batch_size=16, max_skipped_steps=2), parts.data, 3)
+        skip_step(parts.run, skipped, state, settings, Batches(parts.run, settings, parts.data, per_iteration=3))
     assert isinstance(parts.data, TrainingDataset)
     index = next(iter(PositionSampler(len(parts.data), 16, seed=7, start=2 * 3 + 1)))[3]
     sample = {"term": "loss", "position": 3, "sigma": 1.0, "index": index}
