@@ -11,9 +11,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from onestep.build.distillation import build_distillation
 from onestep.build.run import started_run
-from onestep.config import CONF, check_config, compose, explain
+from onestep.config import CONF, check_config, compose, explain, keys_of
 from onestep.distillation import loop
 from onestep.ranges import unknown_key
+
+#: The keys whose values may be objects.
+_OBJECTS = {
+    "data", "divergence", "fake_sigma", "features", "metrics", "mixture", "objective", "sampler", "sigma", "student",
+    "teacher", "weighting",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,29 +92,32 @@ def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, 
         else:
             given[name] = value
     try:
-        config = compose("train", [*choices, *(f"~{name}" for name in given if name in groups and name != "metrics")])
+        replaced = [f"~{name}" for name in given if name in groups & _OBJECTS - {"metrics"}]
+        config = compose("train", [*choices, *replaced])
         for name, value in values.items():
             OmegaConf.update(config, name, value, merge=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explain(error)) from error
-    unknown = given.keys() - groups - {"student", "fake_sigma"}
-    if unknown:
-        raise ValueError(unknown_key(sorted(unknown)[0], [*groups, *map(str, config)]))
+    for name in sorted(given.keys() - _OBJECTS):
+        if name not in groups and name not in config:
+            raise ValueError(unknown_key(name, [*groups, *map(str, config)]))
+        raise ValueError(
+            f"{name} is of class {type(given[name]).__name__}: expected a value, a choice or a mapping of settings; "
+            f"objects are possible for {', '.join(sorted(_OBJECTS))}"
+        )
     with open_dict(config):
         for name, value in given.items():  # the record names the class of an object
             config[name] = f"{type(value).__module__}.{type(value).__qualname__}"
+        config.given = [*config.given, *keys_of(values), *given]
     check_config(config, given)
     _check_use(settings, config, given)
     return config, given
 
 
 def _check_use(settings: Mapping[str, Any], config: DictConfig, given: Mapping[str, Any]) -> None:
-    """Refuse settings of what a given object replaces or says itself."""
+    """Refuse settings of what a given objective says itself."""
     for name in {"divergence", "weighting"} & settings.keys() if "objective" in given else ():
         kind = type(getattr(given["objective"], name, None))
         described = config[name] if isinstance(config[name], str) else config[name].get("_target_")
         if described != f"{kind.__module__}.{kind.__qualname__}":
             raise ValueError(f"{name}={described} has no effect: the given objective has {kind.__qualname__}")
-    replaced = {"network", "init", "sigma_init", "later_sigmas"} & dict(settings.get("generator") or {}).keys()
-    if "student" in given and replaced:
-        raise ValueError(f"generator.{sorted(replaced)[0]} has no effect: the given student replaces the generator")

@@ -11,6 +11,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -93,17 +94,36 @@ def compose(config_name: str, overrides: Sequence[str], return_hydra_config: boo
             config = hydra.compose(config_name, words, return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = of_command
-    add_choices(config, config.hydra.runtime.choices)
+    add_origin(config, config.hydra)
     if not return_hydra_config:
         with open_dict(config):
             del config["hydra"]
     return config
 
 
-def add_choices(config: DictConfig, choices: Mapping[str, Any]) -> None:
-    """Add the ``choices`` by group to ``config``: a run's record names its parts by them."""
+def add_origin(config: DictConfig, of_hydra: Any) -> None:
+    """Add to ``config`` what Hydra's own settings ``of_hydra`` say of its origin.
+
+    ``choices`` are those of each group: a run's record names its parts by them. ``given`` are the keys whose values the
+    user gave, see :mod:`onestep.build.use`.
+    """
+    words: Any = OmegaConf.to_container(of_hydra.overrides.task)  # a list's items would be interpolated
+    parsed = OverridesParser.create().parse_overrides(words)
+    values = {one.key_or_group: one.value() for one in parsed if not one.is_delete()}
     with open_dict(config):
-        config.choices = {group: choice for group, choice in choices.items() if not group.startswith("hydra/")}
+        config.choices = {key: value for key, value in of_hydra.runtime.choices.items() if not key.startswith("hydra/")}
+        config.given = keys_of(values)
+
+
+def keys_of(values: Mapping[str, Any]) -> list[str]:
+    """The full keys of all ``values``, which may be nested."""
+    return [
+        full_key
+        for key, value in values.items()
+        for full_key in (
+            [f"{key}.{inner}" for inner in keys_of(value)] if isinstance(value, Mapping) and value else [str(key)]
+        )
+    ]
 
 
 def record_overrides(config: DictConfig) -> None:
@@ -161,6 +181,9 @@ def explain(error: Exception) -> str:
         parent = cause.parent_node
         if OmegaConf.is_dict(parent):
             full_key = str(cause.full_key)
+            group = full_key.rpartition(".")[0]
+            if not parent:
+                return f"{full_key} has no effect: {group} is none; choose {group}=..., or leave it out"
             return unknown_key(full_key, (str(key) for key in parent if key not in _INSTANTIATE_KEYS))
     if isinstance(error, InstantiationException) and (line := explain_failure(error.__cause__)):
         return line
@@ -209,7 +232,7 @@ def check_config(config: DictConfig, given: Collection[str] = ()) -> None:
         raise ValueError(f"settings without a value: {', '.join(sorted(missing))}; give each as KEY=VALUE")
     plain: Any = _without(OmegaConf.to_container(config, resolve=True), given)
     # Keys for other keys alone, such as data_dim; and the record's.
-    read = {*re.findall(r"\$\{\.*(\w+)", OmegaConf.to_yaml(config)), "choices"}
+    read = {*re.findall(r"\$\{\.*(\w+)", OmegaConf.to_yaml(config)), "choices", "given"}
     settings = settings_of(plain)
     known = {key: value for key, value in plain.items() if key in (parameters(settings) or ()) or key not in read}
     _write(config, check_arguments(settings, _check_parts(known, "", bool(given)), partial=bool(given)))

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from onestep.config import (
     CONF,
     accept_null,
-    add_choices,
+    add_origin,
     add_recipe,
     check_config,
     explain,
@@ -73,7 +73,7 @@ def run_entry_point(main: Callable[[DictConfig], Any], config_name: str, argumen
         swept = HydraConfig.get().mode is RunMode.MULTIRUN
         with _noted(failed, len(jobs) - 1, traceback, os.getpid() == here) if swept else explained(traceback):
             check_config(config)
-            add_choices(config, HydraConfig.get().runtime.choices)
+            add_origin(config, HydraConfig.get())
             main(config)
 
     with explained(traceback):

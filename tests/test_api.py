@@ -182,8 +182,13 @@ def test_a_module_that_is_no_teacher(teacher: Any, message: str, tmp_path: Path)
         ),
         (
             {"student": OwnStudent(), "generator": {"later_sigmas": [0.5]}},
-            "generator.later_sigmas has no effect: the given student replaces the generator",
+            r"generator.later_sigmas=\[0.5\] has no effect: the given student replaces the generator; pass no student",
         ),
+        (
+            {"augment": OwnStudent()},
+            "augment is of class OwnStudent: expected a value, a choice or a mapping of",
+        ),
+        ({"seed": OwnStudent()}, "seed is of class OwnStudent: expected a value, a choice or a mapping of"),
         (
             {"divergence": ForwardKL(), "objective": "sid", "discriminator": None},
             "SiD minimises reverse KL only, got divergence=ForwardKL",

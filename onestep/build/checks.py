@@ -83,11 +83,6 @@ def check_terms(
             f"{type(objective).__name__} minimises reverse KL only, got divergence={type(divergence).__name__}: remove "
             "divergence=..., or use objective=f_distill or objective=uni_instruct"
         )
-    for name, neutral in (("init", None), ("dropout", 0)):
-        if not objective.needs_fake_score and config.fake_score[name] != neutral:
-            raise ValueError(
-                f"fake_score.{name}={config.fake_score[name]}: this objective has no fake score: leave it out"
-            )
     if settings.regression_weight > 0 and config.get("pairs") is None:
         raise ValueError(
             f"generator.regression_weight={settings.regression_weight} needs pairs of noise and teacher image: "

@@ -19,6 +19,7 @@ from onestep.build.checks import (
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.build.networks import build_discriminator, build_generator, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
+from onestep.build.use import check_use, check_use_in_distillation
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import NoData, TrainingDataset
@@ -82,6 +83,8 @@ def build_distillation(
     data = _training_data(source, teacher)
     check_fit(teacher, data)
     check_data(config, data, teacher)
+    check_use(config)
+    check_use_in_distillation(config, objective, data, parts.given)
     if isinstance(teacher, DenoiserNetwork):
         # Encodes the empty prompt on the device, for guidance by text without an unconditional condition.
         teacher.set_guidance(teacher.guidance, teacher.unconditional)

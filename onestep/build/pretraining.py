@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from onestep.build.checks import check_augmented, check_fit
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
 from onestep.build.run import build_clips, build_layout, build_rules, started_run
+from onestep.build.use import check_use
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import ImageDataset
@@ -55,6 +56,7 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
     data: ImageDataset | None = instantiate(config.data)
     if not isinstance(data, ImageDataset):
         raise ValueError("a pretraining needs a dataset of images: use data=... other than none or prompts")
+    check_use(config)
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)

@@ -52,7 +52,7 @@ def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> D
     HydraConfig.instance().set_config(config)
     choices = config.hydra.runtime.choices
     with open_dict(config):
-        del config["hydra"]
+        del config["hydra"], config["given"]
         config.output = tempfile.gettempdir()
         config.features = None
         if network == "ddpmpp":

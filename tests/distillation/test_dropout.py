@@ -173,7 +173,10 @@ def test_nothing_of_it_remains_after_an_update_that_ends_early(
         (("generator.dropout=1",), r"generator\.dropout=1: expected a number of at least 0 and below 1"),
         (("experiment=mixture", "generator.dropout=0.1"), r"generator\.dropout=0\.1: \w+ has no dropout layers: set"),
         (("experiment=mixture", "fake_score.dropout=0.1"), r"fake_score\.dropout=0\.1: \w+ has no dropout layers: set"),
-        (("objective=sds", "fake_score.dropout=0.1"), r"fake_score\.dropout=0\.1: this objective has no fake score"),
+        (
+            ("objective=sds", "fake_score.dropout=0.1"),
+            r"fake_score\.dropout=0\.1 has no effect: this objective has no",
+        ),
     ],
 )
 def test_what_it_needs(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:

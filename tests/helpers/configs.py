@@ -1,7 +1,7 @@
 """Configurations of the tests: all on the CPU, and those of trainings so small that a test can afford them."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onestep.build.distillation import distill
-from onestep.config import CONF, check_config, compose
+from onestep.config import CONF, check_config, compose, keys_of
 
 Configure = Callable[..., DictConfig]
 
@@ -46,6 +46,7 @@ def configure(name: str, *overrides: str) -> DictConfig:
     try:
         for parsed in map(_parsed, settings):
             OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
+            config.given += keys_of({parsed.key_or_group: parsed.value()})
     except OmegaConfBaseException:
         return compose(name, [CPU, *overrides])
     return config
@@ -70,7 +71,14 @@ def _is_setting(override: str) -> bool:
 def tiny_config(output: Path, *overrides: str) -> DictConfig:
     """The configuration of a tiny distillation into ``output``, of the digits unless an experiment is given."""
     recipe = [] if any(override.startswith("experiment=") for override in overrides) else ["experiment=digits"]
-    return configure("train", *recipe, *TINY, "fake_score.steps=1", f"output={output}", *overrides)
+    return as_given(configure("train", *recipe, *TINY, "fake_score.steps=1", f"output={output}", *overrides), overrides)
+
+
+def as_given(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The ``config`` with the ``overrides`` alone as those of the user; the others are those of a recipe."""
+    typed = {override.lstrip("+").partition("=")[0] for override in overrides}
+    config.given = [key for key in config.given if key in typed]
+    return config
 
 
 def tiny_pretraining(output: Path, *overrides: str) -> DictConfig:

@@ -1,0 +1,98 @@
+"""Settings that have no effect: one that the user gave is refused. Defaults and those of recipes may be left over."""
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from onestep.data.dataset import NoData, TrainingDataset
+from onestep.objectives.base import Objective
+from onestep.ranges import shown
+
+
+class _Rule(NamedTuple):
+    """When ``settings`` have no effect: keys, which stand for all below them, or ``KEY=VALUE`` for one value."""
+
+    settings: tuple[str, ...]
+    unused: bool
+    reason: str
+    remedy: str
+
+
+def check_use(config: DictConfig) -> None:
+    """Check that the settings of every training that the user gave have an effect.
+
+    Raises:
+        ValueError: naming the setting, the reason and the remedy.
+    """
+    used = OmegaConf.to_yaml(config, resolve=False)
+    _refuse(config, (
+        _Rule(("features", "reference", "features_cache"), not config.metrics, "there are no metrics",
+              "set metrics=[...]"),
+        _Rule(("training.rollback_lr_factor",), config.training.get("rollbacks") == 0, "training.rollbacks=0",
+              "set the number of rollbacks"),
+        _Rule(("mixture",), "${mixture" not in used, "neither teacher nor data are of it", "use experiment=mixture"),
+    ))  # fmt: skip
+
+
+def check_use_in_distillation(
+    config: DictConfig, objective: Objective, data: TrainingDataset | NoData, replaced: Collection[str] = ()
+) -> None:
+    """Check that the settings of a distillation that the user gave have an effect, in addition to :func:`check_use`.
+
+    Args:
+        config: of the distillation.
+        objective: that it describes, or another.
+        data: the images and conditions.
+        replaced: parts that are objects in place of those of ``config``.
+
+    Raises:
+        ValueError: as :func:`check_use`.
+    """
+    generator = config.generator
+    adversarial = generator.gan_weight > 0
+    critic = adversarial or objective.needs_ratio
+    fake = objective.needs_fake_score
+    lora = set(() if config.lora is None else config.lora.students)
+    built = {*(() if "student" in replaced else ("generator",)), *(("fake_score",) if fake else ())}
+    add_term = "set generator.gan_weight above 0"
+    another = "use another objective"
+    of_generator = ("generator.network", "generator.init", "generator.sigma_init", "generator.later_sigmas")
+    of_fake_score = ("network", "init", "guidance", "error_weight", "error_sum", "dropout")
+    _refuse(config, (
+        _Rule(("generator.gan_level=own", "generator.gan_weighting=distance"), not adversarial,
+              "there is no adversarial term", add_term),
+        _Rule(("generator.gan_starts_at",), not adversarial and generator.objective_weight_before_gan is None,
+              "there is no adversarial term", add_term),
+        _Rule(("generator.objective_weight_before_gan",), generator.gan_starts_at == 0, "generator.gan_starts_at=0",
+              "set the images before the adversarial term"),
+        _Rule(("generator.labels=uniform",), data.label_dim == 0, "there are no classes",
+              "use a teacher and data with classes"),
+        _Rule(of_generator, "student" in replaced, "the given student replaces the generator", "pass no student"),
+        _Rule(("discriminator", "normalizer", "optimizer.discriminator"), not critic,
+              "no term of the loss needs a discriminator", f"{add_term}, or a divergence with a density ratio"),
+        _Rule((*(f"fake_score.{name}" for name in of_fake_score), "optimizer.fake_score",
+               "discriminator.weighting=fake_score"), not fake, "this objective has no fake score", another),
+        _Rule(("fake_score.steps", "fake_sigma", "schedule", "clip.critics"), not (fake or critic),
+              "the generator alone is trained", another),
+        _Rule(("lora",), not lora & built, f"none of lora.students={shown(sorted(lora))} is trained from a copy of the "
+              "teacher", "set lora.students"),
+        _Rule(("num_workers",), isinstance(data, NoData), "no data are read", "use data=..."),
+    ))  # fmt: skip
+
+
+def _refuse(config: DictConfig, rules: Iterable[_Rule]) -> None:
+    for rule in rules:
+        for key in config.get("given", ()) if rule.unused else ():
+            value = config.choices.get(key) or OmegaConf.select(config, key)
+            if value and value != "none" and any(_covers(setting, key, value) for setting in rule.settings):
+                raise ValueError(f"{key}={_text(value)} has no effect: {rule.reason}; {rule.remedy}, or leave it out")
+
+
+def _covers(setting: str, key: str, value: Any) -> bool:
+    name, _, only = setting.partition("=")
+    return value == only and key == name if only else f"{key}.".startswith(f"{name}.")
+
+
+def _text(value: Any) -> str:
+    return shown(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
