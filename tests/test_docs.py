@@ -11,7 +11,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from onestep.build.use import check_use, check_use_in_distillation
+from onestep.build.use import check_use, check_use_in_distillation, check_use_in_sampling
 from onestep.commands import CONFIGURED
 from onestep.config import CONF, add_recipe, check_config, compose, instantiate
 from onestep.data.dataset import NoData
@@ -121,7 +121,11 @@ def test_every_command_composes(command: tuple[str, ...]) -> None:
         config = compose(primary, [*overrides, output])
         if "..." not in words:  # which stands for settings that the reader adds
             check_config(config)
-            if primary == "train":
+            if primary == "sample":
+                check_use_in_sampling(config)
+            elif primary == "pretrain":
+                check_use(config)
+            elif primary == "train":
                 check_use(config)
                 data = NoData((1, 1, 1), 1)
                 check_use_in_distillation(config, instantiate(config.objective), data)

@@ -8,11 +8,12 @@ from hydra.errors import HydraException
 
 from onestep.api import compose_objects
 from onestep.build.pretraining import pretrain
+from onestep.build.sampling import sample
 from onestep.build.use import check_use, check_use_in_distillation
 from onestep.config import compose, explain, instantiate
 from onestep.data.dataset import NoData
 from onestep.data.digits import Digits
-from tests.helpers.configs import refused, tiny_config, tiny_pretraining
+from tests.helpers.configs import configure, refused, tiny_config, tiny_pretraining
 
 NO_GAN = ("divergence=reverse_kl", "generator.gan_weight=0")
 GAN = "generator.gan_weight=1"
@@ -78,6 +79,28 @@ def test_settings_in_vain(overrides: tuple[str, ...], message: str, tmp_path: Pa
 @pytest.mark.parametrize("overrides", EFFECTIVE)
 def test_settings_with_an_effect(overrides: tuple[str, ...], tmp_path: Path) -> None:
     check(tiny_config(tmp_path, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("images=samples.npz", "metrics=[fid]", "count=4"),
+            "{} has no effect: images=samples.npz are evaluated; ",
+        ),
+        (("images=samples.npz", "metrics=[fid]", "checkpoint=folder"), "{} has no effect: images=samples.npz are "),
+        (("run=folder", "model=teacher", "weights=raw"), "{} has no effect: model=teacher; set model=student, or "),
+        (
+            ("run=folder", "sampler=heun"),
+            "{} has no effect: a generator needs none; set model=teacher, or leave it out",
+        ),
+        (("checkpoint=folder", "weights=raw"), "{} has no effect: they are those of a run; set run=..., or leave it "),
+        (("run=folder", "seed_ranges=3"), "{} has no effect: there are no metrics; set metrics=[...], or leave it out"),
+        (("run=folder", "save_reference=real.npz"), "{} has no effect: there are no metrics"),
+    ],
+)
+def test_settings_of_a_sampling_in_vain(overrides: tuple[str, ...], message: str) -> None:
+    assert refused(configure("sample", "save_to=nowhere", *overrides), sample).startswith(message.format(overrides[-1]))
 
 
 def test_values_of_a_recipe_are_left_over() -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from onestep.build.evaluation import build_evaluator, classes_of
 from onestep.build.processes import separate_processes
 from onestep.build.recorded import Parts
+from onestep.build.use import check_use_in_sampling
 from onestep.config import instantiate, record_overrides
 from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset, read_prompts
@@ -44,6 +45,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
         ValueError: for a missing run or checkpoint, or parts that do not fit each other.
     """
     check_launch()
+    check_use_in_sampling(config)
     precision = choose_precision(config.precision, config.device)
     allow_tf32(config.tf32)
     parts = Parts(config)

@@ -20,19 +20,34 @@ class _Rule(NamedTuple):
 
 
 def check_use(config: DictConfig) -> None:
-    """Check that the settings of every training that the user gave have an effect.
+    """Check that the settings of every command that the user gave have an effect.
 
     Raises:
         ValueError: naming the setting, the reason and the remedy.
     """
+    in_training = "training" in config
     used = OmegaConf.to_yaml(config, resolve=False)
     _refuse(config, (
-        _Rule(("features", "reference", "features_cache"), not config.metrics, "there are no metrics",
-              "set metrics=[...]"),
-        _Rule(("training.rollback_lr_factor",), config.training.get("rollbacks") == 0, "training.rollbacks=0",
-              "set the number of rollbacks"),
+        _Rule(("features", "reference", "features_cache", "save_reference", "seed_ranges"), not config.metrics,
+              "there are no metrics", "set metrics=[...]"),
+        _Rule(("training.rollback_lr_factor",), in_training and config.training.get("rollbacks") == 0,
+              "training.rollbacks=0", "set the number of rollbacks"),
         _Rule(("mixture",), "${mixture" not in used, "neither teacher nor data are of it", "use experiment=mixture"),
     ))  # fmt: skip
+
+
+def check_use_in_sampling(config: DictConfig) -> None:
+    """Check that the settings of a sampling that the user gave have an effect, as :func:`check_use`, which it calls."""
+    of_generator = ("checkpoint", "weights", "sigma_init")
+    of_samples = ("model", "sampler", "count", "seed", "seed_ranges", "prompts", "classes", "batch_size", "format")
+    _refuse(config, (
+        _Rule((*of_generator, *of_samples), config.images is not None, f"images={config.images} are evaluated",
+              "set images=null to draw"),
+        _Rule(of_generator, config.model == "teacher", "model=teacher", "set model=student"),
+        _Rule(("sampler",), config.model == "student", "a generator needs none", "set model=teacher"),
+        _Rule(("weights",), config.run is None, "they are those of a run", "set run=..."),
+    ))  # fmt: skip
+    check_use(config)
 
 
 def check_use_in_distillation(
