@@ -41,6 +41,7 @@ def test_karras_sigmas() -> None:
     assert sigmas.dtype == torch.float64 and (sigmas.diff() < 0).all()
     second = (80 ** (1 / 7) + 1 / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     assert sigmas[[0, 1, -1]].tolist() == pytest.approx([80, second, 0.002], rel=1e-12)
+    assert karras_sigmas(3, 1.0, 8.0, rho=3).tolist() == pytest.approx([8, 1.5**3, 1], rel=1e-12)
 
 
 @distributions

@@ -1,6 +1,7 @@
 """Heun's sampler on Gaussian data, whose denoiser and probability flow are known exactly."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,6 +50,21 @@ def test_second_order(latents: Tensor) -> None:
     assert errors[0] < 0.05
     assert errors[0] / errors[1] == pytest.approx(4, abs=0.5)
     assert errors[1] / errors[2] == pytest.approx(4, abs=0.5)
+
+
+def test_the_state_is_float64(latents: Tensor) -> None:
+    """Equal to a computation in float64 whose denoiser alone sees float32."""
+    sampler, denoiser = HeunSampler(8, SIGMA_MIN, SIGMA_MAX), GaussianDenoiser()
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        return (x - denoiser(x.float(), torch.full((len(x),), sigma))) / sigma
+
+    x, sigmas = SIGMA_MAX * latents, sampler.sigmas(denoiser)
+    for sigma, lower in pairwise(sigmas):
+        here = slope(x, sigma)
+        there = slope(x + (lower - sigma) * here, lower) if lower else here
+        x = x + (lower - sigma) * (here + there) / 2
+    torch.testing.assert_close(sampler(GaussianDenoiser(), latents), x, rtol=0, atol=1e-12)
 
 
 def test_churn_keeps_the_law() -> None:

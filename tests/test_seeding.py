@@ -79,13 +79,29 @@ def test_noise_from_latents_is_standard_normal_and_independent_of_the_latents() 
     assert (first * second).mean().item() == pytest.approx(0, abs=0.0183)
 
 
+@pytest.mark.parametrize("label_dim", [0, 10])
+def test_further_noise_goes_on_behind_the_latents(label_dim: int) -> None:
+    seeds = [3, 5]
+    latents, _ = seeded_inputs(seeds, SHAPE, label_dim)
+    noises = seeded_noise(seeds, SHAPE, label_dim)
+    first, second = next(noises), next(noises)
+    for row, seed in enumerate(seeds):
+        rng = torch.Generator().manual_seed(seed)
+        assert torch.equal(torch.randn(SHAPE, generator=rng), latents[row])
+        if label_dim:
+            torch.randint(label_dim, (), generator=rng)
+        assert torch.equal(torch.randn(SHAPE, generator=rng), first[row])
+        assert torch.equal(torch.randn(SHAPE, generator=rng), second[row])
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_rows_of_all_processes_are_the_global_batch(processes: int) -> None:
     distribution = LogUniformSigma(0.1, 10.0)
 
     def draw(rows: slice) -> list[torch.Tensor]:
         random = BatchRandom(3, 0, 7, batch_size=8, rows=rows)
-        return [random.normal(SHAPE), random.sigma(distribution), random.normal(SHAPE)]
+        drawn = [random.normal(SHAPE), random.sigma(distribution), random.normal(SHAPE)]
+        return [*drawn, random.uniform((3,)), random.labels(1000)]
 
     batch = draw(slice(None))
     parts = [draw(slice(8 // processes * rank, 8 // processes * (rank + 1))) for rank in range(processes)]

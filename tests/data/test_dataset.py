@@ -21,7 +21,7 @@ def test_digits() -> None:
     assert (data.labels.sum(1) == 1).all() and data.labels.unique().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("labels", [torch.tensor([0, 2, 1, 1, 0]), None], ids=["labels", "no labels"])
+@pytest.mark.parametrize("labels", [torch.tensor([1, 2, 1, 0, 2]), None], ids=["labels", "no labels"])
 def test_a_batch_is_its_samples_stacked(labels: torch.Tensor | None) -> None:
     images = torch.randn(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     data = ImagesInMemory(images, labels, num_classes=0 if labels is None else 3)
@@ -32,7 +32,7 @@ def test_a_batch_is_its_samples_stacked(labels: torch.Tensor | None) -> None:
     if labels is None:
         assert condition == {} == singles[0][1]
     else:
-        assert condition["labels"].tolist() == [[0, 1, 0], [1, 0, 0], [0, 1, 0]]
+        assert condition["labels"].tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
         assert torch.equal(condition["labels"], torch.stack([own["labels"] for _, own in singles]))
 
 

@@ -245,17 +245,22 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: 
         batch_size: int = 4,
         precision: str = "no",
         count: int = 10,
+        classes: list[int] | None = None,
     ) -> Path:
         process: Any = SimpleNamespace(mixed_precision=precision)
-        return PairCache(PairSettings(count, batch_size, str(tmp_path)), teacher, sampler, process).folder
+        return PairCache(PairSettings(count, batch_size, str(tmp_path)), teacher, sampler, process, classes).folder
 
     usual = folder(tiny_denoiser(seed=1))
     one_weight = tiny_denoiser(seed=1)
     next(one_weight.parameters()).data.view(-1)[0] += 1e-6
     other_sigma_data = EDMDenoiser(**{**tiny_denoiser(seed=1).config, "sigma_data": 0.6})
     other_sigma_data.load_state_dict(tiny_denoiser(seed=1).state_dict())
+    guided = tiny_denoiser(seed=1)
+    guided.guidance = 1.5
     others = [
         folder(tiny_denoiser(seed=2)),
+        folder(guided),
+        folder(tiny_denoiser(seed=1), classes=[0, 2]),
         folder(one_weight),
         folder(other_sigma_data),
         folder(tiny_denoiser(seed=1), sampler=HeunSampler(4, 0.1, 10.0)),
@@ -264,7 +269,7 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: 
         folder(tiny_denoiser(seed=1), batch_size=5),
         folder(tiny_denoiser(seed=1), precision="bf16"),
     ]
-    assert len({usual, *others}) == 9 and {path.parent for path in others} == {tmp_path}
+    assert len({usual, *others}) == 11 and {path.parent for path in others} == {tmp_path}
     assert folder(tiny_denoiser(seed=1), count=1000, sampler=HeunSampler(3, 0.1, 10.0)) == usual
 
 

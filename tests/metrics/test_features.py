@@ -29,6 +29,13 @@ def test_bundled_network_is_frozen() -> None:
     assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
+def test_other_weights_have_another_fingerprint() -> None:
+    network, other = load_classifier("digits"), load_classifier("digits")
+    assert network.fingerprint() == other.fingerprint()
+    next(other.parameters()).flatten()[0] += 1
+    assert network.fingerprint() != other.fingerprint()
+
+
 def test_absent_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no feature network at .*none\.safetensors: train one"):
         load_classifier(str(tmp_path / "none.safetensors"))

@@ -81,9 +81,12 @@ def test_chunks_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     generated = torch.arange(2500.0, dtype=torch.float64)[:, None]
     real = torch.tensor([[2499.5], [1500.5], [0.5], [-1.5]], dtype=torch.float64)
     assert Recall(1)(real, generated) == 0.75
+    coverage = PRDC(1, 1)(real, generated)["coverage"]
     monkeypatch.setattr("onestep.metrics.neighbours._ELEMENTS", 2500 * 7)
     monkeypatch.setattr("onestep.metrics.neighbours._PAIRS", 11)
     assert Recall(1)(real, generated) == 0.75
+    monkeypatch.setattr("onestep.metrics.neighbours._ELEMENTS", 4 * 7)
+    assert PRDC(1, 1)(real, generated)["coverage"] == coverage == 1
 
 
 def test_bad_arguments() -> None:

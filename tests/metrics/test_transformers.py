@@ -69,6 +69,8 @@ def test_other_protocols(inception_file: Path) -> None:
     fidelity = TorchFidelityFeatures(None, 50000)
     torch.testing.assert_close(fidelity(images), images.float().mean((2, 3)))
     torch.testing.assert_close(fidelity.classify(images), images.float().amax((2, 3)))
+    assert fidelity.network.weights is None  # torch-fidelity's own
+    assert TorchFidelityFeatures("weights.pth", 50000).network.weights == "weights.pth"
     content_hash = hashlib.sha256(inception_file.read_bytes()).hexdigest()
     clean = CleanFeatures(str(inception_file), content_hash, None, 50000)
     expected = (images[:, :, ::2, ::2].float().mean((2, 3)) - 128) / 128 / 2

@@ -22,6 +22,7 @@ from onestep.engine.shard import checkpoint_activations, full_tensor, is_sharded
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.edm2.layers import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
+from onestep.models.edm2.unet import Block
 from onestep.models.generator import Generator, load_denoiser
 from onestep.models.loading import load_generator
 from onestep.objectives.losses import Losses, Term
@@ -79,6 +80,18 @@ def test_only_directions_of_weights_matter() -> None:
     torch.testing.assert_close(network(x, sigma, labels), before, rtol=1e-2, atol=1e-3)  # eps is 1e-4
     network.model.out_gain.mul_(2)
     assert (network(x, sigma, labels) - before).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_activations_behind_a_block_are_bounded() -> None:
+    """All of them, and few reach the published bound of 256."""
+    found: list[Tensor] = []
+    network = make(clip_act=0.5)
+    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.register_forward_hook(lambda _, __, output: found.append(output))
+    network(torch.randn(2, 3, 8, 8), torch.tensor([0.3, 5.0]), {"labels": torch.eye(4)[:2]})
+    assert len(found) == len(blocks) > 2 and all(x.abs().max() == 0.5 for x in found)
 
 
 def test_published_size() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -32,6 +33,20 @@ def torch_zip(data: bytes, **members: bytes) -> bytes:
 def legacy(data: bytes) -> bytes:
     """A torch file of the format before version 1.6 whose object is the pickle ``data``."""
     return blob(torch.zeros(1)).split(b"\x80\x02(", 1)[0] + data
+
+
+def torch_zip_of(byte_order: bytes) -> bytes:
+    file = io.BytesIO(torch_zip(pickled({})))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("archive/byteorder", byte_order)
+    return file.getvalue()
+
+
+def torch_zip_with_storage(size: bytes, view: bytes = b"") -> bytes:
+    """A torch file of a storage with four bytes, which its pickle refers to with the opcodes of a size and a view."""
+    kind = text("torch") + text("FloatStorage") + pickle.STACK_GLOBAL
+    reference = b"(" + text("storage") + kind + text("0") + text("cpu") + size + view + b"tQ"
+    return torch_zip(pickled(Raw(reference)), **{"0": b"1234"})
 
 
 def far_away() -> bytes:
@@ -96,11 +111,18 @@ HARMFUL: dict[str, tuple[bytes, str]] = {
     "a key that hashes deeply": (pickled(Raw(b"}" + b")" + b"\x85" * 100_000 + b"Ns")), "keys that are no strings"),
     "an endless string": (b"\x80\x04" + pickle.BINUNICODE8 + struct.pack("<Q", 1 << 60) + b"x.", "expected 1152921504"),
     "a storage of many": (
-        torch_zip(pickled(Raw(
-            b"(" + text("storage") + text("torch") + text("FloatStorage") + pickle.STACK_GLOBAL
-            + text("0") + text("cpu") + b"\x8a\x06" + (10**12).to_bytes(6, "little") + b"tQ"
-        )), **{"0": b"1234"}),
-        "storages are larger than the file",
+        torch_zip_with_storage(b"\x8a\x06" + (10**12).to_bytes(6, "little")), "storages are larger than the file",
+    ),
+    "a storage of others": (torch_zip_with_storage(b"K\x02"), "a storage has 4 bytes where 8 were expected"),
+    "a view of a storage": (torch_zip_with_storage(b"K\x01", view=b")"), "persistent id is none of a storage"),
+    "a big-endian torch file": (torch_zip_of(b"big"), "was written on a big-endian machine"),
+    "a big-endian old torch file": (
+        re.sub(rb"(little_endian(?:q.)?)\x88", lambda name: name[1] + pickle.NEWFALSE, blob(ONE)),
+        "was written on a big-endian machine",
+    ),
+    "big-endian numpy numbers": (
+        pickled(Call("numpy", "dtype", ("f8", False, True), (3, ">", None, None, None, -1, -1, 0))),
+        "numpy numbers that are not little-endian",
     ),
     "one storage many times": (
         called_often("torch.storage", "_load_from_bytes", blob(torch.ones(9999))), "storages are larger than the file",

@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from onestep.build.pretraining import pretrain, pretrain_features
+from onestep.config import instantiate
+from onestep.data.dataset import PositionSampler
+from onestep.data.digits import Digits
 from onestep.data.idx import IDXImages
 from onestep.engine.log import read_log
 from onestep.evaluation.of_run import RunEvaluator
@@ -17,6 +20,7 @@ from onestep.metrics.classifier import load_classifier
 from onestep.metrics.result import Measurement
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
+from onestep.noise import add_noise
 from onestep.pretraining import denoiser
 from onestep.reports.plots import save_curves
 from onestep.seeding import BatchRandom
@@ -118,19 +122,21 @@ def test_the_network_gets_the_augmentation_labels(tmp_path: Path, monkeypatch: p
 
     def predict_and_keep(network, x_sigma, sigma, condition, **options):  # type: ignore[no-untyped-def]
         if network.training:
-            seen.append((x_sigma, condition["augment_labels"]))
+            seen.append((x_sigma, condition["augment_labels"], sigma))
         return predict(network, x_sigma, sigma, condition, **options)
 
     monkeypatch.setattr(EDMDenoiser, "predict", predict_and_keep)
     overrides = ("augment=edm", "network.options.augment_dim=9", "training.accumulation=2")
     config = tiny_pretraining(tmp_path, *overrides)
     pretrain(config)
-    labels = torch.cat([labels for _, labels in seen[:2]])
+    noised, labels, levels = (torch.cat(halves) for halves in zip(*seen[:2], strict=True))
     assert labels.shape == (16, 9) and len(seen) == 12  # six iterations of two micro-batches
     # Augmentation parameters are sampled after sigma and noise, which are the same without augmentation.
     random = BatchRandom(0, 0, 0, batch_size=16, rows=slice(None))
-    random.uniform(()), random.normal((1, 8, 8))
-    assert torch.equal(labels[:, 0], (random.uniform((9,))[:, 0] < 0.5).float())
+    sigma, noise = random.sigma(instantiate(config.sigma)), random.normal((1, 8, 8))
+    images, expected = instantiate(config.augment)(Digits().images[next(iter(PositionSampler(1797, 16, 0)))], random)
+    assert torch.equal(labels, expected) and torch.equal(levels, sigma)
+    torch.testing.assert_close(noised, add_noise(images, noise, sigma))
     # Missing labels are equivalent to labels of 0.
     teacher = load_teacher(str(tmp_path / "teacher"), guidance=1.0)
     x_sigma, sigma = seen[0][0], torch.ones(8)

@@ -62,7 +62,7 @@ FAULTS = [
 
 def test_the_list_fits_the_code() -> None:
     """Every fault is of one line that occurs once, has a name of its own, and names a test that there is."""
-    assert len({fault.id for fault in FAULTS}) == len(FAULTS) > 50
+    assert len({fault.id for fault in FAULTS}) == len(FAULTS) > 97
     sources = {fault.file: (REPOSITORY / fault.file).read_text(encoding="utf-8") for fault in FAULTS}
     counts = {fault.name: sources[fault.file].count(fault.old) for fault in FAULTS}
     assert {name: count for name, count in counts.items() if count != 1} == {}

@@ -22,6 +22,14 @@ def test_modes_and_precision_of_counted_points() -> None:
     assert ModePrecision(GRID)(NONE, points) == pytest.approx(43 / 90)
 
 
+def test_modes_of_unequal_weight() -> None:
+    """Of 100 points 80 and 20 are expected, and half of these are enough."""
+    mixture = GaussianMixture.modes([0.8, 0.2], [[0.0, 0.0], [5.0, 0.0]], [0.1, 0.1])
+    for counts, covered in (((85, 15), 2), ((91, 9), 1), ((39, 61), 1)):
+        points = mixture.means.repeat_interleave(torch.tensor(counts), 0)
+        assert ModesCovered(mixture, share=0.5)(NONE, points) == covered
+
+
 def test_precision_of_the_mixture_itself() -> None:
     """The mass 1 - exp(-9/2) = 0.9889 of a planar Gaussian lies within three standard deviations."""
     points = GRID.sample(100_000, torch.Generator().manual_seed(0))
@@ -36,6 +44,12 @@ def test_kl_of_points_in_known_cells() -> None:
     points = torch.tensor([[0.5, -0.5], [3.0, 0.0]])
     expected = 0.5 * math.log(0.5 / (inside / 4)) + 0.5 * math.log(0.5 / (1 - inside))
     assert BinnedKL(gaussian, extent=1.0, cells=2)(NONE, points) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kl_of_points_in_the_cell_that_has_all_mass() -> None:
+    """Not in that of the exchanged coordinates."""
+    mixture = GaussianMixture.modes([1.0], [[0.5, -0.5]], [0.1])
+    assert BinnedKL(mixture, extent=1.0, cells=2)(NONE, mixture.means) == pytest.approx(0, abs=1e-5)
 
 
 def test_kl_of_the_mixture_itself_is_its_floor() -> None:
