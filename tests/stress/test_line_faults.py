@@ -1,14 +1,16 @@
 """A test of the tests: each fault of one line in ``line_faults/`` makes a default test fail.
 
-A fault is put into a copy of the package, whose tests run in a process of their own.
+A fault is put into a copy of the repository, whose tests run in a process of their own.
 """
 
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 import yaml
 
 from tests.helpers.paths import REPOSITORY
+
+RunTests = Callable[..., tuple[int, str]]
 
 _PARTS = ("onestep", "tests", "benchmarks", "docs", "pyproject.toml", "README.md", "train.py", "sample.py")
 #: What a test raises if the fault broke the code, instead of its result.
@@ -92,29 +96,41 @@ def copy_of_the_repository(folder: Path) -> Path:
     return folder
 
 
-def run_tests(copy: Path, *tests: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=line", *tests],
-        cwd=copy, env=os.environ | {"PYTHONPATH": str(copy), "TMPDIR": str(copy)}, capture_output=True, text=True,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def run_tests() -> Iterator[RunTests]:
+    """The exit code and the output of tests of a copy of the repository."""
+    script = [sys.executable, str(Path(__file__).with_name("tester.py"))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as tester:
+        assert tester.stdin is not None and tester.stdout is not None
+        wish, answer = tester.stdin, tester.stdout
+
+        def run(copy: Path, *tests: str) -> tuple[int, str]:
+            wish.write(json.dumps([str(copy), tests]) + "\n")
+            wish.flush()
+            code = int(answer.readline())
+            return code, (copy / "output.txt").read_text(encoding="utf-8")
+
+        yield run
+        wish.close()
 
 
 @pytest.mark.slow
-def test_without_a_fault_they_pass(tmp_path: Path) -> None:
+def test_without_a_fault_they_pass(run_tests: RunTests, tmp_path: Path) -> None:
     copy = copy_of_the_repository(tmp_path)
-    result = run_tests(copy, *sorted({fault.noticed_by for fault in FAULTS}))
+    code, output = run_tests(copy, *sorted({fault.noticed_by for fault in FAULTS}))
     shutil.rmtree(tmp_path)
-    assert result.returncode == 0, result.stdout[-3000:]
+    assert code == 0, output[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.id for fault in FAULTS])
-def test_a_fault_is_noticed(fault: Fault, tmp_path: Path) -> None:
+def test_a_fault_is_noticed(fault: Fault, run_tests: RunTests, tmp_path: Path) -> None:
     """By a failed test, and not by an error before it."""
     copy = copy_of_the_repository(tmp_path)
     fault.apply(copy)
-    result = run_tests(copy, "-x", fault.noticed_by)
+    code, output = run_tests(copy, "-x", fault.noticed_by)
     shutil.rmtree(tmp_path)
-    failures = [line for line in result.stdout.splitlines() if line.startswith("FAILED ")]
-    assert result.returncode == 1 and failures, f"not noticed: {fault.name}\n{result.stdout[-2000:]}"
+    failures = [line for line in output.splitlines() if line.startswith("FAILED ")]
+    assert code == 1 and failures, f"not noticed: {fault.name}\n{output[-2000:]}"
     assert not any(f" {error}" in failures[0] for error in _BROKEN), failures[0]
