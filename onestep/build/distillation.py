@@ -22,14 +22,14 @@ from onestep.build.run import build_clips, build_layout, build_rules, build_run,
 from onestep.build.use import check_use, check_use_in_distillation
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import NoData, TrainingDataset
+from onestep.data.dataset import NoData, TrainingDataset, hold_out
 from onestep.data.map_style import MapDataset
 from onestep.distillation import loop
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import PairSettings, prepare_pairs
 from onestep.distillation.parts import Distillation
 from onestep.distillation.schedule import SCHEDULES
-from onestep.distillation.settings import CriticSettings, GeneratorSettings
+from onestep.distillation.settings import CriticSettings, DiagnosisSettings, GeneratorSettings
 from onestep.engine.averages import Averages
 from onestep.engine.clipping import Clipping
 from onestep.engine.optimizer import GuardedOptimizer
@@ -111,6 +111,9 @@ def build_distillation(
         make_normalizer = instantiate(config.normalizer)
         normalizer = make_normalizer(sigma).to(float64_device(device)) if make_normalizer is not None else None
     check_augmentation(config, augment, fake_score, teacher, discriminator)
+    diagnosis = DiagnosisSettings(**config.diagnosis)
+    if discriminator is not None and isinstance(data, TrainingDataset):
+        data = hold_out(data, diagnosis.held_out, config.seed)
 
     sampler: Sampler = parts["sampler"]
     metrics = parts["metrics"]
@@ -159,6 +162,7 @@ def build_distillation(
         sampler=sampler,
         evaluator=evaluator,
         evaluation=evaluation,
+        diagnosis=diagnosis,
     )
 
 

@@ -110,6 +110,12 @@ class _PretrainClip:
 
 
 @dataclass
+class _Diagnosis:
+    held_out: NonNegativeInt
+    samples: NonNegativeInt
+
+
+@dataclass
 class _Train(_Run):
     precision: DistillationPrecision  # type: ignore[assignment]
     features: Part | None
@@ -133,6 +139,7 @@ class _Train(_Run):
     optimizer: dict[Literal["generator", "fake_score", "discriminator"], Part]
     averages: dict[str, Part | None]
     clip: _Clip
+    diagnosis: _Diagnosis
     attention: Literal["sdpa", "xformers"]
 
 

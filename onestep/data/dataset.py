@@ -1,8 +1,9 @@
 """The interface of datasets, images in memory, training without data, and the order of training batches."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ Batch = tuple[Tensor | None, Condition]
 #: 1,000 classes of ImageNet, which published metrics draw equally, are below it.
 _UNEVEN = 0.05
 _LONGEST_CYCLE = 2**16
+_PARTS = 16  # one of these parts of a dataset, at most, is held out
+_OF_HELD_OUT = 4  # the random stream of the images that are held out; the other ones are those of engine.batches
 
 
 class TrainingDataset(ABC, Dataset[Batch]):
@@ -30,11 +33,15 @@ class TrainingDataset(ABC, Dataset[Batch]):
         image_shape: (C, H, W) of all images; without images, of the samples for these conditions.
         label_dim: number of classes; 0 for none.
         class_cycle: see :func:`cycle_of_classes`; None too for data that do not know the classes of their images.
+        held_out: indices that no training batch has, see :func:`hold_out`.
+        copies: how often each image is there, such as 2 with mirror images: all images, then their copies.
     """
 
     image_shape: tuple[int, int, int]
     label_dim: int
     class_cycle: Sequence[int] | None = None
+    held_out: Sequence[int] = ()
+    copies: int = 1
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -88,6 +95,19 @@ class NoData:
         return None, {"labels": random.labels(self.label_dim)} if self.label_dim else {}
 
 
+_Data = TypeVar("_Data", bound=TrainingDataset)
+
+
+def hold_out(data: _Data, count: int, seed: int) -> _Data:
+    """A shallow copy of ``data`` whose ``held_out`` are ``count`` random images with their copies, at most a 16th."""
+    distinct = len(data) // data.copies
+    order = torch.randperm(distinct, generator=seeded_rng(seed, 0, 0, _OF_HELD_OUT))
+    chosen = order[: min(count, distinct // _PARTS)].tolist()
+    held = copy.copy(data)
+    held.held_out = [index + number * distinct for number in range(data.copies) for index in chosen]
+    return held
+
+
 def has_images(data: TrainingDataset | NoData) -> bool:
     """True if the batches of ``data`` have images."""
     return isinstance(data, TrainingDataset) and data.__getitems__([0])[0] is not None
@@ -135,8 +155,9 @@ def keep_batch(batch: Any) -> Any:
 class PositionSampler(Sampler[list[int]]):
     """Endless batches, each a function of its position alone, so that a resumed run continues the order.
 
-    Epoch ``e`` is the permutation of the key ``(seed, e)``. The global batch at position ``p`` is the ``p``-th block of
-    ``global_batch`` samples of the concatenated epochs. This process reads its rows of it.
+    Epoch ``e`` is a permutation, by the key ``(seed, e)``, of the indices that are not held out. The global batch at
+    position ``p`` is the ``p``-th block of ``global_batch`` samples of the concatenated epochs. This process reads its
+    rows of it.
 
     Args:
         length: number of samples in the dataset.
@@ -144,12 +165,18 @@ class PositionSampler(Sampler[list[int]]):
         seed: seed of the order.
         start: position of the first batch.
         rank, processes: index of this process, and number of processes.
+        held_out: indices that are left out.
     """
 
     def __init__(
-        self, length: int, global_batch: int, seed: int, start: int = 0, rank: int = 0, processes: int = 1
-    ) -> None:
-        self.length, self.global_batch, self.seed, self.start = length, global_batch, seed, start
+        self, length: int, global_batch: int, seed: int, start: int = 0, rank: int = 0, processes: int = 1,
+        held_out: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self.indices = torch.arange(length)
+        if held_out:
+            kept = torch.ones(length, dtype=torch.bool).index_fill_(0, torch.as_tensor(held_out), False)
+            self.indices = self.indices[kept]
+        self.length, self.global_batch, self.seed, self.start = len(self.indices), global_batch, seed, start
         self.rows = slice(rank * global_batch // processes, (rank + 1) * global_batch // processes)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -160,7 +187,7 @@ class PositionSampler(Sampler[list[int]]):
             for index in range(position, position + self.global_batch):
                 if index // self.length != epoch:
                     epoch = index // self.length
-                    order = torch.randperm(self.length, generator=seeded_rng(self.seed, epoch))
+                    order = self.indices[torch.randperm(self.length, generator=seeded_rng(self.seed, epoch))]
                 batch.append(int(order[index % self.length]))
             yield batch[self.rows]
             position += self.global_batch

@@ -29,7 +29,7 @@ class LatentDataset(ImageDataset):
     """
 
     def __init__(self, images: ImageDataset, pipeline: TeacherPipeline) -> None:
-        self.images, self.pipeline, self.label_dim = images, pipeline, images.label_dim
+        self.images, self.pipeline, self.label_dim, self.copies = images, pipeline, images.label_dim, images.copies
         channels, height, width = images.image_shape
         factor = pipeline.autoencoder.downsampling
         if channels != 3 or height % factor or width % factor:

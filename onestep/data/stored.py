@@ -77,6 +77,7 @@ class StoredImages(ImageDataset):
             0 if self.labels is None else self._count_classes(self.labels[self.positions], contents.num_classes)
         )
         self.image_shape = self._named_pixels(self.positions[0]).shape
+        self.copies = 2 if self.xflip else 1
 
     def _count_classes(self, labels: np.ndarray, found: int) -> int:
         if self.num_classes is not None and self.num_classes < found:

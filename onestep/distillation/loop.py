@@ -70,7 +70,7 @@ def distill(parts: Distillation) -> dict[str, Any]:
         parts.averages.after_iteration(parts.student, iteration * settings.batch_size, settings.batch_size)
 
     def evaluate(iteration: int) -> list[Measurement]:
-        return report.interim(state) if iteration % settings.evaluate_every == 0 else []
+        return report.interim(state)
 
     with run.guarded():
         teacher = {"teacher.weights": describe_weights(parts.method.teacher)}

@@ -196,15 +196,19 @@ class Method:
             logits = self.discriminator(self.host(x_sigma, noised.sigma, condition, outputs="features", levels=levels))
         return None if logits is None else generator_loss(logits, self.discriminator.logit_bound)
 
-    @torch.no_grad()
     def log_ratio(self, x_generated: Tensor, condition: Condition, noised: Noised) -> Tensor:
         """The normalised log p/q [B], without a graph; see :meth:`generator_losses` for the arguments."""
+        logit = self.logit(x_generated, condition, noised)
+        return logit if self.normalizer is None else self.normalizer(logit, noised.sigma)
+
+    @torch.no_grad()
+    def logit(self, x: Tensor, condition: Condition, noised: Noised) -> Tensor:
+        """The discriminator's log p/q [B] of samples ``x`` [B, ...], generated or real, without a graph."""
         assert self.host is not None and self.discriminator is not None
-        x_sigma, sigma = noised.add_to(x_generated), noised.sigma
+        x_sigma, sigma = noised.add_to(x), noised.sigma
         with without_bf16(self.host, x_sigma.device):
             features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
-        logit = log_ratio_of(self.discriminator(features))
-        return logit if self.normalizer is None else self.normalizer(logit, sigma)
+        return log_ratio_of(self.discriminator(features))
 
     def _predict(
         self, network: nn.Module, inputs: tuple[Tensor, Tensor, Condition], is_host: bool, gan_here: bool

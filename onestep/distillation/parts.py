@@ -10,7 +10,7 @@ from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import TeacherPairs
 from onestep.distillation.schedule import Update
-from onestep.distillation.settings import CriticSettings, GeneratorSettings
+from onestep.distillation.settings import CriticSettings, DiagnosisSettings, GeneratorSettings
 from onestep.engine.averages import Averages
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.run import Run
@@ -41,6 +41,7 @@ class Distillation:
         pairs: pairs for the regression; None without it.
         sampler: the teacher's sampler.
         evaluator, evaluation: metrics of teacher and student, and their settings.
+        diagnosis: settings of the diagnosis.
     """
 
     run: Run
@@ -61,6 +62,7 @@ class Distillation:
     sampler: Sampler
     evaluator: Evaluator
     evaluation: EvaluationSettings
+    diagnosis: DiagnosisSettings
 
     @property
     def trained_networks(self) -> dict[str, nn.Module]:

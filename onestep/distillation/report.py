@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from onestep.distillation.diagnosis import Diagnosis
 from onestep.distillation.parts import Distillation
 from onestep.engine.averages import folder_of
 from onestep.engine.log import read_log
@@ -37,10 +38,21 @@ class DistillationReport:
             RunEvaluator(self.run, parts.evaluator, parts.evaluation, replace(parts.space, noise_shape=shape))
             for shape in (parts.space.noise_shape, parts.student.noise_shape)
         )
+        self.diagnosis = Diagnosis(parts)
 
     def interim(self, state: TrainingState) -> list[Measurement]:
-        """Evaluate the averaged generators, see :meth:`RunEvaluator.interim`."""
-        return self.of_student.interim(state.iteration, self._evaluated())
+        """After an iteration: if one is due, a diagnosis and an evaluation of the averaged generators.
+
+        A diagnosis follows the last iteration too. The result is that of :meth:`RunEvaluator.interim`.
+        """
+        iteration, settings = state.iteration, self.parts.settings
+        due = iteration % settings.evaluate_every == 0
+        # Both before the first line is written: the whole is repeated if a signal interrupts it.
+        values = self.diagnosis(iteration) if due or iteration == settings.iterations else {}
+        measured = self.of_student.interim(iteration, self._evaluated()) if due else []
+        if values:
+            self.run.log.write(iteration, values)
+        return measured
 
     def _evaluated(self) -> dict[str, SampleFunction]:
         """The averaged generators that are evaluated, in the precision in which they were trained."""

@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from onestep.objectives.denoising import ErrorWeight
-from onestep.ranges import Decay, Guidance, NonNegativeImages, Positive, PositiveRate, Rate, Steps, checked
+from onestep.ranges import (
+    Decay,
+    Guidance,
+    NonNegativeImages,
+    NonNegativeInt,
+    Positive,
+    PositiveRate,
+    Rate,
+    Steps,
+    checked,
+)
 
 
 class Weights(NamedTuple):
@@ -94,3 +104,20 @@ class CriticSettings:
     real_noise: Literal["same", "own_noise", "own_level"]
     generated_noise: Literal["shared", "own_level"]
     dropout: Decay
+
+
+@checked
+@dataclass(frozen=True)
+class DiagnosisSettings:
+    """Settings of :class:`onestep.distillation.diagnosis.Diagnosis`.
+
+    Args:
+        held_out: real images that the discriminator never sees, see :func:`onestep.data.dataset.hold_out`; 0 for none.
+        samples: generated samples; 0 for no diagnosis.
+
+    Raises:
+        ValueError: for a negative number.
+    """
+
+    held_out: NonNegativeInt
+    samples: NonNegativeInt

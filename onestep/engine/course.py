@@ -16,9 +16,9 @@ from onestep.reading import one_line, read_json
 
 #: Settings, or groups of them, that a run may change without a trace in its weights.
 _WITHOUT_INFLUENCE = (
-    "attention", "channels_last", "choices", "compile", "device", "evaluation", "features", "features_cache",
-    "fake_score.init", "generator.init", "given", "gradient_checkpointing", "hydra", "metrics", "num_workers", "output",
-    "process_timeout", "reference", "resume", "sampler", "shard", "trackers", "training.accumulation",
+    "attention", "channels_last", "choices", "compile", "device", "diagnosis.samples", "evaluation", "features",
+    "features_cache", "fake_score.init", "generator.init", "given", "gradient_checkpointing", "hydra", "metrics",
+    "num_workers", "output", "process_timeout", "reference", "resume", "sampler", "shard", "trackers", "training.accumulation",
     "training.checkpoint_every", "training.evaluate_every", "training.keep_last", "training.log_every",
     "training.max_skipped_steps", "training.rollback_lr_factor", "training.rollbacks",
 )  # fmt: skip

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,7 +22,7 @@ _STATISTICS = {"weight": ("mean", "std", "max"), "log_ratio": ("mean", "std")}
 _LONGEST_LINE = 2**20  # bytes
 _LARGEST = 10**300  # number in a line
 #: Keys of values that are no numbers, of skipped steps, rollbacks and resumptions.
-_EVENTS = ("skipped_step", "samples", "rollback", "changed_settings")
+_EVENTS = ("skipped_step", "samples", "rollback", "changed_settings", "symptoms")
 #: Diagnostics on the progress bar.
 _SHOWN = ("loss", "fake_score_loss")
 
@@ -125,6 +127,16 @@ class RunLog:
         numbers = {key: value for key, value in values.items() if isinstance(value, float)}
         self.accelerator.log(numbers, step=images_seen)
         self.show({key: numbers[key] for key in _SHOWN if key in numbers})
+
+    def picture(self, iteration: int, name: str, path: Path) -> None:
+        """Send the image in the file ``path`` to the trackers that take images. The main process alone calls it."""
+        trackers = [tracker for tracker in self.accelerator.trackers if hasattr(tracker, "log_images")]
+        if not trackers:
+            return
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        for tracker in trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: pixels[None]}, step=iteration * self.batch_size, **options)
 
     def show(self, numbers: dict[str, float]) -> None:
         """Put ``numbers`` on the progress bar; each replaces the last value of its name."""

@@ -76,7 +76,9 @@ class RunEvaluator:
         grid = self.generate(samples[first], self.settings.grid)
         if not self.run.accelerator.is_main_process:
             return []
-        save_samples(grid, self.run.folder / "samples" / f"iteration_{iteration:08d}.png")
+        picture = self.run.folder / "samples" / f"iteration_{iteration:08d}.png"
+        save_samples(grid, picture)
+        self.run.log.picture(iteration, "samples", picture)
         measured = []
         for suffix, (values, failures) in found.items():
             for key, reason in failures.items():

@@ -1,0 +1,245 @@
+"""Instruments of a distillation: how far the generator is from its target, and what the critics know of that.
+
+A diagnosis looks at noised samples of the generator, at held-out real images and at images of the training, at noise
+levels stratified by the law of the generator's loss. It has random numbers of its own and leaves all networks as they
+were: a training is the same with and without it. docs/diagnosis.md explains the values.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from onestep.data.dataset import Batch, NoData
+from onestep.denoiser import Condition, map_condition
+from onestep.distillation.parts import Distillation
+from onestep.distillation.refit import refitted
+from onestep.distillation.schedule import batches_per_iteration
+from onestep.distillation.spread import Spread
+from onestep.engine.batches import Batches
+from onestep.noise import Noised
+from onestep.objectives.denoising import denoising_loss, error_weight
+from onestep.objectives.ratio_quality import effective_fraction, jensen_shannon_bound, kl_bounds, ratio_means
+from onestep.precision import without_bf16
+from onestep.processes import gather_rows
+from onestep.seeding import BatchRandom, seeded_rng
+
+PREFIX = "diagnosis/"
+#: Bins of the noise level, of equally many samples.
+BINS = 4
+_STREAM = 5  # the random stream of a diagnosis; 1 to 4 are those of the training
+_REFIT_STEPS, _REFIT_BATCH = 8, 64  # of the fake score
+
+
+@dataclass
+class Samples:
+    """Samples [b, ...] of the generator, their condition, and the noise with which they are looked at."""
+
+    x: Tensor
+    condition: Condition
+    noised: Noised
+
+
+class Diagnosis:
+    """Measures a distillation after an iteration. Every process must call it.
+
+    Args:
+        parts: of the distillation.
+    """
+
+    def __init__(self, parts: Distillation) -> None:
+        self.parts, self.method, self.run = parts, parts.method, parts.run
+        self.levels = level_names(parts.sigma.quantile((torch.arange(BINS) + 0.5) / BINS).tolist())
+        self.spread = Spread(parts)
+        self.processes, self.rank = self.run.accelerator.num_processes, self.run.accelerator.process_index
+        self.held_out: Sequence[int] = [] if isinstance(parts.data, NoData) else parts.data.held_out
+        count, steps = parts.diagnosis.samples, parts.student.network_evaluations
+        micro_batch = parts.settings.per_process(self.processes) // parts.settings.accumulation
+        #: Samples of this process in one pass: at most as many as in one of the training, for the memory.
+        self.rows = max(1, min(micro_batch, count // (self.processes * steps)))
+        self.passes = -(-count // (self.rows * self.processes))
+
+    def __call__(self, iteration: int) -> dict[str, float]:
+        """The values by name; those of a bin end in its middle level, such as ``diagnosis/jensen_shannon/0.12``.
+
+        A value is left out if the method has no such part, and all are without ``diagnosis.samples``.
+
+        Raises:
+            StopRequestedError: after a signal, in all processes.
+        """
+        if not self.passes:
+            return {}
+        values = summarize(self._columns(iteration), self.levels) | self.spread()
+        return {f"{PREFIX}{name}": value for name, value in values.items()}
+
+    @torch.no_grad()
+    def _columns(self, iteration: int) -> dict[str, Tensor]:
+        """What is measured of each sample [N], in every process; see :func:`summarize`."""
+        total = self.passes * self.rows * self.processes
+        order = torch.randperm(total, generator=seeded_rng(self.run.seed, 0, iteration, _STREAM))
+        data = self._training_data(iteration)
+        drawn: list[Samples] = []
+        columns: list[dict[str, Tensor]] = []
+        for number in range(self.passes):
+            rows = range(start := (number * self.processes + self.rank) * self.rows, start + self.rows)
+            random = self._random(iteration, number, self.rows)
+            place = (order[rows.start : rows.stop].to(self.run.device) + random.uniform(())) / total
+            x_seen, condition = next(data)
+            samples = self._generate(number, random, self.parts.sigma.quantile(place), condition)
+            noised_real = Noised(samples.noised.sigma, random.normal(samples.x.shape[1:]))
+            found = {"bin": (place * BINS).floor().clamp(max=BINS - 1)}
+            if self.method.fake_score is not None:
+                found |= self._predict(samples)
+            if self.method.discriminator is not None:
+                found |= self._judge(samples)
+                if self.held_out and x_seen is not None:
+                    found |= self._compare(rows, (x_seen, condition), noised_real)
+            columns.append(found)
+            drawn.append(samples)
+            self.run.check_stop()
+        if self.method.fake_score is not None:
+            for found, loss in zip(columns, self._losses_of_refit(iteration, drawn), strict=True):
+                found["refitted_loss"] = loss
+        table = torch.stack([torch.cat([found[name].float() for found in columns]) for name in columns[0]], 1)
+        return dict(zip(columns[0], gather_rows(table, self.run.device).cpu().double().unbind(1), strict=True))
+
+    def _random(self, iteration: int, number: int, rows: int) -> BatchRandom:
+        mine = slice(self.rank * rows, (self.rank + 1) * rows)
+        key = (self.run.seed, 0, iteration, _STREAM, number)
+        return BatchRandom(*key, batch_size=rows * self.processes, rows=mine, device=self.run.device)
+
+    def _training_data(self, iteration: int) -> Iterator[Batch]:
+        """For each pass ``self.rows`` of the data that this process has trained on last."""
+        data, settings = self.parts.data, self.parts.settings
+        if isinstance(data, NoData):
+            for number in range(self.passes):
+                yield data.batch(self._random(iteration, self.passes + _REFIT_STEPS + number, self.rows))
+            return
+        per_iteration = batches_per_iteration(self.parts.updates)
+        of_run = Batches(self.run, settings, data, per_iteration)
+        first = iteration * per_iteration - -(-self.passes * self.rows // settings.per_process(self.processes))
+        indices = chain.from_iterable(of_run.order(data, max(0, first)))
+        for _ in range(self.passes):
+            yield self._read(list(islice(indices, self.rows)))
+
+    def _read(self, indices: Sequence[int]) -> Batch:
+        assert not isinstance(self.parts.data, NoData)
+        images, condition = self.parts.data.__getitems__(indices)
+        device = self.run.device
+        return None if images is None else images.to(device), map_condition(lambda one: one.to(device), condition)
+
+    def _generate(self, number: int, random: BatchRandom, sigma: Tensor, condition: Condition) -> Samples:
+        """Samples of one of the generator's steps, by turns, as the critics are trained on all."""
+        student = self.parts.student
+        noises = [random.normal(student.noise_shape) for _ in range(1 + number % student.network_evaluations)]
+        if self.parts.generator.labels == "uniform" and "labels" in condition:
+            condition = condition | {"labels": random.labels(condition["labels"].shape[1])}
+        with torch.no_grad(), self.run.generator_autocast():
+            x: Tensor = student.simulate(noises, condition)
+        return Samples(x, condition, Noised(sigma, random.normal(x.shape[1:])))
+
+    def _predict(self, samples: Samples) -> dict[str, Tensor]:
+        """The fake score's loss, and the squared distance of its noise prediction from the teacher's, per dimension."""
+        x0_fake, loss = self._denoise(samples)
+        x_sigma, sigma = samples.noised.add_to(samples.x), samples.noised.sigma
+        with self.run.generator_autocast(), without_bf16(self.method.teacher, x_sigma.device):
+            x0_teacher = self.method.teacher(x_sigma, sigma, samples.condition)
+        return {"loss": loss, "squared_gap": (x0_teacher - x0_fake).square().flatten(1).mean(1) / sigma**2}
+
+    def _denoise(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The fake score's x0-prediction, and its losses [b]."""
+        fake_score, sigma = self.method.fake_score, samples.noised.sigma
+        assert fake_score is not None
+        with self.run.generator_autocast(), without_bf16(fake_score, sigma.device):
+            x0_fake = fake_score(samples.noised.add_to(samples.x), sigma, samples.condition)
+        weight = error_weight(fake_score, sigma, self.method.error_weight)
+        return x0_fake, denoising_loss(x0_fake, samples.x, weight)
+
+    def _losses_of_refit(self, iteration: int, drawn: Sequence[Samples]) -> list[Tensor]:
+        """The fake score's losses on the samples after a short training on other ones."""
+        rows = min(self.rows, -(-_REFIT_BATCH // self.processes))
+
+        def fresh() -> Iterator[Samples]:
+            for step in range(_REFIT_STEPS):
+                number = self.passes + step
+                random = self._random(iteration, number, rows)
+                condition = map_condition(lambda one: one[:rows], drawn[step % len(drawn)].condition)
+                yield self._generate(number, random, random.sigma(self.parts.sigma), condition)
+
+        assert self.method.fake_score is not None
+        with refitted(self.method.fake_score, fresh(), lambda samples: self._denoise(samples)[1]):
+            return [self._denoise(samples)[1] for samples in drawn]
+
+    def _judge(self, samples: Samples) -> dict[str, Tensor]:
+        """The discriminator's log p/q of generated samples, and their weight by the divergence."""
+        with self.run.generator_autocast():
+            logit = self.method.logit(samples.x, samples.condition, samples.noised)
+        objective, normalizer = self.method.objective, self.method.normalizer
+        if not objective.needs_ratio or not hasattr(objective, "divergence"):
+            return {"generated": logit}
+        # A copy, as the published normaliser changes its means at each call.
+        log_ratio = logit if normalizer is None else copy.deepcopy(normalizer)(logit, samples.noised.sigma)
+        return {"generated": logit, "weight": objective.divergence.weight(log_ratio)}
+
+    def _compare(self, rows: range, seen: Batch, noised: Noised) -> dict[str, Tensor]:
+        """The discriminator's log p/q of held-out images and of training images with the same noise."""
+        numbers = [row % len(self.held_out) for row in rows]
+        held_out = self._read([self.held_out[number] for number in numbers])
+        with self.run.generator_autocast():
+            real, trained = (self.method.logit(x, condition, noised) for x, condition in (held_out, seen))
+        return {"image": torch.tensor(numbers, device=real.device), "real": real, "seen": trained}
+
+
+def level_names(levels: Sequence[float]) -> list[str]:
+    """The ``levels`` with two digits, such as 0.12 and 80; numbered from 1 where these are equal."""
+    names = [f"{float(f'{level:.2g}'):g}" for level in levels]
+    return names if len({*names}) == len(names) else [str(number) for number in range(1, len(names) + 1)]
+
+
+def summarize(columns: Mapping[str, Tensor], levels: Sequence[str]) -> dict[str, float]:
+    """The values of a diagnosis without the spread, by their names behind the prefix.
+
+    Args:
+        columns: of each sample [N], float64: its ``bin``; of a fake score its ``loss``, ``refitted_loss`` and
+            ``squared_gap``; of a discriminator its log p/q of the ``generated`` sample and their ``weight``; and of the
+            ``real`` held-out image with the number ``image`` and of an image ``seen`` in training.
+        levels: the names of the bins.
+    """
+    values: dict[str, float] = {}
+    for number, level in enumerate(levels):
+        of_bin = {name: column[columns["bin"] == number] for name, column in columns.items()}
+        if len(of_bin["bin"]):
+            values |= {f"{name}/{level}": float(value) for name, value in _of_bin(of_bin).items()}
+    if "loss" in columns:
+        before, after = columns["loss"].mean(), columns["refitted_loss"].mean()
+        values["fake_score_lag"] = float(1 - after / before)
+    if "real" in columns:
+        difference = softplus(-columns["real"]) - softplus(-columns["seen"])
+        of_images = torch.stack([difference[columns["image"] == image].mean() for image in columns["image"].unique()])
+        values["overfitting"] = float(of_images.mean())
+        values["overfitting_error"] = float(of_images.std(correction=1)) / math.sqrt(len(of_images))
+    return values
+
+
+def _of_bin(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of the samples of one bin."""
+    values: dict[str, Tensor] = {}
+    if "real" in columns:
+        real, generated = columns["real"], columns["generated"]
+        values["jensen_shannon"] = jensen_shannon_bound(real, generated)
+        values["forward_kl"], values["reverse_kl"] = kl_bounds(real, generated)
+        values["ratio_mean"], values["inverse_ratio_mean"] = ratio_means(real, generated)
+    if "generated" in columns:
+        values["log_ratio_size"] = columns["generated"].abs().median()
+    if "weight" in columns:
+        values["effective_samples"] = effective_fraction(columns["weight"])
+        for percent in (10, 90):
+            values[f"weight_{percent}"] = columns["weight"].quantile(percent / 100)
+    if "loss" in columns:
+        values["score_gap"] = columns["squared_gap"].mean().sqrt()
+    return values
