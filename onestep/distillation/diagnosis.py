@@ -9,14 +9,14 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from onestep.data.dataset import Batch, NoData
-from onestep.denoiser import Condition, map_condition
+from onestep.denoiser import Condition, map_condition, micro_batches
 from onestep.distillation.parts import Distillation
 from onestep.distillation.refit import refitted
 from onestep.distillation.schedule import batches_per_iteration
@@ -29,11 +29,12 @@ from onestep.precision import without_bf16
 from onestep.processes import gather_rows
 from onestep.seeding import BatchRandom, seeded_rng
 
+#: Of the values in the log.
 PREFIX = "diagnosis/"
 #: Bins of the noise level, of equally many samples.
 BINS = 4
 _STREAM = 5  # the random stream of a diagnosis; 1 to 4 are those of the training
-_REFIT_STEPS, _REFIT_BATCH = 8, 64  # of the fake score
+_REFIT_STEPS = 8  # of the fake score
 
 
 @dataclass
@@ -48,6 +49,9 @@ class Samples:
 class Diagnosis:
     """Measures a distillation after an iteration. Every process must call it.
 
+    It draws whole batches of the training's size, in micro-batches like those: as much memory suffices, and the values
+    depend neither on the number of processes nor on that of micro-batches.
+
     Args:
         parts: of the distillation.
     """
@@ -56,51 +60,46 @@ class Diagnosis:
         self.parts, self.method, self.run = parts, parts.method, parts.run
         self.levels = level_names(parts.sigma.quantile((torch.arange(BINS) + 0.5) / BINS).tolist())
         self.spread = Spread(parts)
-        self.processes, self.rank = self.run.accelerator.num_processes, self.run.accelerator.process_index
         self.held_out: Sequence[int] = [] if isinstance(parts.data, NoData) else parts.data.held_out
-        count, steps = parts.diagnosis.samples, parts.student.network_evaluations
-        micro_batch = parts.settings.per_process(self.processes) // parts.settings.accumulation
-        #: Samples of this process in one pass: at most as many as in one of the training, for the memory.
-        self.rows = max(1, min(micro_batch, count // (self.processes * steps)))
-        self.passes = -(-count // (self.rows * self.processes))
+        self.data = Batches(self.run, parts.settings, parts.data, batches_per_iteration(parts.updates))
+        batches = -(-parts.diagnosis.samples // parts.settings.batch_size)
+        self.batches = max(batches, parts.student.network_evaluations) if batches else 0
 
     def __call__(self, iteration: int) -> dict[str, float]:
-        """The values by name; those of a bin end in its middle level, such as ``diagnosis/jensen_shannon/0.12``.
+        """The values by name; those of a bin end in its middle level, such as ``jensen_shannon/0.12``.
 
         A value is left out if the method has no such part, and all are without ``diagnosis.samples``.
 
         Raises:
             StopRequestedError: after a signal, in all processes.
         """
-        if not self.passes:
+        if not self.batches:
             return {}
-        values = summarize(self._columns(iteration), self.levels) | self.spread()
-        return {f"{PREFIX}{name}": value for name, value in values.items()}
+        return summarize(self._columns(iteration), self.levels) | self.spread()
 
     @torch.no_grad()
     def _columns(self, iteration: int) -> dict[str, Tensor]:
         """What is measured of each sample [N], in every process; see :func:`summarize`."""
-        total = self.passes * self.rows * self.processes
-        order = torch.randperm(total, generator=seeded_rng(self.run.seed, 0, iteration, _STREAM))
-        data = self._training_data(iteration)
+        batch_size = self.parts.settings.batch_size
+        order = torch.randperm(
+            self.batches * batch_size, generator=seeded_rng(self.run.seed, 0, iteration, _STREAM)
+        ).view(self.batches, batch_size)
         drawn: list[Samples] = []
         columns: list[dict[str, Tensor]] = []
-        for number in range(self.passes):
-            rows = range(start := (number * self.processes + self.rank) * self.rows, start + self.rows)
-            random = self._random(iteration, number, self.rows)
-            place = (order[rows.start : rows.stop].to(self.run.device) + random.uniform(())) / total
-            x_seen, condition = next(data)
+        for number in range(self.batches):
+            random = self._random(iteration, number)
+            place = (order[number, random.rows].to(self.run.device) + random.uniform(())) / order.numel()
+            x_seen, condition = self._training_batch(iteration, number)
             samples = self._generate(number, random, self.parts.sigma.quantile(place), condition)
-            noised_real = Noised(samples.noised.sigma, random.normal(samples.x.shape[1:]))
-            found = {"bin": (place * BINS).floor().clamp(max=BINS - 1)}
-            if self.method.fake_score is not None:
-                found |= self._predict(samples)
-            if self.method.discriminator is not None:
-                found |= self._judge(samples)
-                if self.held_out and x_seen is not None:
-                    found |= self._compare(rows, (x_seen, condition), noised_real)
-            columns.append(found)
-            drawn.append(samples)
+            noise = random.normal(samples[0].x.shape[1:])
+            held_out = self._images(range(number * batch_size, (number + 1) * batch_size)[random.rows])
+            values = (place, x_seen, condition, noise, *held_out)
+            for one, (places, *of_real) in zip(samples, self._split(*values), strict=True):
+                found = {"bin": (places * BINS).floor().clamp(max=BINS - 1), **self._look(one)}
+                if self.method.discriminator is not None and self.held_out:
+                    found |= self._compare(one.noised.sigma, *of_real)
+                columns.append(found)
+            drawn += samples
             self.run.check_stop()
         if self.method.fake_score is not None:
             for found, loss in zip(columns, self._losses_of_refit(iteration, drawn), strict=True):
@@ -108,24 +107,28 @@ class Diagnosis:
         table = torch.stack([torch.cat([found[name].float() for found in columns]) for name in columns[0]], 1)
         return dict(zip(columns[0], gather_rows(table, self.run.device).cpu().double().unbind(1), strict=True))
 
-    def _random(self, iteration: int, number: int, rows: int) -> BatchRandom:
-        mine = slice(self.rank * rows, (self.rank + 1) * rows)
-        key = (self.run.seed, 0, iteration, _STREAM, number)
-        return BatchRandom(*key, batch_size=rows * self.processes, rows=mine, device=self.run.device)
+    def _random(self, iteration: int, number: int) -> BatchRandom:
+        return self.run.random(self.parts.settings, iteration, _STREAM, number)
 
-    def _training_data(self, iteration: int) -> Iterator[Batch]:
-        """For each pass ``self.rows`` of the data that this process has trained on last."""
-        data, settings = self.parts.data, self.parts.settings
+    def _split(self, *values: Any) -> list[tuple[Any, ...]]:
+        """The micro-batches of ``values`` [B, ...], one tuple each."""
+        count = self.parts.settings.accumulation
+        return list(zip(*(micro_batches(value, count) for value in values), strict=True))
+
+    def _training_batch(self, iteration: int, number: int) -> Batch:
+        """One of the last batches of the training."""
+        data = self.parts.data
         if isinstance(data, NoData):
-            for number in range(self.passes):
-                yield data.batch(self._random(iteration, self.passes + _REFIT_STEPS + number, self.rows))
-            return
-        per_iteration = batches_per_iteration(self.parts.updates)
-        of_run = Batches(self.run, settings, data, per_iteration)
-        first = iteration * per_iteration - -(-self.passes * self.rows // settings.per_process(self.processes))
-        indices = chain.from_iterable(of_run.order(data, max(0, first)))
-        for _ in range(self.passes):
-            yield self._read(list(islice(indices, self.rows)))
+            return data.batch(self._random(iteration, self.batches + _REFIT_STEPS + number))
+        before, of_iteration = divmod(number, self.data.per_iteration)
+        return self._read(self.data.indices(max(0, iteration - 1 - before), of_iteration) or [])
+
+    def _images(self, rows: Sequence[int]) -> tuple[Tensor | None, Tensor | None, Condition]:
+        """For each of ``rows`` the number of a held-out image, the image and its condition."""
+        if not self.held_out or self.method.discriminator is None:
+            return None, None, {}
+        numbers = [row % len(self.held_out) for row in rows]
+        return torch.tensor(numbers, device=self.run.device), *self._read([self.held_out[one] for one in numbers])
 
     def _read(self, indices: Sequence[int]) -> Batch:
         assert not isinstance(self.parts.data, NoData)
@@ -133,15 +136,28 @@ class Diagnosis:
         device = self.run.device
         return None if images is None else images.to(device), map_condition(lambda one: one.to(device), condition)
 
-    def _generate(self, number: int, random: BatchRandom, sigma: Tensor, condition: Condition) -> Samples:
-        """Samples of one of the generator's steps, by turns, as the critics are trained on all."""
+    def _generate(self, number: int, random: BatchRandom, sigma: Tensor, condition: Condition) -> list[Samples]:
+        """Micro-batches of one of the generator's steps, by turns, as the critics are trained on all."""
         student = self.parts.student
-        noises = [random.normal(student.noise_shape) for _ in range(1 + number % student.network_evaluations)]
+        steps = 1 + number % student.network_evaluations
+        noises = [random.normal(student.noise_shape) for _ in range(steps)]
         if self.parts.generator.labels == "uniform" and "labels" in condition:
             condition = condition | {"labels": random.labels(condition["labels"].shape[1])}
         with torch.no_grad(), self.run.generator_autocast():
-            x: Tensor = student.simulate(noises, condition)
-        return Samples(x, condition, Noised(sigma, random.normal(x.shape[1:])))
+            inputs = [(latents, given) for given, *latents in self._split(condition, *noises)]
+            samples: list[Tensor] = [student.simulate(latents, given) for latents, given in inputs]
+        noise = random.normal(samples[0].shape[1:])
+        split = zip(samples, self._split(condition, sigma, noise), strict=True)
+        return [Samples(x, given, Noised(*noised)) for x, (given, *noised) in split]
+
+    def _look(self, samples: Samples) -> dict[str, Tensor]:
+        """What the critics say of generated samples."""
+        found: dict[str, Tensor] = {}
+        if self.method.fake_score is not None:
+            found |= self._predict(samples)
+        if self.method.discriminator is not None:
+            found |= self._judge(samples)
+        return found
 
     def _predict(self, samples: Samples) -> dict[str, Tensor]:
         """The fake score's loss, and the squared distance of its noise prediction from the teacher's, per dimension."""
@@ -162,13 +178,12 @@ class Diagnosis:
 
     def _losses_of_refit(self, iteration: int, drawn: Sequence[Samples]) -> list[Tensor]:
         """The fake score's losses on the samples after a short training on other ones."""
-        rows = min(self.rows, -(-_REFIT_BATCH // self.processes))
 
-        def fresh() -> Iterator[Samples]:
+        def fresh() -> Iterator[list[Samples]]:
             for step in range(_REFIT_STEPS):
-                number = self.passes + step
-                random = self._random(iteration, number, rows)
-                condition = map_condition(lambda one: one[:rows], drawn[step % len(drawn)].condition)
+                number = self.batches + step
+                random = self._random(iteration, number)
+                _, condition = self._training_batch(iteration, step)
                 yield self._generate(number, random, random.sigma(self.parts.sigma), condition)
 
         assert self.method.fake_score is not None
@@ -186,13 +201,16 @@ class Diagnosis:
         log_ratio = logit if normalizer is None else copy.deepcopy(normalizer)(logit, samples.noised.sigma)
         return {"generated": logit, "weight": objective.divergence.weight(log_ratio)}
 
-    def _compare(self, rows: range, seen: Batch, noised: Noised) -> dict[str, Tensor]:
+    def _compare(
+        self, sigma: Tensor, x_seen: Tensor, condition: Condition, noise: Tensor, number: Tensor, x_real: Tensor,
+        condition_real: Condition,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """The discriminator's log p/q of held-out images and of training images with the same noise."""
-        numbers = [row % len(self.held_out) for row in rows]
-        held_out = self._read([self.held_out[number] for number in numbers])
+        noised = Noised(sigma, noise)
         with self.run.generator_autocast():
-            real, trained = (self.method.logit(x, condition, noised) for x, condition in (held_out, seen))
-        return {"image": torch.tensor(numbers, device=real.device), "real": real, "seen": trained}
+            real = self.method.logit(x_real, condition_real, noised)
+            seen = self.method.logit(x_seen, condition, noised)
+        return {"image": number, "real": real, "seen": seen}
 
 
 def level_names(levels: Sequence[float]) -> list[str]:
@@ -202,7 +220,7 @@ def level_names(levels: Sequence[float]) -> list[str]:
 
 
 def summarize(columns: Mapping[str, Tensor], levels: Sequence[str]) -> dict[str, float]:
-    """The values of a diagnosis without the spread, by their names behind the prefix.
+    """The values of a diagnosis without the spread, by name.
 
     Args:
         columns: of each sample [N], float64: its ``bin``; of a fake score its ``loss``, ``refitted_loss`` and

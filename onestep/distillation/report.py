@@ -1,5 +1,6 @@
 """The report of a distillation: metrics and grids during training, and the final summary of teacher and student."""
 
+import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -7,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from onestep.distillation.diagnosis import Diagnosis
+from onestep.distillation.diagnosis import PREFIX, Diagnosis
 from onestep.distillation.parts import Distillation
+from onestep.distillation.symptoms import symptoms_of
 from onestep.engine.averages import folder_of
 from onestep.engine.log import read_log
 from onestep.engine.shard import full_state_dict
@@ -39,6 +41,8 @@ class DistillationReport:
             for shape in (parts.space.noise_shape, parts.student.noise_shape)
         )
         self.diagnosis = Diagnosis(parts)
+        self._shown: set[str] = set()  # the symptoms of the last diagnosis
+        self._named: set[str] = set()  # those of which a warning has been given since they appeared
 
     def interim(self, state: TrainingState) -> list[Measurement]:
         """After an iteration: if one is due, a diagnosis and an evaluation of the averaged generators.
@@ -50,9 +54,24 @@ class DistillationReport:
         # Both before the first line is written: the whole is repeated if a signal interrupts it.
         values = self.diagnosis(iteration) if due or iteration == settings.iterations else {}
         measured = self.of_student.interim(iteration, self._evaluated()) if due else []
-        if values:
-            self.run.log.write(iteration, values)
+        if values and self.run.accelerator.is_main_process:
+            self._record(iteration, values)
         return measured
+
+    def _record(self, iteration: int, values: dict[str, float]) -> None:
+        """Log the values of a diagnosis with their symptoms, and warn once of each that lasts.
+
+        A training passes through some at its start: one lasts if two diagnoses in a row show it, or the last one.
+        """
+        symptoms = symptoms_of(values)
+        last = iteration == self.parts.settings.iterations
+        for name in symptoms.keys() - self._named if last else symptoms.keys() & self._shown - self._named:
+            warnings.warn(f"after iteration {iteration}: {symptoms[name]}. See docs/diagnosis.md", stacklevel=2)
+            self._named.add(name)
+        self._shown = {*symptoms}
+        self._named &= self._shown
+        of_values = {f"{PREFIX}{name}": value for name, value in values.items()}
+        self.run.log.write(iteration, of_values | ({"symptoms": [*symptoms]} if symptoms else {}))
 
     def _evaluated(self) -> dict[str, SampleFunction]:
         """The averaged generators that are evaluated, in the precision in which they were trained."""

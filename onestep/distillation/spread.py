@@ -12,20 +12,16 @@ from onestep.denoiser import Condition
 from onestep.distillation.parts import Distillation
 from onestep.evaluation.generate import Conditions, SampleFunction, SampleSpace, generate_all
 
-_CONDITIONS, _SAMPLES = 8, 128
+_SAMPLES, _SEEDS = 128, 16  # all samples, and those of one condition at least
 
 
-@dataclass(frozen=True)
+@dataclass
 class _First:
-    """The first ``count`` of ``conditions``."""
+    """The first ``count`` of ``conditions``, without their prompts, as the samples are not evaluated."""
 
     conditions: Conditions
     count: int
-
-    @property
-    def prompts(self) -> Sequence[str] | None:
-        """Not read: the samples are not evaluated."""
-        return None
+    prompts: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -43,13 +39,15 @@ class Spread:
     def __init__(self, parts: Distillation) -> None:
         self.parts = parts
         space = replace(parts.space, decode=None)
+        self.samples = min(_SAMPLES, parts.diagnosis.samples)
+        conditions = max(1, self.samples // _SEEDS)
         self.count = 1
         if space.conditions is not None:
-            self.count = min(_CONDITIONS, len(space.conditions))
+            self.count = min(conditions, len(space.conditions))
             space = replace(space, conditions=_First(space.conditions, self.count))
         elif space.label_dim:
             drawn = sorted({*(range(space.label_dim) if space.classes is None else space.classes)})
-            chosen = drawn[:: -(-len(drawn) // _CONDITIONS)]
+            chosen = drawn[:: -(-len(drawn) // conditions)]
             self.count, space = len(chosen), replace(space, classes=chosen)
         self.space = space
         self._of_teacher: tuple[Tensor, Tensor] | None = None
@@ -71,7 +69,7 @@ class Spread:
 
     def _measure(self, sample: SampleFunction, space: SampleSpace) -> tuple[Tensor, Tensor]:
         accelerator, batch_size = self.parts.run.accelerator, self.parts.evaluation.batch_size
-        return spread_of(generate_all(sample, range(_SAMPLES), batch_size, space, accelerator), self.count)
+        return spread_of(generate_all(sample, range(self.samples), batch_size, space, accelerator), self.count)
 
 
 def spread_of(samples: Tensor, conditions: int) -> tuple[Tensor, Tensor]:

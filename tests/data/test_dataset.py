@@ -1,12 +1,13 @@
 """The digits, batches of images, and the order in which a training reads them."""
 
 from itertools import chain, islice
+from typing import Any
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from onestep.data.dataset import ImagesInMemory, PositionSampler
+from onestep.data.dataset import ImagesInMemory, PositionSampler, hold_out
 from onestep.data.digits import Digits
 
 
@@ -53,7 +54,7 @@ def test_samples_have_the_classes_of_the_images(counts: list[int], expected: lis
         assert 0 < sum(cycle[:50]) < 10
 
 
-def take(count: int, length: int = 10, global_batch: int = 4, seed: int = 0, **options: int) -> list[list[int]]:
+def take(count: int, length: int = 10, global_batch: int = 4, seed: int = 0, **options: Any) -> list[list[int]]:
     """The first ``count`` batches."""
     return list(islice(PositionSampler(length, global_batch, seed, **options), count))
 
@@ -66,6 +67,24 @@ def test_every_epoch_sees_each_sample_once() -> None:
     epochs = [read[start : start + 10] for start in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_held_out_images_are_in_no_epoch() -> None:
+    data = ImagesInMemory(torch.zeros(40, 1, 2, 2))
+    held = hold_out(data, 2, seed=3).held_out
+    assert data.held_out == () and len(held) == 2 and list(held) == list(hold_out(data, 9, seed=3).held_out)
+    assert hold_out(data, 9, seed=4).held_out != held and hold_out(data, 0, seed=3).held_out == []
+    read = list(chain(*islice(PositionSampler(40, 19, 0, held_out=held), 6)))  # three epochs of 38
+    for start in (0, 38, 76):
+        assert sorted(read[start : start + 38]) == [index for index in range(40) if index not in held]
+
+
+def test_copies_of_held_out_images_are_held_out() -> None:
+    """Image i of 32 and its mirror image at 32 + i."""
+    data = ImagesInMemory(torch.zeros(64, 1, 2, 2))
+    data.copies = 2
+    first, second, *mirrored = hold_out(data, 512, seed=0).held_out
+    assert mirrored == [first + 32, second + 32]
 
 
 def test_batch_larger_than_the_dataset() -> None:

@@ -25,6 +25,8 @@ TINY = (
     "training.total_images=96", "training.batch_size=16", "training.warmup_images=0", "training.log_every=1",
     "training.checkpoint_every=1", "training.evaluate_every=3", "training.keep_last=6", "training.max_skipped_steps=1",
 )  # fmt: skip
+#: No diagnosis, and nothing held out for one: for trainings that are tested in other respects.
+NO_DIAGNOSIS = ("diagnosis.samples=0", "diagnosis.held_out=0")
 #: Behind TINY: two iterations of four images, for networks that cost more.
 TWO_ITERATIONS = (
     "training.total_images=8", "training.batch_size=4",
@@ -71,7 +73,8 @@ def _is_setting(override: str) -> bool:
 def tiny_config(output: Path, *overrides: str) -> DictConfig:
     """The configuration of a tiny distillation into ``output``, of the digits unless an experiment is given."""
     recipe = [] if any(override.startswith("experiment=") for override in overrides) else ["experiment=digits"]
-    return as_given(configure("train", *recipe, *TINY, "fake_score.steps=1", f"output={output}", *overrides), overrides)
+    small = (*TINY, *NO_DIAGNOSIS, "fake_score.steps=1")
+    return as_given(configure("train", *recipe, *small, f"output={output}", *overrides), overrides)
 
 
 def as_given(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -22,7 +22,7 @@ from onestep.build.pretraining import pretrain
 from onestep.engine.log import read_log
 from onestep.models import generator
 from onestep.models.diffusers.pipeline import DTYPES
-from tests.helpers.configs import TINY, TWO_ITERATIONS, as_given, configure
+from tests.helpers.configs import NO_DIAGNOSIS, TINY, TWO_ITERATIONS, as_given, configure
 from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
 from tests.helpers.paths import REFERENCE
 from tests.helpers.scripts import run_python
@@ -91,7 +91,8 @@ def train(name: str, folder: Path) -> None:
     if name.endswith("lora") and not (folder / "pipeline").exists():
         save_pipeline(folder / "pipeline")
     with double_precision():
-        primary, own = ("pretrain", ("clip.network=null",)) if name == "pretraining" else ("train", OF_TRAINING)
+        of_distillation = (*OF_TRAINING, *NO_DIAGNOSIS)
+        primary, own = ("pretrain", ("clip.network=null",)) if name == "pretraining" else ("train", of_distillation)
         config = as_given(configure(primary, *SMALL, *own, *overrides, f"output={folder / 'run'}"), overrides)
         (pretrain if name == "pretraining" else distill)(config)
 
