@@ -23,7 +23,7 @@ from tests.helpers.configs import configure
 SMALL: dict[str, Any] = {
     "device": "cpu", "precision": "no", "sampler": "heun",
     "training": {"total_images": 48, "batch_size": 16, "log_every": 1},
-    "evaluation": {"samples": 32, "interim_samples": 16, "batch_size": 16, "grid": 10},
+    "evaluation": {"samples": 32, "interim_samples": 16, "batch_size": 16, "grid": 10}, "diagnosis": {"samples": 16},
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from tests.helpers.paths import REFERENCE, REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 # Behind the command as it stands.
-SHORT = (*TINY, *TWO_ITERATIONS, "fake_score.steps=1", "hydra.run.dir=run")
+SHORT = (*TINY, *TWO_ITERATIONS, "diagnosis.samples=4", "fake_score.steps=1", "hydra.run.dir=run")
 MY_MODEL = """
 import torch
 from torch import nn

@@ -61,7 +61,7 @@ def blind(values: Values) -> str | None:
         return None
     return (
         f"the critic is blind: its |log r| are below {_BLIND:g} at all noise levels, so that the ratio weights no "
-        "sample: raise optimizer.discriminator.lr, or use discriminator=convolutional"
+        "sample: raise optimizer.discriminator.lr, or use another discriminator"
     )
 
 
