@@ -19,8 +19,8 @@ _WITHOUT_INFLUENCE = (
     "attention", "channels_last", "choices", "compile", "device", "diagnosis.samples", "evaluation", "features",
     "features_cache", "fake_score.init", "generator.init", "given", "gradient_checkpointing", "hydra", "metrics",
     "num_workers", "output", "process_timeout", "reference", "resume", "sampler", "shard", "trackers",
-    "training.accumulation", "training.checkpoint_every", "training.evaluate_every", "training.keep_last", "training.log_every",
-    "training.max_skipped_steps", "training.rollback_lr_factor", "training.rollbacks",
+    "training.accumulation", "training.checkpoint_every", "training.evaluate_every", "training.keep_last",
+    "training.log_every", "training.max_skipped_steps", "training.rollback_lr_factor", "training.rollbacks",
 )  # fmt: skip
 #: Settings that a resumed run may change: it uses the new value from the checkpoint on.
 _MAY_CHANGE = (
