@@ -53,14 +53,15 @@ class Batches:
         """Those in the data of the batch ``number`` of an iteration; None without data."""
         if isinstance(self.data, NoData):
             return None
-        return next(iter(self.order(self.data, iteration * self.per_iteration + number)))
+        return next(iter(self._order(self.data, iteration * self.per_iteration + number)))
 
-    def order(self, data: TrainingDataset, start: int) -> PositionSampler:
+    def _order(self, data: TrainingDataset, start: int) -> PositionSampler:
         """The indices in ``data`` of each batch from the batch ``start`` of the training on."""
         accelerator = self.run.accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes
-        batch, seed = self.settings.batch_size, self.run.seed
-        return PositionSampler(len(data), batch, seed, start, rank, processes, data.held_out)
+        return PositionSampler(
+            len(data), self.settings.batch_size, self.run.seed, start, rank, processes, data.held_out
+        )
 
     def _read(self, data: TrainingDataset, iteration: int) -> Iterator[Batch]:
         """The batches of ``data`` from the first of ``iteration`` on."""
@@ -68,7 +69,7 @@ class Batches:
         pinned = device.type == "cuda"  # for asynchronous copies
         loader = DataLoader(
             data,
-            batch_sampler=self.order(data, iteration * self.per_iteration),
+            batch_sampler=self._order(data, iteration * self.per_iteration),
             collate_fn=keep_batch,
             num_workers=of_run.num_workers,
             pin_memory=pinned,
