@@ -191,15 +191,16 @@ class Diagnosis:
             return [self._denoise(samples)[1] for samples in drawn]
 
     def _judge(self, samples: Samples) -> dict[str, Tensor]:
-        """The discriminator's log p/q of generated samples, and their weight by the divergence."""
+        """The discriminator's log p/q of generated samples, normalised too, and their weight by the divergence."""
         with self.run.generator_autocast():
             logit = self.method.logit(samples.x, samples.condition, samples.noised)
         objective, normalizer = self.method.objective, self.method.normalizer
-        if not objective.needs_ratio or not hasattr(objective, "divergence"):
-            return {"generated": logit}
         # A copy, as the published normaliser changes its means at each call.
         log_ratio = logit if normalizer is None else copy.deepcopy(normalizer)(logit, samples.noised.sigma)
-        return {"generated": logit, "weight": objective.divergence.weight(log_ratio)}
+        found = {"generated": logit, "log_ratio": log_ratio}
+        if objective.needs_ratio and hasattr(objective, "divergence"):
+            found["weight"] = objective.divergence.weight(log_ratio)
+        return found
 
     def _compare(
         self, sigma: Tensor, x_seen: Tensor, condition: Condition, noise: Tensor, number: Tensor, x_real: Tensor,
@@ -224,8 +225,8 @@ def summarize(columns: Mapping[str, Tensor], levels: Sequence[str]) -> dict[str,
 
     Args:
         columns: of each sample [N], float64: its ``bin``; of a fake score its ``loss``, ``refitted_loss`` and
-            ``squared_gap``; of a discriminator its log p/q of the ``generated`` sample and their ``weight``; and of the
-            ``real`` held-out image with the number ``image`` and of an image ``seen`` in training.
+            ``squared_gap``; of a discriminator its log p/q of the ``generated`` sample, the normalised ``log_ratio``
+            and the ``weight``, and its log p/q of the ``real`` held-out image ``image`` and of one ``seen``.
         levels: the names of the bins.
     """
     values: dict[str, float] = {}
@@ -252,8 +253,8 @@ def _of_bin(columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values["jensen_shannon"] = jensen_shannon_bound(real, generated)
         values["forward_kl"], values["reverse_kl"] = kl_bounds(real, generated)
         values["ratio_mean"], values["inverse_ratio_mean"] = ratio_means(real, generated)
-    if "generated" in columns:
-        values["log_ratio_size"] = columns["generated"].abs().median()
+    if "log_ratio" in columns:
+        values["log_ratio_size"] = columns["log_ratio"].abs().median()
     if "weight" in columns:
         values["effective_samples"] = effective_fraction(columns["weight"])
         for percent in (10, 90):

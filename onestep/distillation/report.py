@@ -1,6 +1,7 @@
 """The report of a distillation: metrics and grids during training, and the final summary of teacher and student."""
 
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from onestep.engine.state import TrainingState
 from onestep.evaluation.generate import SampleFunction
 from onestep.evaluation.of_run import RunEvaluator, check_values
 from onestep.metrics.result import Measurement
-from onestep.reports.plots import save_curves, save_side_by_side
+from onestep.reports.plots import save_curves, save_diagnosis, save_side_by_side
 from onestep.reports.tables import print_summary
 
 _DIAGNOSTICS = (
@@ -90,7 +91,8 @@ class DistillationReport:
         Returns:
             ``teacher`` and ``student``, which is the first average, each with every metric, ``network_evaluations``,
             ``samples`` and ``samples_per_second`` (only ``network_evaluations`` for a teacher that is not evaluated);
-            ``averages``, the same of the other averages by name; ``images_seen``, the number of ``skipped_steps`` among
+            ``averages``, the same of the other averages by name; ``diagnosis``, the last one's values and ``symptoms``,
+            if there was one; ``images_seen``, the number of ``skipped_steps`` among
             the iterations, and ``seconds`` of the training; ``results``, a record of each value. Empty outside the main
             process.
 
@@ -138,6 +140,9 @@ class DistillationReport:
             "seconds": round(state.seconds, 1),
             "results": records,
         }
+        lines = read_log(folder / "log.jsonl")
+        if diagnosis := last_diagnosis(lines):
+            summary["diagnosis"] = diagnosis
         self.run.write_json("summary.json", summary)
         titles = (f"teacher, {count_evaluations(teacher_nfe)}", f"student, {count_evaluations(student_nfe)}")
         save_side_by_side(teacher_images, student_images, titles, folder / "side_by_side.png")
@@ -147,7 +152,8 @@ class DistillationReport:
             for name in sides
             for key, description in metrics.items()
         }
-        save_curves(read_log(folder / "log.jsonl"), metrics | of_others, _DIAGNOSTICS, folder / "curves.png")
+        save_curves(lines, metrics | of_others, _DIAGNOSTICS, folder / "curves.png")
+        save_diagnosis(lines, PREFIX, folder / "diagnosis.png")
         print_summary(summary, folder)
         check_values(failures, folder)
         return summary
@@ -157,6 +163,15 @@ class DistillationReport:
         label_dim, classes = self.parts.data.label_dim, self.parts.space.classes
         columns = list(range(label_dim)) if classes is None else sorted({*classes})
         return evaluator.generate(sample, self.parts.evaluation.grid, classes=columns or None)
+
+
+def last_diagnosis(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The values of the last diagnosis in the ``lines`` of a log by name, and its ``symptoms``; None without one."""
+    for line in reversed(lines):
+        values = {name.removeprefix(PREFIX): value for name, value in line.items() if name.startswith(PREFIX)}
+        if values:
+            return {"symptoms": line.get("symptoms", []), **values}
+    return None
 
 
 def count_evaluations(count: int) -> str:

@@ -11,9 +11,9 @@ _SATURATED = 10.0
 #: The weights of a bounded divergence vary by less than 0.1 % of their range. The weakest critic of a healthy run, on
 #: the digits at the highest noise, has a median |log r| of 3e-3, and ten times this at other levels.
 _BLIND = 2e-3
-#: Nats of the logistic loss of real images, of which 0.69 is that of no knowledge; and its certainty, three standard
+#: Nats of the logistic loss of real images, of which 0.69 is that of no knowledge; and its certainty, in standard
 #: errors. Healthy runs are within 0.02.
-_OVERFITTED, _ERRORS = 0.1, 3.0
+_OVERFITTED, _ERRORS = 0.05, 2.0
 #: A spread below 0.6 of the teacher's is 0.36 of its variance. Healthy runs are within 0.05 of 1 from their first
 #: evaluation on.
 _CONTRACTING = 0.6

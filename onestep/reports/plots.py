@@ -92,6 +92,37 @@ def save_side_by_side(teacher: Tensor, student: Tensor, titles: tuple[str, str],
     save_figure(figure, path)
 
 
+def save_diagnosis(lines: Sequence[dict[str, Any]], prefix: str, path: Path) -> None:
+    """Plot the values of the diagnoses in a log's ``lines`` against images seen; one panel a name, one curve a level.
+
+    Args:
+        lines: lines of the log.
+        prefix: of the keys of a diagnosis, which are PREFIX NAME or PREFIX NAME/LEVEL.
+        path: file of the plot; there is none without a diagnosis.
+    """
+    keys = dict.fromkeys(key for line in lines for key in line if key.startswith(prefix))
+    names = list(dict.fromkeys(key.removeprefix(prefix).partition("/")[0] for key in keys))
+    if not names:
+        return
+    columns = min(4, len(names))
+    figure = new_figure(figsize=(4 * columns, 3 * -(-len(names) // columns)), layout="constrained")
+    axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).flat
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes, names, strict=False):
+        for key in keys:
+            found, _, level = key.removeprefix(prefix).partition("/")
+            if found == name:
+                points = [(line["images_seen"], line[key]) for line in lines if key in line]
+                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=level or None)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(title="noise level", fontsize="small")
+        axis.set_title(name.replace("_", " "))
+        axis.set_xlabel("images seen")
+        axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
 def save_curves(
     lines: Sequence[dict[str, Any]], metrics: Mapping[str, Description], diagnostics: Sequence[str], path: Path
 ) -> None:

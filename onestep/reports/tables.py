@@ -51,6 +51,7 @@ class Summary(TypedDict):
     teacher: Side
     student: NotRequired[Side]
     averages: NotRequired[dict[str, Side]]
+    diagnosis: NotRequired[dict[str, FiniteFloat | list[str] | None]]
     images_seen: NonNegativeInt
     skipped_steps: NotRequired[NonNegativeInt]
     seconds: FiniteFloat
@@ -116,5 +117,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     for key, title in (titles | {cost: cost.replace("_", " ") for cost in COSTS}).items():
         values = [side.get(key) for side in sides.values()]
         table.add_row(escape(title), *("" if value is None else format_value(value) for value in values))
+    symptoms = [name.replace("_", " ") for name in summary.get("diagnosis", {}).get("symptoms", [])]
+    if "diagnosis" in summary:
+        count = f"{len(symptoms) or 'no'} symptom{'' if len(symptoms) == 1 else 's'}"
+        table.add_row("diagnosis", *(count if side == "student" else "" for side in sides))
     Console().print(table)
+    if symptoms:
+        print(f"symptoms of the last diagnosis: {', '.join(symptoms)}; see docs/diagnosis.md")
     print(f"files of this run: {shlex.quote(str(folder))}")  # as one pastes it into a shell

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from onestep.build.distillation import build_distillation
+from onestep.config import compose
 from onestep.distillation.diagnosis import PREFIX, Diagnosis, level_names, summarize
 from onestep.distillation.parts import Distillation
 from onestep.distillation.refit import refitted
@@ -17,6 +19,7 @@ from onestep.distillation.spread import spread_of
 from onestep.engine.log import read_log
 from onestep.seeding import seeded_rng
 from tests.helpers.configs import tiny_config
+from tests.helpers.updates import take_updates
 
 #: Of 1,797 digits; one batch of samples.
 WITH_DIAGNOSIS = ("diagnosis.samples=16", "diagnosis.held_out=40", "metrics=[]")
@@ -122,8 +125,8 @@ def test_summary_of_known_columns() -> None:
     """Two samples in each of two bins."""
     columns: dict[str, Any] = {
         "bin": [0, 0, 1, 1], "loss": [2, 2, 4, 4], "refitted_loss": [1, 2, 3, 3], "squared_gap": [1, 3, 0, 0],
-        "generated": [-1, -3, 0, 0], "weight": [0, 4, 1, 1], "image": [0, 1, 0, 1], "real": [2, 2, -1, -1],
-        "seen": [2, 2, -1, 3],
+        "generated": [-1, -3, 0, 0], "log_ratio": [-1, -3, 0, 0], "weight": [0, 4, 1, 1],
+        "image": [0, 1, 0, 1], "real": [2, 2, -1, -1], "seen": [2, 2, -1, 3],
     }  # fmt: skip
     values = summarize({name: torch.tensor(column).double() for name, column in columns.items()}, ["low", "high"])
     assert values["fake_score_lag"] == 0.25
@@ -139,6 +142,23 @@ def test_summary_of_known_columns() -> None:
     excess = (math.log1p(math.exp(1)) - math.log1p(math.exp(-3))) / 2
     assert values["overfitting"] == pytest.approx(excess / 2)
     assert values["overfitting_error"] == pytest.approx(excess / math.sqrt(2) / math.sqrt(2))
+
+
+def test_the_cost_is_below_two_percent_of_a_training(tmp_path: Path) -> None:
+    """By FLOPs, in the settings of CIFAR-10: two batches of samples and the teacher's, at every evaluation."""
+    parts = build_distillation(tiny_config(tmp_path, "diagnosis.samples=32", "sampler.steps=18", "metrics=[]"))
+    with FlopCounterMode(display=False) as of_iteration:
+        list(take_updates(parts))
+    diagnosis = Diagnosis(parts)
+    with FlopCounterMode(display=False) as of_first:
+        diagnosis(1)
+    with FlopCounterMode(display=False) as of_others:
+        diagnosis(1)
+    cifar10 = compose("train", ["experiment=benchmark/cifar10_uncond", "teacher.path=a.pkl"])
+    assert cifar10.diagnosis.samples == 2 * cifar10.training.batch_size
+    iterations = of_iteration.get_total_flops() * cifar10.training.evaluate_every
+    first, others = (counter.get_total_flops() / iterations for counter in (of_first, of_others))
+    assert 5e-4 < others < 1.5e-3 and others < first < 4e-3  # docs/diagnosis.md has these numbers
 
 
 def test_levels_have_names_of_two_digits() -> None:

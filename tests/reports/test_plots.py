@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from onestep.metrics.result import Description
-from onestep.reports.plots import enlargement, save_curves, save_image, save_samples, to_grid
+from onestep.reports.plots import enlargement, save_curves, save_diagnosis, save_image, save_samples, to_grid
 
 
 def test_grid_places_known_pixels() -> None:
@@ -49,6 +49,25 @@ def test_files_hold_the_pixels(tmp_path: Path) -> None:
     save_image(pixels, tmp_path / "colour.png")
     with Image.open(tmp_path / "colour.png") as colour:
         np.testing.assert_array_equal(np.asarray(colour), pixels.numpy())
+
+
+def test_a_diagnosis_has_a_panel_for_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one curve for each level; a value that was not finite is a gap."""
+    drawn: dict[str, dict[str, list[list[float]]]] = {}
+
+    def keep(figure: Figure, path: Path) -> None:
+        for axis in filter(lambda axis: axis.get_title(), figure.axes):
+            drawn[axis.get_title()] = {str(line.get_label()): line.get_xydata().tolist() for line in axis.lines}
+
+    monkeypatch.setattr("onestep.reports.plots.save_figure", keep)
+    lines = [{"images_seen": seen, "loss": 1.0} for seen in (10, 20)]
+    save_diagnosis(lines, "diagnosis/", tmp_path / "plot.png")
+    assert drawn == {}
+    lines[0] |= {"diagnosis/score_gap/0.1": 3.0, "diagnosis/score_gap/2": 1.0}
+    lines[1] |= {"diagnosis/score_gap/0.1": 2.0, "diagnosis/spread": 0.9}
+    save_diagnosis(lines, "diagnosis/", tmp_path / "plot.png")
+    assert drawn["score gap"] == {"0.1": [[10, 3], [20, 2]], "2": [[10, 1]]}
+    assert list(drawn) == ["score gap", "spread"] and list(drawn["spread"].values()) == [[[20, 0.9]]]
 
 
 def test_curves_read_the_metrics_descriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,22 @@ def test_a_side_that_was_not_evaluated_has_no_column(capsys: pytest.CaptureFixtu
     assert rows_of(capsys) == [["network evaluations", "1"], ["samples", "50,000"], ["samples per second", "1234"]]
 
 
+@pytest.mark.parametrize(
+    "symptoms, cell, line",
+    [
+        ([], "no symptoms", ""),
+        (["critic_blind"], "1 symptom", "diagnosis: critic blind; see docs/diagnosis.md"),
+        (["critic_blind", "samples_contracting"], "2 symptoms", "diagnosis: critic blind, samples contracting; see"),
+    ],
+)
+def test_the_row_of_a_diagnosis(symptoms: list[str], cell: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = {"teacher": {}, "student": COSTS, "images_seen": 9, "seconds": 1.0, "results": {}}
+    print_summary(summary | {"diagnosis": {"symptoms": symptoms, "spread": 1.0}}, Path("outputs/run"))
+    text = capsys.readouterr().out
+    assert f"{cell} " in next(row for row in text.splitlines() if "│ diagnosis " in row)
+    assert line in text and ("symptoms of the last" in text) == bool(symptoms)
+
+
 def test_descriptions_come_from_the_records() -> None:
     descriptions = descriptions_of({"results": {"teacher": RECORDS[:2], "student": RECORDS}})
     assert list(descriptions) == list(TEN)
