@@ -201,7 +201,7 @@ def test_pictures_reach_the_trackers_that_take_them(path: Path) -> None:
     Image.new("L", (6, 4)).save(path.with_name("grid.png"))
     trackers = [tracker("tensorboard"), tracker("wandb"), SimpleNamespace(name="mlflow")]
     log = RunLog.__new__(RunLog)
-    log.accelerator, log.batch_size = SimpleNamespace(trackers=trackers), 16  # type: ignore[assignment]
+    log.accelerator, log.batch_size = SimpleNamespace(trackers=trackers), 16
     log.picture(3, "samples", path.with_name("grid.png"))
     shape = (1, 4, 6, 3)
     assert sent == [
