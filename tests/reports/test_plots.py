@@ -57,7 +57,9 @@ def test_a_diagnosis_has_a_panel_for_each_name(tmp_path: Path, monkeypatch: pyte
 
     def keep(figure: Figure, path: Path) -> None:
         for axis in filter(lambda axis: axis.get_title(), figure.axes):
-            drawn[axis.get_title()] = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axis.lines}
+            drawn[axis.get_title()] = {
+                str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axis.lines
+            }
 
     monkeypatch.setattr("onestep.reports.plots.save_figure", keep)
     lines = [{"images_seen": seen, "loss": 1.0} for seen in (10, 20)]
