@@ -115,12 +115,15 @@ def trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> Denois
 
 
 def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNetwork | None) -> Discriminator:
-    """The discriminator's head on the features of the teacher or the fake score.
+    """The discriminator: a head on the features of the teacher or the fake score, or a network of its own.
 
     Raises:
         ValueError: if that network does not exist, or has no features, or not those that the head reads.
     """
     make = instantiate(config.discriminator.head)
+    if make.keywords.get("features_from") == "samples":
+        network: Discriminator = make([teacher.image_shape], teacher.label_dim)
+        return network
     host = fake_score if make.keywords.get("features_from") == "fake_score" else teacher
     if host is None:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onestep.denoiser import Condition, concatenate_conditions
 from onestep.models.base import DenoiserNetwork
-from onestep.models.discriminator import Discriminator
+from onestep.models.discriminator import NOISED_SAMPLES, Discriminator
 from onestep.noise import Noised
 from onestep.objectives.adversarial import discriminator_loss, generator_loss, log_ratio_of
 from onestep.objectives.base import Objective, Predictions
@@ -73,10 +73,11 @@ class Method:
 
     @property
     def host(self) -> Any:
-        """The network whose features are the discriminator's input."""
+        """The network whose features are the discriminator's input; None without discriminator."""
         if self.discriminator is None:
             return None
-        return self.fake_score if self.discriminator.features_from == "fake_score" else self.teacher
+        hosts = {"teacher": self.teacher, "fake_score": self.fake_score, "samples": NOISED_SAMPLES}
+        return hosts[self.discriminator.features_from]
 
     @property
     def needs_batch_mean(self) -> bool:
@@ -125,17 +126,17 @@ class Method:
                 raise ValueError("x_real and noised_real are missing: the discriminator compares with real samples")
             x_real_sigma, sigma_real = noised_real.add_to(x_real), noised_real.sigma
             condition_real = condition if condition_real is None else condition_real
+            if noised_generated is not None:
+                x_sigma, sigma = noised_generated.add_to(x_generated), noised_generated.sigma
+            sigmas, conditions = torch.cat([sigma_real, sigma]), concatenate_conditions(condition_real, condition)
             if features:  # of the fake score, from the pass above
                 features_real = self.host(x_real_sigma, sigma_real, condition_real, outputs="features", levels=levels)
                 features = [torch.cat(pair) for pair in zip(features_real, features, strict=True)]
             else:
-                if noised_generated is not None:
-                    x_sigma, sigma = noised_generated.add_to(x_generated), noised_generated.sigma
                 with torch.set_grad_enabled(self.host is self.fake_score and torch.is_grad_enabled()):
-                    both = torch.cat([x_real_sigma, x_sigma]), torch.cat([sigma_real, sigma])
-                    conditions = concatenate_conditions(condition_real, condition)
-                    features = self.host(*both, conditions, outputs="features", levels=levels)
-            logits_real, logits_generated = self.discriminator(features).chunk(2)
+                    x_sigmas = torch.cat([x_real_sigma, x_sigma])
+                    features = self.host(x_sigmas, sigmas, conditions, outputs="features", levels=levels)
+            logits_real, logits_generated = self.discriminator(features, sigmas, conditions).chunk(2)
             logistic = discriminator_loss(logits_real, logits_generated)
             losses.terms["discriminator"] = Term(logistic * factor, self.discriminator_weight)
             losses.diagnostics |= {
@@ -168,7 +169,12 @@ class Method:
             if self.fake_score is not None:
                 x0_fake, fake_features = self._predict(self.fake_score, inputs, self.fake_score is host, gan_here)
                 features = fake_features or features
-            logits = self.discriminator(features) if self.discriminator is not None and features else None
+            if host is NOISED_SAMPLES:
+                features = host(*inputs)
+            logits = None
+            if self.discriminator is not None and features:
+                with torch.set_grad_enabled(gan_here or self.objective.differentiates_scores):
+                    logits = self.discriminator(features, sigma, condition)
             logit = None if logits is None else log_ratio_of(logits)
             log_ratio = logit if logit is None or self.normalizer is None else self.normalizer(logit, sigma)
             adversarial = self._adversarial(logits, x_generated, condition, noised_gan)
@@ -192,8 +198,9 @@ class Method:
         if self.gan_weight == 0 or self.discriminator is None or self.host is None:
             return None
         if noised is not None:
-            x_sigma, levels = noised.add_to(x_generated), self.discriminator.levels
-            logits = self.discriminator(self.host(x_sigma, noised.sigma, condition, outputs="features", levels=levels))
+            inputs, levels = (noised.add_to(x_generated), noised.sigma, condition), self.discriminator.levels
+            features = self.host(*inputs, outputs="features", levels=levels)
+            logits = self.discriminator(features, noised.sigma, condition)
         return None if logits is None else generator_loss(logits, self.discriminator.logit_bound)
 
     def log_ratio(self, x_generated: Tensor, condition: Condition, noised: Noised) -> Tensor:
@@ -208,7 +215,7 @@ class Method:
         x_sigma, sigma = noised.add_to(x), noised.sigma
         with without_bf16(self.host, x_sigma.device):
             features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
-        return log_ratio_of(self.discriminator(features))
+        return log_ratio_of(self.discriminator(features, sigma, condition))
 
     def _predict(
         self, network: nn.Module, inputs: tuple[Tensor, Tensor, Condition], is_host: bool, gan_here: bool

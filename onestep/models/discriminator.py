@@ -1,15 +1,18 @@
-"""Discriminators: heads on the features of another network, whose logits estimate log p/q."""
+"""Discriminators, whose logits estimate log p/q: heads on the features of a network of the method, or networks."""
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
-from onestep.ranges import Count, Positive, Width, checked
+from onestep.denoiser import Condition
+from onestep.models.edm.layers import PositionalEmbedding
+from onestep.noise import expand_like
+from onestep.ranges import Classes, Count, Positive, Width, checked
 
 Shape = tuple[Width, Width, Width]
 #: A level of features, counted from the highest resolution, or backwards from the middle.
@@ -19,26 +22,40 @@ Level = Annotated[int, Ge(-16), Le(15)]
 class Discriminator(nn.Module):
     """Logits [B, P] of P positions or heads from features of a noised image.
 
-    With the logistic loss on noised real and generated samples, the optimal logit is ``log p/q``. The features depend
-    on the noise level and the class already.
+    With the logistic loss on noised real and generated samples, the optimal logit is ``log p/q``.
 
     Attributes:
-        features_from: the network that computes them:
+        features_from: what computes them:
 
-            - ``"teacher"``: the frozen teacher (f-distill, arXiv 2502.15681, sec. 3), or
+            - ``"teacher"``: the frozen teacher (f-distill, arXiv 2502.15681, sec. 3),
             - ``"fake_score"``: the fake score's encoder, which the discriminator's loss trains too (DMD2, arXiv
-              2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755).
+              2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755), or
+            - ``"samples"``: nothing. The features are the noised samples, and the discriminator is the whole network.
         levels: levels of its features, ascending indices of ``feature_shapes``.
         logit_bound: the generator's loss clamps the logits to [-logit_bound, logit_bound].
     """
 
-    features_from: Literal["teacher", "fake_score"]
+    features_from: Literal["teacher", "fake_score", "samples"]
     levels: Sequence[int] = (-1,)
     logit_bound: float = math.inf
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The logits [B, P], in float32, for features [B, F, h, w] of each of the ``levels``."""
+    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
+        """The logits [B, P], in float32, for features [B, F, h, w] of each of the ``levels``.
+
+        ``sigma`` [B] and ``condition`` are those of the features. A network's features depend on both already.
+        """
         raise NotImplementedError(f"{type(self).__name__} must implement forward")
+
+
+class NoisedSamples(nn.Module):
+    """The host of a discriminator that is a network of its own: its features are the noised samples themselves."""
+
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, **options: Any) -> tuple[Tensor]:
+        """``x_sigma`` [B, C, H, W], as the only level of features."""
+        return (x_sigma,)
+
+
+NOISED_SAMPLES = NoisedSamples()
 
 
 @checked
@@ -63,7 +80,7 @@ class PooledHead(Discriminator):
         nn.init.zeros_(self.logit.weight)
         nn.init.zeros_(self.logit.bias)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
         # Contiguous: the backward pass of torch 2.13's GroupNorm crashes on the CPU for a channels-last input without
         # gradient, such as the features of a frozen teacher.
         x = F.silu(self.conv0(self.norm(features[0].contiguous())))
@@ -88,7 +105,7 @@ class ChannelMean(Discriminator):
         self.features_from = features_from
         self.logit_bound = logit_bound
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
         return features[0].float().mean(1).flatten(1)
 
 
@@ -125,7 +142,7 @@ class StridedHeads(Discriminator):
     @staticmethod
     def _head(channels: int, height: int, width: int, groups: int) -> nn.Sequential:
         largest = min(groups, channels if channels > 32 else max(1, channels // 4))
-        groups = next(count for count in range(largest, 0, -1) if channels % count == 0)
+        groups = _groups(channels, largest)
         layers: list[nn.Module] = []
         while max(height, width) > 4:
             layers += [nn.Conv2d(channels, channels, 4, stride=2, padding=1), nn.GroupNorm(groups, channels), nn.SiLU()]
@@ -137,9 +154,83 @@ class StridedHeads(Discriminator):
         layers += [nn.Conv2d(channels, channels, (height, width)), nn.GroupNorm(groups, channels), nn.SiLU()]
         return nn.Sequential(*layers, nn.Conv2d(channels, 1, 1))
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
         logits = [head(one).flatten(1) for head, one in zip(self.heads, features, strict=True)]
         return torch.cat(logits, 1).float()
+
+
+@checked
+class ConvolutionalNetwork(Discriminator):
+    """One logit from a network of its own: convolutions of stride 2 on the noised sample, modulated by level and class.
+
+    The sample is scaled to at most unit variance. A layer is a 4x4 convolution of stride 2, a group norm (but for the
+    first layer), a scale and a shift by the embedding of the noise level and the class, and SiLU. Layers follow until
+    the sides are at most 4, with twice the channels of the one before. The logit is linear in the last layer's outputs,
+    by weights of their own and by the projected embedding (Miyato and Koyama 2018, arXiv 1802.05637). It starts at 0.
+
+    Args:
+        shapes: the shape (C, H, W) of the samples.
+        label_dim: number of classes; 0 for none.
+        features_from: ``"samples"``.
+        channels: of the first layer.
+        embedding: width of the embedding.
+
+    Raises:
+        ValueError: if a side of the samples is less than 4.
+    """
+
+    frequencies = 16  # of the noise level's embedding
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        label_dim: Classes,
+        features_from: Literal["samples"],
+        channels: Width,
+        embedding: Width,
+    ) -> None:
+        super().__init__()
+        self.features_from = features_from
+        inputs, height, width = shapes[0]
+        if min(height, width) < 4:
+            raise ValueError(f"discriminator.head: {height}x{width} samples are too narrow for strided convolutions")
+        self.noise = PositionalEmbedding(2 * self.frequencies)
+        self.label_dim = label_dim
+        widths = 2 * self.frequencies + label_dim, embedding
+        self.embed = nn.Sequential(nn.Linear(*widths), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.layers, self.modulations = nn.ModuleList(), nn.ModuleList()
+        while max(height, width) > 4 or not self.layers:
+            layer: nn.Module = nn.Conv2d(inputs, channels, 4, stride=2, padding=1)
+            if self.layers:
+                layer = nn.Sequential(layer, nn.GroupNorm(_groups(channels, channels // 16), channels))
+            self.layers.append(layer)
+            self.modulations.append(nn.Linear(embedding, 2 * channels))
+            inputs, channels = channels, 2 * channels
+            height, width = height // 2, width // 2
+        outputs = inputs * height * width
+        self.logit, self.projection = nn.Linear(outputs, 1), nn.Linear(embedding, outputs)
+        for last in (self.logit, self.projection):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
+        x = features[0] / expand_like((1 + sigma**2).sqrt(), features[0])
+        embedding = self.noise(4 * sigma.log())
+        if self.label_dim:
+            labels = condition.get("labels", embedding.new_zeros(len(embedding), self.label_dim))
+            embedding = torch.cat([embedding, labels], 1)
+        embedding = self.embed(embedding)
+        for layer, modulation in zip(self.layers, self.modulations, strict=True):
+            scale, shift = modulation(embedding)[:, :, None, None].chunk(2, 1)
+            x = F.silu(layer(x) * (1 + scale) + shift)
+        x = x.flatten(1)
+        projected = (self.projection(embedding) * x).sum(1, keepdim=True) / math.sqrt(x.shape[1])
+        return (self.logit(x) + projected).float()
+
+
+def _groups(channels: int, largest: int) -> int:
+    """The largest number of groups of ``channels`` up to ``largest``, at least 1."""
+    return next(count for count in range(max(1, largest), 0, -1) if channels % count == 0)
 
 
 def _levels(levels: Sequence[int] | None, count: int) -> tuple[int, ...]:

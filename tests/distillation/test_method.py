@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
-from onestep.models.discriminator import ChannelMean, PooledHead, StridedHeads
+from onestep.models.discriminator import (
+    NOISED_SAMPLES,
+    ChannelMean,
+    ConvolutionalNetwork,
+    PooledHead,
+    StridedHeads,
+)
 from onestep.noise import LogUniformSigma, Noised, add_noise
 from onestep.objectives.adversarial import discriminator_loss
 from onestep.objectives.base import Objective, Predictions
@@ -23,8 +29,8 @@ from onestep.objectives.uni_instruct import UniInstruct
 from onestep.objectives.weighting import UnitWeighting
 from tests.helpers.edm_models import tiny_denoiser
 
-Home = Literal["teacher", "fake_score"]
-homes = pytest.mark.parametrize("home", ["teacher", "fake_score"])
+Home = Literal["teacher", "fake_score", "samples"]
+homes = pytest.mark.parametrize("home", ["teacher", "fake_score", "samples"])
 
 
 class StubObjective(Objective):
@@ -46,13 +52,16 @@ class World:
 
     def __init__(self, home: Home | None) -> None:
         torch.manual_seed(0)
-        discriminator = None
-        if home is not None:
+        discriminator: PooledHead | ConvolutionalNetwork | None = None
+        if home == "samples":
+            discriminator = ConvolutionalNetwork([(1, 8, 8)], 3, features_from=home, channels=8, embedding=8)
+        elif home is not None:
             discriminator = PooledHead([(32, 4, 4)], features_from=home, hidden=8)
+        if discriminator is not None:
             nn.init.normal_(discriminator.logit.weight)
         self.normalizer = QuantileBins(LogUniformSigma(0.1, 10.0), bins=1, decay=0.9) if home is not None else None
         self.teacher, self.fake_score = tiny_denoiser(seed=1).requires_grad_(False), tiny_denoiser(seed=2)
-        self.host = self.teacher if home == "teacher" else self.fake_score
+        self.host: Any = {"teacher": self.teacher, "samples": NOISED_SAMPLES}.get(str(home), self.fake_score)
         self.discriminator: Any = discriminator
         rng = torch.Generator().manual_seed(3)
         self.x_generated = torch.randn(4, 1, 8, 8, generator=rng).requires_grad_()
@@ -83,7 +92,8 @@ class World:
         return self.method(**options).critic_losses(*inputs)
 
     def logits(self, x_sigma: Tensor) -> Tensor:
-        return self.discriminator(self.host(x_sigma, self.sigma, self.condition, outputs="features"))[:, 0]
+        features = self.host(x_sigma, self.sigma, self.condition, outputs="features")
+        return self.discriminator(features, self.sigma, self.condition)[:, 0]
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         networks = {"teacher": self.teacher, "fake": self.fake_score, "discriminator": self.discriminator}
@@ -255,7 +265,7 @@ def test_the_discriminator_trains_the_encoder_only_where_it_is_shared(world: Wor
         name: [p.grad is not None and bool((p.grad != 0).any()) for p in own] for name, own in parameters.items()
     }
     assert all(trained["discriminator"]) and not any(trained["teacher"])
-    if home == "teacher":
+    if home != "fake_score":
         assert not any(trained["fake"])
     else:  # the encoder, and not the decoder
         direct = discriminator_loss(*(world.logits(x)[:, None] for x in (world.x_real_sigma, world.x_sigma)))

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onestep.models.discriminator import ChannelMean, Discriminator, PooledHead, StridedHeads
+from onestep.models.discriminator import ChannelMean, ConvolutionalNetwork, Discriminator, PooledHead, StridedHeads
+from onestep.objectives.adversarial import discriminator_loss
 from tests.helpers.edm_models import tiny_denoiser
 
+ONES = torch.ones(5)  # noise levels
 SHAPES = [(8, 16, 16), (16, 8, 8), (48, 4, 4)]
 HEADS: dict[str, tuple[Callable[[], Discriminator], int]] = {  # with the number of logits
     "pooled": (lambda: PooledHead(SHAPES, "teacher", 16), 1),
@@ -30,16 +32,16 @@ def test_logits_are_float32_whatever_the_precision(name: str) -> None:
     make, count = HEADS[name]
     head = make()
     features = features_for(head, SHAPES)
-    logits = head(features)
+    logits = head(features, ONES, {})
     assert logits.shape == (5, count)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert head([one.bfloat16() for one in features]).dtype == torch.float32
+        assert head([one.bfloat16() for one in features], ONES, {}).dtype == torch.float32
 
 
 def test_a_fresh_pooled_head_says_nothing_and_learns_from_there() -> None:
     torch.manual_seed(0)
     head = PooledHead([(8, 4, 4)], "teacher", 16)
-    logits = head([torch.randn(5, 8, 4, 4)])
+    logits = head([torch.randn(5, 8, 4, 4)], ONES, {})
     assert logits.tolist() == [[0]] * 5
     logits.sum().backward()
     assert head.logit.bias.grad.tolist() == [5]  # type: ignore[union-attr]
@@ -50,7 +52,7 @@ def test_the_channel_mean_has_no_parameters() -> None:
     head = ChannelMean(SHAPES, "fake_score", 10.0)
     features = features_for(head, SHAPES)
     assert not head.state_dict() and head.logit_bound == 10
-    torch.testing.assert_close(head(features), features[0].sum(1).view(5, 16) / 48)
+    torch.testing.assert_close(head(features, ONES, {}), features[0].sum(1).view(5, 16) / 48)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,44 @@ def test_strided_layers_follow_until_one_position_is_left(
         layers = [*head.heads[0].children()]
         assert [layer.kernel_size[0] for layer in layers if isinstance(layer, nn.Conv2d)] == sizes
         assert {layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)} == {found}
-        assert head([torch.empty(2, *shape)]).shape == (2, 1)
+        assert head([torch.empty(2, *shape)], ONES[:2], {}).shape == (2, 1)
+
+
+def test_a_network_of_its_own_starts_blind_and_sees_level_and_class() -> None:
+    torch.manual_seed(0)
+    network = ConvolutionalNetwork([(3, 16, 16)], 4, "samples", channels=8, embedding=16)
+    x, sigma, labels = torch.randn(5, 3, 16, 16), torch.linspace(0.1, 2.0, 5), torch.eye(4)[[0, 1, 2, 3, 0]]
+    assert network([x], sigma, {"labels": labels}).tolist() == [[0]] * 5
+    for last in (network.logit, network.projection):
+        nn.init.normal_(last.weight)
+    logits = network([x], sigma, {"labels": labels})
+    for others in (
+        network([x], 1.1 * sigma, {"labels": labels}),
+        network([x], sigma, {"labels": labels.roll(1, 1)}),
+        network([x.roll(1, 3)], sigma, {"labels": labels}),
+    ):
+        assert (others - logits).abs().min() > 1e-3
+    assert torch.equal(network([x], sigma, {}), network([x], sigma, {"labels": torch.zeros(5, 4)}))
+
+
+def test_a_network_of_its_own_learns_a_known_ratio() -> None:
+    """Of noise around two opposite means, log p/q = 2 <mean, x_sigma> / (1 + sigma^2), on samples that it never saw."""
+    torch.manual_seed(0)
+    network = ConvolutionalNetwork([(1, 8, 8)], 0, "samples", channels=16, embedding=16)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, betas=(0.0, 0.99))
+    mean = 0.2 * torch.randn(1, 8, 8)
+    sigma = torch.linspace(0.1, 2.0, 256)
+    width = (1 + sigma**2).sqrt()[:, None, None, None]
+    for _ in range(300):
+        real, generated = mean + width * torch.randn(256, 1, 8, 8), -mean + width * torch.randn(256, 1, 8, 8)
+        logits_real, logits_generated = network([real], sigma, {}), network([generated], sigma, {})
+        optimizer.zero_grad()
+        discriminator_loss(logits_real, logits_generated).mean().backward()
+        optimizer.step()
+    x = mean + width * torch.randn(256, 1, 8, 8)
+    exact = 2 * (mean * x / width**2).flatten(1).sum(1)
+    error = network([x], sigma, {})[:, 0].detach() - exact
+    assert 1 - error.var() / exact.var() > 0.8
 
 
 @pytest.mark.parametrize(
@@ -87,6 +126,10 @@ def test_strided_layers_follow_until_one_position_is_left(
         (lambda: StridedHeads(SHAPES, "teacher", [2, -1], 32), r"levels=\[2, -1\]: .*expected different"),
         (lambda: StridedHeads(SHAPES, "teacher", [], 32), "levels=.*: expected a list of at least 1"),
         (lambda: StridedHeads([(8, 64, 4)], "teacher", [0], 32), "features are too narrow for strided convolutions"),
+        (
+            lambda: ConvolutionalNetwork([(2, 1, 1)], 0, "samples", 8, 8),
+            "1x1 samples are too narrow for strided convolutions",
+        ),
     ],
 )
 def test_heads_that_cannot_be(call: Callable[[], Any], message: str) -> None:

@@ -65,7 +65,7 @@ def test_logits_of_real_and_generated_images(name: str) -> None:
         features = network.eval()(
             record[f"x_{side}"], record[f"sigma_{side}"], condition, outputs="features", levels=head.levels
         )
-        logits[side] = head(features)
+        logits[side] = head(features, record[f"sigma_{side}"], condition)
         expected = record[f"logits_{side}"].view_as(logits[side])
         torch.testing.assert_close(logits[side], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     losses = discriminator_loss(logits["real"], logits["fake"])
