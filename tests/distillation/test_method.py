@@ -293,7 +293,9 @@ def test_a_discriminator_without_real_samples_is_refused(world: World, absent: s
 
 @pytest.mark.parametrize("home", ["teacher"])
 @pytest.mark.parametrize("features_from", ["teacher", "fake_score"])
-def test_a_head_at_each_resolution_reads_the_features_of_its_own(world: World, features_from: Home) -> None:
+def test_a_head_at_each_resolution_reads_the_features_of_its_own(
+    world: World, features_from: Literal["teacher", "fake_score"]
+) -> None:
     world.discriminator = StridedHeads([(16, 8, 8), (32, 4, 4)], features_from, None, groups=4)
     world.host = world.teacher if features_from == "teacher" else world.fake_score
 
