@@ -144,6 +144,7 @@ def build_distillation(
             fake_score=fake_score,
             discriminator=discriminator,
             normalizer=normalizer,
+            penalty=instantiate(config.get("penalty")),
             gan_weighting=generator_settings.gan_weighting,
             discriminator_weight=critics.discriminator_weight,
             discriminator_weighting=critics.discriminator_weighting,

@@ -126,6 +126,7 @@ class _Train(_Run):
     weighting: Part
     sigma: Part
     fake_sigma: Part
+    penalty: Part | None
     normalizer: Part | None
     schedule: ScheduleName
     augment: Part | None

@@ -21,6 +21,7 @@ from onestep.objectives.adversarial import discriminator_loss, generator_loss, l
 from onestep.objectives.base import Objective, Predictions
 from onestep.objectives.denoising import ErrorWeight, denoising_loss, error_weight
 from onestep.objectives.density_ratio import RatioNormalizer
+from onestep.objectives.gradient_penalty import GradientPenalty
 from onestep.objectives.losses import Losses, Term
 from onestep.objectives.weighting import mean_inverse_distance
 from onestep.precision import without_bf16
@@ -52,6 +53,7 @@ class Method:
         objective_weight: weight of the objective in the generator's loss.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
         gan_weighting: "distance" multiplies that term by :func:`mean_inverse_distance`.
+        penalty: of the discriminator's gradient at noised real samples; None for none.
         discriminator_weight: weight of the discriminator's loss in the critics' loss.
         discriminator_weighting: "fake_score" multiplies that loss by the batch mean of the weight of the fake score's.
         error_weight: the weight of the fake score's error, see :func:`onestep.objectives.denoising.error_weight`.
@@ -63,6 +65,7 @@ class Method:
     fake_score: DenoiserNetwork | None = None
     discriminator: Discriminator | None = None
     normalizer: RatioNormalizer | None = None
+    penalty: GradientPenalty | None = None
     objective_weight: float = 1.0
     gan_weight: float = 0.0
     gan_weighting: Literal["constant", "distance"] = "constant"
@@ -139,11 +142,38 @@ class Method:
             logits_real, logits_generated = self.discriminator(features, sigmas, conditions).chunk(2)
             logistic = discriminator_loss(logits_real, logits_generated)
             losses.terms["discriminator"] = Term(logistic * factor, self.discriminator_weight)
+            if self.penalty is not None:
+                # Of another sample than the one whose level it was drawn for, so independent of the real sample.
+                direction = noised.noise.roll(1, 0)
+                penalties = self._penalties(x_real_sigma, sigma_real, condition_real, direction)
+                losses.terms["penalty"] = Term(penalties, self.discriminator_weight * self.penalty.weight)
+                losses.diagnostics["gradient_penalty"] = penalties
             losses.diagnostics |= {
                 "discriminator_loss": logistic,
                 "logit_real": log_ratio_of(logits_real), "logit_generated": log_ratio_of(logits_generated),
             }  # fmt: skip
         return losses
+
+    def _penalties(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, direction: Tensor) -> Tensor:
+        assert self.penalty is not None
+
+        def log_ratio(x_sigma: Tensor) -> Tensor:
+            times = len(x_sigma) // len(sigma)
+            return log_ratio_of(
+                self._logits(x_sigma, sigma.repeat(times), concatenate_conditions(*[condition] * times))
+            )
+
+        # In float32 where autocast is to bf16, which would round off differences of logits.
+        networks = nn.ModuleList([self.host, self.discriminator])
+        with frozen(self.teacher), without_bf16(networks, x_sigma.device):
+            return self.penalty(log_ratio, x_sigma, direction)
+
+    def _logits(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """The discriminator's logits [B, P], from a pass of its own."""
+        assert self.host is not None and self.discriminator is not None
+        features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
+        logits: Tensor = self.discriminator(features, sigma, condition)
+        return logits
 
     def generator_losses(
         self, x_generated: Tensor, condition: Condition, noised: Noised, weight_scale: Tensor | None = None,
@@ -198,9 +228,7 @@ class Method:
         if self.gan_weight == 0 or self.discriminator is None or self.host is None:
             return None
         if noised is not None:
-            inputs, levels = (noised.add_to(x_generated), noised.sigma, condition), self.discriminator.levels
-            features = self.host(*inputs, outputs="features", levels=levels)
-            logits = self.discriminator(features, noised.sigma, condition)
+            logits = self._logits(noised.add_to(x_generated), noised.sigma, condition)
         return None if logits is None else generator_loss(logits, self.discriminator.logit_bound)
 
     def log_ratio(self, x_generated: Tensor, condition: Condition, noised: Noised) -> Tensor:
@@ -211,11 +239,9 @@ class Method:
     @torch.no_grad()
     def logit(self, x: Tensor, condition: Condition, noised: Noised) -> Tensor:
         """The discriminator's log p/q [B] of samples ``x`` [B, ...], generated or real, without a graph."""
-        assert self.host is not None and self.discriminator is not None
         x_sigma, sigma = noised.add_to(x), noised.sigma
         with without_bf16(self.host, x_sigma.device):
-            features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
-        return log_ratio_of(self.discriminator(features, sigma, condition))
+            return log_ratio_of(self._logits(x_sigma, sigma, condition))
 
     def _predict(
         self, network: nn.Module, inputs: tuple[Tensor, Tensor, Condition], is_host: bool, gan_here: bool

@@ -24,7 +24,7 @@ from onestep.reports.tables import print_summary
 
 _DIAGNOSTICS = (
     "loss", "score_gap", "fake_score_loss", "discriminator_loss", "adversarial_loss", "regression_loss",
-    "logit_real", "logit_generated", "log_ratio_mean", "log_ratio_std", "weight_max",
+    "gradient_penalty", "logit_real", "logit_generated", "log_ratio_mean", "log_ratio_std", "weight_max",
     "generator_gradient", "fake_score_gradient",
 )  # fmt: skip
 

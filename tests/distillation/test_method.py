@@ -24,6 +24,7 @@ from onestep.objectives.base import Objective, Predictions
 from onestep.objectives.density_ratio import LinearBins, QuantileBins
 from onestep.objectives.divergences import ForwardKL, ReverseKL
 from onestep.objectives.f_distill import FDistill
+from onestep.objectives.gradient_penalty import R1, FiniteDifferenceR1, GradientPenalty
 from onestep.objectives.losses import Losses, Term
 from onestep.objectives.uni_instruct import UniInstruct
 from onestep.objectives.weighting import UnitWeighting
@@ -286,6 +287,23 @@ def test_a_discriminator_without_real_samples_is_refused(world: World, absent: s
     real: dict[str, Any] = {"x_real": world.x_real, "noised_real": noised_real} | {absent: None}
     with pytest.raises(ValueError, match="x_real and noised_real are missing.*real samples"):
         world.method().critic_losses(world.x_generated, condition=world.condition, noised=noised, **real)
+
+
+@homes
+@pytest.mark.parametrize("penalty", [R1(0.5), FiniteDifferenceR1(0.5, step=1e-3)])
+def test_a_penalty_is_of_the_logits_gradient_at_the_real_samples(world: World, penalty: GradientPenalty) -> None:
+    losses = world.critic_losses(penalty=penalty, discriminator_weight=0.25)
+    term = losses.terms["penalty"]
+    assert term.weight == 0.125
+    x = world.x_real_sigma.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(world.logits(x).sum(), x)
+    along = (gradient * world.noise.roll(1, 0)).flatten(1).sum(1).square()
+    expected = gradient.square().flatten(1).sum(1) if isinstance(penalty, R1) else along
+    torch.testing.assert_close(term.losses, expected, rtol=0.05, atol=1e-2 * float(expected.mean()))
+    term.mean.backward()
+    trained = {name: any(p.grad is not None for p in own) for name, own in world.parameters().items()}
+    assert trained["discriminator"] and not trained["teacher"]
+    assert trained["fake"] == (world.host is world.fake_score)
 
 
 # Discriminators with several logits, and the published normalisation.

@@ -49,6 +49,16 @@ def test_a_preset_trains_what_it_should(preset: str, tmp_path: Path) -> None:
     assert ("fake_score" in trained) == (steps > 0)
 
 
+@pytest.mark.parametrize("penalty", ["r1", "finite_difference_r1"])
+def test_a_discriminator_of_its_own_with_a_penalty(penalty: str, tmp_path: Path) -> None:
+    overrides = ("discriminator=convolutional", f"penalty={penalty}", f"output={tmp_path}")
+    parts = build_distillation(configure("train", *TINY, *overrides))
+    *critics, generator = take_updates(parts)
+    largest = [float(update["gradient_penalty"].max()) for update in critics]
+    assert largest[0] == 0 and all(value > 0 for value in largest[1:])  # the initial logit is constant
+    assert generator["generator_gradient"] > 0 and "discriminator" in parts.trained_networks
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
