@@ -155,7 +155,7 @@ class Method:
         return losses
 
     def _penalties(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, direction: Tensor) -> Tensor:
-        assert self.penalty is not None
+        assert self.penalty is not None and self.discriminator is not None
 
         def log_ratio(x_sigma: Tensor) -> Tensor:
             times = len(x_sigma) // len(sigma)
