@@ -1,15 +1,18 @@
 """Raw networks for points [B, C, 1, 1] instead of images, to compare training with theory."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from onestep.denoiser import Condition
+from onestep.models.discriminator import Discriminator, Shape
 from onestep.models.edm.layers import PositionalEmbedding
-from onestep.ranges import Classes, Side, Width
+from onestep.noise import expand_like
+from onestep.ranges import Classes, Side, Width, checked
 
 Depth = Annotated[int, Ge(0), Le(1000)]
 
@@ -61,18 +64,12 @@ class MLP(nn.Module):
         """The features [B, width, 1, 1], the encoder's only output."""
         x = x.flatten(1)
         waves = [wave(frequency * x) for frequency in self.frequencies for wave in (torch.sin, torch.cos)]
-        return [self._pass(self.input(torch.cat([x, *waves], 1)), embedding, self.encoder)[:, :, None, None]]
+        return [residual_layers(self.encoder, self.input(torch.cat([x, *waves], 1)), embedding)[:, :, None, None]]
 
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
         """The network's output [B, C, 1, 1]."""
-        hidden = self._pass(encoded[-1].flatten(1), embedding, self.decoder)
+        hidden = residual_layers(self.decoder, encoded[-1].flatten(1), embedding)
         return self.output(F.silu(hidden))[:, :, None, None]
-
-    @staticmethod
-    def _pass(hidden: Tensor, embedding: Tensor, layers: nn.ModuleList) -> Tensor:
-        for layer in layers:
-            hidden = hidden + layer(F.silu(hidden + embedding))
-        return hidden
 
 
 class Affine(nn.Module):
@@ -108,6 +105,65 @@ class Affine(nn.Module):
     def decode(self, encoded: Sequence[Tensor], embedding: Tensor) -> Tensor:
         """The network's output [B, C, 1, 1]."""
         return self.map(encoded[-1].flatten(1))[:, :, None, None]
+
+
+@checked
+class PointNetwork(Discriminator):
+    """One logit from a network of its own: a residual multilayer perceptron on the noised point.
+
+    Its inputs are the coordinates, scaled to at most unit variance, with sines and cosines of them in data units. Noise
+    of level sigma multiplies the wave of frequency k of a density by ``exp(-(k sigma)^2 / 2)``: so are the inputs, of
+    which only waves that the noise has not blurred remain. The logit starts at 0.
+
+    Args:
+        shapes: the shape (C, 1, 1) of the points.
+        label_dim: number of classes; 0 for none.
+        features_from: ``"samples"``.
+        width: units per layer.
+        depth: number of residual layers.
+
+    Raises:
+        ValueError: for samples that are not points.
+    """
+
+    frequencies = (2.0, 4.0, 8.0, 16.0, 32.0)  # radians per data unit: waves longer than 0.2, as the data's spread is 1
+
+    def __init__(
+        self, shapes: Sequence[Shape], label_dim: Classes, features_from: Literal["samples"], width: Width, depth: Depth
+    ) -> None:
+        super().__init__()
+        self.features_from = features_from
+        channels, *sides = shapes[0]
+        if sides != [1, 1]:
+            raise ValueError(f"discriminator=points takes points, [C, 1, 1], got samples of {[*shapes[0]]}")
+        self.noise = PositionalEmbedding(32)
+        self.embedding = nn.Linear(32 + label_dim, width)
+        self.label_dim = label_dim
+        self.input = nn.Linear(channels * (1 + 2 * len(self.frequencies)), width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.logit = nn.Linear(width, 1)
+        nn.init.zeros_(self.logit.weight)
+        nn.init.zeros_(self.logit.bias)
+
+    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
+        x = features[0].flatten(1)
+        inputs = [x / expand_like((1 + sigma**2).sqrt(), x)]
+        for frequency in self.frequencies:
+            visible = expand_like((-((frequency * sigma) ** 2) / 2).exp(), x)
+            inputs += [visible * (frequency * x).sin(), visible * (frequency * x).cos()]
+        parts = [self.noise(4 * sigma.log())]
+        if self.label_dim:
+            parts.append(condition.get("labels", sigma.new_zeros(len(sigma), self.label_dim)))
+        embedding = self.embedding(torch.cat(parts, 1))
+        hidden = residual_layers(self.layers, self.input(torch.cat(inputs, 1)), embedding)
+        return self.logit(F.silu(hidden)).float()
+
+
+def residual_layers(layers: nn.ModuleList, hidden: Tensor, embedding: Tensor) -> Tensor:
+    """``hidden`` [B, width] after the ``layers``, each of which adds a function of it and of the ``embedding``."""
+    for layer in layers:
+        hidden = hidden + layer(F.silu(hidden + embedding))
+    return hidden
 
 
 def _check_points(img_resolution: int) -> None:
