@@ -1,6 +1,6 @@
 """Learned against exact log p/q in the mixture world, by noise level and stage of the training.
 
-    python benchmarks/ratio.py [--student fixed trained] [--total-images 600000] [--seed 0] [--plot FILE] [OVERRIDE ...]
+    python benchmarks/ratio.py [--student fixed trained] [--critics points ...] [--plot FILE] [OVERRIDE ...]
 
 p is the mixture of experiment=mixture. The student is either of
 
@@ -13,7 +13,7 @@ All critics learn in one run, from the same student and the same batches; the fi
 setting of all. Points are noised samples of the student, where the generator's loss reads the ratio, in four bins of
 the noise level with equally many points. In each: the standard deviation of exact log r; the slope of learned on exact
 log r, R^2 = 1 - mean squared error / variance, and the root mean squared error. FLOPs are those of the discriminator in
-an update of the critics.
+an iteration.
 """
 
 import argparse
@@ -34,13 +34,14 @@ from onestep.config import compose
 from onestep.denoiser import NO_CONDITION, Condition
 from onestep.distillation.loop import updates
 from onestep.distillation.parts import Distillation
+from onestep.engine.batches import Batches
 from onestep.noise import Noised
 from onestep.objectives.adversarial import log_ratio_of
 from onestep.seeding import seeded_rng
 from onestep.toy.gaussian_mixture import GaussianMixture
 
-#: The first drives the generator.
-CRITICS = ("points", "shared_encoder")
+#: The first drives the generator. There is none on the teacher's features, as an exact teacher has none.
+CRITICS = ("points", "shared_encoder", "strided_shared_encoder", "channel_mean")
 STAGES = {"early": 0.1, "middle": 0.5, "late": 1.0}
 BINS = 4
 POINTS = 4000
@@ -155,14 +156,21 @@ def by_level(exact: Tensor, learned: Tensor) -> list[Quality]:
 
 def build(critic: str, student: nn.Module | None, overrides: Sequence[str], output: str) -> Distillation:
     """The parts of a run; those of a ``student`` that is not None train the critics alone."""
-    settings = ["experiment=mixture", f"discriminator={critic}", "metrics=[]", "evaluation.best=null", "device=cpu"]
+    settings = [
+        "experiment=mixture",
+        f"discriminator={critic}",
+        "fake_score.steps=3",
+        "metrics=[]",
+        "evaluation.best=null",
+        "device=cpu",
+    ]
     alone = [] if student is None else [f"generator.starts_at={2**48}"]
     config = compose("train", [*settings, f"output={output}", *alone, *overrides])
     return build_distillation(config, {} if student is None else {"student": student})
 
 
 def flops(parts: Distillation) -> int:
-    """FLOPs of the discriminator in an update of the critics: with it, less those without."""
+    """FLOPs of the discriminator in the critics' updates of an iteration: those with it, less those without."""
     counts = []
     x, sigma = torch.zeros(parts.settings.batch_size, 2, 1, 1), torch.ones(parts.settings.batch_size)
     noised = Noised(sigma, x)
@@ -172,7 +180,7 @@ def flops(parts: Distillation) -> int:
         counts.append(counter.get_total_flops())
     for optimizer in parts.optimizers.values():
         optimizer.discard()
-    return counts[0] - counts[1]
+    return (counts[0] - counts[1]) * sum(update.of == "critics" for update in parts.updates)
 
 
 @torch.no_grad()
@@ -198,14 +206,16 @@ class Row(NamedTuple):
     learned: Tensor
 
 
-def measure(student: str, overrides: Sequence[str], seed: int, output: str) -> tuple[list[Row], dict[str, int]]:
-    """The estimates of all critics at each stage of a run, and the FLOPs of each critic."""
-    driver = build(CRITICS[0], fixed_student() if student == "fixed" else None, overrides, output)
-    others = {name: build(name, driver.student, overrides, output) for name in CRITICS[1:]}
-    everything = {CRITICS[0]: driver, **others}
+def measure(
+    student: str, critics: Sequence[str], overrides: Sequence[str], seed: int, output: str
+) -> tuple[list[Row], dict[str, int]]:
+    """The estimates of all ``critics`` at each stage of a run, and the FLOPs of each."""
+    first, *others = critics
+    driver = build(first, fixed_student() if student == "fixed" else None, overrides, output)
+    everything = {first: driver, **{name: build(name, driver.student, overrides, output) for name in others}}
     counted = {name: flops(parts) for name, parts in everything.items()}
     stages = {round(share * driver.settings.iterations): stage for stage, share in STAGES.items()}
-    batches = driver.run.batches(driver.data, driver.settings, 0)
+    batches = Batches(driver.run, driver.settings, driver.data).start_at(0)
     rows = []
     for iteration, data in enumerate(islice(batches, driver.settings.iterations)):
         for parts in reversed(everything.values()):  # the generator moves last
@@ -269,6 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--student", choices=("fixed", "trained"), nargs="+", default=["fixed", "trained"])
+    parser.add_argument("--critics", nargs="+", default=CRITICS, help="choices of discriminator; the first drives")
     parser.add_argument("--total-images", type=int, default=600_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", type=Path, help="a file for a picture")
@@ -277,11 +288,12 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as output:
         for student in options.student:
-            found, counted = measure(student, overrides, options.seed, output)
+            found, counted = measure(student, options.critics, overrides, options.seed, output)
             rows += found
-        levels = build(CRITICS[0], fixed_student(), overrides, output).sigma.quantile(torch.linspace(0, 1, BINS + 1))
+    sigma = rows[0].points.sigma
+    levels = torch.cat([*(chunk[:1] for chunk in sigma.chunk(BINS)), sigma[-1:]])
     print(table(rows, levels))
-    print("MFLOP of the discriminator in an update: " + ", ".join(f"{n} {c / 1e6:.0f}" for n, c in counted.items()))
+    print("MFLOP of the discriminator in an iteration: " + ", ".join(f"{n} {c / 1e6:.0f}" for n, c in counted.items()))
     if options.plot is not None:
         save_plot(rows, levels, options.plot)
 
