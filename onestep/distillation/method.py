@@ -239,9 +239,11 @@ class Method:
     @torch.no_grad()
     def logit(self, x: Tensor, condition: Condition, noised: Noised) -> Tensor:
         """The discriminator's log p/q [B] of samples ``x`` [B, ...], generated or real, without a graph."""
+        assert self.host is not None and self.discriminator is not None
         x_sigma, sigma = noised.add_to(x), noised.sigma
         with without_bf16(self.host, x_sigma.device):
-            return log_ratio_of(self._logits(x_sigma, sigma, condition))
+            features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
+        return log_ratio_of(self.discriminator(features, sigma, condition))
 
     def _predict(
         self, network: nn.Module, inputs: tuple[Tensor, Tensor, Condition], is_host: bool, gan_here: bool
