@@ -36,7 +36,7 @@ from onestep.distillation.loop import updates
 from onestep.distillation.parts import Distillation
 from onestep.engine.batches import Batches
 from onestep.noise import Noised
-from onestep.objectives.adversarial import log_ratio_of
+from onestep.reports.plots import new_figure, save_figure
 from onestep.seeding import seeded_rng
 from onestep.toy.gaussian_mixture import GaussianMixture
 
@@ -94,10 +94,10 @@ def kernel_density(samples: Tensor, x_sigma: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Points(NamedTuple):
-    """Noised samples of the student by increasing noise level [POINTS], exact log r and the error of its estimate."""
+    """Samples of the student with noise of increasing level [POINTS], exact log r and the error of its estimate."""
 
-    x_sigma: Tensor
-    sigma: Tensor
+    x: Tensor
+    noised: Noised
     exact: Tensor
     doubt: Tensor
 
@@ -113,24 +113,22 @@ def draw_points(parts: Distillation, seed: int, count: int = POINTS) -> Points:
 
     sigma = parts.sigma.quantile((torch.arange(count) + 0.5) / count)
     x = samples(count)
-    x_sigma = Noised(sigma, torch.randn(x.shape, generator=rng)).add_to(x)
+    noised = Noised(sigma, torch.randn(x.shape, generator=rng))
+    x_sigma = noised.add_to(x)
     log_p = parts.method.teacher.mixture.log_prob(x_sigma, sigma)
     if isinstance(student, MixtureStudent):
-        return Points(x_sigma, sigma, log_p - student.mixture.log_prob(x_sigma, sigma), torch.zeros(count))
+        return Points(x, noised, log_p - student.mixture.log_prob(x_sigma, sigma), torch.zeros(count))
     halves = [kernel_density(samples(KERNELS).flatten(1), x_sigma.flatten(1), sigma) for _ in range(2)]
     log_q = torch.stack(halves).logsumexp(0) - math.log(2)
-    return Points(x_sigma, sigma, log_p - log_q, (halves[0] - halves[1]) / 2)
+    return Points(x, noised, log_p - log_q, (halves[0] - halves[1]) / 2)
 
 
 @torch.no_grad()
 def learned_log_ratios(parts: Distillation, points: Points) -> dict[str, Tensor]:
     """The critic's estimates [POINTS]: raw, and normalised by the normaliser of the run."""
-    method = parts.method
-    assert method.discriminator is not None
-    levels = method.discriminator.levels
-    features = method.host(points.x_sigma, points.sigma, NO_CONDITION, outputs="features", levels=levels)
-    raw = log_ratio_of(method.discriminator(features, points.sigma, NO_CONDITION))
-    return {"": raw} if method.normalizer is None else {"": raw, ", normalised": method.normalizer(raw, points.sigma)}
+    normalizer, noised = parts.method.normalizer, points.noised
+    raw = parts.method.logit(points.x, NO_CONDITION, noised)
+    return {"": raw} if normalizer is None else {"": raw, ", normalised": normalizer(raw, noised.sigma)}
 
 
 class Quality(NamedTuple):
@@ -191,9 +189,8 @@ def update_normalizer(parts: Distillation, seed: int, iteration: int) -> None:
     rng, count = seeded_rng(seed, iteration, 2), parts.settings.batch_size
     x = parts.student(torch.randn(count, *parts.student.noise_shape, generator=rng))
     sigma = parts.sigma.sample(count, rng)
-    x_sigma = Noised(sigma, torch.randn(x.shape, generator=rng)).add_to(x)
-    points = Points(x_sigma, sigma, sigma, sigma)
-    normalizer.update(learned_log_ratios(parts, points)[""], sigma)
+    noised = Noised(sigma, torch.randn(x.shape, generator=rng))
+    normalizer.update(parts.method.logit(x, NO_CONDITION, noised), sigma)
 
 
 class Row(NamedTuple):
@@ -252,11 +249,10 @@ def table(rows: Sequence[Row], levels: Tensor) -> str:
 
 def save_plot(rows: Sequence[Row], levels: Tensor, path: Path) -> None:
     """Learned against exact log r late in each run, by bins of the noise level."""
-    import matplotlib.pyplot as plt
-
     late = [row for row in rows if row.stage == "late" and "normalised" not in row.critic]
     students = list(dict.fromkeys(row.student for row in late))
-    figure, grid = plt.subplots(len(students), BINS, figsize=(3 * BINS, 3 * len(students)), squeeze=False)
+    figure = new_figure(figsize=(3 * BINS, 3 * len(students)), layout="tight")
+    grid = figure.subplots(len(students), BINS, squeeze=False)
     for axes, student in zip(grid, students, strict=True):
         shown = [row for row in late if row.student == student]
         for number, axis in enumerate(axes):
@@ -271,8 +267,7 @@ def save_plot(rows: Sequence[Row], levels: Tensor, path: Path) -> None:
         axes[0].legend(markerscale=4, fontsize=8)
     for axis in grid[-1]:
         axis.set_xlabel("exact log r")
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -290,7 +285,7 @@ def main() -> None:
         for student in options.student:
             found, counted = measure(student, options.critics, overrides, options.seed, output)
             rows += found
-    sigma = rows[0].points.sigma
+    sigma = rows[0].points.noised.sigma
     levels = torch.cat([*(chunk[:1] for chunk in sigma.chunk(BINS)), sigma[-1:]])
     print(table(rows, levels))
     print("MFLOP of the discriminator in an iteration: " + ", ".join(f"{n} {c / 1e6:.0f}" for n, c in counted.items()))

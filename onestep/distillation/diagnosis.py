@@ -9,14 +9,13 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from onestep.data.dataset import Batch, NoData
-from onestep.denoiser import Condition, map_condition, micro_batches
+from onestep.denoiser import Condition, map_condition
 from onestep.distillation.parts import Distillation
 from onestep.distillation.refit import refitted
 from onestep.distillation.schedule import batches_per_iteration
@@ -94,7 +93,7 @@ class Diagnosis:
             noise = random.normal(samples[0].x.shape[1:])
             held_out = self._images(range(number * batch_size, (number + 1) * batch_size)[random.rows])
             values = (place, x_seen, condition, noise, *held_out)
-            for one, (places, *of_real) in zip(samples, self._split(*values), strict=True):
+            for one, (places, *of_real) in zip(samples, self.parts.split(*values), strict=True):
                 found = {"bin": (places * BINS).floor().clamp(max=BINS - 1), **self._look(one)}
                 if self.method.discriminator is not None and self.held_out:
                     found |= self._compare(one.noised.sigma, *of_real)
@@ -109,11 +108,6 @@ class Diagnosis:
 
     def _random(self, iteration: int, number: int) -> BatchRandom:
         return self.run.random(self.parts.settings, iteration, _STREAM, number)
-
-    def _split(self, *values: Any) -> list[tuple[Any, ...]]:
-        """The micro-batches of ``values`` [B, ...], one tuple each."""
-        count = self.parts.settings.accumulation
-        return list(zip(*(micro_batches(value, count) for value in values), strict=True))
 
     def _training_batch(self, iteration: int, number: int) -> Batch:
         """One of the last batches of the training."""
@@ -141,13 +135,11 @@ class Diagnosis:
         student = self.parts.student
         steps = 1 + number % student.network_evaluations
         noises = [random.normal(student.noise_shape) for _ in range(steps)]
-        if self.parts.generator.labels == "uniform" and "labels" in condition:
-            condition = condition | {"labels": random.labels(condition["labels"].shape[1])}
-        with torch.no_grad(), self.run.generator_autocast():
-            inputs = [(latents, given) for given, *latents in self._split(condition, *noises)]
-            samples: list[Tensor] = [student.simulate(latents, given) for latents, given in inputs]
+        condition = self.parts.condition_of_samples(condition, random)
+        inputs = self.parts.split(condition, *noises)
+        samples = [self.parts.simulate(latents, given, keep_graph=False) for given, *latents in inputs]
         noise = random.normal(samples[0].shape[1:])
-        split = zip(samples, self._split(condition, sigma, noise), strict=True)
+        split = zip(samples, self.parts.split(condition, sigma, noise), strict=True)
         return [Samples(x, given, Noised(*noised)) for x, (given, *noised) in split]
 
     def _look(self, samples: Samples) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import Batch
-from onestep.denoiser import Condition, micro_batches
+from onestep.denoiser import Condition
 from onestep.distillation.parts import Distillation
 from onestep.distillation.report import DistillationReport
 from onestep.distillation.schedule import Update, batches_per_iteration
@@ -124,13 +124,12 @@ def _generate(
     """
     x_real, condition = data
     noises = [random.normal(parts.student.noise_shape) for _ in range(step + 1)]
-    classes = condition.get("labels") if parts.generator.labels == "uniform" else None
-    given = condition if classes is None else condition | {"labels": random.labels(classes.shape[1])}
+    given = parts.condition_of_samples(condition, random)
     keep_graph = trained_at is not None and parts.settings.accumulation == 1
     batches = []
-    for number, (real, of_real, of_generated, *noise) in enumerate(_split(parts, x_real, condition, given, *noises)):
+    for number, (real, of_real, of_generated, *noise) in enumerate(parts.split(x_real, condition, given, *noises)):
         with _dropout(parts, iteration, trained_at, number):
-            x_generated = _simulate(parts, noise, of_generated, keep_graph)
+            x_generated = parts.simulate(noise, of_generated, keep_graph)
         batches.append(MicroBatch(real, of_real, of_generated, noise, x_generated))
     return batches
 
@@ -177,11 +176,11 @@ def _augmented(
     parts: Distillation, augment: EDMAugmentation, random: BatchRandom, batches: list[MicroBatch]
 ) -> list[MicroBatch]:
     """The ``batches`` of augmented images with their labels; generated and real ones have transforms of their own."""
-    generated = _split(parts, *augment(torch.cat([batch.x_generated.detach() for batch in batches]), random))
+    generated = parts.split(*augment(torch.cat([batch.x_generated.detach() for batch in batches]), random))
     real: list[Any] = [None] * len(batches)
     if parts.method.discriminator is not None:
         images = torch.cat([batch.x_real for batch in batches if batch.x_real is not None])
-        real = _split(parts, *augment(images, random))
+        real = parts.split(*augment(images, random))
     augmented = []
     for batch, (x_generated, labels), of_real in zip(batches, generated, real, strict=True):
         condition = batch.condition | {"augment_labels": labels}
@@ -214,12 +213,12 @@ def update_generator(
         scale = method.objective.weight_scale(torch.cat(ratios))
 
     diagnostics, logits = [], []
-    micro_batches = zip(batches, noised, noised_gan, _split(parts, *pairs), strict=True)
+    micro_batches = zip(batches, noised, noised_gan, parts.split(*pairs), strict=True)
     for number, (batch, noise, noise_gan, pair) in enumerate(micro_batches):
         with _dropout(parts, iteration, position, number):
             x_generated = batch.x_generated
             if len(batches) > 1:  # the same samples, with a graph
-                x_generated = _simulate(parts, batch.noises, batch.condition, keep_graph=True)
+                x_generated = parts.simulate(batch.noises, batch.condition, keep_graph=True)
             with parts.run.generator_autocast():
                 losses = method.generator_losses(x_generated, batch.condition, noise, scale, noise_gan)
                 latents, pair_condition, x_teacher = pair
@@ -239,7 +238,7 @@ def update_generator(
 
 def _noise_at(parts: Distillation, random: BatchRandom, shape: Sequence[int], sigma: Tensor) -> list[Noised]:
     """New noise at the levels ``sigma`` [B] for samples of ``shape``, by micro-batch."""
-    return [Noised(*of_batch) for of_batch in _split(parts, sigma, random.normal(shape))]
+    return [Noised(*of_batch) for of_batch in parts.split(sigma, random.normal(shape))]
 
 
 @contextmanager
@@ -259,17 +258,6 @@ def _dropout(parts: Distillation, iteration: int, position: int | None, micro_ba
     networks: Any = parts.student.networks if of == "generator" else [parts.method.fake_score]
     with dropout(networks, active=True):
         yield
-
-
-def _simulate(parts: Distillation, noises: list[Tensor], condition: Condition, keep_graph: bool) -> Tensor:
-    with torch.set_grad_enabled(keep_graph), parts.run.generator_autocast():
-        samples: Tensor = parts.student.simulate(noises, condition)
-    return samples
-
-
-def _split(parts: Distillation, *values: Any) -> list[tuple[Any, ...]]:
-    """The micro-batches of ``values`` [B, ...], one tuple each."""
-    return list(zip(*(micro_batches(value, parts.settings.accumulation) for value in values), strict=True))
 
 
 def _stack(diagnostics: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -133,12 +133,11 @@ class Method:
                 x_sigma, sigma = noised_generated.add_to(x_generated), noised_generated.sigma
             sigmas, conditions = torch.cat([sigma_real, sigma]), concatenate_conditions(condition_real, condition)
             if features:  # of the fake score, from the pass above
-                features_real = self.host(x_real_sigma, sigma_real, condition_real, outputs="features", levels=levels)
+                features_real = self._features(x_real_sigma, sigma_real, condition_real)
                 features = [torch.cat(pair) for pair in zip(features_real, features, strict=True)]
             else:
                 with torch.set_grad_enabled(self.host is self.fake_score and torch.is_grad_enabled()):
-                    x_sigmas = torch.cat([x_real_sigma, x_sigma])
-                    features = self.host(x_sigmas, sigmas, conditions, outputs="features", levels=levels)
+                    features = self._features(torch.cat([x_real_sigma, x_sigma]), sigmas, conditions)
             logits_real, logits_generated = self.discriminator(features, sigmas, conditions).chunk(2)
             logistic = discriminator_loss(logits_real, logits_generated)
             losses.terms["discriminator"] = Term(logistic * factor, self.discriminator_weight)
@@ -170,10 +169,17 @@ class Method:
 
     def _logits(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The discriminator's logits [B, P], from a pass of its own."""
-        assert self.host is not None and self.discriminator is not None
-        features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
-        logits: Tensor = self.discriminator(features, sigma, condition)
+        assert self.discriminator is not None
+        logits: Tensor = self.discriminator(self._features(x_sigma, sigma, condition), sigma, condition)
         return logits
+
+    def _features(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+        """The discriminator's input, from a pass of the host that ends there."""
+        assert self.host is not None and self.discriminator is not None
+        features: tuple[Tensor, ...] = self.host(
+            x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels
+        )
+        return features
 
     def generator_losses(
         self, x_generated: Tensor, condition: Condition, noised: Noised, weight_scale: Tensor | None = None,
@@ -199,8 +205,8 @@ class Method:
             if self.fake_score is not None:
                 x0_fake, fake_features = self._predict(self.fake_score, inputs, self.fake_score is host, gan_here)
                 features = fake_features or features
-            if host is NOISED_SAMPLES:
-                features = host(*inputs)
+            if host is not None and not features:  # it makes no prediction
+                features = self._features(*inputs)
             logits = None
             if self.discriminator is not None and features:
                 with torch.set_grad_enabled(gan_here or self.objective.differentiates_scores):
@@ -239,10 +245,10 @@ class Method:
     @torch.no_grad()
     def logit(self, x: Tensor, condition: Condition, noised: Noised) -> Tensor:
         """The discriminator's log p/q [B] of samples ``x`` [B, ...], generated or real, without a graph."""
-        assert self.host is not None and self.discriminator is not None
+        assert self.discriminator is not None
         x_sigma, sigma = noised.add_to(x), noised.sigma
         with without_bf16(self.host, x_sigma.device):
-            features = self.host(x_sigma, sigma, condition, outputs="features", levels=self.discriminator.levels)
+            features = self._features(x_sigma, sigma, condition)
         return log_ratio_of(self.discriminator(features, sigma, condition))
 
     def _predict(

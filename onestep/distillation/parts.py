@@ -1,12 +1,15 @@
 """The parts of a distillation; :mod:`onestep.build` makes them from a configuration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import NoData, TrainingDataset
+from onestep.denoiser import Condition, micro_batches
 from onestep.distillation.method import Method
 from onestep.distillation.pairs import TeacherPairs
 from onestep.distillation.schedule import Update
@@ -15,10 +18,11 @@ from onestep.engine.averages import Averages
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
-from onestep.evaluation.generate import SampleSpace
+from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.metrics.evaluator import Evaluator
 from onestep.noise import SigmaDistribution
 from onestep.samplers import Sampler
+from onestep.seeding import BatchRandom
 
 
 @dataclass
@@ -63,6 +67,32 @@ class Distillation:
     evaluator: Evaluator
     evaluation: EvaluationSettings
     diagnosis: DiagnosisSettings
+
+    def split(self, *values: Any) -> list[tuple[Any, ...]]:
+        """The micro-batches of ``values`` [B, ...], one tuple each."""
+        return list(zip(*(micro_batches(value, self.settings.accumulation) for value in values), strict=True))
+
+    def condition_of_samples(self, condition: Condition, random: BatchRandom) -> Condition:
+        """The condition of generated samples, that of the data or of uniform classes."""
+        if self.generator.labels == "uniform" and "labels" in condition:
+            return condition | {"labels": random.labels(condition["labels"].shape[1])}
+        return condition
+
+    def simulate(self, noises: Sequence[Tensor], condition: Condition, keep_graph: bool) -> Tensor:
+        """The student's samples after a step for each of ``noises``, as in training, with or without their graph."""
+        with torch.set_grad_enabled(keep_graph), self.run.generator_autocast():
+            samples: Tensor = self.student.simulate(noises, condition)
+        return samples
+
+    def drawing(self, student: Any) -> SampleFunction:
+        """``student``, the trained one or an average, as a function that draws in the precision of the training."""
+
+        def sample(*inputs: Any) -> Tensor:
+            with self.run.generator_autocast():
+                samples: Tensor = student(*inputs)
+            return samples
+
+        return sample
 
     @property
     def trained_networks(self) -> dict[str, nn.Module]:

@@ -76,14 +76,8 @@ class DistillationReport:
 
     def _evaluated(self) -> dict[str, SampleFunction]:
         """The averaged generators that are evaluated, in the precision in which they were trained."""
-
-        def sample(generator: Any, *inputs: Any) -> Tensor:
-            with self.run.generator_autocast():
-                samples: Tensor = generator(*inputs)
-            return samples
-
         evaluated = self.parts.averages.evaluated(self.parts.student)
-        return {name: partial(sample, generator) for name, generator in evaluated.items()}
+        return {name: self.parts.drawing(generator) for name, generator in evaluated.items()}
 
     def final(self, state: TrainingState) -> dict[str, Any]:
         """Save the generators, evaluate them and the teacher on the same seeds, and write the summary and the plots.
@@ -92,9 +86,8 @@ class DistillationReport:
             ``teacher`` and ``student``, which is the first average, each with every metric, ``network_evaluations``,
             ``samples`` and ``samples_per_second`` (only ``network_evaluations`` for a teacher that is not evaluated);
             ``averages``, the same of the other averages by name; ``diagnosis``, the last one's values and ``symptoms``,
-            if there was one; ``images_seen``, the number of ``skipped_steps`` among
-            the iterations, and ``seconds`` of the training; ``results``, a record of each value. Empty outside the main
-            process.
+            if there was one; ``images_seen``, the number of ``skipped_steps`` among the iterations, and ``seconds`` of
+            the training; ``results``, a record of each value. Empty outside the main process.
 
         Raises:
             ValueError: if a value could not be computed, with the reason; everything else is written then.

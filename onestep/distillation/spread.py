@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,15 +54,9 @@ class Spread:
     def __call__(self) -> dict[str, float]:
         """``spread`` and ``diversity`` of the student over those of the teacher, see :func:`spread_of`."""
         parts = self.parts
-
-        def sample(*inputs: Any) -> Tensor:
-            with parts.run.generator_autocast():
-                samples: Tensor = parts.student(*inputs)
-            return samples
-
         if self._of_teacher is None:
             self._of_teacher = self._measure(partial(parts.sampler, parts.method.teacher), self.space)
-        found = self._measure(sample, replace(self.space, noise_shape=parts.student.noise_shape))
+        found = self._measure(parts.drawing(parts.student), replace(self.space, noise_shape=parts.student.noise_shape))
         values = [float(ours / theirs) for ours, theirs in zip(found, self._of_teacher, strict=True)]
         return dict(zip(("spread", "diversity"), values, strict=True))
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
-from onestep.models.edm.layers import PositionalEmbedding
+from onestep.models.edm.layers import PositionalEmbedding, with_classes
 from onestep.noise import expand_like
 from onestep.ranges import Classes, Count, Positive, Width, checked
 
@@ -215,11 +215,7 @@ class ConvolutionalNetwork(Discriminator):
 
     def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
         x = features[0] / expand_like((1 + sigma**2).sqrt(), features[0])
-        embedding = self.noise(4 * sigma.log())
-        if self.label_dim:
-            labels = condition.get("labels", embedding.new_zeros(len(embedding), self.label_dim))
-            embedding = torch.cat([embedding, labels], 1)
-        embedding = self.embed(embedding)
+        embedding = self.embed(with_classes(self.noise(4 * sigma.log()), condition.get("labels"), self.label_dim))
         for layer, modulation in zip(self.layers, self.modulations, strict=True):
             scale, shift = modulation(embedding)[:, :, None, None].chunk(2, 1)
             x = F.silu(layer(x) * (1 + scale) + shift)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onestep.denoiser import Condition
 from onestep.models.discriminator import Discriminator, Shape
-from onestep.models.edm.layers import PositionalEmbedding
+from onestep.models.edm.layers import PositionalEmbedding, with_classes
 from onestep.noise import expand_like
 from onestep.ranges import Classes, Side, Width, checked
 
@@ -55,10 +55,7 @@ class MLP(nn.Module):
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """The embedding [B, width] of ``c_noise`` [B] and one-hot ``labels`` [B, label_dim] or None."""
-        parts = [self.noise(16 * c_noise)]
-        if self.label_dim:
-            parts.append(labels if labels is not None else c_noise.new_zeros(len(c_noise), self.label_dim))
-        return self.embedding(torch.cat(parts, 1))
+        return self.embedding(with_classes(self.noise(16 * c_noise), labels, self.label_dim))
 
     def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
         """The features [B, width, 1, 1], the encoder's only output."""
@@ -151,10 +148,8 @@ class PointNetwork(Discriminator):
         for frequency in self.frequencies:
             visible = expand_like((-((frequency * sigma) ** 2) / 2).exp(), x)
             inputs += [visible * (frequency * x).sin(), visible * (frequency * x).cos()]
-        parts = [self.noise(4 * sigma.log())]
-        if self.label_dim:
-            parts.append(condition.get("labels", sigma.new_zeros(len(sigma), self.label_dim)))
-        embedding = self.embedding(torch.cat(parts, 1))
+        labels = condition.get("labels")
+        embedding = self.embedding(with_classes(self.noise(4 * sigma.log()), labels, self.label_dim))
         hidden = residual_layers(self.layers, self.input(torch.cat(inputs, 1)), embedding)
         return self.logit(F.silu(hidden)).float()
 

@@ -42,24 +42,16 @@ def test_there_is_a_command_for_each_symptom() -> None:
     assert len({symptom for symptom, _ in commands()}) == 7
 
 
-@pytest.mark.parametrize("seed", range(7))
-def test_healthy_points_have_no_symptom(seed: int, tmp_path: Path) -> None:
-    overrides = (
-        "training.warmup_images=5000",
-        "training.total_images=38400",
-        "training.evaluate_every=50",
-        f"seed={seed}",
-    )
-    assert named(tmp_path / "run", "experiment=mixture", *overrides) == set()
+#: Recipes with their lengths in images, an evaluation after each of the iterations, and the number of seeds.
+HEALTHY = [
+    *((("experiment=mixture", "training.total_images=38400", "training.evaluate_every=50"), seed) for seed in range(7)),
+    *(
+        (("experiment=digits", "precision=no", "training.total_images=19200", "training.evaluate_every=75"), seed)
+        for seed in range(3)
+    ),
+]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_healthy_digits_have_no_symptom(seed: int, tmp_path: Path) -> None:
-    overrides = (
-        "training.warmup_images=5000",
-        "training.total_images=19200",
-        "training.evaluate_every=75",
-        f"seed={seed}",
-        "precision=no",
-    )
-    assert named(tmp_path / "run", "experiment=digits", *overrides) == set()
+@pytest.mark.parametrize("overrides, seed", HEALTHY)
+def test_healthy_trainings_have_no_symptom(overrides: tuple[str, ...], seed: int, tmp_path: Path) -> None:
+    assert named(tmp_path / "run", *overrides, "training.warmup_images=5000", f"seed={seed}") == set()

@@ -47,6 +47,13 @@ def drop_labels(labels: Tensor, probability: float) -> Tensor:
     return labels * (torch.rand(len(labels), 1, device=labels.device) >= probability)
 
 
+def with_classes(embedding: Tensor, labels: Tensor | None, label_dim: int) -> Tensor:
+    """``embedding`` [B, C] followed by the one-hot ``labels`` [B, label_dim], zeros for None: [B, C + label_dim]."""
+    if not label_dim:
+        return embedding
+    return torch.cat([embedding, embedding.new_zeros(len(embedding), label_dim) if labels is None else labels], 1)
+
+
 class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)

@@ -80,7 +80,7 @@ class UNet(nn.Module, ABC):
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """The embedding [B, C] of ``c_noise`` [B], one-hot ``labels`` [B, label_dim] and ``augment_labels``.
 
-        Networks without augmentation ignore the latter.         No labels are the zero vector, as after label dropout.
+        Networks without augmentation ignore the latter. No labels are the zero vector, as after label dropout.
         """
 
     def encode(self, x: Tensor, embedding: Tensor, stop: int | None = None) -> list[Tensor]:
