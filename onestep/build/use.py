@@ -84,7 +84,7 @@ def check_use_in_distillation(
         _Rule(("generator.labels=uniform",), data.label_dim == 0, "there are no classes",
               "use a teacher and data with classes"),
         _Rule(of_generator, "student" in replaced, "the given student replaces the generator", "pass no student"),
-        _Rule(("discriminator", "normalizer", "optimizer.discriminator"), not critic,
+        _Rule(("discriminator", "penalty", "normalizer", "optimizer.discriminator"), not critic,
               "no term of the loss needs a discriminator", f"{add_term}, or a divergence with a density ratio"),
         _Rule((*(f"fake_score.{name}" for name in of_fake_score), "optimizer.fake_score",
                "discriminator.weighting=fake_score"), not fake, "this objective has no fake score", another),
