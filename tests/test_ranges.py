@@ -231,7 +231,7 @@ def test_whole_floats_are_integers_and_paths_are_expanded() -> None:
         (lambda: KarrasSigma(0.1, 2.0, rho=NAN), "rho=nan: expected a number of at least 0.1"),
         (lambda: LogNormalSigma(0.0, 0.0), "log_std=0.0: expected a number above 0"),
         (lambda: Alpha(3), "alpha=3: expected a number of at least -2 and at most 2"),
-        (lambda: PooledHead([(8, 4, 4)], "student", 16), "features_from=student: expected one of teacher, fake_score"),  # type: ignore[arg-type]
+        (lambda: PooledHead([(8, 4, 4)], 0, "student", 8, [0], False), "features_from=student: expected one of "),  # type: ignore[arg-type]
         (lambda: check("shape", [1, 8], ImageShape), "shape=[1, 8]: expected a list of 3, each an integer"),
         (lambda: check("path", "", PathText), "path='': expected text that is not empty"),
         (lambda: check("x", [1.0, 2], list[Positive] | None) and check("x", {}, Count | None), "x={}: expected an"),

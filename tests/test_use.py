@@ -121,9 +121,12 @@ def test_both_commands_of_a_training_check(tmp_path: Path) -> None:
     assert refused(config, pretrain).startswith("features=digits has no effect: ")
 
 
-def test_uniform_labels_without_classes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^generator\.labels=uniform has no effect: there are no classes; use a "):
-        check(tiny_config(tmp_path, "generator.labels=uniform"), NoData((1, 8, 8), 0))
+@pytest.mark.parametrize("setting", ["generator.labels=uniform", "discriminator.head.projection=true"])
+def test_settings_of_classes_without_classes(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        check(tiny_config(tmp_path, setting), NoData((1, 8, 8), 0))
+    assert str(caught.value).startswith(f"{setting} has no effect: there are no classes; use a teacher and data with ")
+    check(tiny_config(tmp_path, setting))
 
 
 def test_settings_of_a_part_that_is_none() -> None:

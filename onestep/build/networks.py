@@ -136,5 +136,5 @@ def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNe
             "feature_shapes and feature_blocks, or use discriminator=none with divergence=reverse_kl and "
             "generator.gan_weight=0"
         )
-    discriminator: Discriminator = make(host.feature_shapes)
+    discriminator: Discriminator = make(host.feature_shapes, teacher.label_dim)
     return discriminator

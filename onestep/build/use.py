@@ -71,7 +71,7 @@ def check_use_in_distillation(
     lora = set(() if config.lora is None else config.lora.students)
     built = {*(() if "student" in replaced else ("generator",)), *(("fake_score",) if fake else ())}
     add_term = "set generator.gan_weight above 0"
-    another = "use another objective"
+    another, with_classes = "use another objective", "use a teacher and data with classes"
     of_generator = ("generator.network", "generator.init", "generator.sigma_init", "generator.later_sigmas")
     of_fake_score = ("network", "init", "guidance", "error_weight", "error_sum", "dropout")
     _refuse(config, (
@@ -82,8 +82,9 @@ def check_use_in_distillation(
         _Rule(("generator.objective_weight_before_gan",), generator.gan_starts_at == 0, "generator.gan_starts_at=0",
               "set the images before the adversarial term"),
         _Rule(("generator.labels=uniform",), data.label_dim == 0, "there are no classes",
-              "use a teacher and data with classes"),
+              with_classes),
         _Rule(of_generator, "student" in replaced, "the given student replaces the generator", "pass no student"),
+        _Rule(("discriminator.head.projection",), data.label_dim == 0, "there are no classes", with_classes),
         _Rule(("discriminator", "penalty", "normalizer", "optimizer.discriminator"), not critic,
               "no term of the loss needs a discriminator", f"{add_term}, or a divergence with a density ratio"),
         _Rule((*(f"fake_score.{name}" for name in of_fake_score), "optimizer.fake_score",

@@ -17,6 +17,7 @@ from onestep.ranges import Classes, Count, Positive, Width, checked
 Shape = tuple[Width, Width, Width]
 #: A level of features, counted from the highest resolution, or backwards from the middle.
 Level = Annotated[int, Ge(-16), Le(15)]
+Levels = Annotated[list[Level], MinLen(1)]
 
 
 class Discriminator(nn.Module):
@@ -60,18 +61,48 @@ NOISED_SAMPLES = NoisedSamples()
 
 @checked
 class PooledHead(Discriminator):
-    """One logit from the middle's features: two convolutions, their mean over positions, and a linear layer.
+    """A logit per level: two convolutions, their mean over positions, and a linear layer that starts at 0.
+
+    With ``projection``, the product of that layer's inputs and an embedding of the class, which starts at 0 too, is
+    added to a logit (Miyato and Koyama 2018, arXiv 1802.05637).
 
     Args:
         shapes: (F, h, w) of the network's features at each level, as its ``feature_shapes``.
+        label_dim: number of classes; 0 for none.
         features_from: see :class:`Discriminator`.
-        hidden: channels of the head.
+        hidden: channels of a head.
+        levels: the levels with a head; None for all.
+        projection: project the class.
+
+    Raises:
+        ValueError: for a level that the network does not have, or one given twice.
     """
 
-    def __init__(self, shapes: Sequence[Shape], features_from: Literal["teacher", "fake_score"], hidden: Width) -> None:
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        label_dim: Classes,
+        features_from: Literal["teacher", "fake_score"],
+        hidden: Width,
+        levels: Levels | None,
+        projection: bool,
+    ) -> None:
         super().__init__()
         self.features_from = features_from
-        channels = shapes[-1][0]
+        self.levels = _levels(levels, len(shapes))
+        classes = label_dim if projection else 0
+        self.heads = nn.ModuleList(_Pooled(shapes[level][0], hidden, classes) for level in self.levels)
+
+    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
+        labels = condition.get("labels")
+        return torch.cat([head(one, labels) for head, one in zip(self.heads, features, strict=True)], 1).float()
+
+
+class _Pooled(nn.Module):
+    """The head of one level; ``label_dim`` classes are projected."""
+
+    def __init__(self, channels: int, hidden: int, label_dim: int) -> None:
+        super().__init__()
         self.norm = nn.GroupNorm(1, channels)
         self.conv0 = nn.Conv2d(channels, hidden, 3, padding=1)
         self.conv1 = nn.Conv2d(hidden, hidden, 3, padding=1)
@@ -79,13 +110,20 @@ class PooledHead(Discriminator):
         # The initial estimate is log r = 0.
         nn.init.zeros_(self.logit.weight)
         nn.init.zeros_(self.logit.bias)
+        self.projection = nn.Linear(label_dim, hidden, bias=False) if label_dim else None
+        if self.projection is not None:
+            nn.init.zeros_(self.projection.weight)
 
-    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
+    def forward(self, features: Tensor, labels: Tensor | None) -> Tensor:
+        """The logits [B, 1] for features [B, F, h, w] and one-hot labels [B, classes]."""
         # Contiguous: the backward pass of torch 2.13's GroupNorm crashes on the CPU for a channels-last input without
         # gradient, such as the features of a frozen teacher.
-        x = F.silu(self.conv0(self.norm(features[0].contiguous())))
-        x = F.silu(self.conv1(x))
-        return self.logit(x.mean((2, 3))).float()
+        x = F.silu(self.conv0(self.norm(features.contiguous())))
+        x = F.silu(self.conv1(x)).mean((2, 3))
+        logit: Tensor = self.logit(x)
+        if self.projection is not None and labels is not None:
+            logit = logit + (self.projection(labels) * x).sum(1, keepdim=True)
+        return logit
 
 
 @checked
@@ -96,11 +134,14 @@ class ChannelMean(Discriminator):
 
     Args:
         shapes: (F, h, w) of the network's features at each level.
+        label_dim: number of classes, which it does not see.
         features_from: ``"fake_score"``.
         logit_bound: see :class:`Discriminator`.
     """
 
-    def __init__(self, shapes: Sequence[Shape], features_from: Literal["fake_score"], logit_bound: Positive) -> None:
+    def __init__(
+        self, shapes: Sequence[Shape], label_dim: Classes, features_from: Literal["fake_score"], logit_bound: Positive
+    ) -> None:
         super().__init__()
         self.features_from = features_from
         self.logit_bound = logit_bound
@@ -119,6 +160,7 @@ class StridedHeads(Discriminator):
 
     Args:
         shapes: (F, h, w) of the network's features at each level.
+        label_dim: number of classes, which it does not see.
         features_from: see :class:`Discriminator`.
         levels: the levels with a head; None for all.
         groups: the largest number of groups; up to 32 channels have groups of at least 4.
@@ -130,8 +172,9 @@ class StridedHeads(Discriminator):
     def __init__(
         self,
         shapes: Sequence[Shape],
+        label_dim: Classes,
         features_from: Literal["teacher", "fake_score"],
-        levels: Annotated[list[Level], MinLen(1)] | None,
+        levels: Levels | None,
         groups: Count,
     ) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ def test_micro_batches_pass_the_normalizer(
 
     monkeypatch.setattr(Method, "generator_losses", record)
     assert parts.method.normalizer is not None and isinstance(parts.method.discriminator, PooledHead)
-    torch.nn.init.normal_(parts.method.discriminator.logit.weight)  # so that the ratios differ
+    torch.nn.init.normal_(parts.method.discriminator.heads[0].logit.weight)  # type: ignore[arg-type, union-attr]  # so that the ratios differ
     other = copy.deepcopy(parts.method.normalizer)
     parts.method.normalizer.register_forward_hook(lambda _, inputs, output: passes.append((*inputs, output)))
     list(take_updates(parts))

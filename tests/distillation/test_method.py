@@ -54,12 +54,15 @@ class World:
     def __init__(self, home: Home | None) -> None:
         torch.manual_seed(0)
         discriminator: PooledHead | ConvolutionalNetwork | None = None
+        self.logit: Any = None  # its last layer
         if home == "samples":
             discriminator = ConvolutionalNetwork([(1, 8, 8)], 3, features_from=home, channels=8, embedding=8)
+            self.logit = discriminator.logit
         elif home is not None:
-            discriminator = PooledHead([(32, 4, 4)], features_from=home, hidden=8)
+            discriminator = PooledHead([(16, 8, 8), (32, 4, 4)], 3, home, hidden=8, levels=[-1], projection=False)
+            self.logit = discriminator.heads[0].logit
         if discriminator is not None:
-            nn.init.normal_(discriminator.logit.weight)
+            nn.init.normal_(self.logit.weight)
         self.normalizer = QuantileBins(LogUniformSigma(0.1, 10.0), bins=1, decay=0.9) if home is not None else None
         self.teacher, self.fake_score = tiny_denoiser(seed=1).requires_grad_(False), tiny_denoiser(seed=2)
         self.host: Any = {"teacher": self.teacher, "samples": NOISED_SAMPLES}.get(str(home), self.fake_score)
@@ -212,7 +215,7 @@ def test_without_discriminator_and_fake_score(world: World) -> None:
 )
 def test_a_split_batch_has_the_gradient_of_the_full_one(world: World, make: Callable[..., Objective]) -> None:
     """With the full batch's mean weight; the halves have other means."""
-    world.discriminator.logit.weight.data *= 10  # so that the ratios differ
+    world.logit.weight.data *= 10  # so that the ratios differ
     objective = make(ForwardKL(), UnitWeighting(), True)
     method = world.method(objective)
     x, condition, noised = world.x_generated, world.condition, Noised(world.sigma, world.noise)
@@ -314,7 +317,7 @@ def test_a_penalty_is_of_the_logits_gradient_at_the_real_samples(world: World, p
 def test_a_head_at_each_resolution_reads_the_features_of_its_own(
     world: World, features_from: Literal["teacher", "fake_score"]
 ) -> None:
-    world.discriminator = StridedHeads([(16, 8, 8), (32, 4, 4)], features_from, None, groups=4)
+    world.discriminator = StridedHeads([(16, 8, 8), (32, 4, 4)], 3, features_from, None, groups=4)
     world.host = world.teacher if features_from == "teacher" else world.fake_score
 
     def logits(x_sigma: Tensor) -> Tensor:
@@ -339,7 +342,7 @@ def test_a_head_at_each_resolution_reads_the_features_of_its_own(
 
 @pytest.mark.parametrize("home", ["fake_score"])
 def test_the_channel_mean_trains_the_encoder_alone_and_is_bounded_in_the_generators_loss(world: World) -> None:
-    world.discriminator = ChannelMean([(32, 4, 4)], "fake_score", 1e-3)
+    world.discriminator = ChannelMean([(32, 4, 4)], 3, "fake_score", 1e-3)
     (features,) = world.fake_score(world.x_sigma, world.sigma, world.condition, outputs="features")
     logits = features.mean(1).flatten(1)
     predictions, losses = world.predict(differentiates_scores=False, gan_weight=0.25, normalizer=None)

@@ -101,7 +101,7 @@ def test_the_card_says_what_was_measured(exported: Path, finished_run: Path) -> 
     assert "| teacher | digits, guidance 1 |" in lines
     assert "| teacher's sampler | HeunSampler, steps 2, sigma min 0.002, sigma max 80, rho 7 |" in lines
     assert "| objective | FDistill, normalize weight true |" in lines and "| divergence | JensenShannon |" in lines
-    assert "| discriminator | PooledHead, features from teacher, hidden 64 |" in lines
+    assert "| discriminator | PooledHead, features from teacher, hidden 64, projection false |" in lines
     assert "| adversarial weight | 2 |" in lines and "| weights | the average ema over the training |" in lines
     assert "| images seen in training | 96 |" in lines
     assert str(finished_run) not in card.content

@@ -14,11 +14,12 @@ from tests.helpers.edm_models import tiny_denoiser
 ONES = torch.ones(5)  # noise levels
 SHAPES = [(8, 16, 16), (16, 8, 8), (48, 4, 4)]
 HEADS: dict[str, tuple[Callable[[], Discriminator], int]] = {  # with the number of logits
-    "pooled": (lambda: PooledHead(SHAPES, "teacher", 16), 1),
-    "channel mean": (lambda: ChannelMean(SHAPES, "fake_score", 10.0), 16),
-    "strided": (lambda: StridedHeads(SHAPES, "teacher", [-1], 32), 1),
-    "strided, first": (lambda: StridedHeads(SHAPES, "fake_score", [0], 32), 1),
-    "strided, all": (lambda: StridedHeads(SHAPES, "teacher", None, 32), 3),
+    "pooled": (lambda: PooledHead(SHAPES, 0, "teacher", 16, [-1], False), 1),
+    "pooled, projected": (lambda: PooledHead(SHAPES, 3, "fake_score", 16, None, True), 3),
+    "channel mean": (lambda: ChannelMean(SHAPES, 0, "fake_score", 10.0), 16),
+    "strided": (lambda: StridedHeads(SHAPES, 0, "teacher", [-1], 32), 1),
+    "strided, first": (lambda: StridedHeads(SHAPES, 0, "fake_score", [0], 32), 1),
+    "strided, all": (lambda: StridedHeads(SHAPES, 0, "teacher", None, 32), 3),
 }
 
 
@@ -40,16 +41,39 @@ def test_logits_are_float32_whatever_the_precision(name: str) -> None:
 
 def test_a_fresh_pooled_head_says_nothing_and_learns_from_there() -> None:
     torch.manual_seed(0)
-    head = PooledHead([(8, 4, 4)], "teacher", 16)
-    logits = head([torch.randn(5, 8, 4, 4)], ONES, {})
-    assert logits.tolist() == [[0]] * 5
+    head = PooledHead(SHAPES, 3, "teacher", 16, [-1, 0], True)
+    assert head.levels == (0, 2)
+    logits = head(features_for(head, SHAPES), ONES, {"labels": torch.eye(3)[[0, 1, 2, 0, 1]]})
+    assert logits.tolist() == [[0, 0]] * 5
     logits.sum().backward()
-    assert head.logit.bias.grad.tolist() == [5]  # type: ignore[union-attr]
-    assert head.logit.weight.grad.abs().max() > 0.01  # type: ignore[union-attr]
+    for one in head.heads:
+        last: Any = one
+        assert last.logit.bias.grad.tolist() == [5]
+        assert last.logit.weight.grad.abs().max() > 0.01 and last.projection.weight.grad.abs().max() > 0.01
+
+
+def test_pooled_heads_read_a_level_each_and_project_the_class() -> None:
+    """A logit is <w + E y, phi> + b for the pooled features phi of its level, and without a class <w, phi> + b."""
+    torch.manual_seed(0)
+    head = PooledHead(SHAPES, 3, "teacher", 16, [0, -1], True)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter)
+    w, features, labels = head.state_dict(), features_for(head, SHAPES), torch.eye(3)[[0, 1, 2, 0, 1]]
+    logits, blind = head(features, ONES, {"labels": labels}), head(features, ONES, {})
+    for level, x in enumerate(features):
+        of = f"heads.{level}"
+        x = nn.functional.group_norm(x, 1, w[f"{of}.norm.weight"], w[f"{of}.norm.bias"])
+        for conv in ("conv0", "conv1"):
+            x = nn.functional.silu(nn.functional.conv2d(x, w[f"{of}.{conv}.weight"], w[f"{of}.{conv}.bias"], padding=1))
+        phi = x.mean((2, 3))
+        logit = phi @ w[f"{of}.logit.weight"][0] + w[f"{of}.logit.bias"]
+        classes = w[f"{of}.projection.weight"].T[labels.argmax(1)]
+        torch.testing.assert_close(blind[:, level], logit)
+        torch.testing.assert_close(logits[:, level], logit + (classes * phi).sum(1))
 
 
 def test_the_channel_mean_has_no_parameters() -> None:
-    head = ChannelMean(SHAPES, "fake_score", 10.0)
+    head = ChannelMean(SHAPES, 0, "fake_score", 10.0)
     features = features_for(head, SHAPES)
     assert not head.state_dict() and head.logit_bound == 10
     torch.testing.assert_close(head(features, ONES, {}), features[0].sum(1).view(5, 16) / 48)
@@ -71,7 +95,7 @@ def test_strided_layers_follow_until_one_position_is_left(
     shape: tuple[int, int, int], groups: int, sizes: list[int], found: int
 ) -> None:
     with torch.device("meta"):
-        head = StridedHeads([shape], "teacher", [0], groups)
+        head = StridedHeads([shape], 0, "teacher", [0], groups)
         layers = [*head.heads[0].children()]
         assert [layer.kernel_size[0] for layer in layers if isinstance(layer, nn.Conv2d)] == sizes
         assert {layer.num_groups for layer in layers if isinstance(layer, nn.GroupNorm)} == {found}
@@ -118,14 +142,18 @@ def test_a_network_of_its_own_learns_a_known_ratio() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ChannelMean(SHAPES, "teacher", 10.0), "features_from=teacher: expected fake_score"),  # type: ignore[arg-type]
+        (lambda: ChannelMean(SHAPES, 0, "teacher", 10.0), "features_from=teacher: expected fake_score"),  # type: ignore[arg-type]
         (
-            lambda: StridedHeads(SHAPES, "teacher", [3], 32),
+            lambda: StridedHeads(SHAPES, 0, "teacher", [3], 32),
             r"levels=\[3\]: the network has features at 3 levels: .* -3 to 2",
         ),
-        (lambda: StridedHeads(SHAPES, "teacher", [2, -1], 32), r"levels=\[2, -1\]: .*expected different"),
-        (lambda: StridedHeads(SHAPES, "teacher", [], 32), "levels=.*: expected a list of at least 1"),
-        (lambda: StridedHeads([(8, 64, 4)], "teacher", [0], 32), "features are too narrow for strided convolutions"),
+        (
+            lambda: PooledHead(SHAPES, 0, "teacher", 16, [-4], False),
+            r"levels=\[-4\]: the network has features at 3 levels",
+        ),
+        (lambda: StridedHeads(SHAPES, 0, "teacher", [2, -1], 32), r"levels=\[2, -1\]: .*expected different"),
+        (lambda: StridedHeads(SHAPES, 0, "teacher", [], 32), "levels=.*: expected a list of at least 1"),
+        (lambda: StridedHeads([(8, 64, 4)], 0, "teacher", [0], 32), "features are too narrow for strided convolutions"),
         (
             lambda: ConvolutionalNetwork([(2, 1, 1)], 0, "samples", 8, 8),
             "1x1 samples are too narrow for strided convolutions",

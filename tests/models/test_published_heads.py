@@ -42,13 +42,13 @@ def build(name: str) -> tuple[EDMDenoiser, Discriminator]:
     if name == "sida":
         fake_score = EDMDenoiser((3, 16, 16), 10, options=DDPMPP)
         fake_score.load_state_dict(load_file(REFERENCE / "edm_ddpmpp_cond10_16.safetensors"))
-        return perturbed(fake_score), ChannelMean(fake_score.feature_shapes, "fake_score", 10.0)
+        return perturbed(fake_score), ChannelMean(fake_score.feature_shapes, 0, "fake_score", 10.0)
     if name == "dmd2":
         network, encoder = EDMDenoiser((3, 16, 16), 20, architecture="DhariwalUNet", options=ADM), "adm/"
-        head = StridedHeads(network.feature_shapes, "fake_score", [-1], groups=4)
+        head = StridedHeads(network.feature_shapes, 0, "fake_score", [-1], groups=4)
     else:
         network, encoder = EDMDenoiser((3, 16, 16), 10, options=FASTGEN), "fastgen/"
-        head = StridedHeads(network.feature_shapes, "teacher", None, groups=32)
+        head = StridedHeads(network.feature_shapes, 0, "teacher", None, groups=32)
     assert not network.load_state_dict(recorded(encoder), strict=False).unexpected_keys
     head.heads.load_state_dict(recorded(f"{name}/head/"))
     return perturbed(network) if name == "dmd2" else network, head
