@@ -68,6 +68,8 @@ def check_terms(
     Raises:
         ValueError: for a term without its inputs, or pairs without a term.
     """
+    if objective.needs_adversarial:
+        _check_adversarial(settings)
     if (objective.needs_ratio or settings.gan_weight > 0) and config.discriminator.head is None:
         reason = (
             "this divergence needs the density ratio"
@@ -76,12 +78,14 @@ def check_terms(
         )
         raise ValueError(
             f"{reason}, but discriminator.head is null: use discriminator=teacher_features or "
-            "discriminator=shared_encoder, or divergence=reverse_kl with generator.gan_weight=0"
+            "discriminator=convolutional"
+            + ("" if objective.needs_adversarial else ", or divergence=reverse_kl with generator.gan_weight=0")
         )
     if not hasattr(objective, "divergence") and not isinstance(divergence, ReverseKL | None):
         raise ValueError(
-            f"{type(objective).__name__} minimises reverse KL only, got divergence={type(divergence).__name__}: remove "
-            "divergence=..., or use objective=f_distill or objective=uni_instruct"
+            f"{type(objective).__name__} {'has none' if objective.needs_adversarial else 'minimises reverse KL only'}, "
+            f"got divergence={type(divergence).__name__}: remove divergence=..., or use objective=f_distill or "
+            "objective=uni_instruct"
         )
     if settings.regression_weight > 0 and config.get("pairs") is None:
         raise ValueError(
@@ -95,6 +99,27 @@ def check_terms(
         )
 
 
+def _check_adversarial(settings: GeneratorSettings) -> None:
+    """Check that the adversarial term can be the whole loss of the generator.
+
+    Raises:
+        ValueError: if its weight is 0 or becomes positive during the training, or it needs the teacher's predictions.
+    """
+    whole = "the adversarial term is the whole loss of this objective"
+    if settings.gan_weight == 0:
+        raise ValueError(f"generator.gan_weight=0: {whole}: set a positive weight, or use another objective")
+    if settings.gan_starts_at > settings.starts_at:
+        raise ValueError(
+            f"generator.gan_starts_at={settings.gan_starts_at}: {whole}, which would have none before: set it to 0; "
+            "generator.starts_at trains the discriminator alone first"
+        )
+    if settings.gan_weighting == "distance":
+        raise ValueError(
+            f"generator.gan_weighting=distance: it weights by the teacher's prediction, and {whole}, without one: use "
+            "generator.gan_weighting=constant"
+        )
+
+
 def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any) -> None:
     """Check that the data has real images for a discriminator and conditions for the teacher.
 
@@ -104,8 +129,8 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any)
     if config.discriminator.head is not None and not has_images(data):
         raise ValueError(
             "the discriminator needs real images, and this data has none: use data=... with images (for prompts a "
-            "parquet file with data.image_column=...), or discriminator=none with divergence=reverse_kl and "
-            "generator.gan_weight=0"
+            "parquet file with data.image_column=...), another objective, or discriminator=none with "
+            "divergence=reverse_kl and generator.gan_weight=0"
         )
     others = beyond_labels(teacher.condition_keys)
     if others and isinstance(data, NoData):

@@ -40,6 +40,7 @@ from onestep.evaluation.of_run import check_evaluation
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.attention import check_attention, set_attention
 from onestep.models.dropout import set_dropout
+from onestep.models.freezing import freeze
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
 from onestep.precision import float64_device
@@ -96,6 +97,7 @@ def build_distillation(
     if student is None:
         student = build_generator(config, generator_settings, teacher, data)
     student.to(device)
+    freeze(student.networks, generator_settings.frozen, "generator.frozen")
     check_noise_of_pairs(config, teacher, student)
     fake_score = discriminator = normalizer = None
     if objective.needs_fake_score:
@@ -252,5 +254,5 @@ def build_optimizers(
 
 
 def _trained(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters but the frozen ones of a LoRA student."""
+    """All parameters but the frozen ones of a student."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]

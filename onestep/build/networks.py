@@ -127,14 +127,15 @@ def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNe
     host = fake_score if make.keywords.get("features_from") == "fake_score" else teacher
     if host is None:
         raise ValueError(
-            "this objective has no fake score with an encoder to share: use discriminator=teacher_features"
+            "this objective has no fake score with an encoder to share: use discriminator=teacher_features, or a "
+            "network of its own (discriminator=convolutional; points for experiment=mixture)"
         )
     if not host.feature_shapes:
         name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
         raise ValueError(
-            f"the {name} has no features for the discriminator: use the features of the {other}, give the network "
-            "feature_shapes and feature_blocks, or use discriminator=none with divergence=reverse_kl and "
-            "generator.gan_weight=0"
+            f"the {name} has no features for the discriminator: use the features of the {other}, a network of its own "
+            "(discriminator=convolutional), give the network feature_shapes and feature_blocks, or use "
+            "discriminator=none with divergence=reverse_kl and generator.gan_weight=0"
         )
     discriminator: Discriminator = make(host.feature_shapes, teacher.label_dim)
     return discriminator

@@ -76,6 +76,7 @@ class _Generator:
     gan_starts_at: NonNegativeImages
     objective_weight_before_gan: Rate | None
     dropout: Decay
+    frozen: Sequence[Text]
 
 
 @dataclass

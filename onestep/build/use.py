@@ -81,6 +81,8 @@ def check_use_in_distillation(
               "there is no adversarial term", add_term),
         _Rule(("generator.objective_weight_before_gan",), generator.gan_starts_at == 0, "generator.gan_starts_at=0",
               "set the images before the adversarial term"),
+        _Rule(("generator.objective_weight", "normalizer", "weighting"), objective.needs_adversarial,
+              "the adversarial term is the whole loss", another),
         _Rule(("generator.labels=uniform",), data.label_dim == 0, "there are no classes",
               with_classes),
         _Rule(of_generator, "student" in replaced, "the given student replaces the generator", "pass no student"),

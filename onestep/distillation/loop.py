@@ -33,6 +33,7 @@ from onestep.engine.optimizer import SkippedStepError
 from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
 from onestep.models.dropout import dropout
+from onestep.models.freezing import describe_trained
 from onestep.noise import Noised
 from onestep.objectives.losses import Term
 from onestep.objectives.regression import regression_loss
@@ -73,6 +74,8 @@ def distill(parts: Distillation) -> dict[str, Any]:
         return report.interim(state)
 
     with run.guarded():
+        if not all(parameter.requires_grad for parameter in parts.student.parameters()):
+            run.accelerator.print(f"trained parameters of the generator: {describe_trained(parts.student)}")
         teacher = {"teacher.weights": describe_weights(parts.method.teacher)}
         train(run, state, settings, parts.data, update, evaluate, teacher, batches_per_iteration(parts.updates))
         return report.final(state)

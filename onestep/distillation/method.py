@@ -50,7 +50,7 @@ class Method:
         fake_score: the denoiser of the generator's distribution q; None if the objective needs none.
         discriminator: its logit estimates log p/q; None without adversarial term and density ratio.
         normalizer: normalises the ratio's mean to 1 at each noise level; None for the raw ratio.
-        objective_weight: weight of the objective in the generator's loss.
+        objective_weight: weight of the objective in the generator's loss; without effect if that has no losses.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
         gan_weighting: "distance" multiplies that term by :func:`mean_inverse_distance`.
         penalty: of the discriminator's gradient at noised real samples; None for none.
@@ -200,16 +200,18 @@ class Method:
         gan_here = self.gan_weight > 0 and noised_gan is None
         with frozen(self.teacher, self.fake_score, self.discriminator):
             host = self.host if gan_here or self.objective.needs_ratio else None
-            x0_teacher, features = self._predict(self.teacher, inputs, self.teacher is host, gan_here)
+            x0_teacher: Tensor | None = None
             x0_fake: Tensor | None = None
+            features: Sequence[Tensor] = ()
+            if self.objective.needs_teacher:
+                x0_teacher, features = self._predict(self.teacher, inputs, self.teacher is host, gan_here)
             if self.fake_score is not None:
                 x0_fake, fake_features = self._predict(self.fake_score, inputs, self.fake_score is host, gan_here)
                 features = fake_features or features
-            if host is not None and not features:  # it makes no prediction
-                features = self._features(*inputs)
             logits = None
-            if self.discriminator is not None and features:
+            if self.discriminator is not None and host is not None:
                 with torch.set_grad_enabled(gan_here or self.objective.differentiates_scores):
+                    features = features or self._features(*inputs)  # of a host that makes no prediction
                     logits = self.discriminator(features, sigma, condition)
             logit = None if logits is None else log_ratio_of(logits)
             log_ratio = logit if logit is None or self.normalizer is None else self.normalizer(logit, sigma)
@@ -218,13 +220,15 @@ class Method:
             x_generated, x_sigma, sigma, x0_teacher, x0_fake, log_ratio, adversarial, weight_scale
         )
         objective, diagnostics = self.objective(predictions)
-        terms = {"objective": Term(objective, self.objective_weight)}
-        losses = Losses(terms, diagnostics, None if logit is None else logit.detach())
+        losses = Losses({}, diagnostics, None if logit is None else logit.detach())
+        if objective is not None:
+            losses.terms["objective"] = Term(objective, self.objective_weight)
         if adversarial is not None:
             factor = mean_inverse_distance(predictions) if self.gan_weighting == "distance" else 1.0
             losses.terms["adversarial"] = Term(adversarial * factor, self.gan_weight)
             losses.diagnostics["adversarial_loss"] = adversarial
-        losses.diagnostics["loss"] = objective
+        if objective is not None:
+            losses.diagnostics["loss"] = objective
         return losses
 
     def _adversarial(

@@ -14,6 +14,7 @@ from onestep.ranges import (
     PositiveRate,
     Rate,
     Steps,
+    Text,
     checked,
 )
 
@@ -44,6 +45,7 @@ class GeneratorSettings:
         gan_starts_at: images seen before the adversarial term is added.
         objective_weight_before_gan: weight of the objective until then; None for ``objective_weight``.
         dropout: probability of its dropout in the pass that its update differentiates; 0 for none.
+        frozen: patterns of the names of parameters that are not trained, see :func:`onestep.models.freezing.freeze`.
 
     Raises:
         ValueError: for a number out of its range.
@@ -61,6 +63,7 @@ class GeneratorSettings:
     gan_starts_at: NonNegativeImages
     objective_weight_before_gan: Rate | None
     dropout: Decay
+    frozen: Sequence[Text]
 
     def weights(self, images_seen: int) -> Weights | None:
         """The weights after ``images_seen`` images; None if the generator is not trained then."""

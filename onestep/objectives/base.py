@@ -14,14 +14,15 @@ from onestep.objectives.divergences import Divergence
 class Predictions:
     """Predictions of the teacher, the fake score and the discriminator on a batch of noised generated samples.
 
-    ``x_generated`` and ``x_sigma`` carry the graph to the generator. The other tensors carry a graph to ``x_sigma``
-    only if the objective sets ``differentiates_scores``. They never carry a graph to a network's parameters.
+    Those that the objective does not need can be None. ``x_generated`` and ``x_sigma`` carry the graph to the
+    generator. The other tensors carry a graph to ``x_sigma`` only if the objective sets ``differentiates_scores``. They
+    never carry a graph to a network's parameters.
     """
 
     x_generated: Tensor  # [B, ...], the generator's output, in data units
     x_sigma: Tensor  # [B, ...], x_generated + sigma * noise
     sigma: Tensor  # [B], in data units
-    x0_teacher: Tensor  # [B, ...], the teacher's x0-prediction at (x_sigma, sigma)
+    x0_teacher: Tensor | None = None  # [B, ...], the teacher's x0-prediction at (x_sigma, sigma)
     x0_fake: Tensor | None = None  # [B, ...], the fake score's x0-prediction
     # [B], log p/q at (x_sigma, sigma): p the distribution of the teacher (or the data), q that of the generator
     log_ratio: Tensor | None = None
@@ -39,22 +40,33 @@ class Objective(ABC):
     need no loop, no accelerator and no configuration.
 
     Attributes:
+        needs_teacher: ``x0_teacher`` is required.
         needs_fake_score: ``x0_fake`` is required.
         needs_ratio: ``log_ratio`` is required.
+        needs_adversarial: the adversarial term is required: the objective has no losses of its own.
         differentiates_scores: ``x0_teacher``, ``x0_fake`` and ``log_ratio`` must carry a graph to ``x_sigma``.
     """
 
+    needs_teacher: bool = True
     needs_fake_score: bool = True
     needs_ratio: bool = False
+    needs_adversarial: bool = False
     differentiates_scores: bool = False
 
     @abstractmethod
-    def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses [B] and named diagnostics, which are detached and [B] or scalar."""
+    def __call__(self, predictions: Predictions) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The losses [B], None without any, and named diagnostics, which are detached and [B] or scalar."""
 
     def weight_scale(self, log_ratio: Tensor) -> Tensor:
         """The divisor of the divergence's weights for a batch with ``log_ratio`` [B]; 1 without such weights."""
         return log_ratio.new_ones(())
+
+
+def require_x0_teacher(predictions: Predictions) -> Tensor:
+    """``x0_teacher`` of the ``predictions``; raises ValueError if it is missing."""
+    if predictions.x0_teacher is None:
+        raise ValueError("x0_teacher is missing: this needs the predictions of the teacher")
+    return predictions.x0_teacher
 
 
 def require_x0_fake(predictions: Predictions) -> Tensor:
@@ -111,7 +123,8 @@ def score_distance(
     Here ``d = x0_teacher - x0_fake``. By the score identity (SiD, arXiv 2404.04057, eq. 14 and 23) these two terms have
     the gradient of a weighted squared distance of the scores. The weights are [B] or numbers.
     """
-    d = predictions.x0_teacher - x0_fake
+    x0_teacher = require_x0_teacher(predictions)
+    d = x0_teacher - x0_fake
     projected = per_sample_sum(d * (x0_fake - predictions.x_generated))
     return (squared_weight * per_sample_sum(d.square()) + projected_weight * projected) / predictions.sigma**4
 
@@ -123,7 +136,7 @@ def weight_statistics(weight: Tensor, x0_fake: Tensor, predictions: Predictions)
     """
     statistics = {
         "weight": weight.detach(),
-        "score_gap": (predictions.x0_teacher - x0_fake).detach().abs().mean(),
+        "score_gap": (require_x0_teacher(predictions) - x0_fake).detach().abs().mean(),
     }
     if predictions.log_ratio is not None:
         statistics["log_ratio"] = predictions.log_ratio.detach()

@@ -9,6 +9,7 @@ from onestep.objectives.base import (
     descend,
     require_log_ratio,
     require_x0_fake,
+    require_x0_teacher,
     score_difference,
     weight_statistics,
 )
@@ -38,12 +39,12 @@ class FDistill(Objective):
 
     def __call__(self, predictions: Predictions) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses [B] with gradient ``-weighting * h * delta`` by ``x_generated``, and diagnostics."""
-        x0_fake = require_x0_fake(predictions)
+        x0_teacher, x0_fake = require_x0_teacher(predictions), require_x0_fake(predictions)
         log_ratio = require_log_ratio(predictions, self.divergence)
 
         h = self.divergence.weight(log_ratio.detach())
         scale = self.weight_scale(log_ratio) if predictions.weight_scale is None else predictions.weight_scale
         factor = self.weighting(predictions, power=2) * h / scale
-        delta = score_difference(predictions.x0_teacher, x0_fake, predictions.sigma)
+        delta = score_difference(x0_teacher, x0_fake, predictions.sigma)
         losses = descend(predictions.x_generated, -expand_like(factor, delta) * delta)
         return losses, weight_statistics(h, x0_fake, predictions)

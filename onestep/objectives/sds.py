@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from onestep.noise import expand_like
-from onestep.objectives.base import Objective, Predictions, descend, score_difference, weight_statistics
+from onestep.objectives.base import (
+    Objective,
+    Predictions,
+    descend,
+    require_x0_teacher,
+    score_difference,
+    weight_statistics,
+)
 from onestep.objectives.weighting import Weighting
 
 
@@ -27,5 +34,5 @@ class SDS(Objective):
         """Losses [B] with the paper's gradient by ``x_generated`` times the weighting, and diagnostics."""
         x = predictions.x_generated
         factor = self.weighting(predictions, power=2)
-        delta = score_difference(predictions.x0_teacher, x.detach(), predictions.sigma)
+        delta = score_difference(require_x0_teacher(predictions), x.detach(), predictions.sigma)
         return descend(x, -expand_like(factor, x) * delta), weight_statistics(torch.ones_like(factor), x, predictions)

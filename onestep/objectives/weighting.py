@@ -7,7 +7,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from onestep.noise import per_sample_sum
-from onestep.objectives.base import Predictions
+from onestep.objectives.base import Predictions, require_x0_teacher
 from onestep.objectives.density_ratio import global_mean
 from onestep.ranges import checked
 
@@ -79,7 +79,9 @@ _SMALLEST_DISTANCE = 1e-5  # per dimension, in data units: far below one grey le
 
 def distance(predictions: Predictions, mean: bool) -> Tensor:
     """The sum or ``mean`` of |x_generated - x0_teacher| over a sample's dimensions [B], detached, in data units."""
-    differences = (predictions.x_generated - predictions.x0_teacher).detach().abs().clamp_min(_SMALLEST_DISTANCE)
+    differences = (
+        (predictions.x_generated - require_x0_teacher(predictions)).detach().abs().clamp_min(_SMALLEST_DISTANCE)
+    )
     return per_sample_sum(differences) / (differences[0].numel() if mean else 1)
 
 

@@ -27,7 +27,7 @@ class Pass:
         part: "full", "encoder", or "full, graph of the encoder" if only the features keep a graph.
         gradient: the differentiation variables: "nothing", "weights", "input" or "weights and input".
         batch: number of samples.
-        update: the network whose update needs the pass; "images" for the generator's pass.
+        update: "critics" or "generator", whose update needs the pass; "images" for the generator's pass.
         forward, backward: FLOPs.
     """
 
@@ -176,7 +176,8 @@ def count(subject: Subject) -> Count:
         with counter, recorder, recorder.watching(subject.networks):
             counted = 0
             for diagnostics in subject.iteration():
-                update = "generator" if "generator_gradient" in diagnostics else "fake score"
+                of_critics = {"fake_score_loss", "discriminator_loss"} & diagnostics.keys()
+                update = "critics" if of_critics else "generator"
                 for one in recorder.passes[counted:]:
                     one.update = "images" if one.network == "generator" else update
                 counted = len(recorder.passes)

@@ -105,6 +105,7 @@ class Truth:
     def gradients(self, objective: Objective) -> Tensor:
         """The gradient [2K] of the expected loss by the components' means and standard deviations."""
         losses, _ = objective(self.predictions)
+        assert losses is not None
         expected_loss = (self.node_weight * losses).sum()
         return torch.cat(torch.autograd.grad(expected_loss, (self.mean, self.std), retain_graph=True))
 

@@ -23,7 +23,9 @@ def images(count: int = 6, dtype: torch.dtype = torch.float32) -> Predictions:
 
 
 def gradient(objective: Objective, predictions: Predictions) -> torch.Tensor:
-    return torch.autograd.grad(objective(predictions)[0].sum(), predictions.x_generated)[0]
+    losses, _ = objective(predictions)
+    assert losses is not None
+    return torch.autograd.grad(losses.sum(), predictions.x_generated)[0]
 
 
 def test_gradient_is_that_of_the_divergence(truth: Any) -> None:
@@ -38,7 +40,8 @@ def test_f_gives_the_value_of_the_divergence(truth: Any) -> None:
 
 def test_gradient_by_the_sample_is_exactly_the_weighted_score_difference() -> None:
     predictions = images()
-    assert predictions.x0_fake is not None and predictions.log_ratio is not None
+    assert predictions.x0_teacher is not None and predictions.x0_fake is not None
+    assert predictions.log_ratio is not None
     losses, diagnostics = FDistill(JensenShannon(), DMDWeighting(), normalize_weight=False)(predictions)
     sigma = predictions.sigma.reshape(-1, 1, 1, 1)
     delta = (predictions.x0_teacher - predictions.x0_fake) / sigma**2
@@ -74,7 +77,8 @@ def test_normalising_weights_that_underflow_gives_no_nan() -> None:
 
 def test_diagnostics() -> None:
     predictions = images()
-    assert predictions.x0_fake is not None and predictions.log_ratio is not None
+    assert predictions.x0_teacher is not None and predictions.x0_fake is not None
+    assert predictions.log_ratio is not None
     _, diagnostics = FDistill(ForwardKL(), UnitWeighting(), normalize_weight=True)(predictions)
     ratio = predictions.log_ratio.exp()
     expected = {
@@ -89,7 +93,8 @@ def test_diagnostics() -> None:
 
 def test_only_x_generated_is_differentiated() -> None:
     predictions = images()
-    assert predictions.x0_fake is not None and predictions.log_ratio is not None
+    assert predictions.x0_teacher is not None and predictions.x0_fake is not None
+    assert predictions.log_ratio is not None
     others = [predictions.x0_teacher, predictions.x0_fake, predictions.log_ratio]
     for tensor in others:
         tensor.requires_grad_()

@@ -44,16 +44,18 @@ def predictions() -> Predictions:
 
 
 def gradient(objective: Objective, predictions: Predictions) -> Tensor:
-    (result,) = torch.autograd.grad(objective(predictions)[0].sum(), predictions.x_generated, retain_graph=True)
+    losses, _ = objective(predictions)
+    assert losses is not None
+    (result,) = torch.autograd.grad(losses.sum(), predictions.x_generated, retain_graph=True)
     return result
 
 
 def test_f_distill_with_reverse_kl_is_the_distribution_matching_of_dmd2(predictions: Predictions) -> None:
     """DMD's loss as in its paper (arXiv 2311.18828, eq. 7 and 8, algorithm 2): a mean over dimensions."""
-    x, x0_teacher, x0_fake = predictions.x_generated, predictions.x0_teacher.detach(), predictions.x0_fake
-    assert x0_fake is not None
+    assert predictions.x0_teacher is not None and predictions.x0_fake is not None
+    x, x0_teacher, x0_fake = predictions.x_generated, predictions.x0_teacher.detach(), predictions.x0_fake.detach()
     normalizer = (x.detach() - x0_teacher).abs().mean((1, 2, 3), keepdim=True)
-    step = (x0_fake.detach() - x0_teacher) / normalizer
+    step = (x0_fake - x0_teacher) / normalizer
     dmd = 0.5 * (x - (x - step).detach()).square().mean((1, 2, 3)).sum()
     (expected,) = torch.autograd.grad(dmd, x, retain_graph=True)
     ours = gradient(FDistill(ReverseKL(), DMDWeighting(), normalize_weight=True), predictions)
@@ -62,7 +64,7 @@ def test_f_distill_with_reverse_kl_is_the_distribution_matching_of_dmd2(predicti
 
 def test_vsd_is_the_difference_of_eps_predictions(predictions: Predictions) -> None:
     """ProlificDreamer's eq. 9: w(t) (eps_teacher - eps_fake), w = sigma_t^2 of the variance preserving process."""
-    assert predictions.x0_fake is not None
+    assert predictions.x0_teacher is not None and predictions.x0_fake is not None
     sigma = expand_like(predictions.sigma, predictions.x_sigma)
     eps_teacher, eps_fake = ((predictions.x_sigma - x0) / sigma for x0 in (predictions.x0_teacher, predictions.x0_fake))
     alpha = 1 / (1 + sigma**2).sqrt()
@@ -72,7 +74,7 @@ def test_vsd_is_the_difference_of_eps_predictions(predictions: Predictions) -> N
 
 
 def test_diff_instruct_is_the_difference_of_x0_predictions(predictions: Predictions) -> None:
-    assert predictions.x0_fake is not None
+    assert predictions.x0_teacher is not None and predictions.x0_fake is not None
     ours = gradient(FDistill(ReverseKL(), PowerWeighting(2.0), normalize_weight=True), predictions)
     expected = (predictions.x0_fake - predictions.x0_teacher).detach()
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
@@ -81,7 +83,7 @@ def test_diff_instruct_is_the_difference_of_x0_predictions(predictions: Predicti
 def test_uni_instruct_with_reverse_kl_is_sim(predictions: Predictions) -> None:
     """Theorem 3.1 of arXiv 2410.16794 for the squared distance: with the score of q frozen in the weights alone,
     ``E_q|d|^2`` has the gradient of ``|d|^2 + 2 d . (score_q - score of the noise)``."""
-    assert predictions.x0_fake is not None
+    assert predictions.x0_teacher is not None and predictions.x0_fake is not None
     sigma = expand_like(predictions.sigma, predictions.x_sigma)
     score_p, score_q = ((x0 - predictions.x_sigma) / sigma**2 for x0 in (predictions.x0_teacher, predictions.x0_fake))
     score_noise = (predictions.x_generated - predictions.x_sigma) / sigma**2
@@ -100,7 +102,7 @@ def test_sim_is_sid_with_alpha_one_half(predictions: Predictions) -> None:
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 1.2])
 def test_sid_is_its_papers_loss_twice(predictions: Predictions, alpha: float) -> None:
     """Eq. 23 of arXiv 2404.04057 without its weight: ``(1 - alpha) |d|^2 + d . (x0_fake - x)``."""
-    assert predictions.x0_fake is not None
+    assert predictions.x0_teacher is not None and predictions.x0_fake is not None
     d = predictions.x0_teacher - predictions.x0_fake
     loss = (1 - alpha) * d.square() + d * (predictions.x0_fake - predictions.x_generated)
     expected = 2 * loss.flatten(1).sum(1) / predictions.sigma**4

@@ -1,0 +1,41 @@
+"""Parameters of a trained network that are not trained, by the patterns of their names."""
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+_SHOWN = 3  # names in a message
+
+
+def freeze(networks: Sequence[nn.Module], patterns: Sequence[str], setting: str) -> None:
+    """Freeze the trained parameters of ``networks`` whose names match one of ``patterns`` (:mod:`fnmatch`).
+
+    Raises:
+        ValueError: naming the ``setting``, for a pattern that matches none, or if none is left.
+    """
+    trained = [
+        (name, parameter)
+        for network in networks
+        for name, parameter in network.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    ]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name, _ in trained):
+            close = difflib.get_close_matches(pattern, {name for name, _ in trained}, n=_SHOWN, cutoff=0)
+            raise ValueError(
+                f"{setting}: {pattern!r} matches no trained parameter; the closest names are {', '.join(close)}"
+            )
+    for name, parameter in trained:
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for _, parameter in trained):
+        raise ValueError(f"{setting}=[{', '.join(patterns)}] freezes all parameters: leave some to be trained")
+
+
+def describe_trained(network: nn.Module) -> str:
+    """The number of the parameters of ``network`` that are trained, such as ``8,524,931 of 55,733,891 (15.3 %)``."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    count, trained = sum(size for size, _ in counts), sum(size for size, is_trained in counts if is_trained)
+    return f"{trained:,} of {count:,} ({trained / count:.1%})".replace("%", " %")
