@@ -99,7 +99,7 @@ def test_help_of_the_others(name: str, capsys: pytest.CaptureFixture[str]) -> No
         (["trian"], "unknown command 'trian'; did you mean 'train'? The commands are: train, pretrain, pretrain feat"),
         (["objective=sid"], "unknown command 'objective=sid'. The commands are: train, pretrain, "),
         (["compare", "nowhere", "out"], "nowhere holds no finished run"),
-        (["train", "objective=sid,null"], "objective=sid,null: a choice is needed, one of diff_instruct, "),
+        (["train", "objective=sid,null"], "objective=sid,null: a choice is needed, one of adversarial, "),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ NO_GAN = ("divergence=reverse_kl", "generator.gan_weight=0")
 GAN = "generator.gan_weight=1"
 SID = ("objective=sid",)
 SDS = ("objective=sds",)
+ALONE = ("objective=adversarial",)
 #: Choices and settings, of which the last has no effect, and the reason. {} is the last.
 IN_VAIN = [
     ((*NO_GAN, "generator.gan_level=own"), "{} has no effect: there is no adversarial term; set generator.gan_weight "
@@ -42,6 +43,11 @@ IN_VAIN = [
     ((*SDS, "clip.critics.largest=2.0"), "{} has no effect: the generator alone is trained"),
     (("objective=sds", "discriminator=teacher_features", GAN, "discriminator.weighting=fake_score"),
      "{} has no effect: this objective has no fake score"),
+    ((*ALONE, "generator.objective_weight=2.0"), "{} has no effect: the adversarial term is the whole loss; use "
+     "another objective, or leave it out"),
+    ((*ALONE, "normalizer=published"), "{} has no effect: the adversarial term is the whole loss"),
+    ((*ALONE, "weighting=unit"), "{} has no effect: the adversarial term is the whole loss"),
+    ((*ALONE, "fake_score.guidance=2.0"), "{} has no effect: this objective has no fake score"),
     (("objective=sds", "lora.students=[fake_score]", "lora=attention"), "{} has no effect: none of lora.students="),
     (("metrics=[]", "features=digits"), "{} has no effect: there are no metrics; set metrics="),
     (("metrics=[]", "reference=real.npz"), "{} has no effect: there are no metrics"),
@@ -58,6 +64,7 @@ EFFECTIVE: list[tuple[str, ...]] = [
     (*NO_GAN, "generator.gan_starts_at=8", "generator.objective_weight_before_gan=2.0"),
     # It has critics: the discriminator.
     ("objective=sds", "discriminator=teacher_features", GAN, "fake_score.steps=3"),
+    (*ALONE, "discriminator=convolutional", "penalty=r1", "fake_score.steps=3", "generator.gan_level=own"),
     ("experiment=mixture", "mixture=ring", "mixture.std=0.1"),
 ]
 

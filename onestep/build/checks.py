@@ -82,8 +82,9 @@ def check_terms(
             + ("" if objective.needs_adversarial else ", or divergence=reverse_kl with generator.gan_weight=0")
         )
     if not hasattr(objective, "divergence") and not isinstance(divergence, ReverseKL | None):
+        what = "has no divergence" if objective.needs_adversarial else "minimises reverse KL only"
         raise ValueError(
-            f"{type(objective).__name__} {'has none' if objective.needs_adversarial else 'minimises reverse KL only'}, "
+            f"{type(objective).__name__} {what}, "
             f"got divergence={type(divergence).__name__}: remove divergence=..., or use objective=f_distill or "
             "objective=uni_instruct"
         )
@@ -107,7 +108,9 @@ def _check_adversarial(settings: GeneratorSettings) -> None:
     """
     whole = "the adversarial term is the whole loss of this objective"
     if settings.gan_weight == 0:
-        raise ValueError(f"generator.gan_weight=0: {whole}: set a positive weight, or use another objective")
+        raise ValueError(
+            f"generator.gan_weight={settings.gan_weight}: {whole}: set a positive weight, or use another objective"
+        )
     if settings.gan_starts_at > settings.starts_at:
         raise ValueError(
             f"generator.gan_starts_at={settings.gan_starts_at}: {whole}, which would have none before: set it to 0; "

@@ -25,6 +25,31 @@ def test_an_adversarial_term_without_a_discriminator(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        (
+            "generator.gan_weight=0",
+            "generator.gan_weight=0.0: the adversarial term is the whole loss of this objective",
+        ),
+        ("generator.gan_starts_at=8", "generator.gan_starts_at=8: the adversarial term is the whole loss of this"),
+        (
+            "generator.gan_weighting=distance",
+            "generator.gan_weighting=distance: it weights by the teacher's prediction",
+        ),
+        (
+            "discriminator=none",
+            "generator.gan_weight=1.0 needs a discriminator, but discriminator.head is null: use "
+            "discriminator=teacher_features or discriminator=convolutional",
+        ),
+        ("data=none", "the discriminator needs real images, and this data has none: use data=... with images"),
+    ],
+)
+def test_a_gan_alone_without_its_term(override: str, message: str, tmp_path: Path) -> None:
+    said = refused(tiny_config(tmp_path / "run", "objective=adversarial", "metrics=[]", override))
+    assert said.startswith(message) and "\n" not in said
+
+
 def test_a_regression_without_pairs(tmp_path: Path) -> None:
     message = refused(tiny_config(tmp_path, "generator.regression_weight=0.25"))
     assert message.startswith(

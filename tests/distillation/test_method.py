@@ -1,7 +1,7 @@
 """The losses of a method: values, graphs and parameters with gradients."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,11 +15,12 @@ from onestep.models.discriminator import (
     NOISED_SAMPLES,
     ChannelMean,
     ConvolutionalNetwork,
+    Discriminator,
     PooledHead,
     StridedHeads,
 )
 from onestep.noise import LogUniformSigma, Noised, add_noise
-from onestep.objectives.adversarial import discriminator_loss
+from onestep.objectives.adversarial import Adversarial, discriminator_loss
 from onestep.objectives.base import Objective, Predictions
 from onestep.objectives.density_ratio import LinearBins, QuantileBins
 from onestep.objectives.divergences import ForwardKL, ReverseKL
@@ -387,3 +388,47 @@ def test_frozen_restores_after_an_error() -> None:
         assert not network.weight.requires_grad
         raise KeyError
     assert network.weight.requires_grad and not network.bias.requires_grad
+
+
+class Plane(Discriminator):
+    """The logit ``direction . x_sigma``."""
+
+    features_from = "samples"
+
+    def __init__(self, direction: Tensor) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(direction)
+
+    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Any) -> Tensor:
+        return (features[0] * self.direction).flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("own_level", [False, True])
+@pytest.mark.parametrize("home", [None])
+def test_a_gan_alone_has_the_gradient_of_its_critic(world: World, own_level: bool) -> None:
+    """``-w sigmoid(-logit) direction / B``, without any teacher."""
+    method = Method(None, Adversarial(), discriminator=Plane(world.noise_real[0]), gan_weight=0.25)
+    noised, own = Noised(world.sigma, world.noise), Noised(world.sigma.flip(0), world.noise_real)
+    losses = method.generator_losses(world.x_generated, world.condition, noised, None, own if own_level else None)
+    x_sigma = (own if own_level else noised).add_to(world.x_generated.detach())
+    logit = (x_sigma * world.noise_real[0]).sum((1, 2, 3))
+    assert logit.std() > 1
+    torch.testing.assert_close(losses.total, 0.25 * nn.functional.softplus(-logit).mean())
+    assert losses.terms.keys() == {"adversarial"} and losses.diagnostics.keys() == {"adversarial_loss"}
+    (gradient,) = torch.autograd.grad(losses.total, world.x_generated)
+    expected = -0.25 / 4 * torch.sigmoid(-logit)[:, None, None, None] * world.noise_real[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("home", ["samples"])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"gan_weight": 0.0}, "the adversarial term is missing, which is the whole loss: set a gan_weight above 0"),
+        ({"gan_weight": 1.0, "gan_weighting": "distance"}, "x0_teacher is missing"),
+    ],
+)
+def test_a_gan_alone_without_what_it_needs(world: World, options: dict[str, Any], message: str) -> None:
+    method = world.method(Adversarial(), fake_score=None, **options)
+    with pytest.raises(ValueError, match=message):
+        method.generator_losses(world.x_generated, world.condition, Noised(world.sigma, world.noise))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from onestep.distillation import loop
 from tests.helpers.configs import TINY, TWO_ITERATIONS, configure, tiny_config
 from tests.helpers.updates import take_updates
 
-# Diagnostics of critics and pairs in a log line, and the fake score's updates per update of the generator.
+# Diagnostics of critics and pairs in a log line, and the critics' updates per update of the generator.
 EXPECTED = {
     "sds": (set(), 0),
     "diff_instruct": ({"fake_score_loss"}, 2),
@@ -26,6 +27,7 @@ EXPECTED = {
     "sida": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
     "sid_lsg": ({"fake_score_loss"}, 2),
     "uni_instruct": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
+    "adversarial": ({"discriminator_loss", "adversarial_loss"}, 1),
     "uni_instruct_code": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
 }
 
@@ -46,7 +48,24 @@ def test_a_preset_trains_what_it_should(preset: str, tmp_path: Path) -> None:
     trained = {name for name in ("fake_score", "discriminator") if name in parts.trained_networks}
     with_weights = {"fake_score"} if preset == "uni_instruct_code" else {"fake_score", "discriminator"}
     assert trained == {name for name in with_weights if f"{name}_loss" in losses}
-    assert ("fake_score" in trained) == (steps > 0)
+    assert bool(trained) == (steps > 0)
+
+
+@pytest.mark.parametrize(
+    "discriminator, passes", [("convolutional", []), ("teacher_features", ["features", "features"])]
+)
+def test_a_gan_alone_reads_at_most_the_teachers_features(discriminator: str, passes: list[str], tmp_path: Path) -> None:
+    overrides = ("objective=adversarial", f"discriminator={discriminator}", f"output={tmp_path}")
+    parts = build_distillation(configure("train", *TINY, *overrides))
+    seen = []
+
+    def watch(_: Any, inputs: Any, options: dict[str, Any]) -> None:
+        seen.append(options.get("outputs", "prediction"))
+
+    parts.method.teacher.register_forward_pre_hook(watch, with_kwargs=True)
+    _, generator = take_updates(parts)
+    assert seen == passes and parts.method.fake_score is None
+    assert generator.keys() == {"adversarial_loss", "generator_gradient"}
 
 
 @pytest.mark.parametrize("penalty", ["r1", "finite_difference_r1"])
@@ -75,6 +94,11 @@ def test_a_discriminator_of_its_own_with_a_penalty(penalty: str, tmp_path: Path)
         (
             ("experiment=mixture", "fake_score.network=null"),
             "fake_score.network=null .* is not a network: describe a network as fake_score.network=",
+        ),
+        (("objective=adversarial", "discriminator=shared_encoder"), "no fake score with an encoder.*=convolutional"),
+        (
+            ("objective=adversarial", "divergence=forward_kl"),
+            "Adversarial has no divergence, got divergence=ForwardKL: remove divergence=",
         ),
         (("metrics=[modes]", "mixture=grid"), "64 dimensions and the mixture 2"),
     ],

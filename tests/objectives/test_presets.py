@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onestep.config import CONF, instantiate
+from onestep.objectives.adversarial import generator_loss
 from onestep.objectives.base import Objective
 from onestep.objectives.divergences import Divergence
 from tests.helpers.configs import configure
@@ -18,6 +20,7 @@ MATCHING = ["diff_instruct", "vsd", "dmd2", "f_distill"]  # gradients of D_f(p||
 EXPANSIONS = ["sim", "uni_instruct"]  # gradients of E_q[h |score_p - score_q|^2]
 SID = ["sid", "sida", "sid_lsg", "uni_instruct_code"]  # the last is SiD without an adversarial term
 SDS = ["sds"]
+ADVERSARIAL = ["adversarial"]  # a GAN alone
 
 
 def random_law(random: torch.Generator) -> dict[str, list[float]]:
@@ -80,7 +83,8 @@ def assert_gradient(world: Any, objective: Objective, expected: Tensor) -> None:
 
 def test_every_preset_is_here() -> None:
     # DMD's term is f-distill's with reverse KL, and is tested as DMD2's.
-    assert {file.stem for file in CONF_OBJECTIVE.glob("*.yaml")} - {"dmd"} == {*MATCHING, *EXPANSIONS, *SID, *SDS}
+    tested = {*MATCHING, *EXPANSIONS, *SID, *SDS, *ADVERSARIAL}
+    assert {file.stem for file in CONF_OBJECTIVE.glob("*.yaml")} - {"dmd"} == tested
 
 
 @pytest.mark.parametrize("name", MATCHING)
@@ -124,3 +128,20 @@ def test_sds_descends_the_cross_entropy(world: Any) -> None:
     """``E_q[-log p]``: reverse KL without the entropy term."""
     expected = expected_gradient(world, lambda p, q: -NoisedMixture.integral(q.log.exp() * p.log))
     assert_gradient(world, preset("sds"), expected)
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_a_gan_alone(world: Any, name: str) -> None:
+    """With the exact ratio as its critic: ``KL(q||p) - 2 JS(p||q)`` (arXiv 1701.04862, theorem 2.5)."""
+    losses = generator_loss(world.predictions.log_ratio[:, None])
+    nothing, diagnostics = preset(name)(replace(world.predictions, x0_teacher=None, x0_fake=None, adversarial=losses))
+    assert nothing is None and diagnostics == {}
+
+    def descended(p: NoisedMixture, q: NoisedMixture) -> Tensor:
+        log_mean = torch.logaddexp(p.log, q.log) - math.log(2)
+        twice_js = p.log.exp() * (p.log - log_mean) + q.log.exp() * (q.log - log_mean)
+        return NoisedMixture.integral(q.log.exp() * (q.log - p.log) - twice_js)
+
+    expected = expected_gradient(world, descended)
+    ours = torch.cat(torch.autograd.grad((world.node_weight * losses).sum(), (world.mean, world.std)))
+    assert float((ours - expected).abs().max() / expected.abs().max()) < 1e-8

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("process_as_it_was")
 #: score; and the numbers in docs/performance.md for the published network, with the published number of updates.
 PASSES = {
     "sds": (4, 0), "diff_instruct": (11, 0), "f_distill": (11, 5), "dmd2": (11, 5), "sid": (13, 0), "sida": (13, 6),
-    "uni_instruct": (13, 4),
+    "uni_instruct": (13, 4), "adversarial": (3, 6),
 }  # fmt: skip
 BARS = {"f_distill": (4, 20.6), "dmd2": (4, 20.6), "sid": (1, 10.1), "sida": (1, 11.1), "uni_instruct": (1, 11.1)}
 
@@ -55,6 +55,9 @@ def test_the_count_is_that_of_the_documentation(objective: str, small: float) ->
     # The documentation neglects the heads, and that the first layer's input is not differentiated.
     expected = full + encoders * small + costs["discriminator"]
     assert counted.forward_equivalents == pytest.approx(expected, rel=0.015)
+    assert {one.update for one in counted.passes} == {"images", "generator"} | (
+        {"critics"} if objective != "sds" else set()
+    )
     generator = [one for one in counted.passes if one.network == "generator"]
     assert len(generator) == 1 and generator[0].backward == pytest.approx(2 * generator[0].forward, rel=0.02)
 

@@ -42,6 +42,7 @@ METHODS = {
     "f_distill": (),
     # Its weights are normalised by each process's own rows, and its gains are not sharded.
     "edm2": (f"generator.network={EDM2}", f"fake_score.network={EDM2}", "optimizer.generator.lr=1e-2"),
+    "frozen": ("generator.frozen=[*.conv*.weight]",),
     "uni_instruct": ("objective=uni_instruct", "discriminator=shared_encoder", "generator.later_sigmas=[0.5,0.2]"),
 }
 
