@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,7 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
     Raises:
         ValueError: for a group that needs a choice, or an experiment of another command.
     """
-    primary: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{config_name}.yaml"))
-    defaults = [entry for entry in primary["defaults"] if isinstance(entry, dict)]
-    unchosen = {group for entry in defaults for group, choice in entry.items() if choice is None}
+    unchosen = _unchosen(config_name)
     accepted = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -66,6 +65,14 @@ def accept_null(config_name: str, overrides: Sequence[str]) -> list[str]:
             valid = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise ValueError(f"{override}: a choice is needed, one of {valid}")
     return accepted
+
+
+@cache
+def _unchosen(config_name: str) -> set[str]:
+    """The groups that are null in the primary file."""
+    primary: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{config_name}.yaml"))
+    defaults = [entry for entry in primary["defaults"] if isinstance(entry, dict)]
+    return {group for entry in defaults for group, choice in entry.items() if choice is None}
 
 
 def _check_experiments(config_name: str, choices: Sequence[str]) -> None:
@@ -232,9 +239,10 @@ def check_config(config: DictConfig, given: Collection[str] = ()) -> None:
         raise ValueError(f"settings without a value: {', '.join(sorted(missing))}; give each as KEY=VALUE")
     plain: Any = _without(OmegaConf.to_container(config, resolve=True), given)
     # Keys for other keys alone, such as data_dim; and the record's.
-    read = {*re.findall(r"\$\{\.*(\w+)", OmegaConf.to_yaml(config)), "choices", "given"}
+    read = {*re.findall(r"\$\{\.*(\w+)", str(OmegaConf.to_container(config))), "choices", "given"}
     settings = settings_of(plain)
-    known = {key: value for key, value in plain.items() if key in (parameters(settings) or ()) or key not in read}
+    taken = parameters(settings) or ()
+    known = {key: value for key, value in plain.items() if key in taken or key not in read}
     _write(config, check_arguments(settings, _check_parts(known, "", bool(given)), partial=bool(given)))
 
 

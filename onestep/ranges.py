@@ -180,6 +180,7 @@ def unknown_key(full_key: str, valid: Iterable[str]) -> str:
     return f"unknown key {full_key!r}{hint} The keys of {parent or 'the configuration'} are: {', '.join(choices)}"
 
 
+@functools.cache
 def parameters(target: Any) -> dict[str, Any] | None:
     """The arguments of a class or function with their types, ``Any`` without one; None if it takes any."""
     signature = inspect.signature(target)
@@ -190,8 +191,7 @@ def parameters(target: Any) -> dict[str, Any] | None:
         hints = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # another package's annotations, such as names for type checkers alone
         hints = {}
-    if target.__module__.startswith("torch.optim."):
-        hints |= OPTIMIZER
+    hints |= OPTIMIZER if target.__module__.startswith("torch.optim.") else {}
     return {name: hints.get(name, Any) for name in signature.parameters}
 
 
