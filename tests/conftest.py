@@ -15,4 +15,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # What is cached is read by no other run.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="onestep_tests_")
 
-pytest_plugins = [f"tests.fixtures.{name}" for name in ("datasets", "feature_networks", "pipelines", "runs")]
+pytest_plugins = [
+    f"tests.fixtures.{name}" for name in ("configurations", "datasets", "feature_networks", "pipelines", "runs")
+]

@@ -92,6 +92,8 @@ REQUIRED = {
         for f in ("data/mixture", "teacher/mixture", "metrics/modes", "metrics/mode_precision", "metrics/kl")
     },
 }
+#: What has been built, by its description.
+BUILT: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +150,11 @@ def assert_builds(config: DictConfig) -> list[str]:
     for node in targets(config):
         levels = {"sigma_min": 0.1, "sigma_max": 9.0}  # null: the teacher's range
         target = get_object(node["_target_"])
-        thing = instantiate(node, **{name: level for name, level in levels.items() if node.get(name, 0) is None})
+        plain = repr(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
+        thing = BUILT.get(plain) or instantiate(
+            node, **{name: level for name, level in levels.items() if node.get(name, 0) is None}
+        )
+        BUILT[plain] = thing
         if node.get("_partial_"):
             assert callable(thing)
         elif isinstance(target, type):

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from onestep.build.use import check_use, check_use_in_distillation, check_use_in_sampling
 from onestep.commands import CONFIGURED
-from onestep.config import CONF, add_recipe, check_config, compose, instantiate
+from onestep.config import CONF, add_recipe, check_config, instantiate
 from onestep.data.dataset import NoData
+from tests.helpers.configs import configure
 from tests.helpers.paths import REPOSITORY
 
 OBJECTIVES = REPOSITORY / "docs" / "objectives.md"
@@ -118,7 +119,7 @@ def test_every_command_composes(command: tuple[str, ...]) -> None:
         get_args_parser().parse_args(add_recipe(primary, words))  # as Hydra does: it exits for an unfit order
     output = "save_to=nowhere" if primary == "sample" else "output=nowhere"
     for overrides in overrides_of(words):
-        config = compose(primary, [*overrides, output])
+        config = configure(primary, *overrides, output)
         if "..." not in words:  # which stands for settings that the reader adds
             check_config(config)
             if primary == "sample":

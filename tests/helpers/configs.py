@@ -1,6 +1,6 @@
 """Configurations of the tests: all on the CPU, and those of trainings so small that a test can afford them."""
 
-import copy
+import pickle
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -44,7 +44,7 @@ def configure(name: str, *overrides: str) -> DictConfig:
     if any(one.startswith("~") for one in overrides):
         return compose(name, [CPU, *overrides])
     settings = [one for one in overrides if _is_setting(one)]
-    config = copy.deepcopy(_composed(name, tuple(one for one in overrides if one not in settings)))
+    config: DictConfig = pickle.loads(_composed(name, tuple(one for one in overrides if one not in settings)))
     try:
         for parsed in map(_parsed, settings):
             OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
@@ -55,8 +55,9 @@ def configure(name: str, *overrides: str) -> DictConfig:
 
 
 @cache
-def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
-    return compose(name, [CPU, *overrides])
+def _composed(name: str, overrides: tuple[str, ...]) -> bytes:
+    """As bytes, whose copy takes a fifth of the time of a configuration's."""
+    return pickle.dumps(compose(name, [CPU, *overrides]))
 
 
 @cache
