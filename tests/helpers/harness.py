@@ -1,5 +1,7 @@
-"""What the stress tests watch runs by, do to them, and compare them by."""
+"""What the stress tests start runs with, watch them by, do to them, and compare them by."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 import socket
@@ -9,6 +11,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -16,6 +19,10 @@ from safetensors.torch import load_file
 from onestep.engine.checkpoint import damage, list_checkpoints
 from onestep.engine.log import read_log
 from tests.helpers.paths import REPOSITORY
+
+#: Processes that are forked from one that has imported what they need, which takes seconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["onestep.distillation.loop", "tests.helpers.recordings"])
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
@@ -65,21 +72,58 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def start_workers(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """``count`` processes of ``worker.py`` on this machine, which know each other without a launcher."""
+    return [
+        subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "tests" / "stress" / "worker.py"), *arguments],
+            env=os.environ | rank | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in _ranks(count)
+    ]  # fmt: skip
+
+
+def run_together(count: int, task: Callable[..., None], *arguments: Any, meanwhile: Callable[[], Any] = int) -> None:
+    """Run ``task`` in ``count`` processes that know each other, without their imports; and ``meanwhile`` in this one.
+
+    Each must succeed, and leave no thread of gloo at its end: it can abort the program.
+    """
+    started = [PROCESSES.Process(target=_of_rank, args=(rank, task, arguments)) for rank in _ranks(count)]
+    for process in started:
+        process.start()
+    try:
+        meanwhile()
+        for process in started:
+            process.join(300)
+        assert [process.exitcode for process in started] == [0] * count
+    finally:
+        for process in started:
+            process.kill()
+
+
+def _of_rank(rank: dict[str, str], task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(rank)
+    torch.set_num_threads(1)
+    task(*arguments)
+    atexit._run_exitfuncs()  # multiprocessing ends a process without them
+    check_threads()
+
+
+def check_threads() -> None:
+    """End with an exit code if a thread of gloo is left."""
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    if left := [name for name in names if "gloo" in name]:
+        print(f"threads at the end: {left}", flush=True)
+        os._exit(9)
+
+
+def _ranks(count: int) -> list[dict[str, str]]:
+    """The environment of each of ``count`` processes on this machine, as of a launcher."""
+    if count == 1:
+        return [{}]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = []
-    for rank in range(count):
-        together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-        environment = os.environ | {key: str(value) for key, value in together.items()} if count > 1 else os.environ
-        workers.append(
-            subprocess.Popen(
-                [sys.executable, str(REPOSITORY / "tests" / "stress" / "worker.py"), *arguments],
-                env=environment | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-        )  # fmt: skip
-    return workers
+        common = {"WORLD_SIZE": f"{count}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free.getsockname()[1]}"}
+    return [{"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} | common for rank in range(count)]
 
 
 def kill(process: BaseProcess, number: signal.Signals = signal.SIGKILL) -> None:

@@ -24,8 +24,8 @@ from onestep.models import generator
 from onestep.models.diffusers.pipeline import DTYPES
 from tests.helpers.configs import NO_DIAGNOSIS, TINY, TWO_ITERATIONS, as_given, configure
 from tests.helpers.diffusers_models import UNET_BLOCKS, randomize
+from tests.helpers.harness import run_together
 from tests.helpers.paths import REFERENCE
-from tests.helpers.scripts import run_python
 
 RECORDINGS = REFERENCE / "recordings.json"
 
@@ -124,18 +124,12 @@ def main(names: list[str]) -> None:
 
 def run_case(name: str, folder: Path) -> None:
     """Run a case, in two processes if its name has the suffix for it."""
-    if not name.endswith("two_processes"):
+    if name.endswith("two_processes"):
+        run_together(2, train, name, folder)
+    else:
         train(name, folder)
-        return
-
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tests.helpers.recordings")
-    finished = run_python(*launch, "run", name, str(folder))
-    assert finished.returncode == 0, finished.stderr
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1:2] == ["run"]:
-        train(sys.argv[2], Path(sys.argv[3]))
-    else:
-        main(sys.argv[1:])
+    main(sys.argv[1:])

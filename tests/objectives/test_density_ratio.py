@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from onestep.noise import KarrasSigma, LogNormalSigma, LogUniformSigma, SigmaDistribution
 from onestep.objectives.adversarial import log_ratio_of
@@ -22,6 +21,7 @@ from onestep.objectives.divergences import (
     SoftenedReverseKL,
     SquaredHellinger,
 )
+from tests.helpers.harness import run_together
 from tests.helpers.paths import REFERENCE
 
 SIGMA_DISTRIBUTION = LogUniformSigma(1.0, 16.0)
@@ -203,9 +203,10 @@ def test_global_mean_alone() -> None:
     assert global_mean(torch.full((4,), 3e38)).item() == pytest.approx(3e38)  # whose sum overflows float32
 
 
-def on_process(rank: int, folder: str) -> None:
+def on_process(folder: str) -> None:
     """The first process has one sample, the second three."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     values = torch.tensor([[1.0], [2.0, 3.0, 10.0]][rank])
     normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
     normalizer.update(values.log(), SIGMA[: len(values)])
@@ -216,7 +217,7 @@ def on_process(rank: int, folder: str) -> None:
 
 
 def test_means_are_over_all_processes(tmp_path: Path) -> None:
-    spawn(on_process, args=(str(tmp_path),), nprocs=2)
+    run_together(2, on_process, str(tmp_path))
     for rank in range(2):
         mean, sums, counts, means = torch.load(tmp_path / f"{rank}.pt")
         assert mean.item() == 4 and means.tolist() == pytest.approx([2.5, 1, 1, 1], rel=1e-5)

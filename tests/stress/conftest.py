@@ -1,6 +1,5 @@
 """Runs in processes of their own, to which things are done; tables of what they survived and of how they differ."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -9,12 +8,10 @@ import pytest
 from omegaconf import DictConfig
 
 from onestep.build.distillation import distill
+from tests.helpers.harness import PROCESSES
 
 _table: list[tuple[str, int, int, str]] = []
 _differences: list[tuple[str, float]] = []
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["onestep.distillation.loop"])  # a start takes no seconds of imports
 
 StartRun = Callable[[DictConfig], BaseProcess]
 Survived = Callable[[str, int, int, str], None]
@@ -28,7 +25,7 @@ def start_run() -> Iterator[StartRun]:
     started: list[BaseProcess] = []
 
     def start(config: DictConfig) -> BaseProcess:
-        started.append(_processes.Process(target=distill, args=(config,)))
+        started.append(PROCESSES.Process(target=distill, args=(config,)))
         started[-1].start()
         return started[-1]
 

@@ -1,17 +1,14 @@
 """The same losses and weights however processes split a batch and shard the networks: real ones, talking by gloo."""
 
-import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from onestep.build.distillation import distill
-from onestep.config import compose
-from onestep.distillation.report import DistillationReport
 from onestep.engine.log import read_log
 from tests.helpers.configs import CPU
-from tests.helpers.harness import largest_difference, start_workers
-from tests.helpers.recordings import double_precision
+from tests.helpers.harness import largest_difference, run_together, start_workers
+from tests.stress import worker
 from tests.stress.conftest import Differs
 
 TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
@@ -47,19 +44,11 @@ METHODS = {
 }
 
 
-def start(folder: Path, dtype: str, processes: int, *overrides: str) -> list[subprocess.Popen[str]]:
-    return start_workers(processes, dtype, *SETTINGS, f"output={folder}", *overrides)
-
-
 def train(folder: Path, dtype: str, processes: int, *overrides: str) -> Path:
-    finish(start(folder, dtype, processes, *overrides))
+    for process in start_workers(processes, dtype, *SETTINGS, f"output={folder}", *overrides):
+        said, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, said
     return folder
-
-
-def finish(workers: list[subprocess.Popen[str]]) -> None:
-    for worker in workers:
-        said, _ = worker.communicate(timeout=600)
-        assert worker.returncode == 0, said
 
 
 def assert_same(one: Path, other: Path, dtype: str, iterations: int = ITERATIONS) -> float:
@@ -75,18 +64,14 @@ def assert_same(one: Path, other: Path, dtype: str, iterations: int = ITERATIONS
     return difference
 
 
-def test_the_hardest_layout_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hardest_layout_is_the_same_run(tmp_path: Path) -> None:
     """Which has all of the others' parts; for a few iterations. The one process is the test's own."""
-    few, one, other = ("training.total_images=64", *CLIPPED), tmp_path / "one", tmp_path / "other"
+    few, one, other = (*SETTINGS, "training.total_images=32", *CLIPPED), tmp_path / "one", tmp_path / "other"
     processes, overrides = LAYOUTS["two with sharded networks and micro-batches"]
-    workers = start(other, "float64", processes, *few, *overrides)
-    monkeypatch.setattr(DistillationReport, "interim", lambda *_: [])
-    monkeypatch.setattr(DistillationReport, "final", lambda *_: {})
-    with double_precision():
-        distill(compose("train", [*SETTINGS, f"output={one}", *few, "metrics=[]"]))
-    finish(workers)
-    assert len(workers) == 2
-    assert_same(one, other, "float64", iterations=4)
+    alone = partial(worker.train, "float64", *few, f"output={one}")
+    run_together(processes, worker.train, "float64", *few, f"output={other}", *overrides, meanwhile=alone)
+    assert processes == 2
+    assert_same(one, other, "float64", iterations=2)
 
 
 @pytest.mark.slow

@@ -4,32 +4,28 @@ Nothing is sampled or evaluated: samplers and features are float32's.
 """
 
 import atexit
-import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
+import pytest
 import torch
 
 from onestep.build.distillation import distill
 from onestep.config import compose
 from onestep.distillation.report import DistillationReport
+from tests.helpers.harness import check_threads
 from tests.helpers.recordings import double_precision
 
-dtype, *overrides = sys.argv[1:]
+
+def train(dtype: str, *overrides: str) -> None:
+    """Run the distillation of the ``overrides`` in this process."""
+    with pytest.MonkeyPatch.context() as patch, double_precision() if dtype == "float64" else nullcontext():
+        patch.setattr(DistillationReport, "interim", lambda *_: [])
+        patch.setattr(DistillationReport, "final", lambda *_: {})
+        distill(compose("train", [*overrides, "metrics=[]"]))
 
 
-@atexit.register  # before the command's own functions, so that it runs after them
-def check_threads() -> None:
-    """End with an exit code if a thread of gloo is left: it can abort the program."""
-    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
-    if left := [name for name in names if "gloo" in name]:
-        print(f"threads at the end: {left}", flush=True)
-        os._exit(9)
-
-
-torch.set_num_threads(1)
-DistillationReport.interim = lambda *_: []  # type: ignore[method-assign]
-DistillationReport.final = lambda *_: {}  # type: ignore[method-assign]
-with double_precision() if dtype == "float64" else nullcontext():
-    distill(compose("train", [*overrides, "metrics=[]"]))
+if __name__ == "__main__":
+    atexit.register(check_threads)  # before the command's own functions, so that it runs after them
+    torch.set_num_threads(1)
+    train(*sys.argv[1:])
