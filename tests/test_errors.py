@@ -19,8 +19,6 @@ from onestep.distillation.parts import Distillation
 from onestep.engine.log import read_log
 from onestep.engine.optimizer import SkippedStepError
 from tests.helpers.configs import CPU, configure, refused, tiny_config
-from tests.helpers.paths import REPOSITORY
-from tests.helpers.scripts import run_python
 from tests.helpers.updates import take_updates
 
 # Errors in Hydra's command line: one line without a traceback.
@@ -38,6 +36,7 @@ from tests.helpers.updates import take_updates
             "data=latents",
             "data.pipeline is that of teacher.pipeline, which this configuration does not",
         ),
+        ("train", "generator.gan_weight=-1", "generator.gan_weight=-1: expected a number of at least 0 and at most "),
         ("sample", "run=nowhere/at/all", "run=nowhere/at/all: it has no config.yaml"),
     ],
 )
@@ -53,14 +52,6 @@ def test_a_mistake_ends_in_one_line(
     assert line.startswith(f"error: {expected}")
     printed = capfd.readouterr()
     assert printed.err == "" and "Traceback" not in printed.out
-
-
-def test_a_mistake_ends_a_script_in_one_line(tmp_path: Path) -> None:
-    given = ("generator.gan_weight=-1", f"hydra.run.dir={tmp_path}", CPU, "precision=no")
-    finished = run_python(str(REPOSITORY / "train.py"), *given, HYDRA_FULL_ERROR="0")
-    assert (finished.returncode, "Traceback" in finished.stdout) == (1, False)
-    (line,) = finished.stderr.splitlines()
-    assert line.startswith("error: generator.gan_weight=-1: expected a number of at least 0 and at most ")
 
 
 def composition_error(*overrides: str) -> str:

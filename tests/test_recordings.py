@@ -7,8 +7,9 @@ import pytest
 
 from tests.helpers.recordings import CASES, RECORDINGS, measure, run_case
 
-# One case of two processes is enough for every day.
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "sida_two_processes" else name for name in CASES]
+# Enough for every day are one case of two processes, and of micro-batches with a shared encoder.
+SLOW = ("sida_two_processes", "f_distill_accumulation", "f_distill_shared_encoder")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
 
 
 @pytest.mark.parametrize("name", NAMES)

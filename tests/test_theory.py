@@ -44,7 +44,7 @@ class Theory:
         nodes = 24 if means.shape[1] == 1 else 8
         self.sigma = sigma.quantile((torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes)
         self.factor = self.sigma**config.weighting.exponent
-        axis = torch.linspace(-6, 6, 2001 if means.shape[1] == 1 else 161, dtype=torch.float64)
+        axis = torch.linspace(-6, 6, 501 if means.shape[1] == 1 else 161, dtype=torch.float64)
         self.grid = torch.cartesian_prod(*[axis] * means.shape[1]).reshape(-1, means.shape[1])
         self.cell = (axis[1] - axis[0]) ** means.shape[1]
         self.log_p, self.score_p = self._law(weights, means, stds[:, None, None].square() * torch.eye(means.shape[1]))

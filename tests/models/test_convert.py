@@ -1,7 +1,5 @@
 """From a file of EDM's format to a folder of safetensors, on the command line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +57,8 @@ def test_mistakes(tmp_path: Path) -> None:
         load_generator(SID)
 
 
-def test_help() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", "onestep", "convert", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "FILE FOLDER" in finished.stdout and "--sigma-init SIGMA" in finished.stdout
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    printed = capsys.readouterr().out
+    assert "FILE FOLDER" in printed and "--sigma-init SIGMA" in printed

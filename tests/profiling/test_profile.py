@@ -11,7 +11,7 @@ from onestep.commands import main
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.profiling import subject
 from onestep.profiling.measure import peak_memory
-from onestep.profiling.passes import count
+from onestep.profiling.passes import Count, count
 from onestep.profiling.subject import CIFAR10, Subject
 from tests.helpers.configs import CPU
 
@@ -24,12 +24,14 @@ PASSES = {
     "uni_instruct": (13, 4), "adversarial": (3, 6),
 }  # fmt: skip
 BARS = {"f_distill": (4, 20.6), "dmd2": (4, 20.6), "sid": (1, 10.1), "sida": (1, 11.1), "uni_instruct": (1, 11.1)}
+#: What has been counted, by overrides.
+COUNTED: dict[tuple[str, ...], Count] = {}
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> float:
     """Replaces the published network by a small one; returns its encoder's fraction of a forward pass."""
-    options = {"model_channels": 128, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
+    options = {"model_channels": 256, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
 
     def teacher(guidance: float) -> EDMDenoiser:
         return EDMDenoiser(CIFAR10, options=options).eval().requires_grad_(False).set_guidance(guidance)
@@ -43,30 +45,34 @@ def small(monkeypatch: pytest.MonkeyPatch) -> float:
     return float(flops[0] / flops[1])
 
 
+def counted(*overrides: str) -> Count:
+    """The cost of an iteration of two images by the small network with two updates of the fake score."""
+    if overrides not in COUNTED:
+        COUNTED[overrides] = count(Subject("ddpmpp", ["fake_score.steps=2", *overrides], 2))
+    return COUNTED[overrides]
+
+
 @pytest.mark.parametrize("objective", PASSES)
 def test_the_count_is_that_of_the_documentation(objective: str, small: float) -> None:
-    counted = count(Subject("ddpmpp", [f"objective={objective}", "fake_score.steps=2"], 2))
+    found = counted(f"objective={objective}")
     full, encoders = PASSES[objective]
     costs = {"all": 0.0, "discriminator": 0.0}
-    for line in counted.lines():
+    for line in found.lines():
         costs["all"] += line["forward"] + line["backward"]
         costs["discriminator"] += (line["forward"] + line["backward"]) * (line["network"] == "discriminator")
-    assert costs["all"] == pytest.approx(counted.forward_equivalents, rel=1e-3)
+    assert costs["all"] == pytest.approx(found.forward_equivalents, rel=1e-3)
     # The documentation neglects the heads, and that the first layer's input is not differentiated.
     expected = full + encoders * small + costs["discriminator"]
-    assert counted.forward_equivalents == pytest.approx(expected, rel=0.015)
-    assert {one.update for one in counted.passes} == {"images", "generator"} | (
+    assert found.forward_equivalents == pytest.approx(expected, rel=0.015)
+    assert {one.update for one in found.passes} == {"images", "generator"} | (
         {"critics"} if objective != "sds" else set()
     )
-    generator = [one for one in counted.passes if one.network == "generator"]
+    generator = [one for one in found.passes if one.network == "generator"]
     assert len(generator) == 1 and generator[0].backward == pytest.approx(2 * generator[0].forward, rel=0.02)
 
 
 def test_separate_samples_cost_a_forward_each(small: float) -> None:
-    shared, fresh = (
-        count(Subject("ddpmpp", ["objective=sid", "fake_score.steps=2", *more], 2)).forward_equivalents
-        for more in ([], ["schedule=separate"])
-    )
+    shared, fresh = (counted("objective=sid", *more).forward_equivalents for more in ([], ["schedule=separate"]))
     assert fresh - shared == pytest.approx(2, abs=1e-6)
 
 
