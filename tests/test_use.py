@@ -45,6 +45,7 @@ IN_VAIN = [
      "{} has no effect: this objective has no fake score"),
     ((*ALONE, "generator.objective_weight=2.0"), "{} has no effect: the adversarial term is the whole loss; use "
      "another objective, or leave it out"),
+    ((*ALONE, "generator.objective_weight_before_gan=2.0"), "{} has no effect: the adversarial term is the whole loss"),
     ((*ALONE, "normalizer=published"), "{} has no effect: the adversarial term is the whole loss"),
     ((*ALONE, "weighting=unit"), "{} has no effect: the adversarial term is the whole loss"),
     ((*ALONE, "fake_score.guidance=2.0"), "{} has no effect: this objective has no fake score"),

@@ -75,14 +75,14 @@ def check_use_in_distillation(
     of_generator = ("generator.network", "generator.init", "generator.sigma_init", "generator.later_sigmas")
     of_fake_score = ("network", "init", "guidance", "error_weight", "error_sum", "dropout")
     _refuse(config, (
+        _Rule(("generator.objective_weight", "generator.objective_weight_before_gan", "normalizer", "weighting"),
+              objective.needs_adversarial, "the adversarial term is the whole loss", another),
         _Rule(("generator.gan_level=own", "generator.gan_weighting=distance"), not adversarial,
               "there is no adversarial term", add_term),
         _Rule(("generator.gan_starts_at",), not adversarial and generator.objective_weight_before_gan is None,
               "there is no adversarial term", add_term),
         _Rule(("generator.objective_weight_before_gan",), generator.gan_starts_at == 0, "generator.gan_starts_at=0",
               "set the images before the adversarial term"),
-        _Rule(("generator.objective_weight", "normalizer", "weighting"), objective.needs_adversarial,
-              "the adversarial term is the whole loss", another),
         _Rule(("generator.labels=uniform",), data.label_dim == 0, "there are no classes",
               with_classes),
         _Rule(of_generator, "student" in replaced, "the given student replaces the generator", "pass no student"),
