@@ -54,6 +54,9 @@ IN_VAIN = [
     (("metrics=[]", "reference=real.npz"), "{} has no effect: there are no metrics"),
     (("training.rollback_lr_factor=0.25",), "{} has no effect: training.rollbacks=0; set the number of rollbacks"),
     (("mixture=ring",), "{} has no effect: neither teacher nor data are of it; use experiment=mixture"),
+    (("discriminator.noise_level=0.5", "discriminator.real_noise=own_level"),
+     "{} has no effect: discriminator.noise_level=0.5; set it to null, or leave it out"),
+    (("discriminator.noise_level=0.5", GAN, "generator.gan_level=own"), "{} has no effect: discriminator.noise_level="),
     (("data=none", "num_workers=2"), "{} has no effect: no data are read; use data="),
 ]  # fmt: skip
 EFFECTIVE: list[tuple[str, ...]] = [

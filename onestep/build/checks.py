@@ -8,6 +8,7 @@ from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import NoData, TrainingDataset, has_images
 from onestep.data.map_style import MapDataset
 from onestep.denoiser import beyond_labels, check_condition
+from onestep.distillation.method import check_view
 from onestep.distillation.settings import GeneratorSettings
 from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
@@ -81,6 +82,7 @@ def check_terms(
             "discriminator=convolutional"
             + ("" if objective.needs_adversarial else ", or divergence=reverse_kl with generator.gan_weight=0")
         )
+    _check_discriminator(config.discriminator, objective)
     if not hasattr(objective, "divergence") and not isinstance(divergence, ReverseKL | None):
         what = "has no divergence" if objective.needs_adversarial else "minimises reverse KL only"
         raise ValueError(
@@ -121,6 +123,27 @@ def _check_adversarial(settings: GeneratorSettings) -> None:
             f"generator.gan_weighting=distance: it weights by the teacher's prediction, and {whole}, without one: use "
             "generator.gan_weighting=constant"
         )
+
+
+def _check_discriminator(settings: DictConfig, objective: Objective) -> None:
+    """Check that the discriminator has a noise level that it is for, and a pretrained network if it needs one.
+
+    Raises:
+        ValueError: for another level, or without such a network.
+    """
+    pretrained = settings.head is not None and settings.head.get("features_from") == "pretrained"
+    for name in ("network", "noise_level") if pretrained else ():
+        if settings[name] is None:
+            raise ValueError(
+                f"discriminator.{name} is null: discriminator=pretrained_features needs one, as its features are those "
+                "of a network of its own, and know no noise level"
+            )
+    if settings.noise_level == 0 and not pretrained:
+        raise ValueError(
+            "discriminator.noise_level=0: this discriminator takes noised samples: set a level above 0, or use "
+            "discriminator=pretrained_features"
+        )
+    check_view(objective, settings.noise_level)
 
 
 def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any) -> None:

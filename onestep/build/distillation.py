@@ -17,7 +17,7 @@ from onestep.build.checks import (
     level_of,
 )  # fmt: skip
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
-from onestep.build.networks import build_discriminator, build_generator, initial_student
+from onestep.build.networks import build_discriminator, build_generator, build_pretrained, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
 from onestep.build.use import check_use, check_use_in_distillation
 from onestep.config import instantiate
@@ -99,7 +99,7 @@ def build_distillation(
     student.to(device)
     freeze(student.networks, generator_settings.frozen, "generator.frozen")
     check_noise_of_pairs(config, teacher, student)
-    fake_score = discriminator = normalizer = None
+    fake_score = discriminator = pretrained = normalizer = None
     if objective.needs_fake_score:
         fake_score = initial_student(config, "fake_score", generator_settings.sigma_init, teacher, data).to(device)
         fake_score.set_guidance(critics.guidance, fake_score.unconditional)
@@ -109,7 +109,8 @@ def build_distillation(
         set_dropout([fake_score], critics.dropout, "fake_score.dropout")
     augment: EDMAugmentation | None = instantiate(config.get("augment"))
     if objective.needs_ratio or generator_settings.gan_weight > 0:
-        discriminator = build_discriminator(config, teacher, fake_score).to(device)
+        pretrained = build_pretrained(config, teacher)
+        discriminator = build_discriminator(config, teacher, fake_score, pretrained).to(device)
         make_normalizer = instantiate(config.normalizer)
         normalizer = make_normalizer(sigma).to(float64_device(device)) if make_normalizer is not None else None
     check_augmentation(config, augment, fake_score, teacher, discriminator)
@@ -145,9 +146,11 @@ def build_distillation(
             objective=objective,
             fake_score=fake_score,
             discriminator=discriminator,
+            pretrained=None if pretrained is None else pretrained.to(device),
             normalizer=normalizer,
             penalty=instantiate(config.get("penalty")),
             gan_weighting=generator_settings.gan_weighting,
+            noise_level=critics.noise_level,
             discriminator_weight=critics.discriminator_weight,
             discriminator_weighting=critics.discriminator_weighting,
             error_weight=critics.error_weight,
@@ -222,6 +225,7 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
             discriminator_weighting=config.discriminator.weighting,
             real_noise=config.discriminator.real_noise,
             generated_noise=config.discriminator.generated_noise,
+            noise_level=config.discriminator.noise_level,
             dropout=config.fake_score.dropout,
         ),
     )

@@ -18,6 +18,7 @@ from onestep.models.diffusers.lora import LoRA
 from onestep.models.discriminator import Discriminator
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator, load_teacher
+from onestep.models.pretrained_features import PretrainedFeatures
 from onestep.models.weights import Weights
 from onestep.reading import one_line, read_json
 
@@ -114,8 +115,26 @@ def trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> Denois
     return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0, network.unconditional).eval()
 
 
-def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNetwork | None) -> Discriminator:
-    """The discriminator: a head on the features of the teacher or the fake score, or a network of its own.
+def build_pretrained(config: DictConfig, teacher: Any) -> PretrainedFeatures | None:
+    """The pretrained network whose features the discriminator reads; None for another one.
+
+    Raises:
+        ValueError: for latents, or a network that does not fit the samples.
+    """
+    if config.discriminator.head.get("features_from") != "pretrained":
+        return None
+    if getattr(teacher, "denoises_latents", False):
+        raise ValueError(
+            "discriminator=pretrained_features reads pixels in [-1, 1], and these networks take latents: use another "
+            "discriminator"
+        )
+    return PretrainedFeatures(instantiate(config.discriminator.network), teacher.image_shape)
+
+
+def build_discriminator(
+    config: DictConfig, teacher: Any, fake_score: DenoiserNetwork | None, pretrained: PretrainedFeatures | None
+) -> Discriminator:
+    """The discriminator: a head on the features of one of the networks, or a network of its own.
 
     Raises:
         ValueError: if that network does not exist, or has no features, or not those that the head reads.
@@ -124,7 +143,7 @@ def build_discriminator(config: DictConfig, teacher: Any, fake_score: DenoiserNe
     if make.keywords.get("features_from") == "samples":
         network: Discriminator = make([teacher.image_shape], teacher.label_dim)
         return network
-    host = fake_score if make.keywords.get("features_from") == "fake_score" else teacher
+    host = {"fake_score": fake_score, "pretrained": pretrained}.get(make.keywords.get("features_from"), teacher)
     if host is None:
         raise ValueError(
             "this objective has no fake score with an encoder to share: use discriminator=teacher_features, or a "

@@ -16,6 +16,7 @@ from onestep.ranges import (
     BatchSize,
     Decay,
     Guidance,
+    NonNegative,
     NonNegativeImages,
     NonNegativeInt,
     Part,
@@ -93,6 +94,8 @@ class _FakeScore:
 @dataclass
 class _Discriminator:
     head: Part | None
+    network: Part | None
+    noise_level: NonNegative | None
     weight: PositiveRate
     weighting: Literal["constant", "fake_score"]
     real_noise: Literal["same", "own_noise", "own_level"]

@@ -32,6 +32,7 @@ from onestep.seeding import BatchRandom, seeded_rng
 PREFIX = "diagnosis/"
 #: Bins of the noise level, of equally many samples.
 BINS = 4
+_OF_DISCRIMINATOR = ("real", "generated", "log_ratio")
 _STREAM = 5  # the random stream of a diagnosis; 1 to 4 are those of the training
 _REFIT_STEPS = 8  # of the fake score
 
@@ -74,7 +75,7 @@ class Diagnosis:
         """
         if not self.batches:
             return {}
-        return summarize(self._columns(iteration), self.levels) | self.spread()
+        return summarize(self._columns(iteration), self.levels, self.method.noise_level) | self.spread()
 
     @torch.no_grad()
     def _columns(self, iteration: int) -> dict[str, Tensor]:
@@ -212,7 +213,9 @@ def level_names(levels: Sequence[float]) -> list[str]:
     return names if len({*names}) == len(names) else [str(number) for number in range(1, len(names) + 1)]
 
 
-def summarize(columns: Mapping[str, Tensor], levels: Sequence[str]) -> dict[str, float]:
+def summarize(
+    columns: Mapping[str, Tensor], levels: Sequence[str], noise_level: float | None = None
+) -> dict[str, float]:
     """The values of a diagnosis without the spread, by name.
 
     Args:
@@ -220,10 +223,12 @@ def summarize(columns: Mapping[str, Tensor], levels: Sequence[str]) -> dict[str,
             ``squared_gap``; of a discriminator its log p/q of the ``generated`` sample, the normalised ``log_ratio``
             and the ``weight``, and its log p/q of the ``real`` held-out image ``image`` and of one ``seen``.
         levels: the names of the bins.
+        noise_level: of all samples that the discriminator sees, whose values then are of one bin; None for the levels.
     """
-    values: dict[str, float] = {}
+    own = {} if noise_level is None else {name: columns[name] for name in _OF_DISCRIMINATOR if name in columns}
+    values = {f"{name}/{noise_level:g}": float(value) for name, value in _of_bin(own).items()}
     for number, level in enumerate(levels):
-        of_bin = {name: column[columns["bin"] == number] for name, column in columns.items()}
+        of_bin = {name: column[columns["bin"] == number] for name, column in columns.items() if name not in own}
         if len(of_bin["bin"]):
             values |= {f"{name}/{level}": float(value) for name, value in _of_bin(of_bin).items()}
     if "loss" in columns:

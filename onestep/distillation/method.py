@@ -40,6 +40,19 @@ def frozen(*networks: nn.Module | None) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def check_view(objective: Objective, noise_level: float | None) -> None:
+    """Check that a discriminator of samples at one ``noise_level``, None for those of the losses, has the ratio's.
+
+    Raises:
+        ValueError: if the objective needs the density ratio at the levels of its loss.
+    """
+    if noise_level is not None and objective.needs_ratio:
+        raise ValueError(
+            f"discriminator.noise_level={noise_level}: this divergence needs the density ratio at every noise level, "
+            "and the discriminator sees samples at one: use divergence=reverse_kl, or another discriminator"
+        )
+
+
 @dataclass
 class Method:
     """A distillation method: an objective and the networks that its terms need.
@@ -49,37 +62,52 @@ class Method:
         objective: the generator's loss as a function of the networks' predictions.
         fake_score: the denoiser of the generator's distribution q; None if the objective needs none.
         discriminator: its logit estimates log p/q; None without adversarial term and density ratio.
+        pretrained: the network of a discriminator on pretrained features; None for others.
         normalizer: normalises the ratio's mean to 1 at each noise level; None for the raw ratio.
         objective_weight: weight of the objective in the generator's loss; without effect if that has no losses.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
         gan_weighting: "distance" multiplies that term by :func:`mean_inverse_distance`.
         penalty: of the discriminator's gradient at noised real samples; None for none.
+        noise_level: of all samples that the discriminator sees, in data units; None for the levels of the losses.
         discriminator_weight: weight of the discriminator's loss in the critics' loss.
         discriminator_weighting: "fake_score" multiplies that loss by the batch mean of the weight of the fake score's.
         error_weight: the weight of the fake score's error, see :func:`onestep.objectives.denoising.error_weight`.
         error_sum: sum the fake score's error over a sample's dimensions, instead of their mean.
+
+    Raises:
+        ValueError: see :func:`check_view`.
     """
 
     teacher: Any
     objective: Objective
     fake_score: DenoiserNetwork | None = None
     discriminator: Discriminator | None = None
+    pretrained: nn.Module | None = None
     normalizer: RatioNormalizer | None = None
     penalty: GradientPenalty | None = None
     objective_weight: float = 1.0
     gan_weight: float = 0.0
     gan_weighting: Literal["constant", "distance"] = "constant"
+    noise_level: float | None = None
     discriminator_weight: float = 1.0
     discriminator_weighting: Literal["constant", "fake_score"] = "constant"
     error_weight: ErrorWeight = "network"
     error_sum: bool = False
+
+    def __post_init__(self) -> None:
+        check_view(self.objective, self.noise_level)
 
     @property
     def host(self) -> Any:
         """The network whose features are the discriminator's input; None without discriminator."""
         if self.discriminator is None:
             return None
-        hosts = {"teacher": self.teacher, "fake_score": self.fake_score, "samples": NOISED_SAMPLES}
+        hosts = {
+            "teacher": self.teacher,
+            "fake_score": self.fake_score,
+            "pretrained": self.pretrained,
+            "samples": NOISED_SAMPLES,
+        }
         return hosts[self.discriminator.features_from]
 
     @property
@@ -114,7 +142,7 @@ class Method:
         factor: Tensor | float = 1.0  # of the discriminator's loss
         levels = () if self.discriminator is None else self.discriminator.levels
         if self.fake_score is not None:
-            if self.host is self.fake_score and noised_generated is None:
+            if self.host is self.fake_score and noised_generated is None and self.noise_level is None:
                 x0_fake, *features = self.fake_score(x_sigma, sigma, condition, outputs="both", levels=levels)
             else:
                 x0_fake = self.fake_score(x_sigma, sigma, condition)
@@ -127,10 +155,9 @@ class Method:
         if self.discriminator is not None and self.host is not None:
             if x_real is None or noised_real is None:
                 raise ValueError("x_real and noised_real are missing: the discriminator compares with real samples")
-            x_real_sigma, sigma_real = noised_real.add_to(x_real), noised_real.sigma
+            x_real_sigma, sigma_real = self._seen(x_real, noised_real)
             condition_real = condition if condition_real is None else condition_real
-            if noised_generated is not None:
-                x_sigma, sigma = noised_generated.add_to(x_generated), noised_generated.sigma
+            x_sigma, sigma = self._seen(x_generated, noised if noised_generated is None else noised_generated)
             sigmas, conditions = torch.cat([sigma_real, sigma]), concatenate_conditions(condition_real, condition)
             if features:  # of the fake score, from the pass above
                 features_real = self._features(x_real_sigma, sigma_real, condition_real)
@@ -152,6 +179,12 @@ class Method:
                 "logit_real": log_ratio_of(logits_real), "logit_generated": log_ratio_of(logits_generated),
             }  # fmt: skip
         return losses
+
+    def _seen(self, x: Tensor, noised: Noised) -> tuple[Tensor, Tensor]:
+        """What the discriminator sees of samples ``x`` [B, ...]: with the noise of ``noised``, and its levels [B]."""
+        level = self.noise_level
+        seen = noised if level is None else Noised(torch.full_like(noised.sigma, level), noised.noise)
+        return seen.add_to(x), seen.sigma
 
     def _penalties(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, direction: Tensor) -> Tensor:
         assert self.penalty is not None and self.discriminator is not None
@@ -197,6 +230,7 @@ class Method:
             noised_gan: levels and noise of the adversarial term; None for ``noised``, which saves a pass.
         """
         inputs = x_sigma, sigma, _ = noised.add_to(x_generated), noised.sigma, condition
+        noised_gan = noised if self.noise_level is not None and noised_gan is None else noised_gan
         gan_here = self.gan_weight > 0 and noised_gan is None
         with frozen(self.teacher, self.fake_score, self.discriminator):
             host = self.host if gan_here or self.objective.needs_ratio else None
@@ -238,7 +272,7 @@ class Method:
         if self.gan_weight == 0 or self.discriminator is None or self.host is None:
             return None
         if noised is not None:
-            logits = self._logits(noised.add_to(x_generated), noised.sigma, condition)
+            logits = self._logits(*self._seen(x_generated, noised), condition)
         return None if logits is None else generator_loss(logits, self.discriminator.logit_bound)
 
     def log_ratio(self, x_generated: Tensor, condition: Condition, noised: Noised) -> Tensor:
@@ -250,7 +284,7 @@ class Method:
     def logit(self, x: Tensor, condition: Condition, noised: Noised) -> Tensor:
         """The discriminator's log p/q [B] of samples ``x`` [B, ...], generated or real, without a graph."""
         assert self.discriminator is not None
-        x_sigma, sigma = noised.add_to(x), noised.sigma
+        x_sigma, sigma = self._seen(x, noised)
         with without_bf16(self.host, x_sigma.device):
             features = self._features(x_sigma, sigma, condition)
         return log_ratio_of(self.discriminator(features, sigma, condition))

@@ -75,10 +75,15 @@ class Classifier(FeatureNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, num_features], float32, of uint8 images [B, C, H, W]."""
-        x = (images.float() - 128) / 127.5
+        return F.silu(self.hidden(self.maps(images)[-1].flatten(1)))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The activations of each convolution."""
+        x, maps = (images.to(self.hidden.weight) - 128) / 127.5, []
         for conv in self.convs:
             x = F.silu(conv(x))
-        return F.silu(self.hidden(x.flatten(1)))
+            maps.append(x)
+        return maps
 
     def classify(self, images: Tensor) -> Tensor:
         """Class logits [B, num_classes] of uint8 images [B, C, H, W]."""

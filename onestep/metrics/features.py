@@ -24,6 +24,13 @@ class FeatureNetwork(nn.Module):
         """Class logits [B, K], for networks with classes."""
         raise ValueError(f"{self.title} has no class logits, which this metric needs: choose other features=...")
 
+    def maps(self, images: Tensor) -> Sequence[Tensor]:
+        """Feature maps [B, F, h, w] of each layer, differentiable by the images [B, C, H, W], floats in [0, 255]."""
+        raise ValueError(
+            f"{self.title} has no feature maps for a discriminator: choose features@discriminator.network=digits, "
+            "fashion, local or dinov2"
+        )
+
     def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The similarity [B] in [-1, 1] of each image and its prompt, for networks that read text."""
         raise ValueError(f"{self.title} reads no prompts, which this metric needs: choose other features=...")

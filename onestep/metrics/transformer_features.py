@@ -38,7 +38,16 @@ class DINOv2Features(FeatureNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, D] of uint8 images [B, 1 or 3, H, W]."""
-        return self.network(pixel_values=normalize(images, self.resolution, *_IMAGENET)).last_hidden_state[:, 0]
+        return self._outputs(images).last_hidden_state[:, 0]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The patches' tokens after each layer."""
+        side = self.resolution // self.network.config.patch_size
+        tokens = [state[:, 1:].mT for state in self._outputs(images, output_hidden_states=True).hidden_states[1:]]
+        return [one.unflatten(2, (side, side)) for one in tokens]
+
+    def _outputs(self, images: Tensor, **options: Any) -> Any:
+        return self.network(pixel_values=normalize(images, self.resolution, *_IMAGENET), **options)
 
     def fingerprint(self) -> str:
         return f"{self.resolution} {super().fingerprint()}"
@@ -92,7 +101,7 @@ def load_transformer(name: str, path: str) -> Any:
 
 
 def normalize(images: Tensor, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 images [B, 1 or 3, H, W] as floats [B, 3, side, side], normalised by mean and standard deviation."""
+    """Images [B, 1 or 3, H, W] in [0, 255] as floats [B, 3, side, side], normalised by mean and standard deviation."""
     pixels = images.expand(-1, 3, -1, -1).float() / 255
     if pixels.shape[2:] != (side, side):
         pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True)

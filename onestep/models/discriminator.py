@@ -16,7 +16,7 @@ from onestep.ranges import Classes, Count, Positive, Width, checked
 
 Shape = tuple[Width, Width, Width]
 #: A level of features, counted from the highest resolution, or backwards from the middle.
-Level = Annotated[int, Ge(-16), Le(15)]
+Level = Annotated[int, Ge(-64), Le(63)]
 Levels = Annotated[list[Level], MinLen(1)]
 
 
@@ -30,13 +30,14 @@ class Discriminator(nn.Module):
 
             - ``"teacher"``: the frozen teacher (f-distill, arXiv 2502.15681, sec. 3),
             - ``"fake_score"``: the fake score's encoder, which the discriminator's loss trains too (DMD2, arXiv
-              2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755), or
+              2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755),
+            - ``"pretrained"``: a network that learned another task, see :mod:`onestep.models.pretrained_features`, or
             - ``"samples"``: nothing. The features are the noised samples, and the discriminator is the whole network.
         levels: levels of its features, ascending indices of ``feature_shapes``.
         logit_bound: the generator's loss clamps the logits to [-logit_bound, logit_bound].
     """
 
-    features_from: Literal["teacher", "fake_score", "samples"]
+    features_from: Literal["teacher", "fake_score", "pretrained", "samples"]
     levels: Sequence[int] = (-1,)
     logit_bound: float = math.inf
 
@@ -82,7 +83,7 @@ class PooledHead(Discriminator):
         self,
         shapes: Sequence[Shape],
         label_dim: Classes,
-        features_from: Literal["teacher", "fake_score"],
+        features_from: Literal["teacher", "fake_score", "pretrained"],
         hidden: Width,
         levels: Levels | None,
         projection: bool,
@@ -173,7 +174,7 @@ class StridedHeads(Discriminator):
         self,
         shapes: Sequence[Shape],
         label_dim: Classes,
-        features_from: Literal["teacher", "fake_score"],
+        features_from: Literal["teacher", "fake_score", "pretrained"],
         levels: Levels | None,
         groups: Count,
     ) -> None:

@@ -103,6 +103,7 @@ class Subject:
             "generator": self.parts.student.denoiser,
             "teacher": method.teacher,
             "fake score": method.fake_score,
+            "pretrained features": method.pretrained,
             "discriminator": method.discriminator,
         }
         return {name: network for name, network in found.items() if network is not None}

@@ -132,7 +132,8 @@ def test_summary_of_known_columns() -> None:
         "generated": [-1, -3, 0, 0], "log_ratio": [-1, -3, 0, 0], "weight": [0, 4, 1, 1],
         "image": [0, 1, 0, 1], "real": [2, 2, -1, -1], "seen": [2, 2, -1, 3],
     }  # fmt: skip
-    values = summarize({name: torch.tensor(column).double() for name, column in columns.items()}, ["low", "high"])
+    tensors = {name: torch.tensor(column).double() for name, column in columns.items()}
+    values = summarize(tensors, ["low", "high"])
     assert values["fake_score_lag"] == 0.25
     assert (values["score_gap/low"], values["score_gap/high"]) == pytest.approx((math.sqrt(2), 0))
     assert (values["effective_samples/low"], values["effective_samples/high"]) == (0.5, 1)
@@ -146,6 +147,12 @@ def test_summary_of_known_columns() -> None:
     excess = (math.log1p(math.exp(1)) - math.log1p(math.exp(-3))) / 2
     assert values["overfitting"] == pytest.approx(excess / 2)
     assert values["overfitting_error"] == pytest.approx(excess / math.sqrt(2) / math.sqrt(2))
+    # A discriminator that sees all samples at one level has its values there.
+    del tensors["weight"]
+    one = summarize(tensors, ["low", "high"], 0.25)
+    assert one["ratio_mean/0.25"] == pytest.approx((mean + 1) / 2) and one["log_ratio_size/0.25"] == 0
+    assert one["score_gap/low"] == values["score_gap/low"] and one["overfitting"] == values["overfitting"]
+    assert not {"ratio_mean/low", "log_ratio_size/high", "score_gap/0.25"} & one.keys()
 
 
 def test_the_cost_is_below_two_percent_of_a_training(tmp_path: Path) -> None:

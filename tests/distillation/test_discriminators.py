@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from onestep.build.distillation import build_distillation
-from tests.helpers.configs import TWO_ITERATIONS, tiny_config
+from tests.helpers.configs import TWO_ITERATIONS, refused, tiny_config
 from tests.helpers.updates import take_updates
 
 SMALL = (*TWO_ITERATIONS, "metrics=[]", "features=null", "generator.gan_weight=0.1")
@@ -23,3 +24,42 @@ def test_projected_heads_at_every_level_learn_the_classes(tmp_path: Path) -> Non
     assert 0 < abs(generator["adversarial_loss"].mean().item() - 0.693147) < 0.1
     for head in discriminator.heads:
         assert head.projection.weight.shape == (64, 10) and head.projection.weight.any()
+
+
+PRETRAINED = ("discriminator=pretrained_features", "features@discriminator.network=digits")
+
+
+def test_pretrained_features_stay_as_they_are(tmp_path: Path) -> None:
+    """They are no part of a checkpoint, and the head on them learns from clean samples."""
+    parts = build_distillation(tiny_config(tmp_path, *SMALL, *PRETRAINED, "objective=dmd2"))
+    seen: list[torch.Tensor] = []
+    host: Any = parts.method.host
+    host.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    before = [parameter.clone() for parameter in host.parameters()]
+    list(take_updates(parts, 2))
+    assert all(map(torch.equal, before, host.parameters())) and parts.method.noise_level == 0
+    head = parts.trained_networks["discriminator"].state_dict()
+    assert head.keys() == {f"heads.{level}.{name}.{part}" for level in range(3) for part in ("weight", "bias")
+                           for name in ("norm", "conv0", "conv1", "logit")}  # fmt: skip
+    assert all(head[f"heads.{level}.logit.weight"].any() for level in range(3))
+    data: Any = parts.data
+    real = data.__getitems__(range(len(data)))[0]
+    assert all(any(torch.equal(one, image) for image in real) for one in seen[0][:4])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (PRETRAINED, "discriminator.noise_level=0.0: this divergence needs the density ratio at every noise level"),
+        ((*PRETRAINED, "discriminator.noise_level=null"), "discriminator.noise_level is null: "),
+        ((*PRETRAINED, "objective=dmd2", "discriminator.network=null"), "discriminator.network is null: "),
+        (("objective=dmd2", "discriminator.noise_level=0"), "discriminator.noise_level=0: this discriminator takes "),
+        (
+            (*PRETRAINED, "discriminator.noise_level=-1"),
+            "discriminator.noise_level=-1: expected a number of ",
+        ),
+    ],
+)
+def test_noise_levels_that_do_not_fit(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    said = refused(tiny_config(tmp_path, *SMALL, *overrides))
+    assert said.startswith(message) and "\n" not in said

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
+from onestep.metrics.classifier import load_classifier
 from onestep.models.discriminator import (
     NOISED_SAMPLES,
     ChannelMean,
@@ -19,6 +20,7 @@ from onestep.models.discriminator import (
     PooledHead,
     StridedHeads,
 )
+from onestep.models.pretrained_features import PretrainedFeatures
 from onestep.noise import LogUniformSigma, Noised, add_noise
 from onestep.objectives.adversarial import Adversarial, discriminator_loss
 from onestep.objectives.base import Objective, Predictions
@@ -308,6 +310,42 @@ def test_a_penalty_is_of_the_logits_gradient_at_the_real_samples(world: World, p
     trained = {name: any(p.grad is not None for p in own) for name, own in world.parameters().items()}
     assert trained["discriminator"] and not trained["teacher"]
     assert trained["fake"] == (world.host is world.fake_score)
+
+
+@pytest.mark.parametrize("home", ["teacher", "fake_score", "samples", "pretrained"])
+def test_a_discriminator_with_a_noise_level_of_its_own(world: World, home: str) -> None:
+    """Both losses see every sample there, whatever the objective's levels are."""
+    options: dict[str, Any] = {"noise_level": 0.25}
+    if home == "pretrained":
+        world.host = options["pretrained"] = PretrainedFeatures(load_classifier("digits"), (1, 8, 8))
+        shapes = world.host.feature_shapes
+        world.discriminator = PooledHead(shapes, 3, "pretrained", 8, levels=[-1], projection=False)
+        nn.init.normal_(world.discriminator.heads[0].logit.weight)
+
+    def logits(x: Tensor, noise: Tensor) -> Tensor:
+        level = torch.full((4,), 0.25)
+        features = world.host(x + 0.25 * noise, level, world.condition, outputs="features", levels=(-1,))
+        return world.discriminator(features, level, world.condition)[:, 0]
+
+    real, generated = logits(world.x_real, world.noise_real), logits(world.x_generated, world.noise)
+    logistic = nn.functional.softplus(-real) + nn.functional.softplus(generated)
+    objective = FDistill(ReverseKL(), UnitWeighting(), True)
+    critics = world.critic_losses(objective=objective, **options)
+    torch.testing.assert_close(critics.terms["discriminator"].losses, logistic)
+    plain = world.critic_losses(objective=objective, discriminator=None)
+    torch.testing.assert_close(critics.terms["fake score"].losses, plain.terms["fake score"].losses)
+    noised = Noised(world.sigma, world.noise)
+    method = world.method(objective, gan_weight=0.5, **options)
+    losses = method.generator_losses(world.x_generated, world.condition, noised)
+    adversarial = nn.functional.softplus(-generated)
+    torch.testing.assert_close(losses.terms["adversarial"].losses, adversarial)
+    (gradient,) = torch.autograd.grad(losses.terms["adversarial"].losses.sum(), world.x_generated, retain_graph=True)
+    (expected,) = torch.autograd.grad(adversarial.sum(), world.x_generated)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    assert expected.abs().max() > 1e-5 and all(p.grad is None for p in world.host.parameters())
+    torch.testing.assert_close(method.logit(world.x_generated, world.condition, noised), generated.detach())
+    with pytest.raises(ValueError, match=r"noise_level=0.25: this divergence needs the density ratio at every noise"):
+        world.method(FDistill(ForwardKL(), UnitWeighting(), True), **options)
 
 
 # Discriminators with several logits, and the published normalisation.
