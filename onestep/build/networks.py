@@ -19,6 +19,7 @@ from onestep.models.discriminator import Discriminator
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator, load_teacher
 from onestep.models.pretrained_features import PretrainedFeatures
+from onestep.models.spectral_norm import add_spectral_norm
 from onestep.models.weights import Weights
 from onestep.reading import one_line, read_json
 
@@ -137,24 +138,26 @@ def build_discriminator(
     """The discriminator: a head on the features of one of the networks, or a network of its own.
 
     Raises:
-        ValueError: if that network does not exist, or has no features, or not those that the head reads.
+        ValueError: if that network does not exist, or has no features, or not those that the head reads, or for a
+            spectral norm of no layers.
     """
     make = instantiate(config.discriminator.head)
-    if make.keywords.get("features_from") == "samples":
-        network: Discriminator = make([teacher.image_shape], teacher.label_dim)
-        return network
-    host = {"fake_score": fake_score, "pretrained": pretrained}.get(make.keywords.get("features_from"), teacher)
+    features_from = make.keywords.get("features_from")
+    host = {"fake_score": fake_score, "pretrained": pretrained}.get(features_from, teacher)
     if host is None:
         raise ValueError(
             "this objective has no fake score with an encoder to share: use discriminator=teacher_features, or a "
             "network of its own (discriminator=convolutional; points for experiment=mixture)"
         )
-    if not host.feature_shapes:
+    shapes = [teacher.image_shape] if features_from == "samples" else host.feature_shapes
+    if not shapes:
         name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
         raise ValueError(
             f"the {name} has no features for the discriminator: use the features of the {other}, a network of its own "
             "(discriminator=convolutional), give the network feature_shapes and feature_blocks, or use "
             "discriminator=none with divergence=reverse_kl and generator.gan_weight=0"
         )
-    discriminator: Discriminator = make(host.feature_shapes, teacher.label_dim)
+    discriminator: Discriminator = make(shapes, teacher.label_dim)
+    if config.discriminator.spectral_norm:
+        add_spectral_norm(discriminator)
     return discriminator

@@ -95,6 +95,7 @@ class _FakeScore:
 class _Discriminator:
     head: Part | None
     network: Part | None
+    spectral_norm: bool
     noise_level: NonNegative | None
     weight: PositiveRate
     weighting: Literal["constant", "fake_score"]

@@ -14,6 +14,7 @@ from onestep.engine.clipping import Clipping, by_kind, total_norm
 from onestep.engine.settings import TrainingSettings
 from onestep.engine.shard import is_sharded
 from onestep.models.edm2.layers import MPConv
+from onestep.models.spectral_norm import has_spectral_norm, iterate
 from onestep.objectives.losses import Losses
 from onestep.processes import average_over_processes
 
@@ -87,8 +88,8 @@ class GuardedOptimizer:
         settings: accumulation and learning rate schedule.
         clip: the clipping of the gradients; None for none.
         fp16: scale the loss.
-        networks: the modules of the parameters. Their magnitude-preserving layers are normalised here and after each
-            step, unless ``settings.normalize_weights`` is False.
+        networks: the modules of the parameters. Here and after each step, their magnitude-preserving layers are
+            normalised, unless ``settings.normalize_weights`` is False, and so are layers with a spectral norm.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class GuardedOptimizer:
             for module in modules
             if isinstance(module, MPConv) and module.weight.requires_grad and settings.normalize_weights
         ]
+        self.spectral = [module for module in modules if has_spectral_norm(module)]
         self._normalize_weights()
         self.loss_scale = 2.0**16 if fp16 else 1.0
         self.steps_at_scale = 0
@@ -166,6 +168,8 @@ class GuardedOptimizer:
     def _normalize_weights(self) -> None:
         for module in self.normalized:
             module.force_magnitude()
+        for layer in self.spectral:
+            iterate(layer)
 
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers.values():

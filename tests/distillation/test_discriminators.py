@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from onestep.build.distillation import build_distillation
+from onestep.distillation import loop
+from onestep.distillation.parts import Distillation
+from onestep.engine.state import TrainingState
 from tests.helpers.configs import TWO_ITERATIONS, refused, tiny_config
 from tests.helpers.updates import take_updates
 
@@ -63,3 +66,31 @@ def test_pretrained_features_stay_as_they_are(tmp_path: Path) -> None:
 def test_noise_levels_that_do_not_fit(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     said = refused(tiny_config(tmp_path, *SMALL, *overrides))
     assert said.startswith(message) and "\n" not in said
+
+
+def test_a_resumed_discriminator_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Its estimates of singular values follow each step, and are a part of the checkpoint."""
+    config = tiny_config(tmp_path, *SMALL, "discriminator.spectral_norm=true", "optimizer.discriminator.lr=0.01")
+    first, second = build_distillation(config), build_distillation(config)
+    checkpoint = TrainingState(first.saved_networks, first.optimizers)
+    discriminator: Any = first.method.discriminator
+    estimates = [value.clone() for value in discriminator.buffers()]
+    for iteration in range(2):
+        advance(first, iteration)
+    # But for one: the left singular vector of the last layer is a number.
+    assert sum(map(torch.equal, discriminator.buffers(), estimates)) == 1 < len(estimates)
+    checkpoint.iteration = 2
+    folder = checkpoint.save(tmp_path, 1)
+    advance(first, 2)
+    TrainingState(second.saved_networks, second.optimizers).load(folder)
+    advance(second, 2)
+    for name, network in first.trained_networks.items():
+        ours, theirs = network.state_dict(), second.trained_networks[name].state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    assert 0.9 < torch.linalg.svdvals(discriminator.heads[0].conv1.weight.flatten(1))[0] < 1.1
+
+
+def advance(parts: Distillation, iteration: int) -> None:
+    random = parts.run.random(parts.settings, iteration)
+    data: Any = parts.data
+    list(loop.updates(parts, iteration, random, [data.__getitems__(range(4))]))
