@@ -7,8 +7,8 @@ from onestep.config import CONF, accept_null
 from tests.helpers.configs import configure
 
 OPTIONAL = (
-    "augment", "averages", "data", "discriminator", "features", "lora", "metrics", "mixture", "normalizer", "pairs",
-    "penalty",
+    "augment", "averages", "data", "diff_augment", "discriminator", "features", "lora", "metrics", "mixture",
+    "normalizer", "pairs", "penalty",
 )  # fmt: skip
 
 
@@ -16,7 +16,10 @@ OPTIONAL = (
 def test_optional_groups_can_be_left_out(group: str) -> None:
     primary = "pretrain" if group == "augment" else "train"
     part = {"discriminator": "discriminator.head"}.get(group, group)
-    chosen = {"augment": "edm", "lora": "attention", "mixture": "grid", "pairs": "teacher", "penalty": "r1"}.get(group)
+    chosen = {
+        "augment": "edm", "diff_augment": "published", "lora": "attention", "mixture": "grid", "pairs": "teacher",
+        "penalty": "r1",
+    }.get(group)  # fmt: skip
     if chosen is not None:  # the other groups have a default choice
         assert OmegaConf.select(configure(primary, f"{group}={chosen}"), part)
     assert OmegaConf.select(configure(primary), part) or chosen is not None

@@ -29,6 +29,7 @@ IN_VAIN = [
     (("generator.objective_weight_before_gan=2.0",), "{} has no effect: generator.gan_starts_at=0; set "),
     ((*NO_GAN, "normalizer=published"), "{} has no effect: no term of the loss needs a discriminator; set "),
     ((*NO_GAN, "penalty=r1"), "{} has no effect: no term of the loss needs a discriminator"),
+    ((*NO_GAN, "diff_augment=published"), "{} has no effect: no term of the loss needs a discriminator"),
     ((*NO_GAN, "normalizer.decay=0.5"), "{} has no effect: no term of the loss needs a discriminator"),
     ((*NO_GAN, "discriminator.weight=2.0"), "{} has no effect: no term of the loss needs a discriminator"),
     ((*NO_GAN, "optimizer.discriminator.lr=0.125"), "{} has no effect: no term of the loss needs a discriminator"),

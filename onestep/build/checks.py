@@ -8,7 +8,6 @@ from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import NoData, TrainingDataset, has_images
 from onestep.data.map_style import MapDataset
 from onestep.denoiser import beyond_labels, check_condition
-from onestep.distillation.method import check_view
 from onestep.distillation.settings import GeneratorSettings
 from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
@@ -82,7 +81,7 @@ def check_terms(
             "discriminator=convolutional"
             + ("" if objective.needs_adversarial else ", or divergence=reverse_kl with generator.gan_weight=0")
         )
-    _check_discriminator(config.discriminator, objective)
+    _check_discriminator(config.discriminator)
     if not hasattr(objective, "divergence") and not isinstance(divergence, ReverseKL | None):
         what = "has no divergence" if objective.needs_adversarial else "minimises reverse KL only"
         raise ValueError(
@@ -125,7 +124,7 @@ def _check_adversarial(settings: GeneratorSettings) -> None:
         )
 
 
-def _check_discriminator(settings: DictConfig, objective: Objective) -> None:
+def _check_discriminator(settings: DictConfig) -> None:
     """Check that the discriminator has a noise level that it is for, and a pretrained network if it needs one.
 
     Raises:
@@ -143,7 +142,6 @@ def _check_discriminator(settings: DictConfig, objective: Objective) -> None:
             "discriminator.noise_level=0: this discriminator takes noised samples: set a level above 0, or use "
             "discriminator=pretrained_features"
         )
-    check_view(objective, settings.noise_level)
 
 
 def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any) -> None:

@@ -17,7 +17,7 @@ from onestep.build.checks import (
     level_of,
 )  # fmt: skip
 from onestep.build.evaluation import build_evaluator, reference_of, sample_space
-from onestep.build.networks import build_discriminator, build_generator, build_pretrained, initial_student
+from onestep.build.networks import build_discriminator, build_generator, build_pretrained, build_view, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
 from onestep.build.use import check_use, check_use_in_distillation
 from onestep.config import instantiate
@@ -81,6 +81,7 @@ def build_distillation(
     teacher = check_teacher(parts["teacher"]).to(device).eval().requires_grad_(False)
     generator_settings, critics = build_settings(config, teacher)
     check_terms(config, generator_settings, objective, parts["divergence"])
+    view = build_view(config, teacher, objective)
     data = _training_data(source, teacher)
     check_fit(teacher, data)
     check_data(config, data, teacher)
@@ -150,7 +151,7 @@ def build_distillation(
             normalizer=normalizer,
             penalty=instantiate(config.get("penalty")),
             gan_weighting=generator_settings.gan_weighting,
-            noise_level=critics.noise_level,
+            view=view,
             discriminator_weight=critics.discriminator_weight,
             discriminator_weighting=critics.discriminator_weighting,
             error_weight=critics.error_weight,
@@ -225,7 +226,6 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
             discriminator_weighting=config.discriminator.weighting,
             real_noise=config.discriminator.real_noise,
             generated_noise=config.discriminator.generated_noise,
-            noise_level=config.discriminator.noise_level,
             dropout=config.fake_score.dropout,
         ),
     )

@@ -11,6 +11,7 @@ from onestep.build.evaluation import classes_of, reference_of
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.distillation.settings import GeneratorSettings
+from onestep.distillation.view import View
 from onestep.engine.checkpoint import damage, is_checkpoint
 from onestep.engine.course import Course
 from onestep.models.base import DenoiserNetwork
@@ -21,6 +22,7 @@ from onestep.models.loading import load_generator, load_teacher
 from onestep.models.pretrained_features import PretrainedFeatures
 from onestep.models.spectral_norm import add_spectral_norm
 from onestep.models.weights import Weights
+from onestep.objectives.base import Objective
 from onestep.reading import one_line, read_json
 
 
@@ -116,6 +118,23 @@ def trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> Denois
     return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0, network.unconditional).eval()
 
 
+def build_view(config: DictConfig, teacher: Any, objective: Objective) -> View:
+    """What the discriminator sees.
+
+    Raises:
+        ValueError: for an augmentation of anything but images, or an objective that needs another ratio.
+    """
+    view = View(config.discriminator.noise_level, instantiate(config.get("diff_augment")))
+    view.check(objective)
+    if view.augment is not None and (_takes_latents(teacher) or max(teacher.image_shape[1:]) == 1):
+        raise ValueError("diff_augment=... transforms images, and these networks take none: set diff_augment=none")
+    return view
+
+
+def _takes_latents(teacher: Any) -> bool:
+    return getattr(teacher, "denoises_latents", False)
+
+
 def build_pretrained(config: DictConfig, teacher: Any) -> PretrainedFeatures | None:
     """The pretrained network whose features the discriminator reads; None for another one.
 
@@ -124,7 +143,7 @@ def build_pretrained(config: DictConfig, teacher: Any) -> PretrainedFeatures | N
     """
     if config.discriminator.head.get("features_from") != "pretrained":
         return None
-    if getattr(teacher, "denoises_latents", False):
+    if _takes_latents(teacher):
         raise ValueError(
             "discriminator=pretrained_features reads pixels in [-1, 1], and these networks take latents: use another "
             "discriminator"

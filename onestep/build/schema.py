@@ -135,6 +135,7 @@ class _Train(_Run):
     normalizer: Part | None
     schedule: ScheduleName
     augment: Part | None
+    diff_augment: Part | None
     lora: Part | None
     pairs: Part | None
     training: Part

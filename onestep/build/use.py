@@ -90,7 +90,7 @@ def check_use_in_distillation(
                "generator.gan_level=own"), config.discriminator.noise_level is not None,
               f"discriminator.noise_level={config.discriminator.noise_level}", "set it to null"),
         _Rule(("discriminator.head.projection",), data.label_dim == 0, "there are no classes", with_classes),
-        _Rule(("discriminator", "penalty", "normalizer", "optimizer.discriminator"), not critic,
+        _Rule(("discriminator", "penalty", "normalizer", "diff_augment", "optimizer.discriminator"), not critic,
               "no term of the loss needs a discriminator", f"{add_term}, or a divergence with a density ratio"),
         _Rule((*(f"fake_score.{name}" for name in of_fake_score), "optimizer.fake_score",
                "discriminator.weighting=fake_score"), not fake, "this objective has no fake score", another),

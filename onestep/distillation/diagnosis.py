@@ -75,7 +75,7 @@ class Diagnosis:
         """
         if not self.batches:
             return {}
-        return summarize(self._columns(iteration), self.levels, self.method.noise_level) | self.spread()
+        return summarize(self._columns(iteration), self.levels, self.method.view.noise_level) | self.spread()
 
     @torch.no_grad()
     def _columns(self, iteration: int) -> dict[str, Tensor]:

@@ -163,13 +163,14 @@ def update_critics(
         noised_generated = noise_at(random.sigma(parts.fake_sigma))
     batches = batches if parts.augment is None else _augmented(parts, parts.augment, random, batches)
     diagnostics = []
-    micro_batches = zip(batches, noised, noised_real, noised_generated, strict=True)
-    for number, (batch, noise, real, generated) in enumerate(micro_batches):
+    micro_batches = zip(batches, noised, noised_real, noised_generated, _numbers(parts, random, 2), strict=True)
+    for number, (batch, noise, real, generated, numbers) in enumerate(micro_batches):
         with _dropout(parts, iteration, position, number):
             with parts.run.accelerator.autocast():
                 losses = parts.method.critic_losses(
-                    batch.x_generated, batch.x_real, batch.condition, noise, real, generated, batch.condition_real
-                )
+                    batch.x_generated, batch.x_real, batch.condition, noise, real, generated, batch.condition_real,
+                    numbers,
+                )  # fmt: skip
             optimizer.backward(losses, noise.sigma)
         diagnostics.append(losses.diagnostics)
     return _stack(diagnostics) | optimizer.step(iteration)
@@ -216,14 +217,14 @@ def update_generator(
         scale = method.objective.weight_scale(torch.cat(ratios))
 
     diagnostics, logits = [], []
-    micro_batches = zip(batches, noised, noised_gan, parts.split(*pairs), strict=True)
-    for number, (batch, noise, noise_gan, pair) in enumerate(micro_batches):
+    micro_batches = zip(batches, noised, noised_gan, parts.split(*pairs), _numbers(parts, random), strict=True)
+    for number, (batch, noise, noise_gan, pair, numbers) in enumerate(micro_batches):
         with _dropout(parts, iteration, position, number):
             x_generated = batch.x_generated
             if len(batches) > 1:  # the same samples, with a graph
                 x_generated = parts.simulate(batch.noises, batch.condition, keep_graph=True)
             with parts.run.generator_autocast():
-                losses = method.generator_losses(x_generated, batch.condition, noise, scale, noise_gan)
+                losses = method.generator_losses(x_generated, batch.condition, noise, scale, noise_gan, numbers)
                 latents, pair_condition, x_teacher = pair
                 if latents is not None:
                     # The first step only: the output of later steps depends on noise that is not a part of the pair.
@@ -242,6 +243,12 @@ def update_generator(
 def _noise_at(parts: Distillation, random: BatchRandom, shape: Sequence[int], sigma: Tensor) -> list[Noised]:
     """New noise at the levels ``sigma`` [B] for samples of ``shape``, by micro-batch."""
     return [Noised(*of_batch) for of_batch in parts.split(sigma, random.normal(shape))]
+
+
+def _numbers(parts: Distillation, random: BatchRandom, *shape: int) -> list[Tensor | None]:
+    """The numbers [b, *shape, K] of the discriminator's augmentation, by micro-batch; None without one."""
+    augment = parts.method.view.augment
+    return [of_batch for (of_batch,) in parts.split(augment and random.uniform((*shape, augment.numbers)))]
 
 
 @contextmanager

@@ -7,13 +7,14 @@ levels and noise. They use no random numbers, optimisers, processes or configura
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition, concatenate_conditions
+from onestep.distillation.view import View
 from onestep.models.base import DenoiserNetwork
 from onestep.models.discriminator import NOISED_SAMPLES, Discriminator
 from onestep.noise import Noised
@@ -40,19 +41,6 @@ def frozen(*networks: nn.Module | None) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def check_view(objective: Objective, noise_level: float | None) -> None:
-    """Check that a discriminator of samples at one ``noise_level``, None for those of the losses, has the ratio's.
-
-    Raises:
-        ValueError: if the objective needs the density ratio at the levels of its loss.
-    """
-    if noise_level is not None and objective.needs_ratio:
-        raise ValueError(
-            f"discriminator.noise_level={noise_level}: this divergence needs the density ratio at every noise level, "
-            "and the discriminator sees samples at one: use divergence=reverse_kl, or another discriminator"
-        )
-
-
 @dataclass
 class Method:
     """A distillation method: an objective and the networks that its terms need.
@@ -68,14 +56,14 @@ class Method:
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
         gan_weighting: "distance" multiplies that term by :func:`mean_inverse_distance`.
         penalty: of the discriminator's gradient at noised real samples; None for none.
-        noise_level: of all samples that the discriminator sees, in data units; None for the levels of the losses.
+        view: what the discriminator sees.
         discriminator_weight: weight of the discriminator's loss in the critics' loss.
         discriminator_weighting: "fake_score" multiplies that loss by the batch mean of the weight of the fake score's.
         error_weight: the weight of the fake score's error, see :func:`onestep.objectives.denoising.error_weight`.
         error_sum: sum the fake score's error over a sample's dimensions, instead of their mean.
 
     Raises:
-        ValueError: see :func:`check_view`.
+        ValueError: if the objective needs a density ratio that the discriminator does not have, see :class:`View`.
     """
 
     teacher: Any
@@ -88,14 +76,14 @@ class Method:
     objective_weight: float = 1.0
     gan_weight: float = 0.0
     gan_weighting: Literal["constant", "distance"] = "constant"
-    noise_level: float | None = None
+    view: View = field(default_factory=View)
     discriminator_weight: float = 1.0
     discriminator_weighting: Literal["constant", "fake_score"] = "constant"
     error_weight: ErrorWeight = "network"
     error_sum: bool = False
 
     def __post_init__(self) -> None:
-        check_view(self.objective, self.noise_level)
+        self.view.check(self.objective)
 
     @property
     def host(self) -> Any:
@@ -118,7 +106,7 @@ class Method:
     def critic_losses(
         self, x_generated: Tensor, x_real: Tensor | None, condition: Condition, noised: Noised,
         noised_real: Noised | None = None, noised_generated: Noised | None = None,
-        condition_real: Condition | None = None,
+        condition_real: Condition | None = None, numbers: Tensor | None = None,
     ) -> Losses:  # fmt: skip
         """The fake score's denoising loss and the discriminator's logistic loss.
 
@@ -131,9 +119,10 @@ class Method:
             noised_generated: levels and noise of the generated samples in the discriminator's loss; None for those of
                 the fake score's loss, which save a pass if the discriminator shares its encoder.
             condition_real: condition of the real samples; None for that of the generated ones.
+            numbers: uniform numbers [B, 2, K] of the augmentation of real and generated samples.
 
         Raises:
-            ValueError: if there is a discriminator and ``x_real`` or ``noised_real`` is missing.
+            ValueError: if there is a discriminator and ``x_real``, ``noised_real`` or its ``numbers`` are missing.
         """
         losses = Losses()
         x_generated = x_generated.detach()
@@ -142,7 +131,7 @@ class Method:
         factor: Tensor | float = 1.0  # of the discriminator's loss
         levels = () if self.discriminator is None else self.discriminator.levels
         if self.fake_score is not None:
-            if self.host is self.fake_score and noised_generated is None and self.noise_level is None:
+            if self.host is self.fake_score and noised_generated is None and not self.view.is_own:
                 x0_fake, *features = self.fake_score(x_sigma, sigma, condition, outputs="both", levels=levels)
             else:
                 x0_fake = self.fake_score(x_sigma, sigma, condition)
@@ -155,9 +144,10 @@ class Method:
         if self.discriminator is not None and self.host is not None:
             if x_real is None or noised_real is None:
                 raise ValueError("x_real and noised_real are missing: the discriminator compares with real samples")
-            x_real_sigma, sigma_real = self._seen(x_real, noised_real)
+            of_real, of_generated = (None, None) if numbers is None else numbers.unbind(1)
+            x_real_sigma, sigma_real = self.view(x_real, noised_real, of_real)
             condition_real = condition if condition_real is None else condition_real
-            x_sigma, sigma = self._seen(x_generated, noised if noised_generated is None else noised_generated)
+            x_sigma, sigma = self.view(x_generated, noised_generated or noised, of_generated)
             sigmas, conditions = torch.cat([sigma_real, sigma]), concatenate_conditions(condition_real, condition)
             if features:  # of the fake score, from the pass above
                 features_real = self._features(x_real_sigma, sigma_real, condition_real)
@@ -179,12 +169,6 @@ class Method:
                 "logit_real": log_ratio_of(logits_real), "logit_generated": log_ratio_of(logits_generated),
             }  # fmt: skip
         return losses
-
-    def _seen(self, x: Tensor, noised: Noised) -> tuple[Tensor, Tensor]:
-        """What the discriminator sees of samples ``x`` [B, ...]: with the noise of ``noised``, and its levels [B]."""
-        level = self.noise_level
-        seen = noised if level is None else Noised(torch.full_like(noised.sigma, level), noised.noise)
-        return seen.add_to(x), seen.sigma
 
     def _penalties(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, direction: Tensor) -> Tensor:
         assert self.penalty is not None and self.discriminator is not None
@@ -216,7 +200,7 @@ class Method:
 
     def generator_losses(
         self, x_generated: Tensor, condition: Condition, noised: Noised, weight_scale: Tensor | None = None,
-        noised_gan: Noised | None = None,
+        noised_gan: Noised | None = None, numbers: Tensor | None = None,
     ) -> Losses:  # fmt: skip
         """The objective and the adversarial term for samples with a graph, for example of a network or a renderer.
 
@@ -228,9 +212,10 @@ class Method:
             noised: levels and noise of the samples.
             weight_scale: see :class:`onestep.objectives.base.Predictions`.
             noised_gan: levels and noise of the adversarial term; None for ``noised``, which saves a pass.
+            numbers: uniform numbers [B, K] of the augmentation in the adversarial term.
         """
         inputs = x_sigma, sigma, _ = noised.add_to(x_generated), noised.sigma, condition
-        noised_gan = noised if self.noise_level is not None and noised_gan is None else noised_gan
+        noised_gan = noised if self.view.is_own and noised_gan is None else noised_gan
         gan_here = self.gan_weight > 0 and noised_gan is None
         with frozen(self.teacher, self.fake_score, self.discriminator):
             host = self.host if gan_here or self.objective.needs_ratio else None
@@ -249,7 +234,7 @@ class Method:
                     logits = self.discriminator(features, sigma, condition)
             logit = None if logits is None else log_ratio_of(logits)
             log_ratio = logit if logit is None or self.normalizer is None else self.normalizer(logit, sigma)
-            adversarial = self._adversarial(logits, x_generated, condition, noised_gan)
+            adversarial = self._adversarial(logits, x_generated, condition, noised_gan, numbers)
         predictions = Predictions(
             x_generated, x_sigma, sigma, x0_teacher, x0_fake, log_ratio, adversarial, weight_scale
         )
@@ -266,13 +251,14 @@ class Method:
         return losses
 
     def _adversarial(
-        self, logits: Tensor | None, x_generated: Tensor, condition: Condition, noised: Noised | None
-    ) -> Tensor | None:
+        self, logits: Tensor | None, x_generated: Tensor, condition: Condition, noised: Noised | None,
+        numbers: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
         """The generator's adversarial losses [B], at levels of their own if ``noised`` is not None."""
         if self.gan_weight == 0 or self.discriminator is None or self.host is None:
             return None
         if noised is not None:
-            logits = self._logits(*self._seen(x_generated, noised), condition)
+            logits = self._logits(*self.view(x_generated, noised, numbers), condition)
         return None if logits is None else generator_loss(logits, self.discriminator.logit_bound)
 
     def log_ratio(self, x_generated: Tensor, condition: Condition, noised: Noised) -> Tensor:
@@ -284,7 +270,7 @@ class Method:
     def logit(self, x: Tensor, condition: Condition, noised: Noised) -> Tensor:
         """The discriminator's log p/q [B] of samples ``x`` [B, ...], generated or real, without a graph."""
         assert self.discriminator is not None
-        x_sigma, sigma = self._seen(x, noised)
+        x_sigma, sigma = View(self.view.noise_level)(x, noised)  # not augmented
         with without_bf16(self.host, x_sigma.device):
             features = self._features(x_sigma, sigma, condition)
         return log_ratio_of(self.discriminator(features, sigma, condition))

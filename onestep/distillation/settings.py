@@ -8,7 +8,6 @@ from onestep.objectives.denoising import ErrorWeight
 from onestep.ranges import (
     Decay,
     Guidance,
-    NonNegative,
     NonNegativeImages,
     NonNegativeInt,
     Positive,
@@ -93,7 +92,6 @@ class CriticSettings:
             ("own_noise"), or of levels of their own ("own_level").
         generated_noise: noise of the generated images in the discriminator's loss: that of the fake score's loss
             ("shared"), or noise and levels of their own ("own_level").
-        noise_level: see :class:`onestep.distillation.method.Method`.
         dropout: probability of the fake score's dropout in the critics' update; 0 for none.
 
     Raises:
@@ -108,7 +106,6 @@ class CriticSettings:
     discriminator_weighting: Literal["constant", "fake_score"]
     real_noise: Literal["same", "own_noise", "own_level"]
     generated_noise: Literal["shared", "own_level"]
-    noise_level: NonNegative | None
     dropout: Decay
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from onestep.build.distillation import build_distillation
+from onestep.data.diff_augment import DifferentiableAugmentation
 from onestep.distillation import loop
 from onestep.distillation.parts import Distillation
 from onestep.engine.state import TrainingState
+from onestep.seeding import BatchRandom
 from tests.helpers.configs import TWO_ITERATIONS, refused, tiny_config
 from tests.helpers.updates import take_updates
 
@@ -40,7 +42,7 @@ def test_pretrained_features_stay_as_they_are(tmp_path: Path) -> None:
     host.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     before = [parameter.clone() for parameter in host.parameters()]
     list(take_updates(parts, 2))
-    assert all(map(torch.equal, before, host.parameters())) and parts.method.noise_level == 0
+    assert all(map(torch.equal, before, host.parameters())) and parts.method.view.noise_level == 0
     head = parts.trained_networks["discriminator"].state_dict()
     assert head.keys() == {f"heads.{level}.{name}.{part}" for level in range(3) for part in ("weight", "bias")
                            for name in ("norm", "conv0", "conv1", "logit")}  # fmt: skip
@@ -63,14 +65,18 @@ def test_pretrained_features_stay_as_they_are(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_noise_levels_that_do_not_fit(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_views_that_do_not_fit(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     said = refused(tiny_config(tmp_path, *SMALL, *overrides))
     assert said.startswith(message) and "\n" not in said
 
 
+AUGMENTED = ("divergence=reverse_kl", "diff_augment=published")
+
+
 def test_a_resumed_discriminator_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Its estimates of singular values follow each step, and are a part of the checkpoint."""
-    config = tiny_config(tmp_path, *SMALL, "discriminator.spectral_norm=true", "optimizer.discriminator.lr=0.01")
+    options = ("discriminator.spectral_norm=true", "optimizer.discriminator.lr=0.002", *AUGMENTED)
+    config = tiny_config(tmp_path, *SMALL, *options)
     first, second = build_distillation(config), build_distillation(config)
     checkpoint = TrainingState(first.saved_networks, first.optimizers)
     discriminator: Any = first.method.discriminator
@@ -90,7 +96,29 @@ def test_a_resumed_discriminator_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert 0.9 < torch.linalg.svdvals(discriminator.heads[0].conv1.weight.flatten(1))[0] < 1.1
 
 
-def advance(parts: Distillation, iteration: int) -> None:
-    random = parts.run.random(parts.settings, iteration)
+def test_both_updates_augment_and_processes_share_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of real and of generated images, and of generated ones with a graph in the generator's update."""
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    augment = DifferentiableAugmentation.__call__
+
+    def record(self: DifferentiableAugmentation, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        calls.append((images, numbers))
+        return augment(self, images, numbers)
+
+    monkeypatch.setattr(DifferentiableAugmentation, "__call__", record)
+    config = tiny_config(tmp_path, *SMALL, *AUGMENTED)
+    numbers = []
+    for rows in (slice(0, 4), slice(0, 2), slice(2, 4)):
+        calls.clear()
+        advance(build_distillation(config), 0, rows)
+        numbers.append(torch.stack([given for _, given in calls]))
+        assert [images.requires_grad for images, _ in calls] == [False, False, True]
+    whole, *halves = numbers
+    assert torch.equal(torch.cat(halves, 1), whole) and len(whole.unique()) == 3 * 4 * 7
+
+
+def advance(parts: Distillation, iteration: int, rows: slice = slice(4)) -> None:
+    settings, device = parts.settings, parts.run.device
+    random = BatchRandom(0, 0, iteration, batch_size=settings.batch_size, rows=rows, device=device)
     data: Any = parts.data
-    list(loop.updates(parts, iteration, random, [data.__getitems__(range(4))]))
+    list(loop.updates(parts, iteration, random, [data.__getitems__(range(4)[rows])]))

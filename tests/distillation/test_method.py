@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onestep.data.diff_augment import DifferentiableAugmentation
 from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
+from onestep.distillation.view import View
 from onestep.metrics.classifier import load_classifier
 from onestep.models.discriminator import (
     NOISED_SAMPLES,
@@ -315,7 +317,7 @@ def test_a_penalty_is_of_the_logits_gradient_at_the_real_samples(world: World, p
 @pytest.mark.parametrize("home", ["teacher", "fake_score", "samples", "pretrained"])
 def test_a_discriminator_with_a_noise_level_of_its_own(world: World, home: str) -> None:
     """Both losses see every sample there, whatever the objective's levels are."""
-    options: dict[str, Any] = {"noise_level": 0.25}
+    options: dict[str, Any] = {"view": View(0.25)}
     if home == "pretrained":
         world.host = options["pretrained"] = PretrainedFeatures(load_classifier("digits"), (1, 8, 8))
         shapes = world.host.feature_shapes
@@ -346,6 +348,36 @@ def test_a_discriminator_with_a_noise_level_of_its_own(world: World, home: str) 
     torch.testing.assert_close(method.logit(world.x_generated, world.condition, noised), generated.detach())
     with pytest.raises(ValueError, match=r"noise_level=0.25: this divergence needs the density ratio at every noise"):
         world.method(FDistill(ForwardKL(), UnitWeighting(), True), **options)
+
+
+@homes
+def test_augmentation_is_of_all_that_the_discriminator_sees(world: World) -> None:
+    """Before the noise, in both losses; the generator's gradient passes through it."""
+    augment, numbers = DifferentiableAugmentation(0.5, 1.0, 0.5, 0.125, 0.5), torch.rand(4, 2, 7)
+
+    def logits(x: Tensor, noise: Tensor, number: int) -> Tensor:
+        return world.logits(add_noise(augment(x, numbers[:, number]), noise, world.sigma))
+
+    real, generated = logits(world.x_real, world.noise_real, 0), logits(world.x_generated, world.noise, 1)
+    logistic = nn.functional.softplus(-real) + nn.functional.softplus(generated)
+    noised, noised_real = Noised(world.sigma, world.noise), Noised(world.sigma, world.noise_real)
+    method = world.method(FDistill(ReverseKL(), UnitWeighting(), True), gan_weight=0.5, view=View(None, augment))
+    inputs = world.x_generated, world.x_real, world.condition, noised, noised_real
+    critics = method.critic_losses(*inputs, numbers=numbers)
+    torch.testing.assert_close(critics.terms["discriminator"].losses, logistic)
+    plain = world.critic_losses(objective=method.objective, discriminator=None).terms["fake score"]
+    torch.testing.assert_close(critics.terms["fake score"].losses, plain.losses)
+    losses = method.generator_losses(world.x_generated, world.condition, noised, numbers=numbers[:, 1])
+    adversarial = nn.functional.softplus(-generated)
+    torch.testing.assert_close(losses.terms["adversarial"].losses, adversarial)
+    (gradient,) = torch.autograd.grad(losses.terms["adversarial"].losses.sum(), world.x_generated, retain_graph=True)
+    (expected,) = torch.autograd.grad(adversarial.sum(), world.x_generated)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    logit = method.logit(world.x_generated, world.condition, noised)
+    torch.testing.assert_close(logit, world.logits(world.x_sigma).detach())
+    assert (logit - generated).abs().max() > 1e-3 and expected.abs().max() > 1e-5
+    with pytest.raises(ValueError, match="numbers are missing: the discriminator's augmentation"):
+        method.critic_losses(*inputs)
 
 
 # Discriminators with several logits, and the published normalisation.
