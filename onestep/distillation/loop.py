@@ -76,8 +76,9 @@ def distill(parts: Distillation) -> dict[str, Any]:
     with run.guarded():
         if not all(parameter.requires_grad for parameter in parts.student.parameters()):
             run.accelerator.print(f"trained parameters of the generator: {describe_trained(parts.student)}")
-        teacher = {"teacher.weights": describe_weights(parts.method.teacher)}
-        train(run, state, settings, parts.data, update, evaluate, teacher, batches_per_iteration(parts.updates))
+        frozen = {"teacher": parts.method.teacher, "discriminator.network": parts.method.pretrained}
+        weights = {f"{name}.weights": describe_weights(one) for name, one in frozen.items() if one is not None}
+        train(run, state, settings, parts.data, update, evaluate, weights, batches_per_iteration(parts.updates))
         return report.final(state)
 
 

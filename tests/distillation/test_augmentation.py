@@ -53,7 +53,7 @@ def test_generated_and_real_images_have_transforms_of_their_own(
     before, after = Inputs(plain, monkeypatch), Inputs(augmented, monkeypatch)
     list(take_updates(plain)), list(take_updates(augmented))
     old, new = before.critics[:accumulation], after.critics[-accumulation:]
-    generated, real, condition, noised, noised_real, _, condition_real = zip(*new, strict=True)
+    generated, real, condition, noised, noised_real, _, condition_real, _ = zip(*new, strict=True)
     # The draws of noise come first, and are the same.
     for ours, theirs in zip((*noised, *noised_real), [one[place] for place in (3, 4) for one in old], strict=True):
         assert torch.equal(ours.sigma, theirs.sigma) and torch.equal(ours.noise, theirs.noise)

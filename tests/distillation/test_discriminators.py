@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from onestep.build.distillation import build_distillation
+from onestep.build.distillation import build_distillation, distill
 from onestep.data.diff_augment import DifferentiableAugmentation
 from onestep.distillation import loop
 from onestep.distillation.parts import Distillation
 from onestep.engine.state import TrainingState
+from onestep.metrics.classifier import Classifier
 from onestep.seeding import BatchRandom
 from tests.helpers.configs import TWO_ITERATIONS, refused, tiny_config
 from tests.helpers.updates import take_updates
@@ -50,6 +51,16 @@ def test_pretrained_features_stay_as_they_are(tmp_path: Path) -> None:
     data: Any = parts.data
     real = data.__getitems__(range(len(data)))[0]
     assert all(any(torch.equal(one, image) for image in real) for one in seen[0][:4])
+
+
+def test_a_resumed_run_has_the_same_pretrained_network(tmp_path: Path) -> None:
+    Classifier("other", [1, 8, 8], 10, 64, [32], [2]).save(other := tmp_path / "other.safetensors")
+    options = (*SMALL, *PRETRAINED, "objective=dmd2", "fake_score.steps=1")
+    summary = distill(tiny_config(tmp_path / "run", *options, "training.total_images=4"))
+    assert summary["images_seen"] == 4
+    moved = ("resume=auto", f"discriminator.network.path={other}")
+    said = refused(tiny_config(tmp_path / "run", *options, *moved))
+    assert "with other settings: discriminator.network.weights: " in said
 
 
 @pytest.mark.parametrize(

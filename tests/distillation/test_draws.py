@@ -17,8 +17,9 @@ from tests.helpers.updates import as_process, take_updates
 
 OF_THEIR_OWN = ("discriminator.real_noise=own_level", "discriminator.generated_noise=own_level",
                 "generator.gan_level=own", "generator.gan_weight=0.1", "generator.labels=uniform")  # fmt: skip
-CRITICS = ("x_generated", "x_real", "condition", "noised", "noised_real", "noised_generated", "condition_real")
-GENERATOR = ("x_generated", "condition", "noised", "weight_scale", "noised_gan")
+CRITICS = ("x_generated", "x_real", "condition", "noised", "noised_real", "noised_generated", "condition_real",
+           "numbers")  # fmt: skip
+GENERATOR = ("x_generated", "condition", "noised", "weight_scale", "noised_gan", "numbers")
 
 Inputs = dict[str, Any]
 
