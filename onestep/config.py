@@ -150,12 +150,16 @@ def record_overrides(config: DictConfig) -> None:
 
 
 def add_recipe(config_name: str, words: Sequence[str]) -> list[str]:
-    """The ``words`` of a command line; for a training without teacher and experiment, with ``experiment=digits``."""
+    """The ``words`` of a command line, with the recipe of a training that chooses neither teacher nor experiment.
+
+    It is ``digits`` for an objective of the user, which is trained as it is, and ``digits_regression`` without one.
+    """
     if config_name != "train" or any(re.match(r"[+~]*(teacher|experiment)\b", word) for word in words):
         return list(words)
     # Next to another override: argparse accepts no options between overrides.
     place = next((i for i, word in enumerate(words) if "=" in word and not word.startswith("-")), len(words))
-    return [*words[:place], "experiment=digits", *words[place:]]
+    recipe = "digits" if any(re.match(r"[+~]*objective\b", word) for word in words) else "digits_regression"
+    return [*words[:place], f"experiment={recipe}", *words[place:]]
 
 
 def instantiate(node: Any, **objects: Any) -> Any:

@@ -186,7 +186,7 @@ def test_a_reader_that_ends_early() -> None:
 
 def test_from_the_command_line(tmp_path: Path) -> None:
     small = (CPU, "precision=bf16", "training.total_images=32", "training.batch_size=16", "sampler.steps=2",
-             "evaluation.samples=16", "evaluation.grid=10")  # fmt: skip
+             "evaluation.samples=16", "evaluation.grid=10", "pairs.count=32")  # fmt: skip
     trained = run_python(str(REPOSITORY / "train.py"), f"hydra.run.dir={tmp_path / 'run'}", *small)
     assert trained.returncode == 0, trained.stderr
     assert "teacher" in trained.stdout and str(tmp_path / "run").replace("\n", "") in trained.stdout.replace("\n", "")

@@ -192,9 +192,17 @@ def test_sample_takes_each_of_its_groups(file: str, places: dict[str, object]) -
 def test_every_default_of_train_is_built() -> None:
     built = assert_builds(configure("train", "output=nowhere"))
     # objective, divergence, weighting, sigma, fake_sigma, normalizer, discriminator, data, teacher, sampler, features,
-    # training, evaluation, average, two ways of clipping, three optimisers, two metrics
-    assert len(built) == 21
-    assert built.count("torch.optim.Adam") == 3
+    # training, evaluation, average, two ways of clipping, three optimisers, two metrics,
+    # and the pairs of a training without arguments
+    assert len(built) == 22
+    assert [built.count(f"torch.optim.{name}") for name in ("Adam", "AdamW")] == [2, 1]
+
+
+def test_an_objective_of_the_user_has_no_regression() -> None:
+    config = configure("train", "divergence=forward_kl")
+    assert (config.pairs.count, config.generator.regression_weight, config.averages.ema.halflife) == (4096, 1.0, 12000)
+    config = configure("train", "objective=f_distill")
+    assert (config.pairs, config.generator.regression_weight, config.averages.ema.halflife) == (None, 0.0, 40000)
 
 
 def test_pretraining_told_nothing_is_the_digits() -> None:

@@ -143,7 +143,7 @@ def test_settings_of_classes_without_classes(setting: str, tmp_path: Path) -> No
 
 def test_settings_of_a_part_that_is_none() -> None:
     with pytest.raises(HydraException) as caught:
-        compose("train", ["pairs.count=5"])
+        compose("train", ["experiment=digits", "pairs.count=5"])
     assert explain(caught.value) == "pairs.count has no effect: pairs is none; choose pairs=..., or leave it out"
 
 
