@@ -72,7 +72,9 @@ def test_the_same_run_from_python_and_from_hydra(tmp_path: Path) -> None:
     flat = [f"{block}.{name}={value}" for block, values in SMALL.items() if isinstance(values, dict)
             for name, value in values.items()]  # fmt: skip
     flags = [f"{name}={value}" for name, value in SMALL.items() if not isinstance(value, dict)]
-    by_hydra = distill(configure("train", *flags, *flat, "metrics=[fid]", f"output={tmp_path / 'hydra'}"))
+    by_hydra = distill(
+        configure("train", "experiment=digits", *flags, *flat, "metrics=[fid]", f"output={tmp_path / 'hydra'}")
+    )
     ours, theirs = weights_of(tmp_path / "python"), weights_of(tmp_path / "hydra")
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert distilled.summary["student"]["fid"] == by_hydra["student"]["fid"]
@@ -173,7 +175,7 @@ def test_a_module_that_is_no_teacher(teacher: Any, message: str, tmp_path: Path)
     [
         ({"objektive": "sid"}, "unknown key 'objektive'; did you mean 'objective'"),
         ({"training": {"images": 3}}, "unknown key 'training.images'"),
-        ({"objective": "best"}, "unknown choice objective=best. The choices are: diff_instruct, "),
+        ({"objective": "best"}, "unknown choice objective=best. The choices are: adversarial, diff_instruct, "),
         ({"generator": {"gan_weight": -1.0}}, "generator.gan_weight=-1.0: expected a number of at least 0"),
         ({"objective": "sidd"}, "unknown choice objective=sidd; did you mean 'sid'"),
         (

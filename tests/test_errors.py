@@ -84,7 +84,7 @@ def test_an_added_key_that_nothing_takes_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_choice_lists_the_options() -> None:
     message = composition_error("objective=foo")
-    assert message.startswith("unknown choice objective=foo. The choices are: diff_instruct, ")
+    assert message.startswith("unknown choice objective=foo. The choices are: adversarial, diff_instruct, ")
     assert all(option in message for option in ("f_distill", "uni_instruct"))
 
 

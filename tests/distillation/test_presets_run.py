@@ -70,7 +70,7 @@ def test_a_gan_alone_reads_at_most_the_teachers_features(discriminator: str, pas
 
 @pytest.mark.parametrize("penalty", ["r1", "finite_difference_r1"])
 def test_a_discriminator_of_its_own_with_a_penalty(penalty: str, tmp_path: Path) -> None:
-    overrides = ("discriminator=convolutional", f"penalty={penalty}", f"output={tmp_path}")
+    overrides = ("experiment=digits", "discriminator=convolutional", f"penalty={penalty}", f"output={tmp_path}")
     parts = build_distillation(configure("train", *TINY, *overrides))
     *critics, generator = take_updates(parts)
     largest = [float(update["gradient_penalty"].max()) for update in critics]

@@ -48,7 +48,7 @@ print(distill(config))
 @pytest.mark.parametrize("method", ["f_distill", "dmd"])
 def test_two_processes_stay_one_run(method: str, dmd: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    overrides = (*TINY, "training.total_images=48", "training.evaluate_every=2", *FEW_STEPS,
+    overrides = ("experiment=digits", *TINY, "training.total_images=48", "training.evaluate_every=2", *FEW_STEPS,
                  "evaluation.samples=33", "evaluation.interim_samples=17")  # fmt: skip
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "two.py"))
     finished = run_python(

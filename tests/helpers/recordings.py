@@ -45,11 +45,11 @@ LORA = ("experiment=digits", "teacher=diffusers", "teacher.path={folder}/pipelin
         "lora=attention", "lora.rank=2", "lora.students=[generator,fake_score]")  # fmt: skip
 CASES: dict[str, tuple[str, ...]] = {
     **{preset: (f"objective={preset}", *(PAIRS if preset == "dmd" else ())) for preset in PRESETS},
-    "f_distill_forward_kl": ("divergence=forward_kl",),
-    "f_distill_shared_encoder": ("discriminator=shared_encoder",),
-    "f_distill_accumulation": ("training.accumulation=2",),
-    "f_distill_two_processes": (),
-    "f_distill_few_steps": ("generator.later_sigmas=[0.5,0.2]",),
+    "f_distill_forward_kl": ("objective=f_distill", "divergence=forward_kl",),
+    "f_distill_shared_encoder": ("objective=f_distill", "discriminator=shared_encoder",),
+    "f_distill_accumulation": ("objective=f_distill", "training.accumulation=2",),
+    "f_distill_two_processes": ("objective=f_distill",),
+    "f_distill_few_steps": ("objective=f_distill", "generator.later_sigmas=[0.5,0.2]",),
     "f_distill_lora": LORA,
     "uni_instruct_published_gradient": ("objective=uni_instruct", "objective.exact_ratio_gradient=false"),
     "uni_instruct_accumulation": ("objective=uni_instruct", "training.accumulation=2", "discriminator=shared_encoder"),

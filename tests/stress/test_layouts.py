@@ -14,7 +14,7 @@ from tests.stress.conftest import Differs
 TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
 ITERATIONS = 20  # of a full comparison
 SETTINGS = (
-    CPU, "precision=no", "process_timeout=300", f"training.total_images={16 * ITERATIONS}",
+    CPU, "experiment=digits", "precision=no", "process_timeout=300", f"training.total_images={16 * ITERATIONS}",
     "training.batch_size=16",
     "training.warmup_images=0", "training.log_every=1", f"training.checkpoint_every={ITERATIONS}",
 )  # fmt: skip
