@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ValidationError, WithJsonSchema
+
+from onestep.annotations import OBJECT, adapter, alternatives, describe, is_plain, shown
 
 #: Integers from 1, and from 0.
 Count = Annotated[int, Ge(1), Le(2**31)]
@@ -63,9 +65,8 @@ def _with_target(part: dict[str, Any]) -> dict[str, Any]:
 Text = Annotated[str, MinLen(1)]
 #: A path, in which ``~`` is the home folder; an id on the Hugging Face hub is one too.
 PathText = Annotated[str, MinLen(1), BeforeValidator(_expanded)]
-_OBJECT = {"type": "object", "required": ["_target_"]}
 #: The description of an object in a configuration.
-Part = Annotated[dict[str, Any], AfterValidator(_with_target), WithJsonSchema(_OBJECT)]
+Part = Annotated[dict[str, Any], AfterValidator(_with_target), WithJsonSchema(OBJECT)]
 #: Channels, height and width.
 ImageShape = tuple[Side, Side, Side]
 
@@ -81,8 +82,6 @@ OPTIMIZER = {
     **dict.fromkeys(("fused", "foreach"), bool | None),
 }
 
-_NAMES = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false", "null": "null",
-          "object": "a mapping"}  # fmt: skip
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 
 
@@ -149,19 +148,19 @@ def check(name: str, value: Any, annotation: Any) -> Any:
     Raises:
         ValueError: in one line, with the name, the value and the range.
     """
-    alternatives = _alternatives(annotation)
+    parts = alternatives(annotation)
     described = isinstance(value, dict) and "_target_" in value
-    if Any in alternatives or (described and not all(map(is_plain, alternatives))):
+    if Any in parts or (described and not all(map(is_plain, parts))):
         return value
-    if value == {} and {Part, NoneType} <= {*alternatives}:  # a part that was not chosen, without its settings
+    if value == {} and {Part, NoneType} <= {*parts}:  # a part that was not chosen, without its settings
         return None
     if is_dataclass(annotation) and isinstance(value, dict):
         return check_arguments(annotation, value, name)
     plain = _without_whole_floats(value)
-    for part in filter(is_plain, alternatives):
+    for part in filter(is_plain, parts):
         as_typed = tuple(plain) if get_origin(part) is tuple and isinstance(plain, list) else plain
         with suppress(ValidationError):
-            converted = _adapter(part).validate_python(as_typed)
+            converted = adapter(part).validate_python(as_typed)
             if isinstance(value, bool) <= isinstance(converted, bool):  # true equals the choice 1
                 return converted
     raise ValueError(f"{name}={shown(value)}: expected {describe(annotation)}{_remedy(name, value, annotation)}")
@@ -191,18 +190,9 @@ def parameters(target: Any) -> dict[str, Any] | None:
         hints = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # another package's annotations, such as names for type checkers alone
         hints = {}
-    hints |= OPTIMIZER if target.__module__.startswith("torch.optim.") else {}
+    if target.__module__.startswith("torch.optim."):
+        hints |= OPTIMIZER
     return {name: hints.get(name, Any) for name in signature.parameters}
-
-
-def is_plain(annotation: Any) -> bool:
-    """True for a type of values that YAML has; False for objects, which a configuration describes by ``_target_``."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return is_plain(get_args(annotation)[0])
-    if origin in (list, tuple, Sequence, Union, UnionType):
-        return all(is_plain(part) for part in get_args(annotation))
-    return origin in (Literal, dict, Mapping) or annotation in (bool, int, float, str, Path, NoneType)
 
 
 def checked(target: _Target) -> _Target:
@@ -228,42 +218,15 @@ def checked(target: _Target) -> _Target:
     return target
 
 
-def describe(annotation: Any) -> str:
-    """The values of ``annotation`` in words, such as "an integer of at least 1, or null"."""
-    parts = _alternatives(annotation)
-    words = (_words(_adapter(part).json_schema() if is_plain(part) else _OBJECT) for part in parts)
-    return "a mapping" if is_dataclass(annotation) else ", or ".join(dict.fromkeys(words))
-
-
-def shown(value: Any) -> str:
-    """A plain ``value`` as one types it."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(shown, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {shown(item)}' for key, item in value.items())}}}"
-    if value in (None, ""):
-        return "null" if value is None else "''"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _remedy(name: str, value: Any, annotation: Any) -> str:
     """The end of the message for a refused ``value``."""
     flags = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, bool)]
     if flags and any(words in describe(annotation) for words in ("text", "one of")):
         text = "yes" if flags[0] else "no"
         return f'; YAML reads no, off, yes and on as false and true: quote such a text, as {name}: "{text}"'
-    if isinstance(value, dict) and {Part, NoneType} <= {*_alternatives(annotation)}:
+    if isinstance(value, dict) and {Part, NoneType} <= {*alternatives(annotation)}:
         return f"; without a choice leave out its settings: {' '.join(f'~{name}.{key}' for key in value)}"
     return "".join(mark(value) for mark in get_args(annotation)[1:] if inspect.isfunction(mark))
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-
-
-@functools.cache
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def _without_whole_floats(value: Any) -> Any:
@@ -271,30 +234,3 @@ def _without_whole_floats(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_without_whole_floats, value))
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _words(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in words."""
-    if "anyOf" in schema:
-        return ", or ".join(dict.fromkeys(map(_words, schema["anyOf"])))
-    if "enum" in schema:
-        return f"one of {', '.join(map(shown, schema['enum']))}"
-    if "const" in schema:
-        return shown(schema["const"])
-    if "prefixItems" in schema:
-        return f"a list of {len(schema['prefixItems'])}, each {_words(schema['prefixItems'][0])}"
-    kind = schema.get("type")
-    if kind == "array":
-        least, most = schema.get("minItems"), schema.get("maxItems")
-        size = "" if least is None else f" of {least}" if least == most else f" of at least {least}"
-        return f"a list{size}, each {_words(schema['items'])}"
-    if schema.get("minLength"):
-        return "text that is not empty"
-    if "required" in schema:
-        return "a mapping with a _target_"
-    return _NAMES.get(str(kind), "a value") + _bounds(schema)
-
-
-def _bounds(schema: Mapping[str, Any]) -> str:
-    words = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    return " and".join(f" {word} {schema[bound]}" for bound, word in words.items() if bound in schema)

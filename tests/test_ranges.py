@@ -11,12 +11,13 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter
 
+from onestep.annotations import is_plain
 from onestep.build.schema import settings_of
 from onestep.config import CONF, check_config
 from onestep.models.discriminator import PooledHead
 from onestep.noise import KarrasSigma, LogNormalSigma
 from onestep.objectives.divergences import Alpha
-from onestep.ranges import Count, ImageShape, PathText, Positive, check, check_arguments, is_plain, parameters
+from onestep.ranges import Count, ImageShape, PathText, Positive, check, check_arguments, parameters
 from onestep.samplers import HeunSampler
 from tests.helpers.configs import configure
 from tests.helpers.updates import make_settings

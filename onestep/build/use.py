@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from onestep.annotations import shown
 from onestep.data.dataset import NoData, TrainingDataset
 from onestep.objectives.base import Objective
-from onestep.ranges import shown
 
 
 class _Rule(NamedTuple):
