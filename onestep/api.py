@@ -17,8 +17,8 @@ from onestep.ranges import unknown_key
 
 #: The keys whose values may be objects.
 _OBJECTS = {
-    "data", "divergence", "fake_sigma", "features", "metrics", "mixture", "objective", "sampler", "sigma", "student",
-    "teacher", "weighting",
+    "data", "degradation", "divergence", "fake_sigma", "features", "metrics", "mixture", "objective", "sampler",
+    "sigma", "student", "teacher", "weighting",
 }  # fmt: skip
 
 

@@ -7,8 +7,8 @@ from onestep.config import CONF, accept_null
 from tests.helpers.configs import configure
 
 OPTIONAL = (
-    "augment", "averages", "data", "diff_augment", "discriminator", "features", "lora", "metrics", "mixture",
-    "normalizer", "pairs", "penalty",
+    "augment", "averages", "data", "degradation", "diff_augment", "discriminator", "features", "lora", "metrics",
+    "mixture", "normalizer", "pairs", "penalty",
 )  # fmt: skip
 
 
@@ -17,8 +17,8 @@ def test_optional_groups_can_be_left_out(group: str) -> None:
     primary = "pretrain" if group == "augment" else "train"
     part = {"discriminator": "discriminator.head"}.get(group, group)
     chosen = {
-        "augment": "edm", "diff_augment": "published", "lora": "attention", "mixture": "grid", "pairs": "teacher",
-        "penalty": "r1",
+        "augment": "edm", "degradation": "area", "diff_augment": "published", "lora": "attention", "mixture": "grid",
+        "pairs": "teacher", "penalty": "r1",
     }.get(group)  # fmt: skip
     if chosen is not None:  # the other groups have a default choice
         assert OmegaConf.select(configure(primary, f"{group}={chosen}"), part)

@@ -77,6 +77,9 @@ REQUIRED = {
     **{f"teacher/{name}": ["teacher.path={text}"] for name in ("sd15", "sdxl", "sd3", "flux")},
     "data/latents": ["data.images.path={stores}/classes", "data.images.channels=3", *TEXT],
     "data/prompts": ["data.path=[a cat]", *TEXT],
+    "data/crops": ["data.path={stores}/classes", "data.size=6"],
+    "data/paired": ["data.images.path={stores}/classes", "degradation=area"],
+    "data/paired_folders": ["data.high.path={stores}/classes", "data.low.path={stores}/classes"],
     **{
         f"experiment/{file.stem}": [
             "teacher.path={text}",
@@ -184,9 +187,8 @@ def test_each_file_builds_what_it_names(file: str, places: dict[str, object]) ->
 def test_sample_takes_each_of_its_groups(file: str, places: dict[str, object]) -> None:
     overrides = overrides_for(file, places)
     built = assert_builds(configure("sample", *overrides, "save_to=nowhere"))
-    assert len(built) == (not file.endswith("/none")) + ("mixture=grid" in overrides) + (
-        "teacher=diffusers" in overrides[1:]
-    )
+    others = {"mixture=grid", "teacher=diffusers", "degradation=area"} & {*overrides[1:]}
+    assert len(built) == (not file.endswith("/none")) + len(others)
 
 
 def test_every_default_of_train_is_built() -> None:

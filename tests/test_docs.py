@@ -26,9 +26,16 @@ PRIMARIES = {name: primary for name, (primary, _) in CONFIGURED.items()} | {"pro
 PLACEHOLDER = re.compile(r"<[^>]*>|\b[A-Z][A-Z_0-9]+\b")
 
 #: Groups whose choices a page lists.
-DESCRIBED = {"objective": "objectives.md", "data": "data.md", "metrics": "metrics.md", "features": "metrics.md"}
+DESCRIBED = {
+    "objective": "objectives.md",
+    "data": "data.md",
+    "degradation": "data.md",
+    "metrics": "metrics.md",
+    "features": "metrics.md",
+}
 #: Groups that a configuration has at another place too.
-PLACED = ("sigma@fake_sigma", "data@data.images", "data@held_out")
+PLACED = ("sigma@fake_sigma", "data@data.images", "data@held_out", "data@data.high", "data@data.low",
+          "data@data.evaluation")  # fmt: skip
 
 
 def test_quoted_lines_are_the_code() -> None:

@@ -58,6 +58,7 @@ IN_VAIN = [
     (("discriminator.noise_level=0.5", "discriminator.real_noise=own_level"),
      "{} has no effect: discriminator.noise_level=0.5; set it to null, or leave it out"),
     (("discriminator.noise_level=0.5", GAN, "generator.gan_level=own"), "{} has no effect: discriminator.noise_level="),
+    (("degradation=area",), "{} has no effect: the data are not degraded; use data=paired, or leave it out"),
     (("data=none", "num_workers=2"), "{} has no effect: no data are read; use data="),
 ]  # fmt: skip
 EFFECTIVE: list[tuple[str, ...]] = [
@@ -71,6 +72,7 @@ EFFECTIVE: list[tuple[str, ...]] = [
     ("objective=sds", "discriminator=teacher_features", GAN, "fake_score.steps=3"),
     (*ALONE, "discriminator=convolutional", "penalty=r1", "fake_score.steps=3", "generator.gan_level=own"),
     ("experiment=mixture", "mixture=ring", "mixture.std=0.1"),
+    ("data=paired", "data@data.images=digits", "degradation=area", "degradation.factor=2"),
 ]
 
 

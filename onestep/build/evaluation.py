@@ -10,6 +10,7 @@ from torch import Tensor
 from onestep.data.dataset import ImageDataset, NoData, TrainingDataset
 from onestep.data.latents import LatentDataset
 from onestep.data.map_style import ItemConditions, MapDataset
+from onestep.data.paired import PairedData
 from onestep.data.prompts import PromptDataset
 from onestep.denoiser import beyond_labels
 from onestep.evaluation.generate import Conditions, SampleSpace
@@ -40,6 +41,8 @@ def reference_of(data: TrainingDataset | NoData) -> Reference | None:
     """The real images with which samples are compared; None if ``data`` has none."""
     if isinstance(data, LatentDataset):
         return data.images
+    if isinstance(data, PairedData):
+        return data.evaluated.originals
     return data if isinstance(data, ImageDataset) else None
 
 
@@ -50,8 +53,8 @@ def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
         ValueError: for latents without an autoencoder, or a network whose conditions ``data`` does not have.
     """
     conditions: Conditions | None = data.embeddings if isinstance(data, PromptDataset) else None
-    if isinstance(data, MapDataset) and beyond_labels(network.condition_keys):
-        conditions = ItemConditions(data)
+    if isinstance(data, MapDataset | PairedData) and beyond_labels(network.condition_keys):
+        conditions = ItemConditions(data.evaluated if isinstance(data, PairedData) else data)
     return SampleSpace.of(network, classes_of(reference_of(data)), conditions, _decoder(network, data))
 
 

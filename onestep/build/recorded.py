@@ -18,7 +18,13 @@ from onestep.reading import one_line
 
 _PARTS = ("teacher", "sampler", "data", "features")
 #: The groups of these parts and of what they refer to, by the keys of their choices.
-_GROUPS = {name: name for name in (*_PARTS, "mixture")} | {"data@data.images": "data"}
+_GROUPS = {name: name for name in (*_PARTS, "mixture", "degradation")}
+#: The keys of the choices within a choice of data, as overrides: "+" for one that has no default.
+_WITHIN = {
+    "latents": ["data@data.images"],
+    "paired": ["data@data.images", "+data@data.evaluation"],
+    "paired_folders": ["data@data.high", "data@data.low"],
+}
 #: Where the package fetches from and writes to: the user's, never a record's.
 _LOCATIONS = {"cache", "url"}
 #: Arguments that name a program, which is run.
@@ -76,9 +82,9 @@ class Parts:
 
 def _registered(choices: dict[Any, Any]) -> list[str]:
     """Those of a record's ``choices`` that are registered, as overrides."""
-    chosen = {key: choices.get(key) for key, group in _GROUPS.items() if _is_registered(group, choices.get(key))}
-    if chosen.get("data") != "latents":  # the only choice with another one in it
-        chosen.pop("data@data.images", None)
+    groups = _GROUPS | dict.fromkeys(_WITHIN.get(str(choices.get("data")), ()), "data")
+    found = {key: (group, choices.get(key.lstrip("+"))) for key, group in groups.items()}
+    chosen = {key: choice for key, (group, choice) in found.items() if _is_registered(group, choice)}
     return [f"{key}={choice}" for key, choice in chosen.items()]
 
 

@@ -10,12 +10,14 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from onestep.build.evaluation import build_evaluator, classes_of
+from onestep.build.evaluation import build_evaluator, classes_of, reference_of
 from onestep.build.processes import separate_processes
 from onestep.build.recorded import Parts
 from onestep.build.use import check_use_in_sampling
 from onestep.config import instantiate, record_overrides
 from onestep.data.latents import LatentDataset
+from onestep.data.map_style import ItemConditions
+from onestep.data.paired import PairedFolders, PairedImages
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.denoiser import beyond_labels
 from onestep.engine.launch import check_launch
@@ -122,11 +124,13 @@ def _classes(
 
 
 def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: list[int] | None) -> SampleSpace:
-    """The classes or prompts, and the decoder of latents. It does not open the training data."""
+    """The classes or prompts, or the degraded images, which are read; and the decoder of latents."""
     channels, height, width = network.image_shape
     latent = network.denoises_latents or parts.describes("data", LatentDataset)
     latent = latent or (channels not in (1, 3) and height * width > 1)  # one pixel is a point
-    takes_prompts = bool(beyond_labels(network.condition_keys))
+    others = beyond_labels(network.condition_keys)
+    takes_images = others == ["image"]
+    takes_prompts = bool(others) and not takes_images
     pipeline = (network.pipeline or _pipeline(parts)) if latent or takes_prompts else None
     if latent and pipeline is None:
         raise ValueError(
@@ -146,7 +150,23 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: 
         raise ValueError(f"prompts={prompts}: this network takes no prompts; set prompts=null")
     conditions = pipeline.encode_prompts(prompts) if pipeline is not None and prompts is not None else None
     decode = pipeline.decoder(channels) if latent and pipeline is not None else None
+    if takes_images:
+        if config.classes is not None:
+            raise ValueError(
+                f"classes={list(config.classes)}: samples have the classes of the images: set classes=null"
+            )
+        return SampleSpace.of(network, None, _degraded_images(parts), decode)
     return SampleSpace.of(network, classes, conditions, decode)
+
+
+def _degraded_images(parts: Parts) -> ItemConditions:
+    """The conditions of a network that takes degraded images, those of the data's evaluation."""
+    if not any(parts.describes("data", kind) for kind in (PairedImages, PairedFolders)):
+        raise ValueError(
+            "a network that takes degraded images needs them: set run=..., or data=paired with degradation=...; "
+            "onestep upscale takes images of its own"
+        )
+    return ItemConditions(instantiate(parts["data"]).evaluated)
 
 
 def _pipeline(parts: Parts) -> TeacherPipeline | None:
@@ -164,7 +184,7 @@ def _evaluator(config: DictConfig, parts: Parts, device: torch.device) -> Evalua
     if config.reference is None and not parts.describes("data", PromptDataset):
         # Decoded samples are compared with the images of the latents.
         data = parts["data"]
-        reference = instantiate(data.images if parts.describes("data", LatentDataset) else data)
+        reference = reference_of(instantiate(data.images if parts.describes("data", LatentDataset) else data))
     features = instantiate(parts["features"])
     evaluator = build_evaluator(config, instantiate(config.metrics), features, reference, device)
     if config.save_reference is not None:

@@ -36,6 +36,7 @@ class _Settings:
     """Settings of every command."""
 
     mixture: Part | None
+    degradation: Part | None
     data: Part | None
     metrics: dict[str, Part]
     reference: PathText | None

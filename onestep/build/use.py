@@ -33,6 +33,7 @@ def check_use(config: DictConfig) -> None:
         _Rule(("training.rollback_lr_factor",), in_training and config.training.get("rollbacks") == 0,
               "training.rollbacks=0", "set the number of rollbacks"),
         _Rule(("mixture",), "${mixture" not in used, "neither teacher nor data are of it", "use experiment=mixture"),
+        _Rule(("degradation",), "${degradation" not in used, "the data are not degraded", "use data=paired"),
     ))  # fmt: skip
 
 

@@ -93,7 +93,7 @@ class ItemConditions:
 
     prompts: Sequence[str] | None = None
 
-    def __init__(self, data: MapDataset) -> None:
+    def __init__(self, data: ImageDataset) -> None:
         self.data = data
 
     def __len__(self) -> int:

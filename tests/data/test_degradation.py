@@ -75,7 +75,7 @@ def test_the_condition_is_clipped_bicubic() -> None:
     assert np.abs(to_uint8(large)[0].permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
     edge = torch.ones(1, 1, 4, 4)
     edge[..., :2] = -1
-    assert (enlarge(edge, (16, 16)).min(), enlarge(edge, (16, 16)).max()) == (-1, 1)
+    assert (enlarge(edge, (16, 16)).min().item(), enlarge(edge, (16, 16)).max().item()) == (-1, 1)
     assert enlarge(low, (12, 9)) is low
 
 
