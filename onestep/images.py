@@ -20,7 +20,7 @@ MAX_PIXELS = 1 << 26  # of one image, before it is resized; of an animation half
 
 _MODES = {1: "L", 3: "RGB"}
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # Pillow refuses long ones; none has a pixel
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # Pillow refuses long ones, as profiles; none has a pixel
 
 
 class DamagedImageError(ValueError):
@@ -59,6 +59,27 @@ def from_uint8(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
+def open_image(encoded: bytes, profile: bool = False) -> Image.Image:
+    """The image of a file's bytes, decoded as it is stored; of an animation the first.
+
+    Args:
+        encoded: PNG, JPEG, WebP, BMP or GIF.
+        profile: also read a PNG's colour profile.
+
+    Raises:
+        DamagedImageError: if it cannot be decoded or has more than MAX_PIXELS.
+    """
+    try:
+        image = Image.open(io.BytesIO(_without_texts(encoded, profile)), formats=FORMATS)
+        most = MAX_PIXELS // 2 if getattr(image, "is_animated", False) else MAX_PIXELS  # its decoder holds two images
+        if image.width * image.height > most:  # from the header, before anything is decoded
+            raise DamagedImageError(f"{image.width} x {image.height} pixels are more than {most:,}")
+        image.load()
+    except Exception as error:  # Pillow's plugins raise many types of errors for damaged bytes
+        raise DamagedImageError(str(error) or type(error).__name__) from error
+    return image
+
+
 def decode_image(encoded: bytes, size: tuple[int, int] | None = None, channels: int | None = None) -> np.ndarray:
     """The uint8 pixels [C, H, W] of an image file's bytes.
 
@@ -75,15 +96,7 @@ def decode_image(encoded: bytes, size: tuple[int, int] | None = None, channels: 
         DamagedImageError: if the image cannot be decoded or has more than MAX_PIXELS.
         ValueError: for an intact image that is neither grey nor RGB, without ``channels``.
     """
-    image: Image.Image
-    try:
-        image = Image.open(io.BytesIO(_without_texts(encoded)), formats=FORMATS)
-        most = MAX_PIXELS // 2 if getattr(image, "is_animated", False) else MAX_PIXELS  # its decoder holds two images
-        if image.width * image.height > most:  # from the header, before anything is decoded
-            raise DamagedImageError(f"{image.width} x {image.height} pixels are more than {most:,}")
-        image.load()
-    except Exception as error:  # Pillow's plugins raise many types of errors for damaged bytes
-        raise DamagedImageError(str(error) or type(error).__name__) from error
+    image = open_image(encoded)
     if channels is None and not image.mode.startswith(("L", "RGB", "I")):
         raise ValueError(f"it is neither grey nor RGB (Pillow's mode {image.mode}): convert by data.channels=3 or 1")
     with suppress(Exception):  # damaged EXIF has no orientation
@@ -99,15 +112,15 @@ def decode_image(encoded: bytes, size: tuple[int, int] | None = None, channels: 
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _without_texts(encoded: bytes) -> bytes:
-    """A PNG without its texts and colour profile; any other bytes unchanged."""
+def _without_texts(encoded: bytes, profile: bool) -> bytes:
+    """A PNG without its texts and, unless with ``profile``, its colour profile; any other bytes unchanged."""
     if not encoded.startswith(_PNG):
         return encoded
     parts, start = [_PNG], len(_PNG)
     while start + 8 <= len(encoded):
         length, kind = struct.unpack(">I4s", encoded[start : start + 8])
         end = start + length + 12  # with length, kind and checksum
-        if kind not in _TEXTS:
+        if kind not in _TEXTS and (profile or kind != b"iCCP"):
             parts.append(encoded[start:end])
         start = end
     return b"".join(parts)

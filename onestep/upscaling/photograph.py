@@ -1,0 +1,143 @@
+"""Photographs as files: pixels, transparency and metadata, read within limits and written atomically."""
+
+import io
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from onestep.files import atomic_file
+from onestep.images import open_image, read_file
+
+FileFormat = Literal["png", "jpeg", "webp"]
+#: The suffixes of the formats; the first is that of new files.
+SUFFIXES: dict[FileFormat, tuple[str, ...]] = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",)}
+#: The longest side that a format can store.
+_LONGEST = {"png": 2**31 - 1, "jpeg": 65_535, "webp": 16_383}
+_MAX_PIXELS = 1 << 30  # of a result, a few gigabytes
+_QUALITY = 95  # of JPEG and WebP: losses below what is seen
+_ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+
+
+@dataclass
+class Photograph:
+    """A photograph with the orientation of its EXIF applied.
+
+    Attributes:
+        levels: pixels [H, W, 1 or 3], uint8, or uint16 for grey ones of 16 bits.
+        alpha: opacity [H, W, 1], uint8; None for an opaque one.
+        profile: its ICC profile; None for none.
+        exif: its EXIF without orientation.
+        note: what of the file is left out, in words; empty for nothing.
+    """
+
+    levels: np.ndarray
+    alpha: np.ndarray | None
+    profile: bytes | None
+    exif: Image.Exif
+    note: str = ""
+
+
+def read_photograph(path: Path) -> Photograph:
+    """The photograph in a file of one of :data:`onestep.images.FORMATS`.
+
+    Palettes and CMYK become RGB, CMYK by its own profile. Of 16 bits per channel those of grey are kept, of RGB the
+    upper 8. Of an animation it is the first image.
+
+    Raises:
+        DamagedImageError: if it cannot be decoded, or has more pixels than :data:`onestep.images.MAX_PIXELS`.
+    """
+    image = open_image(read_file(path), profile=True)
+    animated = getattr(image, "is_animated", False) and image.format != "MPO"  # a JPEG with a preview
+    with suppress(Exception):  # damaged EXIF has no orientation
+        ImageOps.exif_transpose(image, in_place=True)
+    exif = Image.Exif()
+    with suppress(Exception):
+        exif = image.getexif()
+        exif.pop(_ORIENTATION, None)
+    levels, alpha, profile = _pixels(image)
+    note = "the first image of an animation" if animated else ""
+    return Photograph(levels, alpha, profile, exif, note)
+
+
+def write_photograph(path: Path, photograph: Photograph, format: FileFormat) -> None:
+    """Write a photograph atomically, with its metadata.
+
+    Raises:
+        ValueError: see :func:`check_format`, or for metadata that the format cannot store.
+        OSError: if it cannot be written.
+    """
+    image = _image(photograph.levels if format == "png" else _eight_bits(photograph.levels))
+    if photograph.alpha is not None:
+        image.putalpha(_image(photograph.alpha))
+    with suppress(Exception):  # damaged parts of EXIF
+        details = photograph.exif.get_ifd(_EXIF_IFD)
+        for tag, value in ((_WIDTH, image.width), (_HEIGHT, image.height)):
+            if tag in details:
+                details[tag] = value
+    options: dict[str, Any] = {"quality": _QUALITY} if format != "png" else {}
+    if format == "jpeg":
+        options["subsampling"] = 0
+    exif = b""
+    with suppress(Exception):
+        exif = photograph.exif.tobytes() if len(photograph.exif) else b""
+    options |= {"exif": exif} if exif else {}
+    options |= {"icc_profile": photograph.profile} if photograph.profile else {}
+    with atomic_file(path, durable=True) as temporary:
+        image.save(temporary, format.upper(), **options)
+
+
+def check_format(photograph: Photograph, height: int, width: int, format: FileFormat) -> None:
+    """Check, before it is computed, that the ``format`` can store a photograph at another size.
+
+    Raises:
+        ValueError: for transparency in a JPEG, or too large a picture.
+    """
+    if photograph.alpha is not None and format == "jpeg":
+        raise ValueError("it has transparency, which JPEG cannot store: use format=png")
+    if max(height, width) > _LONGEST[format]:
+        raise ValueError(f"{width} x {height} pixels are more than {format} can store, {_LONGEST[format]:,} a side")
+    if height * width > _MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {_MAX_PIXELS:,}: use a smaller factor")
+
+
+def _pixels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
+    """Levels, opacity and profile."""
+    profile: bytes | None = image.info.get("icc_profile") or None
+    if image.mode.startswith("I"):
+        levels = np.clip(np.asarray(image), 0, 2**16 - 1).astype(np.uint16)[..., None]
+        transparent = image.info.get("transparency")
+        if transparent is None:
+            return levels, None, profile
+        return _eight_bits(levels), np.where(levels == transparent, 0, 255).astype(np.uint8), profile
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode == "CMYK":
+        image, profile = _from_cmyk(image, profile), None
+    if not image.has_transparency_data:
+        levels = np.asarray(image.convert("L" if grey else "RGB"))
+        return levels[..., None] if grey else levels, None, profile
+    rgba = np.asarray(image if image.mode == "RGBA" else image.convert("RGBA"))
+    return rgba[..., : 1 if grey else 3], rgba[..., 3:], profile
+
+
+def _from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB by the ``profile``, or, without one that can be read, by Pillow's formula."""
+    if profile is not None:
+        with suppress(ImageCms.PyCMSError, OSError, ValueError):
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+    return image.convert("RGB")
+
+
+def _eight_bits(levels: np.ndarray) -> np.ndarray:
+    return levels if levels.dtype == np.uint8 else (levels >> 8).astype(np.uint8)
+
+
+def _image(levels: np.ndarray) -> Image.Image:
+    """Pillow's image of levels [H, W, C]."""
+    return Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
