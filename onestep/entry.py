@@ -28,8 +28,9 @@ from onestep.config import (
 )
 from onestep.engine.signals import interruptible, wants_traceback
 
-_OPTIONS_WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--package", "-p"}
-_OPTIONS_WITH_NAME = {"-c", "--cfg", "-i", "--info"}
+#: Hydra's options that the next word belongs to.
+OPTIONS_WITH_VALUE = {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--package", "-p"}
+OPTIONS_WITH_NAME = {"-c", "--cfg", "-i", "--info"}
 #: The longest that the processes of a launcher wait for each other before anything else, in seconds.
 _START_SECONDS = 120.0
 
@@ -93,7 +94,7 @@ def options_first(words: Sequence[str]) -> list[str]:
     options: list[str] = []
     overrides: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
-        of_option = before in _OPTIONS_WITH_VALUE or (before in _OPTIONS_WITH_NAME and "=" not in word)
+        of_option = before in OPTIONS_WITH_VALUE or (before in OPTIONS_WITH_NAME and "=" not in word)
         (options if word.startswith("-") or of_option else overrides).append(word)
     return options + overrides
 
@@ -108,11 +109,11 @@ def quote_values(words: Sequence[str]) -> list[str]:
     """
     parser = OverridesParser.create()
     sweeps = any(word in ("-m", "--multirun") for word in words)
-    quoted = []
+    readable_words = []
     for before, word in zip(["", *words], words, strict=False):
         key, assigned, value = word.partition("=")
-        if not assigned or word.startswith("-") or before in _OPTIONS_WITH_VALUE:
-            quoted.append(word)
+        if not assigned or word.startswith("-") or before in OPTIONS_WITH_VALUE:
+            readable_words.append(word)
             continue
         if key == "prompts" and "${" in value:
             raise ValueError(
@@ -129,11 +130,16 @@ def quote_values(words: Sequence[str]) -> list[str]:
                 ) from error
             readable = False
         if not readable:
-            escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-            escaped = re.sub(r"(\\+)$", r"\1\1", escaped)  # the closing quote is no escaped one
-            word = f'{key}="{escaped}"'
-        quoted.append(word)
-    return quoted
+            word = f"{key}={quoted(value)}"
+        readable_words.append(word)
+    return readable_words
+
+
+def quoted(value: str) -> str:
+    """A text in Hydra's quotes."""
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)  # the closing quote is no escaped one
+    return f'"{escaped}"'
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from onestep.reading import read_bytes
@@ -71,13 +71,20 @@ def open_image(encoded: bytes, profile: bool = False) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(_without_texts(encoded, profile)), formats=FORMATS)
-        most = MAX_PIXELS // 2 if getattr(image, "is_animated", False) else MAX_PIXELS  # its decoder holds two images
+        most = MAX_PIXELS // 2 if is_animation(image) else MAX_PIXELS  # its decoder holds two images
         if image.width * image.height > most:  # from the header, before anything is decoded
             raise DamagedImageError(f"{image.width} x {image.height} pixels are more than {most:,}")
         image.load()
+    except UnidentifiedImageError as error:
+        raise DamagedImageError(f"no image in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's plugins raise many types of errors for damaged bytes
         raise DamagedImageError(str(error) or type(error).__name__) from error
     return image
+
+
+def is_animation(image: Image.Image) -> bool:
+    """True for several images in one file, other than a JPEG with its previews."""
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
 
 
 def decode_image(encoded: bytes, size: tuple[int, int] | None = None, channels: int | None = None) -> np.ndarray:

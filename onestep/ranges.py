@@ -45,6 +45,8 @@ NonNegative = Annotated[float, Ge(0), Le(10**12)]
 Rate = Annotated[float, Ge(0), Le(10**6)]
 PositiveRate = Annotated[float, Gt(0), Le(10**6)]
 Guidance = Annotated[float, Ge(0), Le(1000)]
+#: How many times larger a side becomes.
+UpscaleFactor = Annotated[float, Gt(0), Le(64)]
 #: [0, 1], (0, 1] and [0, 1).
 Fraction = Annotated[float, Ge(0), Le(1)]
 PositiveFraction = Annotated[float, Gt(0), Le(1)]

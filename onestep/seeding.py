@@ -37,6 +37,11 @@ def check_classes(classes: Sequence[int], label_dim: int) -> None:
         raise ValueError(f"classes={one_line(list(classes))}: this network has {known}")
 
 
+def one_hot(label: int, label_dim: int) -> Tensor:
+    """The condition [label_dim] of a class."""
+    return F.one_hot(torch.tensor(label), label_dim).float()
+
+
 def seeded_rng(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     """An rng that is a function of ``key``, such as (seed, rank, iteration): a resumed run gets the same numbers."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])

@@ -17,7 +17,7 @@ RANKS = {
     "kinds": {"objectives", "data", "metrics"},
     "toy": {"toy.data", "toy.metrics"},
     "engine": {"engine"},
-    "evaluation": {"evaluation", "reports"},
+    "evaluation": {"evaluation", "reports", "upscaling"},
     "runs": {"distillation", "pretraining"},
     "top": {"export"},
     "edge": {"config", "entry", "build", "api"},

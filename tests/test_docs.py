@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from onestep.build.use import check_use, check_use_in_distillation, check_use_in_sampling
 from onestep.commands import CONFIGURED
+from onestep.commands.upscale import as_settings
 from onestep.config import CONF, add_recipe, check_config, instantiate
 from onestep.data.dataset import NoData
 from tests.helpers.configs import configure
@@ -85,7 +86,8 @@ def commands_of(file: Path) -> Iterator[tuple[str, list[str]]]:
         command = re.match(rf"onestep ({'|'.join(sorted(PRIMARIES, reverse=True))})\b(.*)", line)
         found = script or command
         if found:
-            yield PRIMARIES[found[1]], shlex.split(found[2], comments=True)
+            words = shlex.split(found[2], comments=True)
+            yield PRIMARIES[found[1]], as_settings(words) if found[1] == "upscale" else words
 
 
 COMMANDS = sorted(

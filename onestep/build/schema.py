@@ -26,9 +26,13 @@ from onestep.ranges import (
     Rate,
     Samples,
     Seed,
+    Side,
     Steps,
     Text,
+    UpscaleFactor,
 )
+from onestep.upscaling.colour import ColourFix
+from onestep.upscaling.photograph import FileFormat
 
 
 @dataclass
@@ -193,7 +197,28 @@ class _Sample(_Settings):
     save_to: PathText
 
 
+@dataclass
+class _Upscale:
+    images: Annotated[list[PathText], MinLen(1)] | None
+    output: PathText | None
+    checkpoint: PathText | None
+    weights: Text | None
+    factor: UpscaleFactor | None
+    seed: Seed
+    tile: Side | None
+    overlap: NonNegativeInt | None
+    batch_size: BatchSize
+    color: ColourFix
+    label: NonNegativeInt | None
+    format: FileFormat | None
+    compare: bool
+    overwrite: bool
+    device: Device
+    precision: Precision
+    tf32: bool
+
+
 def settings_of(config: Mapping[str, Any]) -> type:
     """The settings of the command whose configuration this is, by a key that it alone has."""
-    commands = {"save_to": _Sample, "features_training": _PretrainFeatures, "attention": _Train}
+    commands = {"save_to": _Sample, "overwrite": _Upscale, "features_training": _PretrainFeatures, "attention": _Train}
     return next((settings for key, settings in commands.items() if key in config), _Pretrain)

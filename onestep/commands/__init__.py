@@ -16,6 +16,7 @@ COMMANDS = {
     "pretrain": "train a denoiser, for a teacher of your own data",
     "pretrain features": "train a feature network, for metrics of your own data",
     "sample": "generate images with a generator or a teacher, and evaluate them",
+    "upscale": "enlarge photographs with a generator of super-resolution",
     "export": "write a generator as a diffusers pipeline with a model card",
     "convert": "convert a checkpoint of EDM's format to safetensors",
     "compare": "make a table and a plot of the runs in a folder",
@@ -28,6 +29,7 @@ CONFIGURED = {
     "pretrain": ("pretrain", "onestep.build.pretraining.pretrain"),
     "pretrain features": ("pretrain_features", "onestep.build.pretraining.pretrain_features"),
     "sample": ("sample", "onestep.build.sampling.sample"),
+    "upscale": ("upscale", "onestep.build.upscaling.upscale"),
 }
 _COMPLETION = ("-sc", "--shell-completion")
 
@@ -83,6 +85,10 @@ def _run(name: str, given: list[str], rest: list[str]) -> None:
     from onestep.entry import run_entry_point
 
     config_name, target = CONFIGURED[name]
+    if name == "upscale":
+        from onestep.commands.upscale import as_settings
+
+        rest = as_settings(rest)
     run_entry_point(lambda config: get_method(target)(config), config_name, rest)
 
 

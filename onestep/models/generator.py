@@ -21,6 +21,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe
 from onestep.models.dropout import dropout
 from onestep.models.weights import Weights, load_network, read_config
+from onestep.ranges import UpscaleFactor
 from onestep.reading import one_line, read_json
 from onestep.seeding import check_classes, noise_from_latents
 
@@ -42,6 +43,18 @@ class StepLevels:
     classes: list[int] | None = None
 
 
+@dataclass
+class GeneratorRecord(StepLevels):
+    """What a generator's folder says of it beside its network's config.
+
+    Attributes:
+        upscale_factor: how many times larger than its low-resolution images its samples are; None for a generator of
+            another kind.
+    """
+
+    upscale_factor: UpscaleFactor | None = None
+
+
 class Generator(nn.Module):
     """``x_generated = D(sigma_init * z, sigma_init, condition)`` with ``z ~ N(0, I)`` (SiD, arXiv 2404.04057, sec. 3).
 
@@ -56,10 +69,15 @@ class Generator(nn.Module):
         later_sigmas: noise levels of the later steps, strictly descending; empty for a one-step generator.
         classes: the classes that it is trained for, if they are fewer than the network's; None for all.
 
+    Attributes:
+        upscale_factor: see :class:`GeneratorRecord`.
+
     Raises:
         ValueError: for noise levels outside the network's range or not descending, more than eight steps, or classes
             that the network does not have.
     """
+
+    upscale_factor: float | None = None
 
     def __init__(
         self,
@@ -148,6 +166,7 @@ class Generator(nn.Module):
         self.denoiser.save_pretrained(folder)
         settings: dict[str, Any] = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
         settings |= {} if self.classes is None else {"classes": list(self.classes)}
+        settings |= {} if self.upscale_factor is None else {"upscale_factor": self.upscale_factor}
         write_text(Path(folder) / _SETTINGS, json.dumps(settings) + "\n")
 
     @classmethod
@@ -162,18 +181,28 @@ class Generator(nn.Module):
         Raises:
             ValueError: if the folder holds no generator, or weights of another network.
         """
-        settings = Path(folder) / _SETTINGS
-        if not settings.is_file():
-            raise ValueError(
-                f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights; "
-                f"{describe(Path(folder))}"
-            )
+        settings = read_generator_record(folder)
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
-        levels = read_json(settings, StepLevels)
         try:
-            return cls(network, levels.sigma_init, levels.later_sigmas, levels.classes).eval()
+            generator = cls(network, settings.sigma_init, settings.later_sigmas, settings.classes).eval()
         except ValueError as error:
-            raise ValueError(f"{settings}: {error}") from error
+            raise ValueError(f"{Path(folder) / _SETTINGS}: {error}") from error
+        generator.upscale_factor = settings.upscale_factor
+        return generator
+
+
+def read_generator_record(folder: str | Path) -> GeneratorRecord:
+    """The settings of the generator in ``folder``, without its network.
+
+    Raises:
+        ValueError: if the folder holds no generator.
+    """
+    settings = Path(folder) / _SETTINGS
+    if not settings.is_file():
+        raise ValueError(
+            f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights; {describe(Path(folder))}"
+        )
+    return read_json(settings, GeneratorRecord)
 
 
 def load_denoiser(folder: str | Path) -> DenoiserNetwork:

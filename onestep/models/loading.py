@@ -52,8 +52,7 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
     Raises:
         ValueError: if the generator is absent, a file has no ``sigma_init``, or the folder has another one.
     """
-    bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("generators/*/config.json")}
-    path = bundled.get(str(path), Path(path))
+    path = generator_path(path)
     if path.is_file():
         if is_safetensors(path):
             raise ValueError(f"no generator at {str(path)!r}: {describe(path)}")
@@ -68,6 +67,12 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
     if sigma_init not in (None, generator.sigma_init):
         raise ValueError(f"{path} holds a generator for sigma_init={generator.sigma_init}, not {sigma_init}")
     return generator
+
+
+def generator_path(path: str | Path) -> Path:
+    """The folder of a bundled generator for its name, else ``path``."""
+    bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("generators/*/config.json")}
+    return bundled.get(str(path), Path(path))
 
 
 def _of_pipeline(folder: Path) -> Generator:

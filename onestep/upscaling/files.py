@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +15,12 @@ from onestep.files import hash_file
 from onestep.images import FORMATS, DamagedImageError
 from onestep.images import SUFFIXES as INPUT_SUFFIXES
 from onestep.upscaling.photograph import (
+    SOFTWARE,
     SUFFIXES,
     FileFormat,
     Photograph,
     check_format,
+    format_of,
     read_photograph,
     write_photograph,
 )
@@ -27,7 +29,6 @@ from onestep.upscaling.upscaler import Upscaler, size_of
 
 #: The folder of the before-and-after pictures, beside the results.
 COMPARE = "compare"
-_SOFTWARE = 0x000B  # EXIF's ProcessingSoftware
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def plan(images: Sequence[Path], folders: Sequence[Path], output: Path, format: 
     Raises:
         ValueError: for results that would overwrite photographs, each other, or be photographs of the next start.
     """
-    by_suffix = next((name for name, endings in SUFFIXES.items() if output.suffix.lower() in endings), None)
+    by_suffix = format_of(output)
     if by_suffix is not None and not output.is_dir():
         if len(images) > 1:
             raise ValueError(f"-o {output}: it names one picture, for {len(images)} photographs: give a folder")
@@ -134,7 +135,7 @@ def unfinished(jobs: Sequence[Job], description: str, compare: bool, overwrite: 
             continue
         with suppress(Exception):  # any file may be there
             with Image.open(job.result, formats=FORMATS) as image:
-                found = image.getexif().get(_SOFTWARE)
+                found = image.getexif().get(SOFTWARE)
             if found == describe(job, description):
                 left += [job] if compare and not job.comparison.exists() else []
                 continue
@@ -153,7 +154,6 @@ def upscale_files(
     jobs: Iterable[Job],
     upscaler: Upscaler,
     factor: float,
-    formats: Callable[[Path], FileFormat],
     description: str,
     compare: bool,
 ) -> Mapping[Path, str]:
@@ -163,7 +163,6 @@ def upscale_files(
         jobs: what is left to do.
         upscaler: for the pixels.
         factor: of the results.
-        formats: gives the format of a result's file.
         description: see :func:`unfinished`.
         compare: write the bicubic picture and the result side by side too.
 
@@ -179,7 +178,7 @@ def upscale_files(
     for job in tqdm(jobs, "upscaling", unit="photograph", disable=len(jobs) < 2, leave=False):
         try:
             photograph = read_photograph(job.image)
-            check_format(photograph, *size_of(photograph.levels, factor), formats(job.result))
+            check_format(photograph, *size_of(photograph.levels, factor), job.result)
         except (DamagedImageError, ValueError) as error:
             failed[job.image] = " ".join(str(error).split())
             tqdm.write(f"skipped {job.image}: {failed[job.image]}", file=sys.stderr)
@@ -187,13 +186,13 @@ def upscale_files(
         if photograph.note:
             tqdm.write(f"{job.image}: {photograph.note}", file=sys.stderr)
         result = _upscale(photograph, upscaler, factor, job.image.name)
-        result.exif[_SOFTWARE] = describe(job, description)
+        result.exif[SOFTWARE] = describe(job, description)
         if compare:
             height, width = result.levels.shape[:2]
             before = resize(photograph.levels, height, width, photograph.levels.dtype)
             both = replace(result, levels=np.hstack([before, result.levels]), alpha=None)
-            write_photograph(job.comparison, both, formats(job.result))
-        write_photograph(job.result, result, formats(job.result))
+            write_photograph(job.comparison, both)
+        write_photograph(job.result, result)
     return failed
 
 
@@ -203,5 +202,5 @@ def _upscale(photograph: Photograph, upscaler: Upscaler, factor: float, name: st
         levels = upscaler(photograph.levels, factor, bar.update)
     alpha = photograph.alpha
     if alpha is not None:
-        alpha = resize(alpha, *levels.shape[:2], alpha.dtype)
+        alpha = resize(alpha, levels.shape[0], levels.shape[1], alpha.dtype)
     return replace(photograph, levels=levels, alpha=alpha)

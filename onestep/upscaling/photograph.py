@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from onestep.files import atomic_file
-from onestep.images import open_image, read_file
+from onestep.images import is_animation, open_image, read_file
 
 FileFormat = Literal["png", "jpeg", "webp"]
 #: The suffixes of the formats; the first is that of new files.
@@ -19,7 +19,15 @@ SUFFIXES: dict[FileFormat, tuple[str, ...]] = {"png": (".png",), "jpeg": (".jpg"
 _LONGEST = {"png": 2**31 - 1, "jpeg": 65_535, "webp": 16_383}
 _MAX_PIXELS = 1 << 30  # of a result, a few gigabytes
 _QUALITY = 95  # of JPEG and WebP: losses below what is seen
+_MAX_EXIF = 65_000  # bytes in a JPEG
+#: EXIF's ProcessingSoftware, which says how a result was made.
+SOFTWARE = 0x000B
 _ORIENTATION, _EXIF_IFD, _WIDTH, _HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+
+
+def format_of(path: Path) -> FileFormat | None:
+    """The format that a file's suffix names; None for another one."""
+    return next((format for format, suffixes in SUFFIXES.items() if path.suffix.lower() in suffixes), None)
 
 
 @dataclass
@@ -51,7 +59,7 @@ def read_photograph(path: Path) -> Photograph:
         DamagedImageError: if it cannot be decoded, or has more pixels than :data:`onestep.images.MAX_PIXELS`.
     """
     image = open_image(read_file(path), profile=True)
-    animated = getattr(image, "is_animated", False) and image.format != "MPO"  # a JPEG with a preview
+    note = "the first image of an animation" if is_animation(image) else ""
     with suppress(Exception):  # damaged EXIF has no orientation
         ImageOps.exif_transpose(image, in_place=True)
     exif = Image.Exif()
@@ -59,43 +67,50 @@ def read_photograph(path: Path) -> Photograph:
         exif = image.getexif()
         exif.pop(_ORIENTATION, None)
     levels, alpha, profile = _pixels(image)
-    note = "the first image of an animation" if animated else ""
     return Photograph(levels, alpha, profile, exif, note)
 
 
-def write_photograph(path: Path, photograph: Photograph, format: FileFormat) -> None:
-    """Write a photograph atomically, with its metadata.
+def write_photograph(path: Path, photograph: Photograph) -> None:
+    """Write a photograph atomically, with its metadata, in the format of the path's suffix.
 
     Raises:
         ValueError: see :func:`check_format`, or for metadata that the format cannot store.
         OSError: if it cannot be written.
     """
+    format = format_of(path) or "png"
     image = _image(photograph.levels if format == "png" else _eight_bits(photograph.levels))
     if photograph.alpha is not None:
         image.putalpha(_image(photograph.alpha))
-    with suppress(Exception):  # damaged parts of EXIF
-        details = photograph.exif.get_ifd(_EXIF_IFD)
-        for tag, value in ((_WIDTH, image.width), (_HEIGHT, image.height)):
-            if tag in details:
-                details[tag] = value
     options: dict[str, Any] = {"quality": _QUALITY} if format != "png" else {}
     if format == "jpeg":
         options["subsampling"] = 0
-    exif = b""
-    with suppress(Exception):
-        exif = photograph.exif.tobytes() if len(photograph.exif) else b""
-    options |= {"exif": exif} if exif else {}
+    if exif := _exif_bytes(photograph.exif, image.size, None if format == "png" else _MAX_EXIF):
+        options["exif"] = exif
     options |= {"icc_profile": photograph.profile} if photograph.profile else {}
     with atomic_file(path, durable=True) as temporary:
         image.save(temporary, format.upper(), **options)
 
 
-def check_format(photograph: Photograph, height: int, width: int, format: FileFormat) -> None:
-    """Check, before it is computed, that the ``format`` can store a photograph at another size.
+def _exif_bytes(exif: Image.Exif, size: tuple[int, int], limit: int | None) -> bytes:
+    """The bytes of an EXIF of a picture of another ``size``; of one that is damaged or too long its software alone."""
+    with suppress(Exception):
+        details = exif.get_ifd(_EXIF_IFD)
+        details |= {tag: side for tag, side in zip((_WIDTH, _HEIGHT), size, strict=True) if tag in details}
+        content = exif.tobytes()
+        if limit is None or len(content) <= limit:
+            return content if len(exif) else b""
+    own = Image.Exif()
+    own[SOFTWARE] = exif.get(SOFTWARE, "")
+    return own.tobytes()
+
+
+def check_format(photograph: Photograph, height: int, width: int, path: Path) -> None:
+    """Check, before it is computed, that the file at ``path`` can store a photograph at another size.
 
     Raises:
         ValueError: for transparency in a JPEG, or too large a picture.
     """
+    format = format_of(path) or "png"
     if photograph.alpha is not None and format == "jpeg":
         raise ValueError("it has transparency, which JPEG cannot store: use format=png")
     if max(height, width) > _LONGEST[format]:

@@ -1,6 +1,7 @@
 """Bicubic resizing of which any window can be computed alone, with the same pixels as in the whole picture."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -65,9 +66,9 @@ class Resized:
         across -= left
         down -= top
         # Sums of few products in a fixed order: a pixel's value is the same in every window.
-        wide = sum(crop[:, :, across[:, tap]] * across_weights[:, tap] for tap in range(across.shape[1]))
-        tall = sum(wide[:, down[:, tap]] * down_weights[:, tap, None] for tap in range(down.shape[1]))
-        return torch.as_tensor(tall).clamp(-1, 1)
+        wide = reduce(torch.add, (crop[:, :, at] * by for at, by in zip(across.T, across_weights.T, strict=True)))
+        tall = (wide[:, at] * by[:, None] for at, by in zip(down.T, down_weights.T, strict=True))
+        return reduce(torch.add, tall).clamp(-1, 1)
 
 
 def resize(levels: np.ndarray, height: int, width: int, dtype: np.dtype) -> np.ndarray:
@@ -76,7 +77,7 @@ def resize(levels: np.ndarray, height: int, width: int, dtype: np.dtype) -> np.n
     result = np.empty(resized.shape, dtype)
     for top in range(0, height, STRIP):
         rows = range(top, min(top + STRIP, height))
-        result[top : rows.stop] = to_levels(resized.window(rows, range(width)), levels.dtype)
+        result[top : rows.stop] = to_levels(resized.window(rows, range(width)), dtype)
     return result
 
 

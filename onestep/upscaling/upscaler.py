@@ -6,7 +6,6 @@ from itertools import count
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -117,8 +116,3 @@ class Upscaler:
 def size_of(levels: np.ndarray, factor: float) -> tuple[int, int]:
     """Height and width of a picture [H, W, C], times a factor."""
     return max(1, int(levels.shape[0] * factor + 0.5)), max(1, int(levels.shape[1] * factor + 0.5))
-
-
-def one_hot(label: int, label_dim: int) -> Tensor:
-    """The condition [label_dim] of a class."""
-    return F.one_hot(torch.tensor(label), label_dim).float()

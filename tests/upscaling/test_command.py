@@ -1,0 +1,172 @@
+"""``onestep upscale``: its words, its refusals, and photographs from the command line to the files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from onestep.build import upscaling
+from onestep.build.upscaling import upscale
+from onestep.commands import main
+from onestep.commands.upscale import as_settings
+from onestep.config import compose
+from onestep.denoiser import Condition
+from onestep.models.base import DenoiserNetwork
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.generator import Generator
+from tests.helpers.configs import configure, refused
+from tests.helpers.upscaling import ODD_FILES, encoded, picture, write_odd_files
+
+DIGITS = {"model_channels": 4, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": []}
+
+
+class Sharpening(DenoiserNetwork):
+    """The picture and a convolution of it and of the noise."""
+
+    def __init__(self, channels: int = 3, label_dim: int = 0) -> None:
+        super().__init__()
+        self.image_shape, self.label_dim = (channels, 16, 16), label_dim
+        self.sigma_min, self.sigma_max = 0.01, 10.0
+        self.feature_shapes = [(4, 16, 16), (4, 4, 4)]
+        self.layer = nn.Conv2d(2 * channels, channels, 3, padding=1, bias=False)
+        nn.init.normal_(self.layer.weight, std=0.01, generator=torch.Generator().manual_seed(0))
+
+    feature_shapes: Sequence[tuple[int, int, int]] = ()
+
+    @property
+    def condition_keys(self) -> tuple[str, ...]:
+        return ("image", "labels") if self.label_dim else ("image",)
+
+    def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        return condition["image"] + self.layer(torch.cat([x_sigma, condition["image"]], 1))
+
+
+@pytest.fixture
+def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a student of x2; the network is one of this file."""
+    return save(Sharpening(), tmp_path, monkeypatch)
+
+
+def save(network: DenoiserNetwork, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    generator = Generator(network, 1.0).eval()
+    generator.upscale_factor = 2
+    generator.save_pretrained(folder / "student")
+    monkeypatch.setattr(upscaling, "load_generator", lambda path: Generator.from_pretrained(path, network))
+    return folder / "student"
+
+
+@pytest.mark.parametrize(
+    "words, settings",
+    [
+        (["a.jpg", "b, c.png", "-o", "out"], ['output="out"', 'images=["a.jpg","b, c.png"]']),
+        (["seed=1", "folder", "-c", "job", "-cd", "x", "-o", "o=[1]"],
+         ["seed=1", "-c", "job", "-cd", "x", 'output="o=[1]"', 'images=["folder"]']),
+        (['say "a".png', "end\\", "~/ä b.png"], ['images=["say \\"a\\".png","end\\\\","~/ä b.png"]']),
+        (["+x=1", "hydra.run.dir=x"], ["+x=1", "hydra.run.dir=x"]),
+    ],
+)  # fmt: skip
+def test_words_become_settings(words: list[str], settings: list[str]) -> None:
+    assert as_settings(words) == settings
+    if "output" in settings[0]:
+        assert list(compose("upscale", [settings[-1]]).images) == [words[0], *words[1 : words.index("-o")]]
+
+
+def test_a_file_whose_name_looks_like_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed=1").touch()
+    assert as_settings(["seed=1", "seed=2"]) == ["seed=2", 'images=["seed=1"]']
+    for words, message in ((["-o"], "-o: expected a folder"), (["${oc.env:HOME}.png"], "give its folder instead")):
+        with pytest.raises(ValueError, match=message):
+            as_settings(words)
+
+
+def configured(student: Path, *overrides: str) -> Any:
+    photograph = student.parent / "photo.jpg"
+    photograph.write_bytes(encoded(picture(width=40, height=30), "JPEG"))
+    given = {override.partition("=")[0] for override in overrides}
+    paths = {"images": f"[{photograph}]", "checkpoint": student, "output": student.parent / "out"}
+    return configure("upscale", *(f"{key}={path}" for key, path in paths.items() if key not in given), *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["images=null"], "expected IMAGES: onestep upscale IMAGES... checkpoint=... -o OUT"),
+        (["output=null"], "expected -o OUT: "),
+        (["checkpoint=null"], "expected checkpoint=...: "),
+        (["images=[nowhere.png]"], "nowhere.png: no such file"),
+        (["factor=0"], "factor=0: expected a number above 0 and at most 64"),
+        (["tile=18"], "tile=18: this network halves its input down to 1/4: expected a multiple of 4"),
+        (["overlap=12"], "overlap=12: expected at most half of the tile, 8"),
+        (["color=green"], "color=green: expected one of none, adain, wavelet"),
+        (["label=3"], "classes=[3]: this network has 0 classes"),
+        (["weights=ema"], "weights=ema: they are those of a run, and checkpoint="),
+        (["checkpoint=nowhere"], "nowhere holds no one-step generator"),
+        (["checkpoint=fashion"], "checkpoint=fashion: its generator.json has no upscale_factor; expected a student of"),
+    ],
+)  # fmt: skip
+def test_mistakes(overrides: list[str], message: str, student: Path) -> None:
+    assert message in refused(configured(student, *overrides), upscale)
+    assert not (student.parent / "out").exists()
+
+
+def test_students_of_other_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unconditional = EDMDenoiser((1, 8, 8), options=DIGITS)
+    folder = save(unconditional, tmp_path / "a", monkeypatch)
+    assert "its network takes no condition, expected image" in refused(configured(folder), upscale)
+    folder = save(Sharpening(label_dim=4), tmp_path / "b", monkeypatch)
+    assert refused(configured(folder), upscale).startswith("label=null: this student has 4 classes")
+    folder = save(Sharpening(channels=4), tmp_path / "c", monkeypatch)
+    assert "its samples are latents" in refused(configured(folder), upscale)
+    folder = save(Sharpening(label_dim=4), tmp_path / "d", monkeypatch)
+    assert upscale(configured(folder, "label=2"))["written"] == 1
+
+
+def test_a_folder_of_odd_files(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    process_as_it_was: None,
+) -> None:  # fmt: skip
+    """It ends with each written or named, and the exit code says that some are not; a second start keeps the others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["onestep"])
+    write_odd_files(tmp_path / "in")
+    (tmp_path / "in" / "notes.txt").touch()
+    refused_files = [name for name, (_, expected) in ODD_FILES.items() if isinstance(expected, str)]
+    number = len(ODD_FILES) - len(refused_files)
+    words = ["upscale", "in", f"checkpoint={student}", "-o", "out", "device=cpu", "color=wavelet"]
+    for written, kept in ((number, 0), (0, number)):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # which Hydra's start sets
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        message = str(caught.value.code)
+        assert message.startswith(
+            f"error: {len(refused_files)} of {len(ODD_FILES)} photographs could not be upscaled: "
+        )
+        assert "\n" not in message and all(f"in/{name}: " in message for name in refused_files)
+        printed = capsys.readouterr().out
+        assert f"'written': {written},\n    'kept': {kept},\n" in printed
+        assert "1 files without the suffix of a photograph: notes.txt" in printed
+    assert len(list((tmp_path / "out").iterdir())) == number
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "student"}  # no log, no folder of Hydra
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "seed=1"])
+    assert "exists, of other settings or another photograph" in str(caught.value.code)
+
+
+def test_the_picture_depends_on_the_seed_alone(student: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, overrides in {
+        "one": ["tile=16", "overlap=8"], "two": ["tile=32", "overlap=8", "batch_size=1"], "other": ["seed=1"],
+    }.items():  # fmt: skip
+        upscale(configured(student, f"output={tmp_path / name}.png", *overrides))
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.size == (80, 60)
+            found[name] = image.tobytes()
+    difference = [abs(a - b) for a, b in zip(found["one"], found["two"], strict=True)]
+    assert max(difference) <= 1 and sum(difference) < len(difference) / 1000
+    assert found["other"] != found["one"]
