@@ -33,7 +33,7 @@ def test_a_window_has_the_pixels_of_the_whole() -> None:
 def test_levels_survive(dtype: type) -> None:
     levels: np.ndarray = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(16, -1, 1)
     assert (to_levels(to_data(levels), levels.dtype) == levels).all()
-    assert (resize(levels, *levels.shape[:2], levels.dtype) == levels).all()
+    assert (resize(levels, levels.shape[0], levels.shape[1], levels.dtype) == levels).all()
 
 
 def test_levels_are_those_of_samples() -> None:
