@@ -16,7 +16,7 @@ from onestep.build.checks import (
     check_terms,
     level_of,
 )  # fmt: skip
-from onestep.build.evaluation import build_evaluator, reference_of, sample_space
+from onestep.build.evaluation import build_evaluator, sample_space
 from onestep.build.networks import build_discriminator, build_generator, build_pretrained, build_view, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
 from onestep.build.use import check_use, check_use_in_distillation
@@ -121,7 +121,7 @@ def build_distillation(
 
     sampler: Sampler = parts["sampler"]
     metrics = parts["metrics"]
-    evaluator = build_evaluator(config, metrics, parts["features"] if metrics else None, reference_of(data), device)
+    evaluator = build_evaluator(config, metrics, parts["features"] if metrics else None, data, device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     check_evaluation(evaluator, evaluation, accelerator.num_processes, rules)
     averages = Averages(student, rules)

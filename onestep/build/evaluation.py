@@ -21,23 +21,23 @@ from onestep.metrics.statistics import Moments
 
 
 def build_evaluator(
-    config: DictConfig, metrics: Mapping[str, Metric], features: FeatureNetwork | None, reference: Reference | None,
-    device: torch.device,
+    config: DictConfig, metrics: Mapping[str, Metric], features: FeatureNetwork | None, data: Any, device: torch.device
 ) -> Evaluator:  # fmt: skip
-    """The evaluator of ``metrics`` against the moments in the file ``config.reference``, or against ``reference``.
+    """The evaluator of ``metrics`` against the moments in the file ``config.reference``, or against ``data``.
 
     Args:
         config: configuration of a training or of ``onestep sample``.
         metrics: metrics by name.
         features: feature network of the metrics that do not have one; None for points.
-        reference: real images; None for none.
+        data: where real images are from, and pairs; None for none.
         device: device of the feature networks.
     """
-    real = reference if config.reference is None else Moments.load(config.reference)
-    return Evaluator(features, dict(metrics), real, device, config.features_cache)
+    real = reference_of(data) if config.reference is None else Moments.load(config.reference)
+    pairs = data.evaluated if isinstance(data, PairedData) else None
+    return Evaluator(features, dict(metrics), real, device, config.features_cache, pairs)
 
 
-def reference_of(data: TrainingDataset | NoData) -> Reference | None:
+def reference_of(data: Any) -> Reference | None:
     """The real images with which samples are compared; None if ``data`` has none."""
     if isinstance(data, LatentDataset):
         return data.images

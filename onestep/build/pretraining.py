@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from onestep.build.checks import check_augmented, check_fit
-from onestep.build.evaluation import build_evaluator, reference_of, sample_space
+from onestep.build.evaluation import build_evaluator, sample_space
 from onestep.build.run import build_clips, build_layout, build_rules, started_run
 from onestep.build.use import check_use
 from onestep.config import instantiate
@@ -70,7 +70,7 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     metrics = instantiate(config.metrics)
     features = instantiate(config.features) if metrics else None
-    evaluator = build_evaluator(config, metrics, features, reference_of(data), run.device)
+    evaluator = build_evaluator(config, metrics, features, data, run.device)
     check_evaluation(evaluator, evaluation, run.accelerator.num_processes, rules)
     return Pretraining(
         run=run,

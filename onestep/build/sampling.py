@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from onestep.build.evaluation import build_evaluator, classes_of, reference_of
+from onestep.build.evaluation import build_evaluator, classes_of
 from onestep.build.processes import separate_processes
 from onestep.build.recorded import Parts
 from onestep.build.use import check_use_in_sampling
@@ -25,7 +25,6 @@ from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import evaluate_files, generator_folder, write_samples
 from onestep.evaluation.writing import check_folder
 from onestep.metrics.evaluator import Evaluator
-from onestep.metrics.extraction import Reference
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.generator import Generator
@@ -180,13 +179,13 @@ def _pipeline(parts: Parts) -> TeacherPipeline | None:
 
 
 def _evaluator(config: DictConfig, parts: Parts, device: torch.device) -> Evaluator:
-    reference: Reference | None = None
+    images: Any = None
     if config.reference is None and not parts.describes("data", PromptDataset):
         # Decoded samples are compared with the images of the latents.
         data = parts["data"]
-        reference = reference_of(instantiate(data.images if parts.describes("data", LatentDataset) else data))
+        images = instantiate(data.images if parts.describes("data", LatentDataset) else data)
     features = instantiate(parts["features"])
-    evaluator = build_evaluator(config, instantiate(config.metrics), features, reference, device)
+    evaluator = build_evaluator(config, instantiate(config.metrics), features, images, device)
     if config.save_reference is not None:
         evaluator.save_reference(config.save_reference)
     return evaluator

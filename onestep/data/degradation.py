@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from onestep.data.jpeg import rounded
 from onestep.images import from_uint8
 from onestep.ranges import checked
 from onestep.seeding import seeded_rng
@@ -42,8 +43,10 @@ class Degradation(ABC):
         """
         size = self.size(images.shape[2], images.shape[3])
         levels = (images.detach().cpu().double() + 1) * 127.5
+        whole = levels.round()  # of 8-bit images, but for the error of float32, which would decide on halves below
+        levels = torch.where((levels - whole).abs() < 1e-4, whole, levels)
         low = [self.degrade(image[None], size, seeded_rng(*key))[0] for image, key in zip(levels, keys, strict=True)]
-        return from_uint8((torch.stack(low) + 0.5).clamp(0, 255).floor())
+        return from_uint8(rounded(torch.stack(low)).clamp(0, 255))
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the degraded image of one of ``height`` and ``width``."""

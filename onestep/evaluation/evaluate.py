@@ -32,12 +32,18 @@ class SampleFiles:
     Args:
         samples: a dataset of images, or batches of images or points.
         count: number of samples.
-        seeds: the first and the last seed in the files; None if they have no seeds, or not all in between.
+        all_seeds: the seed of each sample; None if they have no seeds.
     """
 
     samples: Reference | Sequence[Tensor]
     count: int
-    seeds: list[int] | None
+    all_seeds: list[int] | None
+
+    @property
+    def seeds(self) -> list[int] | None:
+        """The first and the last seed; None without seeds, or if one is missing in between or there twice."""
+        seeds = sorted(self.all_seeds or [])
+        return [seeds[0], seeds[-1]] if seeds and seeds == list(range(seeds[0], seeds[0] + len(seeds))) else None
 
     def batches(self) -> Any:
         """The samples [B, C, H, W] in [-1, 1], or points."""
@@ -56,13 +62,7 @@ def open_samples(path: str) -> SampleFiles:
     images = EDMZip(path, use_labels=False) if place.is_file() else ImageFolder(path, use_labels=False)
     stems = [Path(name).stem for name in images.names]
     numbered = all(re.fullmatch(r"[0-9]{6,10}", stem) for stem in stems)  # as SampleWriter names them
-    seeds = _range_of(sorted(map(int, stems))) if numbered else None
-    return SampleFiles(images, len(images), seeds)
-
-
-def _range_of(seeds: list[int]) -> list[int] | None:
-    """The first and the last of the sorted ``seeds``; None if one is missing in between or there twice."""
-    return [seeds[0], seeds[-1]] if seeds and seeds == list(range(seeds[0], seeds[0] + len(seeds))) else None
+    return SampleFiles(images, len(images), list(map(int, stems)) if numbered else None)
 
 
 def _open_array(path: Path) -> SampleFiles:
@@ -73,7 +73,7 @@ def _open_array(path: Path) -> SampleFiles:
     if seeds is not None and seeds.dtype.kind not in "iu":
         raise ValueError(f"{path}: seeds of {seeds.dtype}, expected integers")
     array = next(iter(arrays.values()))
-    named = None if seeds is None or seeds.shape != array.shape[:1] else _range_of(sorted(seeds.tolist()))
+    named = None if seeds is None or seeds.shape != array.shape[:1] else seeds.tolist()
     if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in (1, 3):
         pixels = torch.from_numpy(array).permute(0, 3, 1, 2)
         return SampleFiles([from_uint8(part) for part in pixels.split(1000)], len(array), named)
@@ -96,13 +96,18 @@ def evaluate(
         network_evaluations: network evaluations per sample.
         space: the inputs of the seeds.
     """
-    values = evaluator([images], distributed=True, prompts=prompts_of(space.prompts, seeds))
+    values = evaluator([images], distributed=True, prompts=prompts_of(space.prompts, seeds), seeds=seeds_here(seeds))
     return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations, space.drawn_classes)
+
+
+def seeds_here(seeds: range) -> list[int]:
+    """This process's rows of ``seeds``."""
+    return [seeds[place] for place in process_rows(len(seeds))]
 
 
 def prompts_of(prompts: Sequence[str] | None, seeds: range) -> list[str] | None:
     """The prompts of this process's rows of ``seeds``."""
-    return None if prompts is None else [prompts[seeds[place] % len(prompts)] for place in process_rows(len(seeds))]
+    return None if prompts is None else [prompts[seed % len(prompts)] for seed in seeds_here(seeds)]
 
 
 class Clock:

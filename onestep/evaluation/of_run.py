@@ -1,7 +1,7 @@
 """Evaluations of a run: metrics and grids during the training and at its end."""
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
-from onestep.evaluation.evaluate import Clock, prompts_of
+from onestep.evaluation.evaluate import Clock, prompts_of, seeds_here
 from onestep.evaluation.generate import SampleFunction, SampleSpace, generate_local
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.result import Measurement
@@ -43,6 +43,11 @@ class RunEvaluator:
         for name, metric in self.evaluator.metrics.items():
             if metric.reads == "similarities" and self.space.prompts is None:
                 raise ValueError(f"metrics: {name} compares images with prompts, and this data has none: remove {name}")
+            if metric.reads == "pairs" and self.space.conditions is None:
+                raise ValueError(
+                    f"metrics: {name} compares samples with what they restore, and these networks take no degraded "
+                    f"images: remove {name}, or use networks that do"
+                )
 
     @property
     def best(self) -> str | None:
@@ -97,8 +102,7 @@ class RunEvaluator:
         failures: dict[str, str] = {}
         only, count = self.settings.interim_metrics, self.settings.interim_samples
         if self.evaluator.keys(only):
-            samples, prompts = self._generate_local(sample, range(count)), prompts_of(self.space.prompts, range(count))
-            values = self.evaluator(samples, distributed=True, prompts=prompts, only=only, failures=failures)
+            values = self._values(self._generate_local(sample, range(count)), range(count), only, failures)
         return values, failures
 
     def final(
@@ -124,8 +128,7 @@ class RunEvaluator:
             first = number * count
             samples = Clock(self._generate_local(sample, range(first, first + count), title))
             only = self.settings.interim_metrics if number else None
-            prompts = prompts_of(self.space.prompts, range(first, first + count))
-            values = self.evaluator(samples, distributed=True, prompts=prompts, only=only, failures=failures)
+            values = self._values(samples, range(first, first + count), only, failures)
             records += self.evaluator.results(
                 values, count, [first, first + count - 1], network_evaluations, self.space.drawn_classes
             )
@@ -134,6 +137,13 @@ class RunEvaluator:
                 unknown: dict[str, None] = dict.fromkeys(failures)
                 side = values | unknown | {"network_evaluations": network_evaluations} | cost
         return side, records, failures
+
+    def _values(
+        self, samples: Iterable[Tensor], seeds: range, only: Collection[str] | None, failures: dict[str, str]
+    ) -> dict[str, float]:
+        """The values of this process's rows of the ``samples`` of ``seeds``, see :class:`Evaluator`."""
+        prompts, local = prompts_of(self.space.prompts, seeds), seeds_here(seeds)
+        return self.evaluator(samples, True, prompts, local, only, failures)
 
     def _generate_local(
         self, sample: SampleFunction, seeds: range, progress: str | None = None, space: SampleSpace | None = None

@@ -118,7 +118,7 @@ def evaluate_files(path: str, evaluator: Evaluator) -> dict[str, Any]:
     """Evaluate the samples at ``path``, see :func:`onestep.evaluation.evaluate.open_samples`."""
     files = open_samples(path)
     evaluator.check_samples(files.count)
-    values = evaluator(files.batches())
+    values = evaluator(files.batches(), seeds=files.all_seeds)
     if rank_and_count()[0] > 0:
         return {"images": path, "count": files.count}
     return {"images": path, "count": files.count} | _with_results(

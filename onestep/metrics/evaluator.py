@@ -11,6 +11,7 @@ from torch import Tensor
 from onestep.images import to_uint8
 from onestep.metrics.extraction import OF_SAMPLES, Extraction, Kind, Reference
 from onestep.metrics.features import FeatureNetwork
+from onestep.metrics.fidelity import Measures, Pairs, check_pairs
 from onestep.metrics.reference import reference_features
 from onestep.metrics.result import Description, Result
 from onestep.metrics.statistics import Moments
@@ -25,7 +26,7 @@ class Metric(Protocol):
     Attributes:
         reads: the metric's input. "vectors": features [N, D] of real and generated samples. "moments": their mean and
             covariance, whose size does not depend on N. Of the generated samples alone: "logits" [N, K], or
-            "similarities" [N] to the prompts.
+            "similarities" [N] to the prompts, or "pairs", see :class:`onestep.metrics.fidelity.PairMetric`.
         features: the metric's feature network; None for the evaluator's.
         title: the value's name in tables and plots; for several values, the titles by key.
         higher_is_better: the direction of the value; for several values, one for all or a direction by key.
@@ -55,6 +56,7 @@ class Evaluator:
         reference: the real images, or their published moments; None if no metric reads them.
         device: device of the feature networks.
         cache: folder for the reference's features, under a hash of data and network; None for no cache.
+        pairs: of metrics that read them: the sample of seed ``s`` is of the pair ``s`` modulo their number.
 
     Attributes:
         descriptions: title and direction of each value by key, in the order of the metrics.
@@ -71,8 +73,9 @@ class Evaluator:
         reference: Reference | Moments | None,
         device: torch.device | str = "cpu",
         cache: str | None = None,
+        pairs: Pairs | None = None,
     ) -> None:
-        self.metrics, self.reference, self.device = metrics, reference, device
+        self.metrics, self.reference, self.device, self.pairs = metrics, reference, device, pairs
         self.descriptions: dict[str, Description] = {}
         self._metric_of: dict[str, str] = {}
         for name, metric in metrics.items():
@@ -84,6 +87,7 @@ class Evaluator:
             name: features if (network := getattr(metric, "features", None)) is None else network
             for name, metric in metrics.items()
         }
+        check_pairs(metrics, pairs)
         self.real: dict[FeatureNetwork | None, dict[Kind, Any]] = {}
         for network, kinds in self._wanted().items():
             wanted = kinds - OF_SAMPLES
@@ -102,6 +106,7 @@ class Evaluator:
         batches: Iterable[Tensor],
         distributed: bool = False,
         prompts: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
         only: Collection[str] | None = None,
         failures: dict[str, str] | None = None,
     ) -> dict[str, float]:
@@ -111,7 +116,7 @@ class Evaluator:
             batches: the samples in [-1, 1], or points.
             distributed: ``batches`` is this process's part of the samples, in the order of the ranks. The values are
                 those of all samples.
-            prompts: the prompt of each sample, for metrics that read them.
+            prompts, seeds: those of each sample of ``batches``, for metrics that read prompts or pairs.
             only: the names of the metrics to compute; None for all.
             failures: receives the reason of each value that cannot be computed, by key; None raises the error.
 
@@ -120,11 +125,13 @@ class Evaluator:
         """
         wanted = self._wanted(only)
         extractions = {network: Extraction(network, kinds, self.device) for network, kinds in wanted.items()}
+        measures = Measures(self._chosen(only), self.pairs)
         position, broken = 0, torch.zeros((), dtype=torch.long, device=self.device)
         for batch in batches:
             self._check_shape(batch)
             broken += (~batch.flatten(1).isfinite().all(1)).sum().to(self.device)
             texts = None if prompts is None else prompts[position : position + len(batch)]
+            measures.add(batch, None if seeds is None else seeds[position : position + len(batch)])
             position += len(batch)
             pixels: Tensor | None = None
             for network, extraction in extractions.items():
@@ -134,6 +141,7 @@ class Evaluator:
         if distributed:
             sum_over_processes(broken)
         generated = {network: _outputs(extraction, distributed) for network, extraction in extractions.items()}
+        measured = measures.finish(distributed, self.device)
         values: dict[str, float] = {}
         if rank_and_count()[0] > 0:
             return values
@@ -142,10 +150,13 @@ class Evaluator:
             try:
                 if broken:
                     raise ValueError(f"{int(broken):,} of the samples are not finite: check the network's weights")
-                outputs = generated[network]
-                if isinstance(outputs, ValueError):
-                    raise outputs
-                value = metric(self.real[network].get(metric.reads), outputs[metric.reads])
+                if metric.reads == "pairs":
+                    value = metric(None, measured[name])
+                else:
+                    outputs = generated[network]
+                    if isinstance(outputs, ValueError):
+                        raise outputs
+                    value = metric(self.real[network].get(metric.reads), outputs[metric.reads])
             except (ValueError, torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
                 if failures is None:
                     raise
@@ -225,7 +236,8 @@ class Evaluator:
         """The kinds of features that the metrics in ``only`` read from each network; None for all metrics."""
         wanted: dict[FeatureNetwork | None, set[Kind]] = {}
         for name, metric in self._chosen(only).items():
-            wanted.setdefault(self.network_of[name], set()).add(metric.reads)
+            if metric.reads != "pairs":
+                wanted.setdefault(self.network_of[name], set()).add(metric.reads)
         return wanted
 
     def _check_shape(self, samples: Tensor) -> None:

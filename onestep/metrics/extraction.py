@@ -12,7 +12,8 @@ from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.statistics import FeatureStatistics
 from onestep.processes import gather_rows, process_rows, rank_and_count
 
-Kind = Literal["moments", "vectors", "logits", "similarities"]
+#: What metrics read: features of a network, or "pairs", the samples with what they are to restore.
+Kind = Literal["moments", "vectors", "logits", "similarities", "pairs"]
 #: The kinds that metrics read of generated samples alone.
 OF_SAMPLES: frozenset[Kind] = frozenset({"logits", "similarities"})
 

@@ -3,7 +3,7 @@
 import pytest
 from hydra.utils import get_class
 
-from onestep.config import CONF
+from onestep.config import CONF, instantiate
 from tests.helpers.configs import configure
 
 DESCRIPTIONS = {
@@ -15,6 +15,12 @@ DESCRIPTIONS = {
     "recall": {"recall": ("recall", True)},
     "prdc": {key: (key, True) for key in ("precision", "recall", "density", "coverage")},
     "clip_score": {"clip_score": ("CLIP score", True)},
+    "psnr_y": {"psnr_y": ("PSNR of Y from 16 to 235, peak 255, border 4", True)},
+    "psnr_rgb": {"psnr_rgb": ("PSNR of all channels, peak 255, border 0", True)},
+    "ssim_y": {"ssim_y": ("SSIM of Y from 16 to 235, peak 255, border 4", True)},
+    "ssim_rgb": {"ssim_rgb": ("SSIM of all channels, peak 255, border 0", True)},
+    "consistency": {"consistency": ("consistency, grey levels of 255", False)},
+    "seed_spread": {"seed_spread": ("spread across seeds, grey levels of 255", True)},
     "modes": {"modes": ("modes covered", True)},
     "mode_precision": {"mode_precision": ("mode precision", True)},
     "kl": {"kl": ("KL divergence", False)},
@@ -32,6 +38,8 @@ def test_a_metric_s_keys_titles_and_directions(name: str) -> None:
     config = configure("train", f"metrics=[{name}]", "mixture=grid").metrics[name]
     metric = get_class(config._target_)
     titles = config.get("title", getattr(metric, "title", None))
+    if isinstance(titles, property):  # of its settings
+        titles = instantiate(config).title
     by_key = {name: titles} if isinstance(titles, str) else titles
     better = metric.higher_is_better
     assert {key: (title, better) for key, title in by_key.items()} == DESCRIPTIONS[name]
