@@ -58,6 +58,12 @@ class PairMetric(ABC):
 
     reads: Kind = "pairs"
     features: FeatureNetwork | None = None
+    higher_is_better: bool
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """Its name in tables and plots, with all that values of one name share."""
 
     def check(self, pairs: Pairs) -> None:  # noqa: B027  # most are defined for all
         """Check that the metric is defined for ``pairs``.
