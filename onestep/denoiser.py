@@ -12,7 +12,8 @@ from torch import Tensor
 from onestep.noise import expand_like
 
 #: The condition of a batch of B images: named tensors [B, ...]; empty for none. Classes are ``labels``, one-hot
-#: [B, label_dim]; embeddings of prompts have the names of their network's arguments. It is never modified.
+#: [B, label_dim]; an image of the samples' shape, such as a degraded one, is ``image`` [B, C, H, W] in data units;
+#: embeddings of prompts have the names of their network's arguments. It is never modified.
 Condition: TypeAlias = dict[str, Tensor]
 
 #: The empty condition.
@@ -46,6 +47,11 @@ def micro_batches(value: Tensor | Condition | None, count: int) -> Sequence[Any]
         parts = {name: tensor.chunk(count) for name, tensor in value.items()}
         return [{name: tensors[part] for name, tensors in parts.items()} for part in range(count)]
     return [None] * count if value is None else value.chunk(count)
+
+
+def prompt_keys(taken: Sequence[str]) -> list[str]:
+    """The names in ``taken`` of embeddings of prompts."""
+    return [name for name in beyond_labels(taken) if name != "image"]
 
 
 def beyond_labels(taken: Sequence[str]) -> list[str]:

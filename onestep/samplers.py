@@ -80,7 +80,7 @@ class EulerSampler(Sampler):
         noises: Iterator[Tensor] | None = None,
     ) -> Tensor:
         sigmas = self.sigmas(denoiser)
-        x = double(latents) * sigmas[0]
+        x = _start(denoiser, latents, sigmas[0], condition)
         for sigma, sigma_next in pairwise(sigmas):
             level = torch.full((len(latents),), sigma, device=latents.device)
             x0 = double(denoiser(x.float().to(latents.device), level, condition))
@@ -151,7 +151,7 @@ class HeunSampler(Sampler):
         depend on the rest of the batch.
         """
         sigmas = self.sigmas(denoiser)
-        x = double(latents) * sigmas[0]
+        x = _start(denoiser, latents, sigmas[0], condition)
         noises = noise_from_latents(latents.to(x.device), x.dtype) if noises is None else (n.to(x) for n in noises)
         for sigma, sigma_next in pairwise(sigmas):
             sigma_hat, x = self._add_churn(denoiser, x, sigma, noises)
@@ -176,6 +176,13 @@ class HeunSampler(Sampler):
         level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
         x0 = double(denoiser(x.float().to(device), level.float().to(device), condition))
         return -expand_like(level, x) * score(x0, x, level)
+
+
+def _start(denoiser: Denoiser, latents: Tensor, sigma: float, condition: Condition) -> Tensor:
+    """``x_sigma`` [B, C, H, W] at the highest level, in double precision, around the network's mean there."""
+    x = double(latents) * sigma
+    mean = denoiser.sampling_mean(condition) if isinstance(denoiser, DenoiserNetwork) else None
+    return x if mean is None else x + mean.to(x)
 
 
 def _rounded(denoiser: Denoiser, levels: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import NoData, TrainingDataset, has_images
-from onestep.data.map_style import MapDataset
-from onestep.denoiser import beyond_labels, check_condition
+from onestep.data.dataset import NoData, TrainingDataset, condition_names, has_images
+from onestep.data.prompts import PromptDataset
+from onestep.denoiser import beyond_labels, check_condition, prompt_keys
 from onestep.distillation.settings import GeneratorSettings
 from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
@@ -156,17 +156,68 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any)
             "parquet file with data.image_column=...), another objective, or discriminator=none with "
             "divergence=reverse_kl and generator.gan_weight=0"
         )
-    others = beyond_labels(teacher.condition_keys)
-    if others and isinstance(data, NoData):
+    check_conditions(data, teacher, "teacher")
+    if config.get("pairs") is not None and prompt_keys(teacher.condition_keys):
         raise ValueError(
-            f"data=none has no conditions but classes, and the teacher takes {', '.join(others)}: use data=prompts "
-            "data.path=..., which needs no images"
+            "pairs of noise and teacher image support classes and images, not prompts: set pairs=none, or use "
+            "objective=dmd2"
         )
-    if others and isinstance(data, MapDataset):
-        check_condition(data.__getitems__([0])[1], teacher.condition_keys, required=True)
-    if config.get("pairs") is not None and others:
+
+
+def check_conditions(data: TrainingDataset | NoData, network: Any, name: str) -> None:
+    """Check that the data has the conditions that a network takes besides classes.
+
+    Raises:
+        ValueError: naming them.
+    """
+    others = beyond_labels(network.condition_keys)
+    if others and isinstance(data, NoData):
+        use = "data that has images as conditions" if "image" in others else "data=prompts data.path=..."
         raise ValueError(
-            "pairs of noise and teacher image support classes, not prompts: set pairs=none, or use objective=dmd2"
+            f"data=none has no conditions but classes, and the {name} takes {', '.join(others)}: use {use}"
+            + ("" if "image" in others else ", which needs no images")
+        )
+    if others and not isinstance(data, NoData | PromptDataset):
+        check_condition(data.__getitems__([0])[1], network.condition_keys, required=True)
+
+
+def check_image_conditions(config: DictConfig, data: TrainingDataset | NoData, teacher: Any = None) -> bool:
+    """True if the conditions of ``data`` have images, with the check that nothing separates them from the samples.
+
+    Raises:
+        ValueError: for an augmentation of the samples alone, classes that are drawn without regard to the images, or
+            pairs of a ``teacher`` that does not take them.
+    """
+    if "image" not in condition_names(data):
+        return False
+    for name in ("augment", "diff_augment"):
+        if config.get(name) is not None:
+            raise ValueError(
+                f"{name}=... transforms the samples and not the images of their conditions: set {name}=none"
+            )
+    if "generator" in config and config.generator.labels == "uniform":
+        raise ValueError(
+            "generator.labels=uniform draws classes without regard to the images of the conditions: set "
+            "generator.labels=data"
+        )
+    if config.get("pairs") is not None and "image" not in teacher.condition_keys:
+        raise ValueError(
+            "pairs of noise and teacher image need a teacher that takes the images of the conditions: set pairs=none "
+            "and generator.regression_weight=0, or use such a teacher"
+        )
+    return True
+
+
+def check_takes_image(network: Any, name: str, remedy: str) -> None:
+    """Check that a network takes the images of the data's conditions.
+
+    Raises:
+        ValueError: naming it and the ``remedy``.
+    """
+    if "image" not in network.condition_keys:
+        raise ValueError(
+            f"the conditions of the data have images, and the {name} takes none: set {name}.image_condition=input or "
+            f"residual{remedy}"
         )
 
 

@@ -11,7 +11,9 @@ from onestep.build.checks import (
     check_augmentation,
     check_data,
     check_fit,
+    check_image_conditions,
     check_noise_of_pairs,
+    check_takes_image,
     check_teacher,
     check_terms,
     level_of,
@@ -85,6 +87,9 @@ def build_distillation(
     data = _training_data(source, teacher)
     check_fit(teacher, data)
     check_data(config, data, teacher)
+    with_image = check_image_conditions(config, data, teacher)
+    if with_image and "image" not in teacher.condition_keys:  # a prior of the samples
+        teacher.ignored_keys = ("image",)
     check_use(config)
     check_use_in_distillation(config, objective, data, parts.given)
     if isinstance(teacher, DenoiserNetwork):
@@ -97,6 +102,9 @@ def build_distillation(
     student: Any = parts.given.get("student")
     if student is None:
         student = build_generator(config, generator_settings, teacher, data)
+        if with_image:
+            remedy = ", for which generator.network=... describes a network, or use such a teacher"
+            check_takes_image(student.denoiser, "generator.network", remedy)
     student.to(device)
     freeze(student.networks, generator_settings.frozen, "generator.frozen")
     check_noise_of_pairs(config, teacher, student)
@@ -111,7 +119,7 @@ def build_distillation(
     augment: EDMAugmentation | None = instantiate(config.get("augment"))
     if objective.needs_ratio or generator_settings.gan_weight > 0:
         pretrained = build_pretrained(config, teacher)
-        discriminator = build_discriminator(config, teacher, fake_score, pretrained).to(device)
+        discriminator = build_discriminator(config, teacher, fake_score, pretrained, with_image).to(device)
         make_normalizer = instantiate(config.normalizer)
         normalizer = make_normalizer(sigma).to(float64_device(device)) if make_normalizer is not None else None
     check_augmentation(config, augment, fake_score, teacher, discriminator)
@@ -130,8 +138,9 @@ def build_distillation(
     layout, space = build_layout(config), sample_space(teacher, data)
     teacher_pairs = None
     if pairs is not None:
+        conditions = "" if space.conditions is None or isinstance(data, NoData) else data.fingerprint()
         teacher_pairs = prepare_pairs(
-            pairs, teacher, sampler, accelerator, settings.batch_size, config.seed, space.classes
+            pairs, teacher, sampler, accelerator, settings.batch_size, config.seed, space, conditions
         )
     trained = [*student.networks, *([] if fake_score is None else [fake_score])]
     averaged = [network for average in averages.networks.values() for network in average.networks]

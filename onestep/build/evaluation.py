@@ -9,7 +9,7 @@ from torch import Tensor
 
 from onestep.data.dataset import ImageDataset, NoData, TrainingDataset
 from onestep.data.latents import LatentDataset
-from onestep.data.map_style import ItemConditions, MapDataset
+from onestep.data.map_style import ItemConditions
 from onestep.data.paired import PairedData
 from onestep.data.prompts import PromptDataset
 from onestep.denoiser import beyond_labels
@@ -53,7 +53,8 @@ def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
         ValueError: for latents without an autoencoder, or a network whose conditions ``data`` does not have.
     """
     conditions: Conditions | None = data.embeddings if isinstance(data, PromptDataset) else None
-    if isinstance(data, MapDataset | PairedData) and beyond_labels(network.condition_keys):
+    others = beyond_labels([*network.condition_keys, *getattr(network, "ignored_keys", ())])
+    if others and isinstance(data, ImageDataset):
         conditions = ItemConditions(data.evaluated if isinstance(data, PairedData) else data)
     return SampleSpace.of(network, classes_of(reference_of(data)), conditions, _decoder(network, data))
 

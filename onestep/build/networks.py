@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from onestep.build.checks import check_fit, check_steps
+from onestep.build.checks import check_conditions, check_fit, check_steps
 from onestep.build.evaluation import classes_of, reference_of
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
@@ -33,7 +33,7 @@ def build_generator(
     network = initial_student(config, "generator", settings.sigma_init, teacher, data)
     drawn = classes_of(reference_of(data))
     classes = sorted({*drawn}) if drawn is not None and len({*drawn}) < network.label_dim else None
-    generator = Generator(network, settings.sigma_init, settings.later_sigmas, classes)
+    generator = Generator(network, settings.sigma_init, settings.later_sigmas, classes, settings.start)
     check_steps(generator)
     return generator
 
@@ -61,6 +61,7 @@ def initial_student(
     try:
         network = load_generator(start.init, sigma_init).denoiser if of_generator else load_teacher(start.init)
         check_fit(network, data, name)
+        check_conditions(data, network, name)
     except ValueError as error:
         level = f", generator.sigma_init={sigma_init}" if of_generator else ""
         raise ValueError(f"{name}.init={start.init}{level}: {error}") from error
@@ -98,6 +99,7 @@ def initial_network(
     if description is not None:
         network: DenoiserNetwork = instantiate(description)
         check_fit(network, data, name)
+        check_conditions(data, network, name)
         return network
     if not isinstance(teacher, DenoiserNetwork):
         raise ValueError(
@@ -152,9 +154,12 @@ def build_pretrained(config: DictConfig, teacher: Any) -> PretrainedFeatures | N
 
 
 def build_discriminator(
-    config: DictConfig, teacher: Any, fake_score: DenoiserNetwork | None, pretrained: PretrainedFeatures | None
-) -> Discriminator:
+    config: DictConfig, teacher: Any, fake_score: DenoiserNetwork | None, pretrained: PretrainedFeatures | None,
+    with_image: bool,
+) -> Discriminator:  # fmt: skip
     """The discriminator: a head on the features of one of the networks, or a network of its own.
+
+    The latter also sees the images of the conditions, if they have them: ``with_image``.
 
     Raises:
         ValueError: if that network does not exist, or has no features, or not those that the head reads, or for a
@@ -168,7 +173,8 @@ def build_discriminator(
             "this objective has no fake score with an encoder to share: use discriminator=teacher_features, or a "
             "network of its own (discriminator=convolutional; points for experiment=mixture)"
         )
-    shapes = [teacher.image_shape] if features_from == "samples" else host.feature_shapes
+    own = [teacher.image_shape] * (2 if with_image else 1)
+    shapes = own if features_from == "samples" else host.feature_shapes
     if not shapes:
         name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
         raise ValueError(

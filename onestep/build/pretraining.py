@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from onestep.build.checks import check_augmented, check_fit
+from onestep.build.checks import (
+    check_augmented,
+    check_conditions,
+    check_fit,
+    check_image_conditions,
+    check_takes_image,
+)
 from onestep.build.evaluation import build_evaluator, sample_space
 from onestep.build.run import build_clips, build_layout, build_rules, started_run
 from onestep.build.use import check_use
@@ -60,6 +66,9 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
     network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
     check_fit(network, data)
+    check_conditions(data, network, "network")
+    if check_image_conditions(config, data):
+        check_takes_image(network, "network", "")
     augment: EDMAugmentation | None = instantiate(config.get("augment"))
     if augment is not None:
         check_augmented(augment, network, "network.options.", f"set network.options.augment_dim={augment.label_dim}")

@@ -73,7 +73,7 @@ def check_use_in_distillation(
     built = {*(() if "student" in replaced else ("generator",)), *(("fake_score",) if fake else ())}
     add_term = "set generator.gan_weight above 0"
     another, with_classes = "use another objective", "use a teacher and data with classes"
-    of_generator = ("generator.network", "generator.init", "generator.sigma_init", "generator.later_sigmas")
+    of_generator = tuple(f"generator.{name}" for name in ("network", "init", "sigma_init", "later_sigmas", "start"))
     of_fake_score = ("network", "init", "guidance", "error_weight", "error_sum", "dropout")
     _refuse(config, (
         _Rule(("generator.objective_weight", "generator.objective_weight_before_gan", "normalizer", "weighting"),

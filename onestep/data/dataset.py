@@ -113,6 +113,13 @@ def has_images(data: TrainingDataset | NoData) -> bool:
     return isinstance(data, TrainingDataset) and data.__getitems__([0])[0] is not None
 
 
+def condition_names(data: TrainingDataset | NoData) -> list[str]:
+    """The names of the conditions in the batches of ``data``."""
+    if isinstance(data, NoData):
+        return ["labels"] if data.label_dim else []
+    return list(data.__getitems__([0])[1])
+
+
 class ImagesInMemory(ImageDataset):
     """Images [N, C, H, W] in [-1, 1], with class labels [N] or without."""
 

@@ -88,17 +88,19 @@ def prepare_pairs(
     accelerator: Accelerator,
     batch_size: int,
     seed: int,
-    classes: Sequence[int] | None = None,
+    space: SampleSpace | None = None,
+    conditions: str = "",
 ) -> TeacherPairs:
     """The pairs of the seeds 0 to ``count - 1``, from the cache; missing ones are generated and cached.
 
     The work is divided among the processes, which meet after each chunk. ``batch_size`` and ``seed`` are those of the
-    training, see :class:`TeacherPairs`. ``classes`` are those of the training's data, see :class:`SampleSpace`.
+    training, see :class:`TeacherPairs`. ``space`` has the training's classes and conditions, None stands for random
+    classes; ``conditions`` is a hash of the conditions.
 
     Raises:
         ValueError: if the cache cannot be written.
     """
-    cache = PairCache(settings, teacher, sampler, accelerator, classes)
+    cache = PairCache(settings, teacher, sampler, accelerator, space, conditions)
     chunks = range(math.ceil(settings.count / settings.batch_size))
     mine = chunks[accelerator.process_index :: accelerator.num_processes]
     held = cache.read_or_generate(mine, meet=partial(meet, accelerator.device))
@@ -125,11 +127,13 @@ class PairCache:
         teacher: Teacher,
         sampler: Sampler,
         accelerator: Accelerator,
-        classes: Sequence[int] | None = None,
+        space: SampleSpace | None = None,
+        conditions: str = "",
     ) -> None:
-        self.batch_size, self.space = settings.batch_size, SampleSpace.of(teacher, classes)
+        self.batch_size, self.space = settings.batch_size, space or SampleSpace.of(teacher)
         self.teacher, self.sampler, self.accelerator = teacher, sampler, accelerator
-        key = _fingerprint(teacher, sampler, settings.batch_size, accelerator.mixed_precision, self.space)
+        precision = accelerator.mixed_precision
+        key = _fingerprint(teacher, sampler, settings.batch_size, precision, self.space, conditions)
         self.chunks = ChunkCache(settings.cache, key, "pairs", "pairs.cache")
 
     @property
@@ -175,7 +179,9 @@ class PairCache:
         return range(chunk * self.batch_size, (chunk + 1) * self.batch_size)
 
 
-def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision: str, space: SampleSpace) -> str:
+def _fingerprint(
+    teacher: Teacher, sampler: Sampler, batch_size: int, precision: str, space: SampleSpace, conditions: str
+) -> str:
     """A hash of everything that the images depend on; the batch size too, which affects rounding and the chunks."""
     description = {
         "format": _FORMAT,
@@ -186,5 +192,6 @@ def _fingerprint(teacher: Teacher, sampler: Sampler, batch_size: int, precision:
         "batch_size": batch_size,
         "precision": precision,
         **({} if space.classes is None else {"classes": list(space.classes)}),
+        **({"conditions": conditions} if conditions else {}),
     }
     return fingerprint(description, teacher.state_dict())

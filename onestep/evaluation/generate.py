@@ -76,9 +76,10 @@ class SampleSpace:
         Raises:
             ValueError: if the network takes conditions other than classes and ``conditions`` is None, or the reverse.
         """
-        others = beyond_labels(network.condition_keys)
+        others = beyond_labels([*network.condition_keys, *getattr(network, "ignored_keys", ())])
         if others and conditions is None:
-            raise ValueError(f"this network takes {', '.join(others)}, got no prompts: set prompts=[...]")
+            remedy = "no images: use data that has them" if "image" in others else "no prompts: set prompts=[...]"
+            raise ValueError(f"this network takes {', '.join(others)}, got {remedy}")
         if conditions is not None and not others:
             raise ValueError("this network takes no prompts, but prompts are given: remove them")
         return cls(network.image_shape, network.label_dim, classes, conditions, decode)

@@ -53,6 +53,11 @@ def _write(run: Path, weights: str | None, output: Path) -> None:
     record = read_record(run)
     weights = weights or weights_of(record)[0]
     generator = Generator.from_pretrained(generator_folder(run, weights))
+    if "image" in generator.denoiser.condition_keys:
+        raise ValueError(
+            f"{run}: its generator takes an image as its condition, which no pipeline has a place for: use the folder "
+            f"{generator_folder(run, weights)} with onestep.Generator.from_pretrained"
+        )
     if text_to_image := bool(beyond_labels(generator.denoiser.condition_keys)):
         folder, variant = _teacher_pipeline(record)
         usage = save_text_to_image(generator, folder, output, variant)

@@ -41,12 +41,7 @@ class DenoiserNetwork(nn.Module, ABC):
         label_dim: number of classes; 0 for none.
         sigma_min, sigma_max: range of the training noise levels, in data units.
         sigma_data: standard deviation of the data, in data units.
-        denoises_latents: True if ``image_shape`` is that of latents, which an autoencoder decodes.
         pipeline: autoencoder and text encoders of its checkpoint; None for none.
-        feature_shapes: (F, h, w) of each level of features for a discriminator, from the highest resolution to the
-            network's middle; empty for none.
-        feature_blocks: the submodules whose outputs are the features, in the same order, in which they run.
-        supports_guidance: True if it was also trained without a condition, which guidance needs.
     """
 
     image_shape: tuple[int, int, int]
@@ -57,6 +52,7 @@ class DenoiserNetwork(nn.Module, ABC):
     guidance = 1.0  # set by the user of the network, so it is not in the config
     unconditional: Condition = NO_CONDITION  # of one sample; empty for zeros
     pipeline: "TeacherPipeline | None" = None  # the same object in students and teacher
+    ignored_keys: Sequence[str] = ()  # of the conditions of data for a student that takes more than its teacher
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The x0-prediction [B, C, H, W] without guidance, for the arguments of :meth:`forward`."""
@@ -82,14 +78,18 @@ class DenoiserNetwork(nn.Module, ABC):
         """True if every call needs a condition; otherwise an empty condition is the zero vector of classes."""
         return False
 
+    def sampling_mean(self, condition: Condition) -> Tensor | None:
+        """The mean of x_sigma [B, C, H, W] at the highest level of its sampler, in data units; None for 0."""
+        return None
+
     @property
     def feature_shapes(self) -> Sequence[tuple[int, int, int]]:
-        """(F, h, w) of each level of features, from the highest resolution to the middle; empty for none."""
+        """(F, h, w) of each level of features for a discriminator, from the highest resolution to the middle."""
         return ()
 
     @property
     def feature_blocks(self) -> Sequence[nn.Module]:
-        """The submodules whose outputs are the features, in the order of :attr:`feature_shapes`."""
+        """The submodules whose outputs are the features, in the order of :attr:`feature_shapes`, in which they run."""
         return ()
 
     def read_features(self, output: Any, x_sigma: Tensor) -> Tensor:
@@ -210,8 +210,8 @@ class DenoiserNetwork(nn.Module, ABC):
         """
         if guidance != 1 and not self.supports_guidance:
             raise ValueError(
-                f"guidance={guidance}: this network was trained without classes or without label dropout, so it has "
-                "no unconditional prediction; use guidance=1, or another teacher"
+                f"guidance={guidance}: this network was trained without classes or without label dropout, or takes an "
+                "image as its condition, so it has no unconditional prediction; use guidance=1, or another teacher"
             )
         self.guidance, self.unconditional = guidance, unconditional
         return self
@@ -264,6 +264,7 @@ class DenoiserNetwork(nn.Module, ABC):
         Raises:
             ValueError: for other names in ``condition``.
         """
+        condition = {name: tensor for name, tensor in condition.items() if name not in self.ignored_keys}
         check_condition(condition, self.condition_keys, self.requires_condition, self.optional_keys)
         options: dict[str, Any] = {"outputs": outputs, "levels": levels, "prediction_grad": prediction_grad}
         guiding = {name: condition[name] for name in self.condition_keys if name in condition}

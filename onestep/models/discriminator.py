@@ -32,7 +32,8 @@ class Discriminator(nn.Module):
             - ``"fake_score"``: the fake score's encoder, which the discriminator's loss trains too (DMD2, arXiv
               2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755),
             - ``"pretrained"``: a network that learned another task, see :mod:`onestep.models.pretrained_features`, or
-            - ``"samples"``: nothing. The features are the noised samples, and the discriminator is the whole network.
+            - ``"samples"``: nothing. The features are the noised samples and, if there is one, the condition's image;
+              the discriminator is the whole network.
         levels: levels of its features, ascending indices of ``feature_shapes``.
         logit_bound: the generator's loss clamps the logits to [-logit_bound, logit_bound].
     """
@@ -52,9 +53,9 @@ class Discriminator(nn.Module):
 class NoisedSamples(nn.Module):
     """The host of a discriminator that is a network of its own: its features are the noised samples themselves."""
 
-    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, **options: Any) -> tuple[Tensor]:
-        """``x_sigma`` [B, C, H, W], as the only level of features."""
-        return (x_sigma,)
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, **options: Any) -> tuple[Tensor, ...]:
+        """``x_sigma`` [B, C, H, W] and the condition's image, if there is one, as the levels of features."""
+        return (x_sigma, condition["image"]) if "image" in condition else (x_sigma,)
 
 
 NOISED_SAMPLES = NoisedSamples()
@@ -213,7 +214,8 @@ class ConvolutionalNetwork(Discriminator):
     by weights of their own and by the projected embedding (Miyato and Koyama 2018, arXiv 1802.05637). It starts at 0.
 
     Args:
-        shapes: the shape (C, H, W) of the samples.
+        shapes: the shape (C, H, W) of the samples, then that of the condition's image, if it sees one: it follows the
+            sample's channels.
         label_dim: number of classes; 0 for none.
         features_from: ``"samples"``.
         channels: of the first layer.
@@ -235,7 +237,8 @@ class ConvolutionalNetwork(Discriminator):
     ) -> None:
         super().__init__()
         self.features_from = features_from
-        inputs, height, width = shapes[0]
+        _, height, width = shapes[0]
+        inputs = sum(shape[0] for shape in shapes)
         if min(height, width) < 4:
             raise ValueError(f"discriminator.head: {height}x{width} samples are too narrow for strided convolutions")
         self.noise = PositionalEmbedding(2 * self.frequencies)
@@ -258,7 +261,7 @@ class ConvolutionalNetwork(Discriminator):
             nn.init.zeros_(last.bias)
 
     def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
-        x = features[0] / expand_like((1 + sigma**2).sqrt(), features[0])
+        x = torch.cat([features[0] / expand_like((1 + sigma**2).sqrt(), features[0]), *features[1:]], 1)
         embedding = self.embed(with_classes(self.noise(4 * sigma.log()), condition.get("labels"), self.label_dim))
         for layer, modulation in zip(self.layers, self.modulations, strict=True):
             scale, shift = modulation(embedding)[:, :, None, None].chunk(2, 1)

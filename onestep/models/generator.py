@@ -9,13 +9,13 @@ from functools import cache
 from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, FiniteFloat, create_model
 from torch import Tensor, nn
 
-from onestep.denoiser import NO_CONDITION, Condition
+from onestep.denoiser import NO_CONDITION, Condition, check_condition
 from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe
@@ -33,6 +33,9 @@ _CLASSES = {
 }
 _MAX_STEPS = 8  # few-step students use fewer; more indicate a mistake
 
+#: The input of a generator's first step: noise, the condition's image and noise, or that image alone.
+Start = Literal["noise", "image", "image_alone"]
+
 
 @dataclass
 class StepLevels:
@@ -48,10 +51,12 @@ class GeneratorRecord(StepLevels):
     """What a generator's folder says of it beside its network's config.
 
     Attributes:
+        start: see :class:`Generator`.
         upscale_factor: how many times larger than its low-resolution images its samples are; None for a generator of
             another kind.
     """
 
+    start: Start = "noise"
     upscale_factor: UpscaleFactor | None = None
 
 
@@ -68,13 +73,16 @@ class Generator(nn.Module):
         sigma_init: noise level of the first step, in data units.
         later_sigmas: noise levels of the later steps, strictly descending; empty for a one-step generator.
         classes: the classes that it is trained for, if they are fewer than the network's; None for all.
+        start: input of the first step: ``sigma_init * z``; with the image y of the condition "image",
+            ``y + sigma_init * z`` (ResShift, SinSR), or "image_alone", y (OSEDiff): ``sigma_init`` is then the level
+            that the network is told, and the latents have no effect on a generator of one step.
 
     Attributes:
         upscale_factor: see :class:`GeneratorRecord`.
 
     Raises:
-        ValueError: for noise levels outside the network's range or not descending, more than eight steps, or classes
-            that the network does not have.
+        ValueError: for noise levels outside the network's range or not descending, more than eight steps, classes
+            that the network does not have, or a start at an image that the network does not take.
     """
 
     upscale_factor: float | None = None
@@ -85,8 +93,14 @@ class Generator(nn.Module):
         sigma_init: float,
         later_sigmas: Sequence[float] = (),
         classes: Sequence[int] | None = None,
+        start: Start = "noise",
     ) -> None:
         super().__init__()
+        if start != "noise" and "image" not in denoiser.condition_keys:
+            raise ValueError(
+                f"generator.start={start}: its network takes no image condition: use generator.start=noise, or a "
+                "network with image_condition=input or residual"
+            )
         if classes is not None:
             check_classes(classes, denoiser.label_dim)
         if not denoiser.sigma_min <= sigma_init <= denoiser.sigma_max:
@@ -108,6 +122,7 @@ class Generator(nn.Module):
         self.sigma_init = sigma_init
         self.later_sigmas = list(later_sigmas)
         self.classes = None if classes is None else list(classes)
+        self.start = start
 
     @property
     def network_evaluations(self) -> int:
@@ -158,14 +173,21 @@ class Generator(nn.Module):
 
     def _step(self, x: Tensor | None, noise: Tensor, sigma: float, condition: Condition) -> Tensor:
         level = torch.full((len(noise),), sigma, device=noise.device)
-        x_sigma = self.denoiser.init_noise_sigma(sigma) * noise if x is None else x + sigma * noise
-        return self.denoiser(x_sigma, level, condition)
+        if x is not None:
+            return self.denoiser(x + sigma * noise, level, condition)
+        of_noise = self.denoiser.init_noise_sigma(sigma) * noise
+        if self.start == "noise":
+            return self.denoiser(of_noise, level, condition)
+        check_condition(condition, self.denoiser.condition_keys, required=True)
+        image = condition["image"].to(noise)
+        return self.denoiser(image if self.start == "image_alone" else image + of_noise, level, condition)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network's weights as safetensors, its config, and the noise levels into ``folder``."""
         self.denoiser.save_pretrained(folder)
         settings: dict[str, Any] = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
         settings |= {} if self.classes is None else {"classes": list(self.classes)}
+        settings |= {} if self.start == "noise" else {"start": self.start}
         settings |= {} if self.upscale_factor is None else {"upscale_factor": self.upscale_factor}
         write_text(Path(folder) / _SETTINGS, json.dumps(settings) + "\n")
 
@@ -184,7 +206,9 @@ class Generator(nn.Module):
         settings = read_generator_record(folder)
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
         try:
-            generator = cls(network, settings.sigma_init, settings.later_sigmas, settings.classes).eval()
+            generator = cls(
+                network, settings.sigma_init, settings.later_sigmas, settings.classes, settings.start
+            ).eval()
         except ValueError as error:
             raise ValueError(f"{Path(folder) / _SETTINGS}: {error}") from error
         generator.upscale_factor = settings.upscale_factor

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from onestep.denoiser import beyond_labels
 from onestep.models.generator import Generator
 from onestep.reports.plots import plot_samples, save_figure
 from onestep.reports.tables import descriptions_of, format_value, read_summary, to_markdown
@@ -67,6 +68,11 @@ def save_panels(panels: dict[str, Tensor], path: Path, columns: int = 4) -> None
 def generate(generator: Generator, count: int) -> Tensor:
     """The generator's samples [count, C, H, W] of the seeds 0, 1, ..."""
     denoiser = generator.denoiser
+    if others := beyond_labels(denoiser.condition_keys):
+        raise ValueError(
+            f"a generator takes {', '.join(others)} as its condition, and a comparison draws from seeds and classes "
+            "alone: compare the runs' summary.json"
+        )
     latents, condition = seeded_inputs(list(range(count)), denoiser.image_shape, denoiser.label_dim)
     samples: Tensor = generator.requires_grad_(False)(latents, condition)
     return samples

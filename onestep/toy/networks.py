@@ -34,14 +34,16 @@ class MLP(nn.Module):
         label_dim: number of classes; 0 for none.
         width: units per layer.
         depth: number of residual layers before the features, and of those after them.
+        out_channels: dimension of the output; None for ``img_channels``.
     """
 
     feature_layers = (0,)
     frequencies = (2.0, 4.0, 8.0)  # per unit of the input, whose variance is about 1
 
     def __init__(
-        self, img_resolution: Side, img_channels: Width, label_dim: Classes = 0, width: Width = 128, depth: Depth = 2
-    ) -> None:
+        self, img_resolution: Side, img_channels: Width, label_dim: Classes = 0, width: Width = 128, depth: Depth = 2,
+        out_channels: Width | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         _check_points(img_resolution)
         self.feature_shapes = [(width, 1, 1)]
@@ -51,7 +53,7 @@ class MLP(nn.Module):
         self.input = nn.Linear(img_channels * (1 + 2 * len(self.frequencies)), width)
         self.encoder = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.decoder = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.output = nn.Linear(width, img_channels)
+        self.output = nn.Linear(width, out_channels or img_channels)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """The embedding [B, width] of ``c_noise`` [B] and one-hot ``labels`` [B, label_dim] or None."""
@@ -78,16 +80,19 @@ class Affine(nn.Module):
         img_resolution: 1.
         img_channels: the points' dimension.
         label_dim: must be 0.
+        out_channels: dimension of the output; None for ``img_channels``.
     """
 
     feature_shapes: Sequence[tuple[int, int, int]] = ()  # no features
 
-    def __init__(self, img_resolution: Side, img_channels: Width, label_dim: Classes = 0) -> None:
+    def __init__(
+        self, img_resolution: Side, img_channels: Width, label_dim: Classes = 0, out_channels: Width | None = None
+    ) -> None:
         super().__init__()
         _check_points(img_resolution)
         if label_dim:
             raise ValueError(f"an affine network has no classes: expected label_dim=0, got label_dim={label_dim}")
-        self.map = nn.Linear(img_channels, img_channels)
+        self.map = nn.Linear(img_channels, out_channels or img_channels)
         nn.init.zeros_(self.map.weight)
         nn.init.zeros_(self.map.bias)
 
@@ -113,7 +118,7 @@ class PointNetwork(Discriminator):
     which only waves that the noise has not blurred remain. The logit starts at 0.
 
     Args:
-        shapes: the shape (C, 1, 1) of the points.
+        shapes: the shape (C, 1, 1) of the points, then that of the condition's image, if it sees one.
         label_dim: number of classes; 0 for none.
         features_from: ``"samples"``.
         width: units per layer.
@@ -131,12 +136,13 @@ class PointNetwork(Discriminator):
         super().__init__()
         self.features_from = features_from
         channels, *sides = shapes[0]
+        of_condition = sum(shape[0] for shape in shapes[1:])
         if sides != [1, 1]:
             raise ValueError(f"discriminator=points takes points, [C, 1, 1], got samples of {[*shapes[0]]}")
         self.noise = PositionalEmbedding(32)
         self.embedding = nn.Linear(32 + label_dim, width)
         self.label_dim = label_dim
-        self.input = nn.Linear(channels * (1 + 2 * len(self.frequencies)), width)
+        self.input = nn.Linear(channels * (1 + 2 * len(self.frequencies)) + of_condition, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.logit = nn.Linear(width, 1)
         nn.init.zeros_(self.logit.weight)
@@ -144,7 +150,7 @@ class PointNetwork(Discriminator):
 
     def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
         x = features[0].flatten(1)
-        inputs = [x / expand_like((1 + sigma**2).sqrt(), x)]
+        inputs = [x / expand_like((1 + sigma**2).sqrt(), x), *(one.flatten(1) for one in features[1:])]
         for frequency in self.frequencies:
             visible = expand_like((-((frequency * sigma) ** 2) / 2).exp(), x)
             inputs += [visible * (frequency * x).sin(), visible * (frequency * x).cos()]

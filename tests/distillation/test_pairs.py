@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from onestep.distillation.pairs import PairCache, PairSettings, TeacherPairs, prepare_pairs
+from onestep.evaluation.generate import SampleSpace
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.loading import load_teacher
 from onestep.samplers import HeunSampler
@@ -93,7 +94,7 @@ def test_the_images_are_those_of_the_sampler(prepare: Prepare, teacher: EDMDenoi
 def test_pairs_have_the_classes_of_the_data(teacher: EDMDenoiser, accelerator: Accelerator, tmp_path: Path) -> None:
     settings = PairSettings(4, 4, str(tmp_path))
     for classes in (None, [0, 2]):  # the second does not read the first one's cache
-        pairs = prepare_pairs(settings, teacher, SAMPLER, accelerator, 5, seed=0, classes=classes)
+        pairs = prepare_pairs(settings, teacher, SAMPLER, accelerator, 5, 0, SampleSpace.of(teacher, classes))
         latents, condition = seeded_inputs([0, 1, 2, 3], (1, 8, 8), 3, classes)
         assert torch.equal(pairs.condition["labels"], condition["labels"])
         torch.testing.assert_close(pairs.images, SAMPLER(teacher, latents, condition), rtol=0, atol=1e-6)
@@ -246,9 +247,11 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: 
         precision: str = "no",
         count: int = 10,
         classes: list[int] | None = None,
+        conditions: str = "",
     ) -> Path:
         process: Any = SimpleNamespace(mixed_precision=precision)
-        return PairCache(PairSettings(count, batch_size, str(tmp_path)), teacher, sampler, process, classes).folder
+        settings, space = PairSettings(count, batch_size, str(tmp_path)), SampleSpace.of(teacher, classes)
+        return PairCache(settings, teacher, sampler, process, space, conditions).folder
 
     usual = folder(tiny_denoiser(seed=1))
     one_weight = tiny_denoiser(seed=1)
@@ -261,6 +264,7 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: 
         folder(tiny_denoiser(seed=2)),
         folder(guided),
         folder(tiny_denoiser(seed=1), classes=[0, 2]),
+        folder(tiny_denoiser(seed=1), conditions="of these data"),
         folder(one_weight),
         folder(other_sigma_data),
         folder(tiny_denoiser(seed=1), sampler=HeunSampler(4, 0.1, 10.0)),
@@ -269,7 +273,7 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: 
         folder(tiny_denoiser(seed=1), batch_size=5),
         folder(tiny_denoiser(seed=1), precision="bf16"),
     ]
-    assert len({usual, *others}) == 11 and {path.parent for path in others} == {tmp_path}
+    assert len({usual, *others}) == 12 and {path.parent for path in others} == {tmp_path}
     assert folder(tiny_denoiser(seed=1), count=1000, sampler=HeunSampler(3, 0.1, 10.0)) == usual
 
 

@@ -1,10 +1,13 @@
 """Tiny networks of EDM with random weights."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from onestep.models.edm.denoiser import EDMDenoiser
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def tiny_denoiser(
@@ -16,10 +19,14 @@ def tiny_denoiser(
     """
     defaults: dict[str, object] = {"model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
     options = defaults | {"attn_resolutions": []} | options
-    denoiser = EDMDenoiser((channels, 8, 8), label_dim, architecture=architecture, options=options)
+    return randomized(EDMDenoiser((channels, 8, 8), label_dim, architecture=architecture, options=options), seed)
+
+
+def randomized(network: Network, seed: int = 0) -> Network:
+    """The ``network`` with random weights, in eval mode."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in denoiser.parameters():
+        for parameter in network.parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 10
             parameter.copy_(torch.randn(parameter.shape, generator=random) / fan_in**0.5)
-    return denoiser.eval()
+    return network.eval()

@@ -92,6 +92,7 @@ class EDM2UNet(UNet):
             connections, of residual branches and of attention in their sums.
         clip_act: largest absolute activation after a block; None for no limit.
         channels_per_head: channels per attention head.
+        out_channels: channels of the output; None for ``img_channels``.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class EDM2UNet(UNet):
         attn_balance: Fraction = 0.3,
         clip_act: Positive | None = 256.0,
         channels_per_head: Width = 64,
+        out_channels: Width | None = None,
     ) -> None:
         super().__init__()
         levels = levels_of(img_resolution, model_channels, channel_mult)
@@ -132,7 +134,7 @@ class EDM2UNet(UNet):
         first = MPConv(img_channels + 1, channels, 3)
         encoded = self.build_encoder(*shape, first, channels, partial(block, flavor="enc"))
         self.build_decoder(*shape, encoded, partial(block, flavor="dec"))
-        self.out_conv = MPConv(channels, img_channels, 3)
+        self.out_conv = MPConv(channels, out_channels or img_channels, 3)
         if logvar_channels:
             self.logvar_fourier = MPFourier(logvar_channels)
             self.logvar_linear = MPConv(logvar_channels, 1, 0)

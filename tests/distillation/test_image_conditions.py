@@ -1,0 +1,127 @@
+"""Trainings on images with a degraded image as their condition: small complete runs, and what is refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onestep.build.distillation import build_distillation, distill
+from onestep.build.pretraining import pretrain
+from onestep.data.dataset import ImageDataset
+from onestep.data.digits import Digits
+from onestep.denoiser import Condition
+from tests.helpers.configs import TWO_ITERATIONS, refused, tiny_config, tiny_pretraining
+from tests.helpers.updates import take_updates
+
+OPTIONS = "{model_channels:16,channel_mult:[1,1],num_blocks:1,attn_resolutions:[],label_dropout:0}"
+RESIDUAL = (f"network.options={OPTIONS}", "+network.image_condition=residual")
+
+
+def halved(x: Tensor) -> Tensor:
+    """``x`` [B, C, H, W] without its details."""
+    return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0)
+
+
+@pytest.fixture(autouse=True)
+def degraded_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits have the image of half their size as a condition besides the class."""
+    plain: Callable[..., tuple[Tensor, Condition]] = Digits.__getitems__
+
+    def paired(self: ImageDataset, indices: Sequence[int]) -> tuple[Tensor, Condition]:
+        images, condition = plain(self, indices)
+        return images, condition | {"image": halved(images)}
+
+    monkeypatch.setattr(Digits, "__getitems__", paired)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a teacher of two iterations."""
+    folder = tmp_path_factory.mktemp("teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        degraded_digits.__wrapped__(patch)  # type: ignore[attr-defined]
+        pretrain(tiny_pretraining(folder, *RESIDUAL, *TWO_ITERATIONS, "metrics=[]"))
+    return str(folder / "teacher")
+
+
+def of_teacher(teacher: str) -> tuple[str, ...]:
+    return ("teacher=local", f"teacher.path={teacher}", "generator.start=image", "generator.sigma_init=1.0")
+
+
+RUNS: list[Any] = [
+    ("divergence=forward_kl", "discriminator=convolutional", "generator.gan_weight=0.1", "penalty=r1"),
+    *(
+        pytest.param(overrides, marks=pytest.mark.slow)
+        for overrides in (
+            ("divergence=jensen_shannon", "discriminator=teacher_features"),
+            ("objective=uni_instruct", "discriminator=strided_shared_encoder", "training.accumulation=2"),
+            ("objective=sim", "generator.later_sigmas=[0.5]", "generator.start=image_alone"),
+            ("objective=dmd", "pairs.count=6", "pairs.batch_size=4", "divergence=reverse_kl", "pairs.cache={tmp}"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("overrides", RUNS)
+def test_a_distillation(overrides: tuple[str, ...], teacher: str, tmp_path: Path) -> None:
+    chosen = [one.format(tmp=tmp_path / "pairs") for one in overrides]
+    folder = tmp_path / "run"
+    more = (*TWO_ITERATIONS, *of_teacher(teacher), "metrics=[]", "diagnosis.samples=4", "diagnosis.held_out=8")
+    summary = distill(tiny_config(folder, *more, *chosen))
+    assert summary["images_seen"] == 8 and summary["student"]["network_evaluations"] in (1, 2)
+    start = "image_alone" if "generator.start=image_alone" in overrides else "image"
+    assert json.loads((folder / "generator" / "generator.json").read_text())["start"] == start
+
+
+def student(image_condition: str) -> tuple[str, ...]:
+    described = "_target_:onestep.models.edm.denoiser.EDMDenoiser,image_shape:[1,8,8],label_dim:10,sigma_data:0.75"
+    return (f"generator.network={{{described},image_condition:{image_condition},options:{OPTIONS}}}",)
+
+
+def test_a_teacher_that_does_not_see_the_image(tmp_path: Path) -> None:
+    """It is a prior: the student alone takes the image."""
+    more = ("generator.start=image_alone", "divergence=reverse_kl", "discriminator=none", "generator.gan_weight=0")
+    config = tiny_config(tmp_path, *student("input"), *TWO_ITERATIONS, *more, "metrics=[]")
+    parts = build_distillation(config)
+    assert parts.method.teacher.condition_keys == ("labels",) and parts.student.denoiser.requires_condition
+    _, condition = parts.space.inputs([3])
+    assert torch.equal(condition["image"], halved(Digits().images[3:4])) and condition["labels"].shape == (1, 10)
+    *_, losses = take_updates(parts)
+    assert losses["loss"].isfinite().all() and losses["generator_gradient"] > 0
+
+
+IN_VAIN = [
+    ((), "the conditions of the data have images, and the generator.network takes none: set generator.network.image_"),
+    (("generator.start=image",), "generator.start=image: its network takes no image condition"),
+    ((*student("input"), "augment=edm"), "augment=... transforms the samples and not the images of their conditions"),
+    ((*student("input"), "diff_augment=published"), "diff_augment=... transforms the samples and not the images of"),
+    ((*student("input"), "generator.labels=uniform"), "generator.labels=uniform draws classes without regard to the"),
+    ((*student("input"), "objective=dmd"), "pairs of noise and teacher image need a teacher that takes the images of"),
+    (
+        ("data=none", *student("input")),
+        "data=none has no conditions but classes, and the generator.network takes image",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), IN_VAIN)
+def test_what_does_not_fit(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    plain = ("objective=sid",) if "objective=dmd" not in overrides else ()
+    said = refused(tiny_config(tmp_path / "run", *plain, *overrides, "metrics=[]"), build_distillation)
+    assert said.startswith(message) and "\n" not in said
+
+
+def test_a_pretraining_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refused(tiny_pretraining(tmp_path / "a"), pretrain)
+    assert said == (
+        "the conditions of the data have images, and the network takes none: set network.image_condition=input or "
+        "residual"
+    )
+    monkeypatch.undo()
+    said = refused(tiny_pretraining(tmp_path / "b", *RESIDUAL), pretrain)
+    assert said.startswith("this network takes a condition of labels, image, got labels: use data and a network with")
