@@ -10,6 +10,7 @@ from onestep.build.checks import check_conditions, check_fit, check_steps
 from onestep.build.evaluation import classes_of, reference_of
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
+from onestep.data.paired import PairedData
 from onestep.distillation.settings import GeneratorSettings
 from onestep.distillation.view import View
 from onestep.engine.checkpoint import damage, is_checkpoint
@@ -34,6 +35,7 @@ def build_generator(
     drawn = classes_of(reference_of(data))
     classes = sorted({*drawn}) if drawn is not None and len({*drawn}) < network.label_dim else None
     generator = Generator(network, settings.sigma_init, settings.later_sigmas, classes, settings.start)
+    generator.upscale_factor = data.factor if isinstance(data, PairedData) else None
     check_steps(generator)
     return generator
 

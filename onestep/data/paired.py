@@ -33,6 +33,11 @@ class PairedData(ImageDataset):
     def originals(self) -> ImageDataset:
         """The images x alone."""
 
+    @property
+    @abstractmethod
+    def factor(self) -> float:
+        """How many times larger the images are than the degraded ones."""
+
     @abstractmethod
     def pairs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Condition]:
         """The images [B, C, H, W], the degraded ones [B, C, h, w] at their own size, and the other conditions."""
@@ -96,6 +101,10 @@ class PairedImages(PairedData):
     @property
     def originals(self) -> ImageDataset:
         return self.images
+
+    @property
+    def factor(self) -> float:
+        return self.degradation.factor
 
     def pairs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Condition]:
         images, condition = self.images.__getitems__([index % len(self.images) for index in indices])
@@ -161,6 +170,10 @@ class PairedFolders(PairedData):
     @property
     def originals(self) -> ImageDataset:
         return self.high
+
+    @property
+    def factor(self) -> float:
+        return self.high.image_shape[1] / self.low.image_shape[1]
 
     def pairs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Condition]:
         images, condition = self.high.__getitems__(indices)

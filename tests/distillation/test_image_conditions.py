@@ -1,51 +1,28 @@
 """Trainings on images with a degraded image as their condition: small complete runs, and what is refused."""
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.pretraining import pretrain
-from onestep.data.dataset import ImageDataset
-from onestep.data.digits import Digits
-from onestep.denoiser import Condition
+from onestep.config import instantiate
 from tests.helpers.configs import TWO_ITERATIONS, refused, tiny_config, tiny_pretraining
 from tests.helpers.updates import take_updates
 
+PAIRED = ("data=paired", "data@data.images=digits", "degradation=area", "degradation.factor=2")
 OPTIONS = "{model_channels:16,channel_mult:[1,1],num_blocks:1,attn_resolutions:[],label_dropout:0}"
 RESIDUAL = (f"network.options={OPTIONS}", "+network.image_condition=residual")
-
-
-def halved(x: Tensor) -> Tensor:
-    """``x`` [B, C, H, W] without its details."""
-    return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0)
-
-
-@pytest.fixture(autouse=True)
-def degraded_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digits have the image of half their size as a condition besides the class."""
-    plain: Callable[..., tuple[Tensor, Condition]] = Digits.__getitems__
-
-    def paired(self: ImageDataset, indices: Sequence[int]) -> tuple[Tensor, Condition]:
-        images, condition = plain(self, indices)
-        return images, condition | {"image": halved(images)}
-
-    monkeypatch.setattr(Digits, "__getitems__", paired)
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a teacher of two iterations."""
     folder = tmp_path_factory.mktemp("teacher")
-    with pytest.MonkeyPatch.context() as patch:
-        degraded_digits.__wrapped__(patch)  # type: ignore[attr-defined]
-        pretrain(tiny_pretraining(folder, *RESIDUAL, *TWO_ITERATIONS, "metrics=[]"))
+    pretrain(tiny_pretraining(folder, *PAIRED, *RESIDUAL, *TWO_ITERATIONS, "metrics=[]"))
     return str(folder / "teacher")
 
 
@@ -72,10 +49,11 @@ def test_a_distillation(overrides: tuple[str, ...], teacher: str, tmp_path: Path
     chosen = [one.format(tmp=tmp_path / "pairs") for one in overrides]
     folder = tmp_path / "run"
     more = (*TWO_ITERATIONS, *of_teacher(teacher), "metrics=[]", "diagnosis.samples=4", "diagnosis.held_out=8")
-    summary = distill(tiny_config(folder, *more, *chosen))
+    summary = distill(tiny_config(folder, *PAIRED, *more, *chosen))
     assert summary["images_seen"] == 8 and summary["student"]["network_evaluations"] in (1, 2)
     start = "image_alone" if "generator.start=image_alone" in overrides else "image"
-    assert json.loads((folder / "generator" / "generator.json").read_text())["start"] == start
+    record = json.loads((folder / "generator" / "generator.json").read_text())
+    assert (record["start"], record["upscale_factor"]) == (start, 2)
 
 
 def student(image_condition: str) -> tuple[str, ...]:
@@ -86,11 +64,13 @@ def student(image_condition: str) -> tuple[str, ...]:
 def test_a_teacher_that_does_not_see_the_image(tmp_path: Path) -> None:
     """It is a prior: the student alone takes the image."""
     more = ("generator.start=image_alone", "divergence=reverse_kl", "discriminator=none", "generator.gan_weight=0")
-    config = tiny_config(tmp_path, *student("input"), *TWO_ITERATIONS, *more, "metrics=[]")
+    config = tiny_config(tmp_path, *PAIRED, *student("input"), *TWO_ITERATIONS, *more, "metrics=[]")
     parts = build_distillation(config)
     assert parts.method.teacher.condition_keys == ("labels",) and parts.student.denoiser.requires_condition
     _, condition = parts.space.inputs([3])
-    assert torch.equal(condition["image"], halved(Digits().images[3:4])) and condition["labels"].shape == (1, 10)
+    assert torch.equal(
+        condition["image"], instantiate(config.data).evaluated.__getitems__([3])[1]["image"]
+    ) and condition["labels"].shape == (1, 10)
     *_, losses = take_updates(parts)
     assert losses["loss"].isfinite().all() and losses["generator_gradient"] > 0
 
@@ -112,16 +92,15 @@ IN_VAIN = [
 @pytest.mark.parametrize(("overrides", "message"), IN_VAIN)
 def test_what_does_not_fit(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     plain = ("objective=sid",) if "objective=dmd" not in overrides else ()
-    said = refused(tiny_config(tmp_path / "run", *plain, *overrides, "metrics=[]"), build_distillation)
+    said = refused(tiny_config(tmp_path / "run", *PAIRED, *plain, *overrides, "metrics=[]"), build_distillation)
     assert said.startswith(message) and "\n" not in said
 
 
-def test_a_pretraining_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refused(tiny_pretraining(tmp_path / "a"), pretrain)
+def test_a_pretraining_that_does_not_fit(tmp_path: Path) -> None:
+    said = refused(tiny_pretraining(tmp_path / "a", *PAIRED), pretrain)
     assert said == (
         "the conditions of the data have images, and the network takes none: set network.image_condition=input or "
         "residual"
     )
-    monkeypatch.undo()
     said = refused(tiny_pretraining(tmp_path / "b", *RESIDUAL), pretrain)
     assert said.startswith("this network takes a condition of labels, image, got labels: use data and a network with")
