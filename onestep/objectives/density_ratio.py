@@ -67,6 +67,10 @@ class QuantileBins(RatioNormalizer):
     """
 
     log_ratio_bound = 40.0  # |log r| is clamped to this before it enters a mean: exp of a saturated logit is infinite
+    #: A ratio enters a mean as at most this, times the mean if that is above 1. One saturated logit of 40 would
+    #: otherwise be the mean of its bin, and all weights there nearly 0, until ``decay ** updates`` is below exp(-40):
+    #: 4,000 updates at 0.99. As E_q[r] = 1, less than a hundredth of exact ratios is larger (Markov's inequality).
+    largest_ratio = 100.0
 
     def __init__(self, sigma_distribution: SigmaDistribution, bins: Steps, decay: Decay) -> None:
         super().__init__()
@@ -92,8 +96,11 @@ class QuantileBins(RatioNormalizer):
 
         Every process must call it. Sums and counts are reduced over processes, so all processes hold the same means.
         """
-        bounded = log_ratio.clamp(-self.log_ratio_bound, self.log_ratio_bound)
-        sums, counts = self._sums(bounded, self._bin(sigma), self.bins)
+        bins = self._bin(sigma)
+        means = torch.where(self.counts > 0, self.sums / self.counts, 1.0).clamp(min=1.0)
+        largest = (self.largest_ratio * means).log().to(log_ratio)[bins]
+        bounded = log_ratio.clamp(-self.log_ratio_bound, self.log_ratio_bound).minimum(largest)
+        sums, counts = self._sums(bounded, bins, self.bins)
         kept = torch.where(counts > 0, self.decay, 1.0)
         self.sums.mul_(kept).add_(sums)
         self.counts.mul_(kept).add_(counts)

@@ -100,7 +100,24 @@ def test_reading_does_not_write() -> None:
 def test_extreme_ratios_keep_the_mean_finite() -> None:
     normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=1, decay=0.5)
     normalizer.update(torch.tensor([1e4, -1e4]), SIGMA[:2])
-    assert normalizer(torch.tensor([1e4]), SIGMA[:1]).item() == pytest.approx(1e4 - 40 + 0.6931, rel=1e-6)
+    assert normalizer(torch.zeros(1), SIGMA[:1]).item() == pytest.approx(-math.log(100 / 2), rel=1e-6)
+
+
+def test_a_saturated_logit_is_not_the_mean_of_its_bin() -> None:
+    """At decay 0.99 its ratio of exp(40) would be, for 4,000 updates. It counts as 100 times the mean of 1."""
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.99)
+    normalizer.update(torch.zeros(999), SIGMA[:1].expand(999))
+    normalizer.update(torch.tensor([40.0]), SIGMA[:1])
+    expected = math.log((0.99 * 999 + 100) / (0.99 * 999 + 1))
+    assert normalizer(torch.zeros(1), SIGMA[:1]).item() == pytest.approx(-expected, rel=1e-5)
+
+
+def test_an_offset_of_all_logits_is_found() -> None:
+    """The bound is relative to the mean: logits of 12 have ratios of 163,000."""
+    normalizer = QuantileBins(SIGMA_DISTRIBUTION, bins=4, decay=0.9)
+    for _ in range(150):
+        normalizer.update(torch.full((10,), 12.0), SIGMA[:1].expand(10))
+    assert normalizer(torch.full((1,), 12.0), SIGMA[:1]).item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_levels_outside_the_law_fall_in_the_outer_bins() -> None:
