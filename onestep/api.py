@@ -18,8 +18,11 @@ from onestep.ranges import unknown_key
 #: The keys whose values may be objects.
 _OBJECTS = {
     "data", "degradation", "divergence", "fake_sigma", "features", "metrics", "mixture", "objective", "sampler",
-    "sigma", "student", "teacher", "weighting",
+    "sigma", "student", "teacher", "terms", "weighting",
 }  # fmt: skip
+
+#: The groups of which several choices, or objects by name, can be given.
+_LISTS = {"metrics", "terms"}
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,16 @@ def compose_objects(settings: Mapping[str, Any]) -> tuple[DictConfig, dict[str, 
         value = str(value) if isinstance(value, Path) else value
         if name in groups and (isinstance(value, str) or value is None):
             choices.append(f"{name}={'null' if value is None else value}")
-        elif name == "metrics" and isinstance(value, list | tuple):
+        elif name in _LISTS and isinstance(value, list | tuple):
             choices.append(f"{name}=[{','.join(value)}]")
         elif isinstance(value, str | int | float | bool | list | tuple | None):
             values[name] = value
-        elif isinstance(value, Mapping) and name != "metrics":
+        elif isinstance(value, Mapping) and name not in _LISTS:
             values[name] = dict(value)
         else:
             given[name] = value
     try:
-        replaced = [f"~{name}" for name in given if name in groups & _OBJECTS - {"metrics"}]
+        replaced = [f"~{name}" for name in given if name in groups & _OBJECTS - _LISTS]
         config = compose("train", [*choices, *replaced])
         for name, value in values.items():
             OmegaConf.update(config, name, value, merge=True)

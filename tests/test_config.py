@@ -124,7 +124,7 @@ def places(
 def overrides_for(file: str, places: dict[str, object] | None = None) -> list[str]:
     group, choice = file.split("/", 1)
     required = [override.format(**(places or {})) for override in REQUIRED.get(file, [])]
-    return [f"{group}=[{choice}]" if group == "metrics" else f"{group}={choice}", *required]
+    return [f"{group}=[{choice}]" if group in ("metrics", "terms") else f"{group}={choice}", *required]
 
 
 def primary_of(file: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import NoData, TrainingDataset, condition_names, has_images
+from onestep.data.dataset import NoData, TrainingDataset, has_images
 from onestep.data.prompts import PromptDataset
 from onestep.denoiser import beyond_labels, check_condition, prompt_keys
 from onestep.distillation.settings import GeneratorSettings
@@ -179,46 +179,6 @@ def check_conditions(data: TrainingDataset | NoData, network: Any, name: str) ->
         )
     if others and not isinstance(data, NoData | PromptDataset):
         check_condition(data.__getitems__([0])[1], network.condition_keys, required=True)
-
-
-def check_image_conditions(config: DictConfig, data: TrainingDataset | NoData, teacher: Any = None) -> bool:
-    """True if the conditions of ``data`` have images, with the check that nothing separates them from the samples.
-
-    Raises:
-        ValueError: for an augmentation of the samples alone, classes that are drawn without regard to the images, or
-            pairs of a ``teacher`` that does not take them.
-    """
-    if "image" not in condition_names(data):
-        return False
-    for name in ("augment", "diff_augment"):
-        if config.get(name) is not None:
-            raise ValueError(
-                f"{name}=... transforms the samples and not the images of their conditions: set {name}=none"
-            )
-    if "generator" in config and config.generator.labels == "uniform":
-        raise ValueError(
-            "generator.labels=uniform draws classes without regard to the images of the conditions: set "
-            "generator.labels=data"
-        )
-    if config.get("pairs") is not None and "image" not in teacher.condition_keys:
-        raise ValueError(
-            "pairs of noise and teacher image need a teacher that takes the images of the conditions: set pairs=none "
-            "and generator.regression_weight=0, or use such a teacher"
-        )
-    return True
-
-
-def check_takes_image(network: Any, name: str, remedy: str) -> None:
-    """Check that a network takes the images of the data's conditions.
-
-    Raises:
-        ValueError: naming it and the ``remedy``.
-    """
-    if "image" not in network.condition_keys:
-        raise ValueError(
-            f"the conditions of the data have images, and the {name} takes none: set {name}.image_condition=input or "
-            f"residual{remedy}"
-        )
 
 
 def check_augmentation(

@@ -11,14 +11,13 @@ from onestep.build.checks import (
     check_augmentation,
     check_data,
     check_fit,
-    check_image_conditions,
     check_noise_of_pairs,
-    check_takes_image,
     check_teacher,
     check_terms,
     level_of,
 )  # fmt: skip
 from onestep.build.evaluation import build_evaluator, sample_space
+from onestep.build.image_conditions import check_image_conditions, check_paired_terms, check_takes_image
 from onestep.build.networks import build_discriminator, build_generator, build_pretrained, build_view, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
 from onestep.build.use import check_use, check_use_in_distillation
@@ -45,6 +44,7 @@ from onestep.models.dropout import set_dropout
 from onestep.models.freezing import freeze
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
+from onestep.objectives.reconstruction import PairedTerm
 from onestep.precision import float64_device
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_rng
@@ -90,6 +90,8 @@ def build_distillation(
     with_image = check_image_conditions(config, data, teacher)
     if with_image and "image" not in teacher.condition_keys:  # a prior of the samples
         teacher.ignored_keys = ("image",)
+    terms: dict[str, PairedTerm] = parts["terms"]
+    check_paired_terms(terms, teacher, with_image)
     check_use(config)
     check_use_in_distillation(config, objective, data, parts.given)
     if isinstance(teacher, DenoiserNetwork):
@@ -175,6 +177,7 @@ def build_distillation(
         augment=augment,
         space=space,
         pairs=teacher_pairs,
+        terms=terms,
         sampler=sampler,
         evaluator=evaluator,
         evaluation=evaluation,

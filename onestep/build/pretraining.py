@@ -10,10 +10,9 @@ from onestep.build.checks import (
     check_augmented,
     check_conditions,
     check_fit,
-    check_image_conditions,
-    check_takes_image,
 )
 from onestep.build.evaluation import build_evaluator, sample_space
+from onestep.build.image_conditions import check_image_conditions, check_takes_image
 from onestep.build.run import build_clips, build_layout, build_rules, started_run
 from onestep.build.use import check_use
 from onestep.config import instantiate

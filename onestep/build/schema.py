@@ -145,6 +145,7 @@ class _Train(_Run):
     diff_augment: Part | None
     lora: Part | None
     pairs: Part | None
+    terms: dict[str, Part]
     training: Part
     evaluation: Part
     generator: _Generator

@@ -232,6 +232,11 @@ def update_generator(
                     regression = regression_loss(parts.student.simulate([latents], pair_condition), x_teacher)
                     losses.terms["regression"] = Term(regression, parts.generator.regression_weight)
                     losses.diagnostics["regression_loss"] = regression
+                for name, term in parts.terms.items():
+                    assert batch.x_real is not None  # data without images was rejected
+                    paired = term(x_generated, batch.x_real)
+                    losses.terms[name] = Term(paired, term.weight)
+                    losses.diagnostics[f"{name}_loss"] = paired
             optimizer.backward(losses, noise.sigma)
         diagnostics.append(losses.diagnostics)
         logits += [] if losses.logit is None else [losses.logit]

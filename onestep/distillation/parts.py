@@ -1,6 +1,6 @@
 """The parts of a distillation; :mod:`onestep.build` makes them from a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.metrics.evaluator import Evaluator
 from onestep.noise import SigmaDistribution
+from onestep.objectives.reconstruction import PairedTerm
 from onestep.samplers import Sampler
 from onestep.seeding import BatchRandom
 
@@ -43,6 +44,7 @@ class Distillation:
         augment: of generated and real images in the critics' updates; None for none.
         space: the space of the samples for evaluation.
         pairs: pairs for the regression; None without it.
+        terms: of the generator's loss against the ground truth of its conditions, by name.
         sampler: the teacher's sampler.
         evaluator, evaluation: metrics of teacher and student, and their settings.
         diagnosis: settings of the diagnosis.
@@ -63,6 +65,7 @@ class Distillation:
     augment: EDMAugmentation | None
     space: SampleSpace
     pairs: TeacherPairs | None
+    terms: Mapping[str, PairedTerm]
     sampler: Sampler
     evaluator: Evaluator
     evaluation: EvaluationSettings

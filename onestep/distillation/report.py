@@ -145,7 +145,8 @@ class DistillationReport:
             for name in sides
             for key, description in metrics.items()
         }
-        save_curves(lines, metrics | of_others, _DIAGNOSTICS, folder / "curves.png")
+        diagnostics = (*_DIAGNOSTICS, *(f"{name}_loss" for name in parts.terms))
+        save_curves(lines, metrics | of_others, diagnostics, folder / "curves.png")
         save_diagnosis(lines, PREFIX, folder / "diagnosis.png")
         print_summary(summary, folder)
         check_values(failures, folder)

@@ -10,6 +10,7 @@ import torch
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.pretraining import pretrain
 from onestep.config import instantiate
+from onestep.engine.log import read_log
 from tests.helpers.configs import TWO_ITERATIONS, refused, tiny_config, tiny_pretraining
 from tests.helpers.updates import take_updates
 
@@ -31,7 +32,13 @@ def of_teacher(teacher: str) -> tuple[str, ...]:
 
 
 RUNS: list[Any] = [
-    ("divergence=forward_kl", "discriminator=convolutional", "generator.gan_weight=0.1", "penalty=r1"),
+    (
+        "divergence=forward_kl",
+        "discriminator=convolutional",
+        "generator.gan_weight=0.1",
+        "penalty=r1",
+        "terms=[reconstruction,haar]",
+    ),
     *(
         pytest.param(overrides, marks=pytest.mark.slow)
         for overrides in (
@@ -54,6 +61,8 @@ def test_a_distillation(overrides: tuple[str, ...], teacher: str, tmp_path: Path
     start = "image_alone" if "generator.start=image_alone" in overrides else "image"
     record = json.loads((folder / "generator" / "generator.json").read_text())
     assert (record["start"], record["upscale_factor"]) == (start, 2)
+    logged = {name for line in read_log(folder / "log.jsonl") for name in line}
+    assert ({"reconstruction_loss", "haar_loss"} <= logged) == ("terms=[reconstruction,haar]" in overrides)
 
 
 def student(image_condition: str) -> tuple[str, ...]:
@@ -81,6 +90,8 @@ IN_VAIN = [
     ((*student("input"), "augment=edm"), "augment=... transforms the samples and not the images of their conditions"),
     ((*student("input"), "diff_augment=published"), "diff_augment=... transforms the samples and not the images of"),
     ((*student("input"), "generator.labels=uniform"), "generator.labels=uniform draws classes without regard to the"),
+    ((*student("input"), "terms=[haar]", "terms.haar.levels=4"), "terms.haar.levels=4: samples of 8x8 cannot be"),
+    (("data=digits", "terms=[reconstruction]"), "terms=[reconstruction] compare a sample with the ground truth of its"),
     ((*student("input"), "objective=dmd"), "pairs of noise and teacher image need a teacher that takes the images of"),
     (
         ("data=none", *student("input")),
@@ -92,7 +103,7 @@ IN_VAIN = [
 @pytest.mark.parametrize(("overrides", "message"), IN_VAIN)
 def test_what_does_not_fit(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
     plain = ("objective=sid",) if "objective=dmd" not in overrides else ()
-    paired = () if "data=none" in overrides else PAIRED
+    paired = () if {"data=none", "data=digits"} & {*overrides} else PAIRED
     said = refused(tiny_config(tmp_path / "run", *paired, *plain, *overrides, "metrics=[]"), build_distillation)
     assert said.startswith(message) and "\n" not in said
 

@@ -1,0 +1,64 @@
+"""Checks of trainings on samples with an image as their condition."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from onestep.data.dataset import NoData, TrainingDataset, condition_names
+from onestep.objectives.reconstruction import PairedTerm
+
+
+def check_image_conditions(config: DictConfig, data: TrainingDataset | NoData, teacher: Any = None) -> bool:
+    """True if the conditions of ``data`` have images, with the check that nothing separates them from the samples.
+
+    Raises:
+        ValueError: for an augmentation of the samples alone, classes that are drawn without regard to the images, or
+            pairs of a ``teacher`` that does not take them.
+    """
+    if "image" not in condition_names(data):
+        return False
+    for name in ("augment", "diff_augment"):
+        if config.get(name) is not None:
+            raise ValueError(
+                f"{name}=... transforms the samples and not the images of their conditions: set {name}=none"
+            )
+    if "generator" in config and config.generator.labels == "uniform":
+        raise ValueError(
+            "generator.labels=uniform draws classes without regard to the images of the conditions: set "
+            "generator.labels=data"
+        )
+    if config.get("pairs") is not None and "image" not in teacher.condition_keys:
+        raise ValueError(
+            "pairs of noise and teacher image need a teacher that takes the images of the conditions: set pairs=none "
+            "and generator.regression_weight=0, or use such a teacher"
+        )
+    return True
+
+
+def check_paired_terms(terms: Mapping[str, PairedTerm], teacher: Any, with_image: bool) -> None:
+    """Check that the ``terms`` against a ground truth have one, and take its shape.
+
+    Raises:
+        ValueError: for data without images as conditions, or other shapes.
+    """
+    if terms and not with_image:
+        raise ValueError(
+            f"terms=[{','.join(terms)}] compare a sample with the ground truth of its condition, and the conditions of "
+            "this data have no images: use data=paired, or terms=none"
+        )
+    for term in terms.values():
+        term.check(tuple(teacher.image_shape))
+
+
+def check_takes_image(network: Any, name: str, remedy: str) -> None:
+    """Check that a network takes the images of the data's conditions.
+
+    Raises:
+        ValueError: naming it and the ``remedy``.
+    """
+    if "image" not in network.condition_keys:
+        raise ValueError(
+            f"the conditions of the data have images, and the {name} takes none: set {name}.image_condition=input or "
+            f"residual{remedy}"
+        )

@@ -1,0 +1,69 @@
+"""Terms of the generator's loss that compare a sample with the ground truth of its condition."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from onestep.noise import per_sample_sum
+from onestep.ranges import Positive, PositiveRate, checked
+
+#: Of two numbers: their absolute difference d, its square, or ``sqrt(d^2 + epsilon^2)`` (arXiv 1704.03915).
+Distance = Literal["l1", "l2", "charbonnier"]
+
+
+class PairedTerm(ABC):
+    """A term of the generator's loss, for data whose real samples are the ground truth of their conditions.
+
+    Attributes:
+        weight: of the term, whose loss is a mean over a sample's dimensions.
+    """
+
+    weight: float
+
+    @abstractmethod
+    def __call__(self, x_generated: Tensor, x_real: Tensor) -> Tensor:
+        """The losses [B] of samples [B, C, H, W] against the ground truth of their conditions, in data units."""
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
+        """Check that the term takes samples of ``image_shape``; by default all.
+
+        Raises:
+            ValueError: for others.
+        """
+
+
+@checked
+class Reconstruction(PairedTerm):
+    """The mean ``distance`` of a sample's values from those of the ground truth.
+
+    Alone, "l2" is minimised by the posterior mean ``E[x | y]``, "l1" by the median of each value.
+
+    Args:
+        distance: see :data:`Distance`.
+        weight: of the term.
+        epsilon: of "charbonnier", in data units.
+    """
+
+    def __init__(self, distance: Distance, weight: PositiveRate, epsilon: Positive) -> None:
+        self.distance, self.weight, self.epsilon = distance, weight, epsilon
+
+    def __call__(self, x_generated: Tensor, x_real: Tensor) -> Tensor:
+        return mean_distance(x_generated, x_real, self.distance, self.epsilon)
+
+
+def mean_distance(a: Tensor, b: Tensor, distance: Distance, epsilon: float) -> Tensor:
+    """The mean ``distance`` [B] of the values of ``a`` from those of ``b``, both [B, ...].
+
+    Raises:
+        ValueError: for different shapes, which would broadcast.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"expected samples of the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    difference = a - b
+    distances = {
+        "l1": difference.abs,
+        "l2": difference.square,
+        "charbonnier": lambda: (difference.square() + epsilon**2).sqrt(),
+    }
+    return per_sample_sum(distances[distance]()) / a[0].numel()
