@@ -3,9 +3,9 @@
     apt-get install mate-backgrounds plasma-workspace-wallpapers lomiri-wallpapers-16.04
     python benchmarks/photographs.py OUT [--root /usr/share]
 
-The 37 photographs among the packages' pictures, reduced to half their size, as many have little detail in the last
-octave, and cut into squares of 128 pixels, OUT/train/NAME/ROW_COLUMN.png. Squares without detail, such as skies, are left
-out. Eight photographs are held out, so that no crop of one of these is trained on.
+The 37 photographs among the packages' pictures are reduced to half their size, as many have little detail in the last
+octave, and cut into squares of 128 pixels, OUT/train/NAME/ROW_COLUMN.png. Squares without detail, such as skies, are
+left out. Eight photographs are held out, so that no crop of one of these is trained on.
 """
 
 import argparse
@@ -19,7 +19,9 @@ LEAST_DETAIL = 4.0  # root mean square of a square minus its bicubic enlargement
 MATE, LOMIRI = "backgrounds/mate/nature/{}.jpg", "backgrounds/{}.jpg"
 PLASMA = "wallpapers/{}/contents/images/*x*.*"
 TRAIN = {
-    MATE: ("Aqua", "Blinds", "Dune", "FreshFlower", "Garden", "GreenMeadow", "Storm", "TwoWings", "Wood", "YellowFlower"),
+    MATE: (
+        "Aqua", "Blinds", "Dune", "FreshFlower", "Garden", "GreenMeadow", "Storm", "TwoWings", "Wood", "YellowFlower",
+    ),
     PLASMA: ("BytheWater", "ColdRipple", "FallenLeaf", "Grey", "Kite", "OneStandsOut", "Volna", "summer_1am"),
     LOMIRI: (
         "Bridge_by_Sander_Klootwijk", "Dragonfly_by_Bolly", "Picture_0B_by_freespace", "Wine_by_Jakkub_Mede",
