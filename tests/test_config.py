@@ -41,6 +41,10 @@ REQUIRED = {
     "experiment/features/fashion": ["data.path={stores}/idx", "held_out.split=train"],
     "experiment/cifar10_5k": ["teacher.path=digits", "features.path=digits", "data.path={stores}/images.zip"],
     "experiment/pretrain/cifar10_5k": ["features.path=digits", "data.path={stores}/images.zip"],
+    "experiment/pretrain/photographs": [
+        "data.images.path={stores}/classes", "data.evaluation.path={stores}/classes", "data.images.size=6",
+        "data.evaluation.size=6",
+    ],
     "experiment/features/cifar10_5k": ["data.path={stores}/images.zip", "held_out.path={stores}/images.zip"],
     "teacher/diffusers": ["teacher.path={pipeline}"],
     **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith(("teacher/edm_", "teacher/edm2_"))},
