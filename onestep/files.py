@@ -57,7 +57,7 @@ def atomic_folder(folder: str | Path, durable: bool = False, replace: bool = Fal
     folder = Path(folder).absolute()
     parent = folder.with_name(f"{_WRITING}{os.getpid()}_{folder.name}")
     temporary = parent / folder.name
-    _remove_unfinished(folder)
+    remove_unfinished(folder)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -76,14 +76,15 @@ def atomic_folder(folder: str | Path, durable: bool = False, replace: bool = Fal
         shutil.rmtree(parent, ignore_errors=True)
 
 
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what processes left that were killed on this machine while they wrote ``folder``."""
-    if not folder.parent.is_dir():
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes left that were killed on this machine while they wrote the file or folder ``path``."""
+    if not path.parent.is_dir():
         return
-    name = re.compile(f"{re.escape(_WRITING)}([0-9]{{1,9}})_{re.escape(folder.name)}")
-    for path in folder.parent.iterdir():
-        if (match := name.fullmatch(path.name)) and not _runs(int(match[1])):
-            shutil.rmtree(path, ignore_errors=True)
+    name = re.compile(f"{re.escape(_WRITING)}([0-9]{{1,9}})_{re.escape(path.name)}")
+    for left in path.parent.iterdir():
+        if (match := name.fullmatch(left.name)) and not _runs(int(match[1])):
+            shutil.rmtree(left, ignore_errors=True)
+            left.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:

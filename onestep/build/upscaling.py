@@ -42,7 +42,7 @@ def upscale(config: DictConfig) -> dict[str, Any]:
     allow_tf32(config.tf32)
     images, others = find_images(config.images)
     folders = [path for path in map(Path, config.images) if path.is_dir()]
-    jobs = plan(images, folders, Path(config.output), config.format)
+    jobs = plan(images, folders, Path(config.output), config.format, config.compare)
     folder = _folder(config)
     student_factor = read_generator_record(folder).upscale_factor
     if student_factor is None:

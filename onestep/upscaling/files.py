@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from onestep.files import hash_file
+from onestep.files import hash_file, remove_unfinished
 from onestep.images import FORMATS, DamagedImageError
 from onestep.images import SUFFIXES as INPUT_SUFFIXES
+from onestep.reading import check_file
 from onestep.upscaling.photograph import (
     SOFTWARE,
     SUFFIXES,
@@ -64,6 +65,7 @@ def find_images(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
             if not own:
                 raise ValueError(f"{path}: none of its {len(files)} files is a photograph ({', '.join(FORMATS)})")
         elif path.exists():
+            check_file(path)
             own = [path]
         else:
             own = sorted(file for name in glob.glob(str(path)) if (file := Path(name)).is_file())
@@ -73,7 +75,9 @@ def find_images(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
     return list({file.resolve(): file for file in found}.values()), others
 
 
-def plan(images: Sequence[Path], folders: Sequence[Path], output: Path, format: FileFormat | None) -> list[Job]:
+def plan(
+    images: Sequence[Path], folders: Sequence[Path], output: Path, format: FileFormat | None, compare: bool = False
+) -> list[Job]:
     """The files of the results: in the folder ``output`` by the photographs' names, or ``output`` itself of one.
 
     Photographs whose names differ by the suffix alone keep it: a.jpg.png and a.bmp.png.
@@ -83,6 +87,7 @@ def plan(images: Sequence[Path], folders: Sequence[Path], output: Path, format: 
         folders: the folders that the user named.
         output: a folder, or, with the suffix of a format, the file of the only photograph.
         format: of the results; None for that of the output's suffix, else PNG.
+        compare: before-and-after pictures are written too.
 
     Raises:
         ValueError: for results that would overwrite photographs, each other, or be photographs of the next start.
@@ -106,8 +111,9 @@ def plan(images: Sequence[Path], folders: Sequence[Path], output: Path, format: 
     inputs = {image.resolve() for image in images}
     taken: dict[str, Path] = {}
     for job in jobs:
-        if job.result.resolve() in inputs:
-            raise ValueError(f"-o {output}: {job.result} would overwrite a photograph: give another folder")
+        for written in (job.result, *([job.comparison] if compare else [])):
+            if written.resolve() in inputs:
+                raise ValueError(f"-o {output}: {written} would overwrite a photograph: give another folder")
         other = taken.setdefault(str(job.result).casefold(), job.image)
         if other is not job.image:
             raise ValueError(f"{other} and {job.image} would both become {job.result}: give each a folder of its own")
@@ -187,6 +193,8 @@ def upscale_files(
             tqdm.write(f"{job.image}: {photograph.note}", file=sys.stderr)
         result = _upscale(photograph, upscaler, factor, job.image.name)
         result.exif[SOFTWARE] = describe(job, description)
+        remove_unfinished(job.result)
+        remove_unfinished(job.comparison)
         if compare:
             height, width = result.levels.shape[:2]
             before = resize(photograph.levels, height, width, photograph.levels.dtype)

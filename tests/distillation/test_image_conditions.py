@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.pretraining import pretrain
+from onestep.build.upscaling import upscale
 from onestep.config import instantiate
 from onestep.engine.log import read_log
-from tests.helpers.configs import TWO_ITERATIONS, refused, tiny_config, tiny_pretraining
+from tests.helpers.configs import TWO_ITERATIONS, configure, refused, tiny_config, tiny_pretraining
 from tests.helpers.updates import take_updates
+from tests.helpers.upscaling import encoded, picture
 
 PAIRED = ("data=paired", "data@data.images=digits", "degradation=area", "degradation.factor=2")
 OPTIONS = "{model_channels:16,channel_mult:[1,1],num_blocks:1,attn_resolutions:[],label_dropout:0}"
@@ -63,6 +66,11 @@ def test_a_distillation(overrides: tuple[str, ...], teacher: str, tmp_path: Path
     assert (record["start"], record["upscale_factor"]) == (start, 2)
     logged = {name for line in read_log(folder / "log.jsonl") for name in line}
     assert ({"reconstruction_loss", "haar_loss"} <= logged) == ("terms=[reconstruction,haar]" in overrides)
+    (tmp_path / "digit.png").write_bytes(encoded(picture("L", width=5, height=9)))
+    paths = (f"images=[{tmp_path / 'digit.png'}]", f"checkpoint={folder}", f"output={tmp_path / 'large.png'}")
+    upscale(configure("upscale", *paths, "label=3"))
+    with Image.open(tmp_path / "large.png") as image:
+        assert (image.mode, image.size) == ("L", (10, 18))
 
 
 def student(image_condition: str) -> tuple[str, ...]:

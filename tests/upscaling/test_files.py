@@ -1,5 +1,7 @@
 """Photographs of every kind, the files of their results, and the work through a folder."""
 
+import os
+import socket
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -126,6 +128,9 @@ def test_photographs_are_found(tmp_path: Path) -> None:
     for path, message in ((tmp_path / "sub" / "d*.png", "no such file"), (tmp_path / "e", "no such file")):
         with pytest.raises(ValueError, match=f"^{path.name[:1]}?.*: {message}$"):
             find_images([str(path)])
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="pipe.png: expected a file, not a folder, a pipe or a device"):
+        find_images([str(tmp_path / "pipe.png")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="none of its 0 files is a photograph"):
         find_images([str(tmp_path / "empty")])
@@ -141,6 +146,7 @@ def test_photographs_are_found(tmp_path: Path) -> None:
         (["in/a.jpg", "in/b.jpg"], "large.png", None, "names one picture, for 2 photographs"),
         (["in/a.jpg"], "large.png", "webp", "format=webp: -o .*large.png is another format"),
         (["in/a.png"], "in", None, "in/a.png would overwrite a photograph"),
+        (["compare/a.png"], ".", None, "compare/a.png would overwrite a photograph"),
         (["in/a.png"], "in/a.png", None, "in/a.png would overwrite a photograph"),
         (["in/a.png", "b/A.png"], "out", None, "in/a.png and .*b/A.png would both become"),
         (["in/a.png"], "file", None, "it is a file: give a folder"),
@@ -158,7 +164,7 @@ def test_the_files_of_the_results(
         ]
         return
     with pytest.raises(ValueError, match=results):
-        plan(made[:-1], folders, tmp_path / output, format)
+        plan(made[:-1], folders, tmp_path / output, format, compare=True)
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +180,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(KeyboardInterrupt):
         run(images, output, student=dying, compare=True)
     assert [file.name for file in output.glob("*.*")] == ["a.png"]
+    (output / f".writing_{socket.gethostname()}_999999999_b.png").touch()  # of a process that is gone
     before = hash_file(output / "a.png")
     assert run(images, output, student=dying, compare=True) == {}
     assert next(calls) == 4  # one evaluation of the first, one in vain, two
