@@ -42,7 +42,9 @@ REQUIRED = {
     "experiment/cifar10_5k": ["teacher.path=digits", "features.path=digits", "data.path={stores}/images.zip"],
     "experiment/pretrain/cifar10_5k": ["features.path=digits", "data.path={stores}/images.zip"],
     "experiment/pretrain/photographs": [
-        "data.images.path={stores}/classes", "data.evaluation.path={stores}/classes", "data.images.size=6",
+        "data.images.path={stores}/classes",
+        "data.evaluation.path={stores}/classes",
+        "data.images.size=6",
         "data.evaluation.size=6",
     ],
     "experiment/features/cifar10_5k": ["data.path={stores}/images.zip", "held_out.path={stores}/images.zip"],
