@@ -31,8 +31,11 @@ def pretrain_features(
         training images of the saved network. Empty outside the main process.
 
     Raises:
-        ValueError: for data without classes, or fewer images than one step needs.
+        ValueError: for data without classes, or of others than the network's, or fewer images than one step needs.
     """
+    for name, one in (("data", data), ("held_out", held_out)):
+        if one is not None:
+            _check_fit(network, one, name)
     run.write_config()
     images, labels = _read(data)
     if held_out is None:
@@ -54,11 +57,21 @@ def pretrain_features(
     return summary
 
 
+def _check_fit(network: Classifier, data: ImageDataset, name: str) -> None:
+    if not data.label_dim:
+        raise ValueError(f"{name}, {data.description}: a classifier needs images with classes; choose other data=...")
+    of_data = {"image_shape": list(data.image_shape), "num_classes": data.label_dim}
+    for setting, value in of_data.items():
+        if network.config[setting] != value:
+            raise ValueError(
+                f"classifier.{setting}={network.config[setting]}: {name} has {value}; expected equal ones, and "
+                "held_out=null takes a part of the data"
+            )
+
+
 def _read(data: ImageDataset) -> tuple[Tensor, Tensor]:
     """All images [N, C, H, W] in [-1, 1] and their classes [N]."""
     images, condition = data.__getitems__(range(len(data)))
-    if images is None or "labels" not in condition:
-        raise ValueError(f"{data.description}: a classifier needs images with classes; choose other data=...")
     return images, condition["labels"].argmax(1)
 
 

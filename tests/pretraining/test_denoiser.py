@@ -204,11 +204,13 @@ def test_data_without_classes(stores: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("batch_size=4000", r"features_training\.batch_size=4000: .* 1438"),
+        ("features_training.batch_size=4000", r"features_training\.batch_size=4000: .* 1438"),
+        ("classifier.num_classes=9", r"classifier\.num_classes=9: data has 10; expected equal ones"),
+        ("classifier.image_shape=[1,9,9]", r"classifier\.image_shape=\[1, 9, 9\]: data has \[1, 8, 8\]"),
     ],
 )
 def test_a_training_of_features_that_is_refused(override: str, message: str, tmp_path: Path) -> None:
-    given = (*FEATURES, "features_training.epochs=1", f"features_training.{override}")
+    given = (*FEATURES, "features_training.epochs=1", override)
     config = configure("pretrain_features", *given, f"output={tmp_path}")
     with pytest.raises(ValueError, match=message):
         pretrain_features(config)
