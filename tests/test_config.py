@@ -35,6 +35,7 @@ TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cac
 REQUIRED = {
     "experiment/none": ["teacher=digits"],
     "teacher/local": ["teacher.path=digits"],
+    "experiment/digits_sr": ["teacher.path=digits"],
     "features/local": ["features.path=digits"],
     "experiment/fashion": ["data.path={stores}/idx"],
     "experiment/pretrain/fashion": ["data.path={stores}/idx"],
@@ -281,9 +282,9 @@ def test_the_command_line_goes_before_a_preset() -> None:
         (["optimizer.generator._target_=torch.optim.Adagrad"], "betas"),
         (["optimizer.generator._target_=torch.optim.RMSprop"], "betas fused"),
         (["divergence=alpha", "divergence._target_=onestep.objectives.divergences.ForwardKL"], "alpha"),
-        (["data=image_folder", "data._target_=onestep.data.digits.Digits", "data.path=a"], "path use_labels"),
+        (["data=image_folder", "data._target_=onestep.data.digits.Digits", "data.path=a"], "path num_classes"),
         (["experiment=mixture", "sigma=log_normal"], "sigma_min sigma_max"),  # the recipe's settings
-        (["experiment=benchmark/cifar10_cond", "data=digits"], "path use_labels"),
+        (["experiment=benchmark/cifar10_cond", "data=digits"], "path"),
         (["experiment=benchmark/cifar10_cond", "data=none", "objective=sid"], "path use_labels"),
     ],
 )

@@ -16,7 +16,7 @@ from onestep.build.checks import (
     check_terms,
     level_of,
 )  # fmt: skip
-from onestep.build.evaluation import build_evaluator, sample_space
+from onestep.build.evaluation import build_evaluator, sample_space, training_space
 from onestep.build.image_conditions import check_image_conditions, check_paired_terms, check_takes_image
 from onestep.build.networks import build_discriminator, build_generator, build_pretrained, build_view, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
@@ -142,7 +142,14 @@ def build_distillation(
     if pairs is not None:
         conditions = "" if space.conditions is None or isinstance(data, NoData) else data.fingerprint()
         teacher_pairs = prepare_pairs(
-            pairs, teacher, sampler, accelerator, settings.batch_size, config.seed, space, conditions
+            pairs,
+            teacher,
+            sampler,
+            accelerator,
+            settings.batch_size,
+            config.seed,
+            training_space(space, data),
+            conditions,
         )
     trained = [*student.networks, *([] if fake_score is None else [fake_score])]
     averaged = [network for average in averages.networks.values() for network in average.networks]

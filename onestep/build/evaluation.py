@@ -1,6 +1,7 @@
 """The evaluation of samples, built from a configuration: metrics, their reference and the decoder of latents."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,6 +58,13 @@ def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
     if others and isinstance(data, ImageDataset):
         conditions = ItemConditions(data.evaluated if isinstance(data, PairedData) else data)
     return SampleSpace.of(network, classes_of(reference_of(data)), conditions, _decoder(network, data))
+
+
+def training_space(space: SampleSpace, data: TrainingDataset | NoData) -> SampleSpace:
+    """The sample ``space`` with the conditions of the training, where those of the evaluation are others."""
+    if space.conditions is None or not isinstance(data, PairedData):
+        return space
+    return replace(space, conditions=ItemConditions(data))
 
 
 def classes_of(reference: Any) -> Sequence[int] | None:

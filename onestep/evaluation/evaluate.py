@@ -100,6 +100,22 @@ def evaluate(
     return evaluator.results(values, len(seeds), [seeds[0], seeds[-1]], network_evaluations, space.drawn_classes)
 
 
+def check_inputs(evaluator: Evaluator, space: SampleSpace) -> None:
+    """Check that the samples of ``space`` are made from what the metrics compare them with.
+
+    Raises:
+        ValueError: for a metric that compares them with prompts or degraded images, which its inputs have not.
+    """
+    for name, metric in evaluator.metrics.items():
+        if metric.reads == "similarities" and space.prompts is None:
+            raise ValueError(f"metrics: {name} compares images with prompts, and this data has none: remove {name}")
+        if metric.reads == "pairs" and space.conditions is None:
+            raise ValueError(
+                f"metrics: {name} compares samples with what they restore, and this network takes no degraded images: "
+                f"remove {name}, or use a network that does"
+            )
+
+
 def seeds_here(seeds: range) -> list[int]:
     """This process's rows of ``seeds``."""
     return [seeds[place] for place in process_rows(len(seeds))]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings
-from onestep.evaluation.evaluate import Clock, prompts_of, seeds_here
+from onestep.evaluation.evaluate import Clock, check_inputs, prompts_of, seeds_here
 from onestep.evaluation.generate import SampleFunction, SampleSpace, generate_local
 from onestep.metrics.evaluator import Evaluator
 from onestep.metrics.result import Measurement
@@ -31,7 +31,7 @@ class RunEvaluator:
         space: inputs of the samples, and their decoder.
 
     Raises:
-        ValueError: for a metric that compares images with prompts if the data has no prompts.
+        ValueError: for a metric of what the samples are not made from, see :func:`check_inputs`.
     """
 
     run: Run
@@ -40,14 +40,7 @@ class RunEvaluator:
     space: SampleSpace
 
     def __post_init__(self) -> None:
-        for name, metric in self.evaluator.metrics.items():
-            if metric.reads == "similarities" and self.space.prompts is None:
-                raise ValueError(f"metrics: {name} compares images with prompts, and this data has none: remove {name}")
-            if metric.reads == "pairs" and self.space.conditions is None:
-                raise ValueError(
-                    f"metrics: {name} compares samples with what they restore, and these networks take no degraded "
-                    f"images: remove {name}, or use networks that do"
-                )
+        check_inputs(self.evaluator, self.space)
 
     @property
     def best(self) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onestep.engine.averages import RAW, check_names, folder_of
 from onestep.engine.records import read_record
-from onestep.evaluation.evaluate import evaluate, least_of, open_samples, print_results
+from onestep.evaluation.evaluate import check_inputs, evaluate, least_of, open_samples, print_results
 from onestep.evaluation.generate import SampleFunction, SampleSpace, check_finite, generate_local
 from onestep.evaluation.writing import Format, SampleWriter
 from onestep.metrics.evaluator import Evaluator
@@ -81,6 +81,7 @@ def write_samples(
     """
     if evaluator is not None:
         evaluator.check_samples(len(seeds))  # before anything is generated
+        check_inputs(evaluator, space)
     main, device = accelerator.is_main_process, accelerator.device
     if len(seeds) < accelerator.num_processes:
         raise ValueError(
