@@ -14,7 +14,7 @@ from onestep.denoiser import NO_CONDITION, Condition, Denoiser, score
 from onestep.models.base import DenoiserNetwork
 from onestep.noise import Rho, check_levels, expand_like, karras_sigmas
 from onestep.precision import double
-from onestep.ranges import NonNegative, Positive, Steps, checked
+from onestep.ranges import NonNegative, Positive, PositiveFraction, Steps, checked
 from onestep.seeding import noise_from_latents
 
 HeunSteps = Annotated[int, Ge(2), Le(10_000)]
@@ -86,6 +86,49 @@ class EulerSampler(Sampler):
             x0 = double(denoiser(x.float().to(latents.device), level, condition))
             x = x0 + (sigma_next / sigma) * (x - x0)
         return x.to(latents)
+
+
+@checked
+class ResShiftSampler(EulerSampler):
+    """SinSR's deterministic sampling (arXiv 2311.14760) at the levels of ResShift (arXiv 2307.12348).
+
+    ResShift's ``x_t = (1 - eta_t) x0 + eta_t y + kappa sqrt(eta_t) noise`` is ``(1 - eta_t) x_sigma + eta_t y`` with
+    ``sigma = kappa sqrt(eta_t) / (1 - eta_t)``. In x_sigma the deterministic step is Euler's.
+
+    Args:
+        steps: network evaluations.
+        kappa: the noise of the schedule.
+        first, last: ``sqrt(eta)`` of the lowest and the highest level.
+        power: of the schedule, ``sqrt(eta_t) = first (last / first)^(((t - 1) / (steps - 1))^power)``.
+
+    Raises:
+        ValueError: unless ``first`` is below ``last``.
+    """
+
+    def __init__(
+        self, steps: HeunSteps, kappa: Positive, first: PositiveFraction, last: PositiveFraction, power: Positive
+    ) -> None:
+        if not first < last < 1:
+            raise ValueError(f"sampler.first={first}, sampler.last={last}: expected first < last < 1")
+        self.steps, self.kappa, self.first, self.last, self.power = steps, kappa, first, last, power
+
+    def sigmas(self, denoiser: Denoiser) -> list[float]:
+        """The noise levels of the calls of ``denoiser``, and 0.
+
+        Raises:
+            ValueError: if a network was not trained up to the highest.
+        """
+        t = torch.linspace(1, 0, self.steps, dtype=torch.float64)
+        eta = (self.first * (self.last / self.first) ** t**self.power) ** 2
+        levels = self.kappa * eta.sqrt() / (1 - eta)
+        highest = getattr(denoiser, "sigma_max", math.inf)
+        if levels[0] > highest:
+            fitting = (math.hypot(self.kappa, 2 * highest) - self.kappa) / (2 * highest)
+            raise ValueError(
+                f"sampler.last={self.last}: the highest level is {levels[0]:.4g}, and this network was trained up to "
+                f"{highest:g}: set sampler.last={math.floor(fitting * 1e4) / 1e4} or less"
+            )
+        return [*_rounded(denoiser, levels).tolist(), 0.0]
 
 
 @checked
