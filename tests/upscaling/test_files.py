@@ -16,6 +16,7 @@ from onestep.denoiser import Condition
 from onestep.files import hash_file
 from onestep.upscaling.files import Job, find_images, plan, unfinished, upscale_files
 from onestep.upscaling.photograph import FileFormat, read_photograph
+from onestep.upscaling.tiles import Tiling
 from tests.helpers.upscaling import (
     ODD_FILES,
     SRGB,
@@ -229,5 +230,5 @@ def test_memory_is_that_of_the_pictures(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     jobs = plan([tmp_path / "a.jpg"], [], tmp_path / "out", None)
     with torch.no_grad():
-        upscale_files(jobs, make_upscaler(identity, fix="wavelet"), 4, "", False)
+        upscale_files(jobs, make_upscaler(identity, fix="wavelet", tiling=Tiling(256, 16)), 4, "", False)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6 < 2
