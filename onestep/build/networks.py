@@ -1,6 +1,7 @@
 """The trained networks of a distillation: the generator, the fake score and the discriminator's head."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ def initial_student(
     """The initial network of the generator or the fake score: a description, that of ``init``, or the teacher's copy.
 
     A checkpoint of a run has the weights alone, of a network that is described or copied from the teacher. Another
-    generator is one for ``sigma_init``.
+    generator is one for ``sigma_init`` and ``generator.start``.
 
     Raises:
         ValueError: if ``init`` and ``network`` are both set, or the network of ``init`` does not fit the data.
@@ -56,12 +57,16 @@ def initial_student(
     of_checkpoint = start.init is not None and is_checkpoint(Path(start.init))
     if start.init is None or of_checkpoint:
         network = trainable(config, name, initial_network(start.network, f"{name}.network", teacher, data))
-        return _load_student(Path(start.init), name, sigma_init, network) if of_checkpoint else network
+        levels = {"sigma_init": sigma_init, "start": config.generator.start}
+        return _load_student(Path(start.init), name, levels, network) if of_checkpoint else network
     if start.network is not None:
         raise ValueError(f"{name}.network and {name}.init={start.init} are both set: set one of them to null")
     of_generator = name == "generator"
     try:
-        network = load_generator(start.init, sigma_init).denoiser if of_generator else load_teacher(start.init)
+        generator = load_generator(start.init, sigma_init) if of_generator else None
+        if generator is not None and generator.start != start.start:
+            raise ValueError(f"it holds a generator for start={generator.start}, not {start.start}")
+        network = load_teacher(start.init) if generator is None else generator.denoiser
         check_fit(network, data, name)
         check_conditions(data, network, name)
     except ValueError as error:
@@ -70,12 +75,12 @@ def initial_student(
     return trainable(config, name, network)
 
 
-def _load_student(folder: Path, name: str, sigma_init: float, network: DenoiserNetwork) -> DenoiserNetwork:
+def _load_student(folder: Path, name: str, settings: Mapping[str, Any], network: DenoiserNetwork) -> DenoiserNetwork:
     """Load the weights of ``name`` from the checkpoint in ``folder`` into ``network``, and return it.
 
     Raises:
         ValueError: if the checkpoint is damaged or has no such weights, ``network`` is a LoRA student, which shares its
-            frozen weights with the teacher, or the generator is one for another noise level.
+            frozen weights with the teacher, or the generator is one for other ``settings``.
     """
     setting = f"{name}.init={folder}"
     if reason := damage(folder):
@@ -83,9 +88,11 @@ def _load_student(folder: Path, name: str, sigma_init: float, network: DenoiserN
     if not all(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(f"{setting}: a checkpoint has all weights, and lora trains a part of them: set lora=null")
     try:
-        level = read_json(folder / "course.json", Course).settings.get("generator.sigma_init")
-        if name == "generator" and level not in (None, sigma_init):
-            raise ValueError(f"it holds a generator for sigma_init={one_line(level)}, not {sigma_init}")
+        recorded = read_json(folder / "course.json", Course).settings
+        for key, value in settings.items() if name == "generator" else ():
+            theirs = recorded.get(f"generator.{key}")
+            if theirs not in (None, value):
+                raise ValueError(f"it holds a generator for {key}={one_line(theirs)}, not {value}")
         weights = Weights.find(folder, base=name).renamed(lambda key: key.removeprefix("denoiser."))
         weights.check(network, f"the {name}")
         network.load_state_dict(weights.read(None))

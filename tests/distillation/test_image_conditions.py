@@ -13,6 +13,8 @@ from onestep.build.pretraining import pretrain
 from onestep.build.upscaling import upscale
 from onestep.config import instantiate
 from onestep.engine.log import read_log
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.generator import Generator
 from tests.helpers.configs import TWO_ITERATIONS, configure, refused, tiny_config, tiny_pretraining
 from tests.helpers.updates import take_updates
 from tests.helpers.upscaling import encoded, picture
@@ -114,6 +116,19 @@ def test_what_does_not_fit(overrides: tuple[str, ...], message: str, tmp_path: P
     paired = () if {"data=none", "data=digits"} & {*overrides} else PAIRED
     said = refused(tiny_config(tmp_path / "run", *paired, *plain, *overrides, "metrics=[]"), build_distillation)
     assert said.startswith(message) and "\n" not in said
+
+
+def test_the_start_of_an_initial_generator(tmp_path: Path) -> None:
+    settings: Any = {
+        "image_condition": "input",
+        "options": {"model_channels": 16, "channel_mult": [1], "num_blocks": 1},
+    }
+    Generator(EDMDenoiser((1, 8, 8), 10, **settings), 2.5, start="image").save_pretrained(tmp_path / "generator")
+    init = (f"generator.init={tmp_path / 'generator'}", "generator.sigma_init=2.5", "objective=sid", "metrics=[]")
+    said = refused(tiny_config(tmp_path / "run", *PAIRED, *init), build_distillation)
+    assert said.endswith("generator.sigma_init=2.5: it holds a generator for start=image, not noise")
+    parts = build_distillation(tiny_config(tmp_path / "run", *PAIRED, *init, "generator.start=image"))
+    assert parts.student.start == "image" and parts.student.upscale_factor == 2
 
 
 def test_a_pretraining_that_does_not_fit(tmp_path: Path) -> None:
