@@ -119,7 +119,7 @@ def test_the_scheduler_takes_these_steps(timesteps: list[int], arguments: dict[s
     [
         (("data.image_column=null",), "this data has none: use data=... with images .* data.image_column="),
         (("generator.sigma_init=14.0",), "sigma=14.*noise levels of integer timesteps only"),
-        (("objective=dmd", "data.image_column=null"), "support classes, not prompts: .*objective=dmd2"),
+        (("objective=dmd", "data.image_column=null"), "support classes and images, not prompts: .*objective=dmd2"),
         (("teacher.pipeline.size=6",), r"does not fit the data: resolution \(8, 8\) against \(6, 6\)"),
         (("teacher.pipeline.path=nowhere/at-all",), "no pipeline of diffusers at 'nowhere/at-all'"),
     ],

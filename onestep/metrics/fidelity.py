@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Protocol
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from onestep.images import from_uint8, to_uint8
 from onestep.metrics.extraction import Kind
@@ -146,6 +145,9 @@ class SSIM(_OfChannels):
         self._check(pairs, least=_WINDOW)
 
     def measure(self, restored: Restored) -> Tensor:
+        # Here, as torchmetrics takes longer to import than torch, and sampling needs none of it.
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
         ours, theirs = self._inner(restored.samples), self._inner(restored.originals)
         _, every = structural_similarity_index_measure(
             ours, theirs, data_range=255.0, reduction="none", return_full_image=True
