@@ -181,12 +181,12 @@ def check_evaluation(
     settings.check_processes(processes)
     ranges = f"evaluation.samples={settings.samples} evaluation.seed_ranges={settings.seed_ranges}"
     check_seeds(0, settings.samples * settings.seed_ranges - 1, ranges)
-    for count in {settings.samples, settings.interim_samples}:
-        evaluator.check_samples(count)
     for name in settings.interim_metrics or []:
         if name not in evaluator.metrics:
             known = ", ".join(evaluator.metrics) or "none"
             raise ValueError(f"evaluation.interim_metrics: {name} is not among the metrics: {known}")
+    evaluator.check_samples(settings.samples)
+    evaluator.check_samples(settings.interim_samples, settings.interim_metrics)
     best_key(evaluator, settings)
 
 

@@ -177,16 +177,18 @@ class Evaluator:
         for moments in found:
             moments.save(path)
 
-    def check_samples(self, count: int) -> None:
-        """Check ``count`` against the fewest samples of each metric, and the number in a name such as fid50k.
+    def check_samples(self, count: int, only: Collection[str] | None = None) -> None:
+        """Check ``count`` against the fewest samples of the metrics in ``only``, and the number in a name like fid50k.
 
         Raises:
             ValueError: for too few or another number, or for features outside the metric's published protocol.
         """
         for name, metric in self.metrics.items():
+            if only is not None and name not in only:
+                continue
             fewest = 2 if metric.reads == "moments" else getattr(metric, "fewest", 1)
             if count < fewest:
-                raise ValueError(f"{name} needs at least {fewest} samples, got {count}: generate more")
+                raise ValueError(f"{name} needs at least {fewest:,} samples, got {count:,}: generate more")
             promised = getattr(metric, "samples", None)
             if promised is None:
                 continue

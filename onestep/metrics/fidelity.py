@@ -181,6 +181,10 @@ class SeedSpread(PairMetric):
 
     title = "spread across seeds, grey levels of 255"
     higher_is_better = True
+    fewest: int
+
+    def check(self, pairs: Pairs) -> None:
+        self.fewest = len(pairs) + 1  # of consecutive seeds, for two samples of one image
 
     def measure(self, restored: Restored) -> Tensor:
         return restored.samples.flatten(1).to(torch.uint8)

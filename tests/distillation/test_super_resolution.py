@@ -111,3 +111,13 @@ def test_pairs_of_the_teacher_are_of_the_training(teacher: Path, few: Path, tmp_
     assert isinstance(parts.data, PairedImages) and parts.pairs is not None
     assert torch.equal(parts.pairs.condition["image"], parts.data.__getitems__(range(9))[1]["image"])
     assert not torch.equal(parts.pairs.condition["image"][:8], parts.space.inputs(range(8))[1]["image"])
+
+
+def test_a_spread_of_one_sample_of_each_image_is_refused(teacher: Path, few: Path, tmp_path: Path) -> None:
+    """Before the training; the interim metrics do not include it."""
+    pairs = len(list(few.iterdir()))
+    config = config_of(teacher, few, f"evaluation.samples={pairs}", f"output={tmp_path / 'run'}")
+    with pytest.raises(ValueError, match=f"seed_spread needs at least {pairs + 1} samples, got {pairs}"):
+        build_distillation(config)
+    more = (f"evaluation.samples={pairs + 1}", f"evaluation.interim_samples={pairs}", f"output={tmp_path / 'more'}")
+    build_distillation(config_of(teacher, few, *more))
