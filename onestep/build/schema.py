@@ -210,6 +210,7 @@ class _Upscale:
     seed: Seed
     tile: Side | None
     overlap: NonNegativeInt | None
+    context: NonNegativeInt | None
     batch_size: BatchSize
     color: ColourFix
     label: NonNegativeInt | None

@@ -6,6 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import nn
 
 from onestep.build.processes import separate_processes
 from onestep.denoiser import beyond_labels
@@ -69,7 +70,8 @@ def upscale(config: DictConfig) -> dict[str, Any]:
     )
     description = (
         f"weights={hash_tensors(generator.state_dict())[:16]} factor={factor:g} seed={config.seed} tile={tiling.size} "
-        f"overlap={tiling.overlap} color={config.color} label={config.label} precision={precision}"
+        f"overlap={tiling.overlap} context={tiling.context} "
+        f"color={config.color} label={config.label} precision={precision}"
     )
     left = unfinished(jobs, description, config.compare, config.overwrite)
     own = [left[row] for row in process_rows(len(left))]
@@ -110,11 +112,27 @@ def _check_student(network: DenoiserNetwork, config: DictConfig) -> None:
 
 
 def _tiling(network: DenoiserNetwork, config: DictConfig) -> Tiling:
-    """The tiles of the configuration, by default of the size that the network was trained at."""
+    """The tiles of the configuration.
+
+    A network that reads whole pictures sees the size of its training by default. Another one sees its surroundings
+    besides, and larger tiles, of which these are a smaller part.
+    """
     side = network.image_shape[1]
-    tile = side if config.tile is None else config.tile
-    if not network.feature_shapes and tile != side:
-        raise ValueError(f"tile={tile}: this network takes pictures of {side} x {side} alone: set tile=null")
+    local = network.feature_shapes and not _reads_whole(network)
+    tile = (4 * side if local else side) if config.tile is None else config.tile
+    if not network.feature_shapes and (tile != side or config.context):
+        raise ValueError(
+            f"tile={config.tile}, context={config.context}: this network takes pictures of {side} x {side} alone: set "
+            "both to null"
+        )
     unit = side // network.feature_shapes[-1][1] if network.feature_shapes else 1
-    default = min(max(unit, tile // 4 // unit * unit), tile // 2 // unit * unit)
-    return Tiling(tile, default if config.overlap is None else config.overlap, unit)
+    overlap = min(max(unit, side // 4 // unit * unit), tile // 2 // unit * unit)
+    context = side // 2 // unit * unit if local else 0
+    given = (config.overlap, overlap), (config.context, context)
+    chosen, beyond = (default if value is None else value for value, default in given)
+    return Tiling(tile, chosen, unit, beyond)
+
+
+def _reads_whole(network: DenoiserNetwork) -> bool:
+    """True if a layer reads the whole picture: its size in the training is then the best one."""
+    return any(isinstance(module, nn.GroupNorm) or "attn" in name for name, module in network.named_modules())

@@ -16,11 +16,13 @@ class Tiling:
     """Tiles of ``size`` x ``size`` pixels, of which neighbours share at least ``overlap``.
 
     A pixel in the outer quarter of a tile's overlap has no weight: a network whose receptive field reaches at most this
-    far gives the same picture for every tile size. At the picture's ends the tiles reach beyond it as far.
+    far, and the ``context``, gives the same picture for every tile size. At the picture's ends the tiles reach beyond
+    it as far.
 
     Args:
         size: side of a tile.
         overlap: at most half of it.
+        context: pixels that the network sees beyond a tile on each side; they are cut off before the blending.
         unit: the offsets of tiles are multiples of it, as a network that reduces its input by ``unit`` gives shifted
             outputs of shifted inputs for such offsets alone.
 
@@ -31,9 +33,10 @@ class Tiling:
     size: int
     overlap: int
     unit: int = 1
+    context: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("tile", self.size), ("overlap", self.overlap)):
+        for name, value in (("tile", self.size), ("overlap", self.overlap), ("context", self.context)):
             if value % self.unit:
                 raise ValueError(
                     f"{name}={value}: this network halves its input down to 1/{self.unit}: expected a multiple of "
@@ -87,7 +90,7 @@ def blend(
     Memory is that of a row of tiles. Sums are in float64, so that tiles that agree give their common value in float32.
 
     Args:
-        predict: gives the pixels [B, C, size, size] of B tiles, on the CPU.
+        predict: gives the pixels [B, C, h, w] of B windows, tiles with their context, on the CPU.
         height, width: size of the picture.
         tiling: of the picture.
         batch_size: tiles at a time.
@@ -96,7 +99,7 @@ def blend(
     tops, down = tiling.starts(height), tiling.weights(height)
     kept: Tensor | None = None
     for (top, following), of_rows in zip(pairwise((*tops, height)), down, strict=True):
-        strip = _blend_row(predict, top, lefts, of_rows, across, width, batch_size)
+        strip = _blend_row(predict, top, lefts, of_rows, across, width, tiling.context, batch_size)
         if kept is not None:
             strip[:, : kept.shape[1]] += kept
         first = max(top, 0)
@@ -111,6 +114,7 @@ def _blend_row(
     of_rows: Tensor,
     across: Tensor,
     width: int,
+    context: int,
     batch_size: int,
 ) -> Tensor:
     """The weighted sum [C, size, width] of a row of tiles."""
@@ -118,7 +122,9 @@ def _blend_row(
     strip: Tensor | None = None
     for start in range(0, len(lefts), batch_size):
         batch = lefts[start : start + batch_size]
-        tiles = predict([(range(top, top + size), range(left, left + size)) for left in batch])
+        seen = [range(start - context, start + size + context) for start in (top, *batch)]
+        tiles = predict([(seen[0], columns) for columns in seen[1:]])
+        tiles = tiles[:, :, context : context + size, context : context + size]
         if strip is None:
             strip = torch.zeros(tiles.shape[1], size, width, dtype=torch.float64)
         for left, tile, of_columns in zip(batch, tiles, across[start:], strict=False):

@@ -93,6 +93,7 @@ def configured(student: Path, *overrides: str) -> Any:
         (["factor=0"], "factor=0: expected a number above 0 and at most 64"),
         (["tile=18"], "tile=18: this network halves its input down to 1/4: expected a multiple of 4"),
         (["overlap=12"], "overlap=12: expected at most half of the tile, 8"),
+        (["context=6"], "context=6: this network halves its input down to 1/4: expected a multiple of 4"),
         (["color=green"], "color=green: expected one of none, adain, wavelet"),
         (["label=3"], "classes=[3]: this network has 0 classes"),
         (["weights=ema"], "weights=ema: they are those of a run, and checkpoint="),

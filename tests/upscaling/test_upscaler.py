@@ -35,9 +35,10 @@ def test_weights_sum_to_one(tiling: Tiling, length: int) -> None:
         ((60, 16, 8), "tile=60: this network halves its input down to 1/8: expected a multiple of 8"),
         ((64, 12, 8), "overlap=12: this network"),
         ((64, 40, 8), "overlap=40: expected at most half of the tile, 32"),
+        ((64, 16, 8, 12), "context=12: this network"),
     ],
 )
-def test_other_tiles_are_refused(arguments: tuple[int, int, int], message: str) -> None:
+def test_other_tiles_are_refused(arguments: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Tiling(*arguments)
 
@@ -62,6 +63,17 @@ def test_neither_tiles_nor_batches_are_seen(shape: tuple[int, int, int]) -> None
         assert np.abs(other.astype(int) - expected).max() <= 1
         assert (other != expected).mean() < 1e-3
     assert (make_upscaler(student, seed=1)(levels) != expected).mean() > 0.3
+
+
+def test_a_network_that_reaches_beyond_the_overlap_needs_context() -> None:
+    """Of 4 pixels; an overlap of 4 has a margin of 1."""
+    levels, student = pixels(60, 50, 3), local_student(3)
+    expected = make_upscaler(student)(levels).astype(int)
+    without, with_context = (
+        np.abs(make_upscaler(student, tiling=Tiling(32, 4, context=context))(levels) - expected) for context in (0, 4)
+    )
+    assert with_context.max() <= 1 and (with_context > 0).mean() < 1e-3
+    assert without.max() > 3
 
 
 def test_noise_depends_on_the_place_alone() -> None:
