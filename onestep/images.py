@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def to_uint8(images: Tensor) -> Tensor:
 def from_uint8(pixels: Tensor) -> Tensor:
     """Pixels in [0, 255] as float32 in [-1, 1], like in EDM's training: ``x / 127.5 - 1``."""
     return pixels.float() / 127.5 - 1
+
+
+def reflect(places: Sequence[int], length: int) -> np.ndarray:
+    """The ``places`` on an infinite axis, each reflected into [0, ``length``) as often as it takes."""
+    period = max(1, 2 * (length - 1))
+    inside = np.asarray(places, np.int64) % period
+    return np.minimum(inside, period - inside)
 
 
 def open_image(encoded: bytes, profile: bool = False) -> Image.Image:

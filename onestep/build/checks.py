@@ -124,13 +124,18 @@ def _check_adversarial(settings: GeneratorSettings) -> None:
         )
 
 
+def reads_pretrained(settings: DictConfig) -> bool:
+    """True for a discriminator on the features of a pretrained network."""
+    return settings.head is not None and settings.head.get("features_from") == "pretrained"
+
+
 def _check_discriminator(settings: DictConfig) -> None:
     """Check that the discriminator has a noise level that it is for, and a pretrained network if it needs one.
 
     Raises:
         ValueError: for another level, or without such a network.
     """
-    pretrained = settings.head is not None and settings.head.get("features_from") == "pretrained"
+    pretrained = reads_pretrained(settings)
     for name in ("network", "noise_level") if pretrained else ():
         if settings[name] is None:
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig
 
-from onestep.build.checks import check_conditions, check_fit, check_steps
+from onestep.build.checks import check_conditions, check_fit, check_steps, reads_pretrained
 from onestep.build.evaluation import classes_of, reference_of
 from onestep.config import instantiate
 from onestep.data.dataset import NoData, TrainingDataset
@@ -152,7 +152,7 @@ def build_pretrained(config: DictConfig, teacher: Any) -> PretrainedFeatures | N
     Raises:
         ValueError: for latents, or a network that does not fit the samples.
     """
-    if config.discriminator.head.get("features_from") != "pretrained":
+    if not reads_pretrained(config.discriminator):
         return None
     if _takes_latents(teacher):
         raise ValueError(

@@ -6,11 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from onestep.build.checks import (
-    check_augmented,
-    check_conditions,
-    check_fit,
-)
+from onestep.build.checks import check_augmented, check_conditions, check_fit
 from onestep.build.evaluation import build_evaluator, sample_space
 from onestep.build.image_conditions import check_image_conditions, check_takes_image
 from onestep.build.run import build_clips, build_layout, build_rules, started_run

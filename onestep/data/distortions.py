@@ -11,7 +11,8 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from onestep.data import kernels
-from onestep.data.jpeg import jpeg, rounded
+from onestep.data.jpeg import LUMA, jpeg, rounded
+from onestep.images import reflect
 from onestep.ranges import NonNegative, Positive
 
 _ENDS = ", the first at most the second"
@@ -50,7 +51,6 @@ Three = Annotated[list[NonNegative], MinLen(3), MaxLen(3), AfterValidator(_addin
 Six = Annotated[list[NonNegative], MinLen(6), MaxLen(6), AfterValidator(_adding_up), lambda value: ", not all 0"]
 
 _MODES = ("area", "bilinear", "bicubic")
-_GREY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).reshape(3, 1, 1)
 
 
 class Draws:
@@ -92,8 +92,8 @@ def blurred(levels: Tensor, kernel: Tensor) -> Tensor:
     """``levels`` [1, C, H, W] filtered by an odd ``kernel`` [k, k]; they are reflected at their border."""
     padded = levels
     for axis in (2, 3):
-        places = torch.arange(-(len(kernel) // 2), levels.shape[axis] + len(kernel) // 2)
-        padded = padded.index_select(axis, _reflected(places, levels.shape[axis]))
+        places = range(-(len(kernel) // 2), levels.shape[axis] + len(kernel) // 2)
+        padded = padded.index_select(axis, torch.from_numpy(reflect(places, levels.shape[axis])))
     # By the Fourier transform, which is far faster than a direct sum in float64; the border takes up what wraps around.
     size = padded.shape[2:]
     product = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, size).conj()
@@ -128,7 +128,7 @@ def poisson_noise(levels: Tensor, grey: bool, draws: Draws) -> Tensor:
 
     With ``grey`` it is that of the luminance, in all channels.
     """
-    light = (levels * _GREY).sum(1, keepdim=True) if grey and levels.shape[1] == 3 else levels
+    light = (levels * LUMA.reshape(3, 1, 1)).sum(1, keepdim=True) if grey and levels.shape[1] == 3 else levels
     light = rounded(light.clamp(0, 255)) / 255
     peak = 2 ** math.ceil(math.log2(len(light.unique())))
     return ((torch.poisson(light * peak, generator=draws.rng) / peak - light) * 255).expand_as(levels)
@@ -137,10 +137,3 @@ def poisson_noise(levels: Tensor, grey: bool, draws: Draws) -> Tensor:
 def compressed(levels: Tensor, qualities: Sequence[int], draws: Draws) -> Tensor:
     """``levels`` [1, C, H, W] after JPEG of a quality from the first to the second of ``qualities``."""
     return jpeg(rounded(levels.clamp(0, 255)), draws.integer(*qualities))
-
-
-def _reflected(places: Tensor, length: int) -> Tensor:
-    """The ``places`` on an infinite axis, each reflected into [0, ``length``) as often as it takes."""
-    period = max(1, 2 * (length - 1))
-    inside = places % period
-    return torch.minimum(inside, period - inside)

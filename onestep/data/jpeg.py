@@ -102,9 +102,10 @@ def _mixed(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 _RED, _, _BLUE = torch.eye(3, dtype=torch.float64)
-_LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+#: Of R, G and B in the luminance.
+LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 #: From R, G, B to JFIF's Y, Cb, Cr, to which the offset is added.
-_TO_YCBCR = torch.stack([_LUMA, (_BLUE - _LUMA) / 1.772, (_RED - _LUMA) / 1.402])
+_TO_YCBCR = torch.stack([LUMA, (_BLUE - LUMA) / 1.772, (_RED - LUMA) / 1.402])
 _OFFSET = torch.tensor([0.0, 128.0, 128.0], dtype=torch.float64).reshape(3, 1, 1)
 #: What libjpeg adds to the means of four samples in turn along a row, before it cuts them to whole numbers.
 _BIAS = torch.tensor([0.25, 0.5], dtype=torch.float64)

@@ -3,15 +3,14 @@
 Both are those of StableSR (arXiv 2305.07015, sec. 3.3).
 """
 
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onestep.upscaling.resize import STRIP, Resized, to_levels
+from onestep.upscaling.resize import Resized, by_strips, strips
 
 ColourFix = Literal["none", "adain", "wavelet"]
 _DISTANCES = (1, 2, 4, 8, 16)  # between the taps of each wavelet level
@@ -29,10 +28,7 @@ def fix_colour(picture: np.ndarray, bicubic: Resized, fix: Literal["adain", "wav
     """
     own = Resized(picture, *picture.shape[:2])
     fixed = (_with_moments if fix == "adain" else _with_low_band)(own, bicubic)
-    result = np.empty_like(picture)
-    for top, end in pairwise((*range(0, len(picture), STRIP), len(picture))):
-        result[top:end] = to_levels(fixed(range(top, end)), picture.dtype)
-    return result
+    return by_strips(picture.shape, picture.dtype, fixed)
 
 
 def low_pass(images: Tensor) -> Tensor:
@@ -68,7 +64,8 @@ def _with_low_band(own: Resized, bicubic: Resized) -> Callable[[range], Tensor]:
 def _moments(picture: Resized) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [C, 1, 1] of each channel, in float64."""
     count, mean, squares = 0, torch.zeros(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
-    for strip in _strips(picture):
+    for rows in strips(picture.height):
+        strip = picture.window(rows, range(picture.width)).double()
         # Chan's update: a sum of squares alone would lose the variance of a nearly even picture.
         number = strip.shape[1] * strip.shape[2]
         own = strip.mean((1, 2), keepdim=True)
@@ -77,8 +74,3 @@ def _moments(picture: Resized) -> tuple[Tensor, Tensor]:
         mean = mean + (own - mean) * number / (count + number)
         count += number
     return mean, (squares / count).sqrt()
-
-
-def _strips(picture: Resized) -> Iterator[Tensor]:
-    for top, end in pairwise((*range(0, picture.height, STRIP), picture.height)):
-        yield picture.window(range(top, end), range(picture.width)).double()

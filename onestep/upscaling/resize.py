@@ -1,14 +1,15 @@
 """Bicubic resizing of which any window can be computed alone, with the same pixels as in the whole picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import numpy as np
 import torch
 from torch import Tensor
 
-#: Rows of a picture that are computed at a time.
-STRIP = 64
+from onestep.images import reflect
+
+_STRIP = 64  # rows of a picture that are computed at a time
 
 
 def to_levels(images: Tensor, dtype: np.dtype) -> np.ndarray:
@@ -27,13 +28,6 @@ def to_data(levels: np.ndarray) -> Tensor:
     """Levels [H, W, C] of 8 or 16 bits as float32 images [C, H, W] in [-1, 1]."""
     half = np.iinfo(levels.dtype).max / 2
     return torch.from_numpy(np.ascontiguousarray(levels.transpose(2, 0, 1)).astype(np.float32)) / half - 1
-
-
-def reflect(places: Sequence[int], length: int) -> np.ndarray:
-    """The ``places`` on an infinite axis, each reflected into [0, ``length``) as often as it takes."""
-    period = max(1, 2 * (length - 1))
-    inside = np.asarray(places, np.int64) % period
-    return np.minimum(inside, period - inside) if length > 1 else inside
 
 
 class Resized:
@@ -74,11 +68,20 @@ class Resized:
 def resize(levels: np.ndarray, height: int, width: int, dtype: np.dtype) -> np.ndarray:
     """The picture [H, W, C] at another size, with levels of another ``dtype``, computed by strips."""
     resized = Resized(levels, height, width)
-    result = np.empty(resized.shape, dtype)
-    for top in range(0, height, STRIP):
-        rows = range(top, min(top + STRIP, height))
-        result[top : rows.stop] = to_levels(resized.window(rows, range(width)), dtype)
+    return by_strips(resized.shape, dtype, lambda rows: resized.window(rows, range(width)))
+
+
+def by_strips(shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[range], Tensor]) -> np.ndarray:
+    """The picture of a ``shape`` (H, W, C) whose rows ``compute`` gives, [C, rows, W] in [-1, 1], a strip at a time."""
+    result = np.empty(shape, dtype)
+    for rows in strips(shape[0]):
+        result[rows.start : rows.stop] = to_levels(compute(rows), dtype)
     return result
+
+
+def strips(height: int) -> list[range]:
+    """The rows of the strips of a picture."""
+    return [range(top, min(top + _STRIP, height)) for top in range(0, height, _STRIP)]
 
 
 def _taps(size: int, new_size: int) -> tuple[np.ndarray, Tensor]:

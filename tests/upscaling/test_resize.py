@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from onestep.images import from_uint8, to_uint8
-from onestep.upscaling.resize import Resized, reflect, resize, to_data, to_levels
+from onestep.images import from_uint8, reflect, to_uint8
+from onestep.upscaling.resize import Resized, resize, to_data, to_levels
 from tests.helpers.upscaling import pixels
 
 
