@@ -1,5 +1,6 @@
 """Checks before training that the parts of a run fit each other."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -13,6 +14,7 @@ from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
 from onestep.objectives.base import Objective
 from onestep.objectives.divergences import Divergence, ReverseKL
+from onestep.objectives.terms import GeneratorTerm
 
 
 def check_teacher(teacher: Any) -> Any:
@@ -61,8 +63,9 @@ def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher
 
 
 def check_terms(
-    config: DictConfig, settings: GeneratorSettings, objective: Objective, divergence: Divergence | None
-) -> None:
+    config: DictConfig, settings: GeneratorSettings, objective: Objective, divergence: Divergence | None,
+    terms: Mapping[str, GeneratorTerm],
+) -> None:  # fmt: skip
     """Check that each term of the loss has its inputs, and that a term uses the pairs.
 
     Raises:
@@ -94,10 +97,15 @@ def check_terms(
             f"generator.regression_weight={settings.regression_weight} needs pairs of noise and teacher image: "
             "use pairs=teacher, or set generator.regression_weight=0"
         )
-    if settings.regression_weight == 0 and config.get("pairs") is not None:
+    reading = [name for name, term in terms.items() if term.needs_pairs]
+    if reading and config.get("pairs") is None:
+        raise ValueError(
+            f"terms=[{','.join(reading)}] read pairs of noise and teacher image: use pairs=teacher, or leave them out"
+        )
+    if settings.regression_weight == 0 and not reading and config.get("pairs") is not None:
         raise ValueError(
             "pairs of noise and teacher image are not used with generator.regression_weight=0: set a positive weight, "
-            "or pairs=none"
+            "add a term that reads them, or set pairs=none"
         )
 
 
@@ -233,6 +241,19 @@ def check_noise_of_pairs(config: DictConfig, teacher: Any, student: Any) -> None
             f"pairs: their noise has the teacher's shape {tuple(teacher.image_shape)}, and the student takes "
             f"{tuple(student.noise_shape)}: set pairs=none and generator.regression_weight=0"
         )
+
+
+def check_student_of_terms(terms: Mapping[str, GeneratorTerm], student: Any) -> None:
+    """Check that all ``terms`` are defined for the student.
+
+    Raises:
+        ValueError: naming one that is not.
+    """
+    for name, term in terms.items():
+        try:
+            term.check_student(student)
+        except ValueError as error:
+            raise ValueError(f"terms.{name}: {error}") from None
 
 
 def check_steps(generator: Generator) -> None:

@@ -12,12 +12,13 @@ from onestep.build.checks import (
     check_data,
     check_fit,
     check_noise_of_pairs,
+    check_student_of_terms,
     check_teacher,
     check_terms,
     level_of,
 )  # fmt: skip
 from onestep.build.evaluation import build_evaluator, sample_space, training_space
-from onestep.build.image_conditions import check_image_conditions, check_paired_terms, check_takes_image
+from onestep.build.image_conditions import check_ground_truth, check_image_conditions, check_takes_image
 from onestep.build.networks import build_discriminator, build_generator, build_pretrained, build_view, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
 from onestep.build.use import check_use, check_use_in_distillation
@@ -44,7 +45,7 @@ from onestep.models.dropout import set_dropout
 from onestep.models.freezing import freeze
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
-from onestep.objectives.reconstruction import PairedTerm
+from onestep.objectives.terms import GeneratorTerm
 from onestep.precision import float64_device
 from onestep.samplers import Sampler
 from onestep.seeding import seeded_rng
@@ -82,7 +83,8 @@ def build_distillation(
     source = parts["data"]  # before the teacher, so that the text encoders encode the empty prompt with the others
     teacher = check_teacher(parts["teacher"]).to(device).eval().requires_grad_(False)
     generator_settings, critics = build_settings(config, teacher)
-    check_terms(config, generator_settings, objective, parts["divergence"])
+    terms: dict[str, GeneratorTerm] = parts["terms"]
+    check_terms(config, generator_settings, objective, parts["divergence"], terms)
     view = build_view(config, teacher, objective)
     data = _training_data(source, teacher)
     check_fit(teacher, data)
@@ -90,8 +92,7 @@ def build_distillation(
     with_image = check_image_conditions(config, data, teacher)
     if with_image and "image" not in teacher.condition_keys:  # a prior of the samples
         teacher.ignored_keys = ("image",)
-    terms: dict[str, PairedTerm] = parts["terms"]
-    check_paired_terms(terms, teacher, with_image)
+    check_ground_truth(terms, teacher, with_image)
     check_use(config)
     check_use_in_distillation(config, objective, data, parts.given)
     if isinstance(teacher, DenoiserNetwork):
@@ -110,6 +111,7 @@ def build_distillation(
     student.to(device)
     freeze(student.networks, generator_settings.frozen, "generator.frozen")
     check_noise_of_pairs(config, teacher, student)
+    check_student_of_terms(terms, student)
     fake_score = discriminator = pretrained = normalizer = None
     if objective.needs_fake_score:
         fake_score = initial_student(config, "fake_score", generator_settings.sigma_init, teacher, data).to(device)

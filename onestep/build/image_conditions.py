@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from onestep.data.dataset import NoData, TrainingDataset, condition_names
-from onestep.objectives.reconstruction import PairedTerm
+from onestep.objectives.terms import GeneratorTerm
 
 
 def check_image_conditions(config: DictConfig, data: TrainingDataset | NoData, teacher: Any = None) -> bool:
@@ -36,16 +36,17 @@ def check_image_conditions(config: DictConfig, data: TrainingDataset | NoData, t
     return True
 
 
-def check_paired_terms(terms: Mapping[str, PairedTerm], teacher: Any, with_image: bool) -> None:
-    """Check that the ``terms`` against a ground truth have one, and take its shape.
+def check_ground_truth(terms: Mapping[str, GeneratorTerm], teacher: Any, with_image: bool) -> None:
+    """Check that the ``terms`` against a ground truth have one, and that all take its shape.
 
     Raises:
         ValueError: for data without images as conditions, or other shapes.
     """
-    if terms and not with_image:
+    paired = [name for name, term in terms.items() if term.needs_ground_truth]
+    if paired and not with_image:
         raise ValueError(
-            f"terms=[{','.join(terms)}] compare a sample with the ground truth of its condition, and the conditions of "
-            "this data have no images: use data=paired, or terms=none"
+            f"terms=[{','.join(paired)}] compare a sample with the ground truth of its condition, and the conditions "
+            "of this data have no images: use data=paired, or terms=none"
         )
     for term in terms.values():
         term.check(tuple(teacher.image_shape))

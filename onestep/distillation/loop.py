@@ -37,6 +37,7 @@ from onestep.models.freezing import describe_trained
 from onestep.noise import Noised
 from onestep.objectives.losses import Term
 from onestep.objectives.regression import regression_loss
+from onestep.objectives.terms import TeacherPair, TermInputs
 from onestep.seeding import BatchRandom, seeded_rng
 
 _OF_DROPOUT = 3  # the random stream of dropout; 1 and 2 are those of the exit step and of conditions
@@ -226,17 +227,18 @@ def update_generator(
                 x_generated = parts.simulate(batch.noises, batch.condition, keep_graph=True)
             with parts.run.generator_autocast():
                 losses = method.generator_losses(x_generated, batch.condition, noise, scale, noise_gan, numbers)
-                latents, pair_condition, x_teacher = pair
-                if latents is not None:
+                of_teacher = None if parts.pairs is None else TeacherPair(*pair)
+                if of_teacher is not None and parts.generator.regression_weight > 0:
                     # The first step only: the output of later steps depends on noise that is not a part of the pair.
-                    regression = regression_loss(parts.student.simulate([latents], pair_condition), x_teacher)
+                    x_student = parts.student.simulate([of_teacher.latents], of_teacher.condition)
+                    regression = regression_loss(x_student, of_teacher.x_teacher)
                     losses.terms["regression"] = Term(regression, parts.generator.regression_weight)
                     losses.diagnostics["regression_loss"] = regression
+                inputs = TermInputs(parts.student, x_generated, batch.x_real, batch.condition_real, of_teacher)
                 for name, term in parts.terms.items():
-                    assert batch.x_real is not None  # data without images was rejected
-                    paired = term(x_generated, batch.x_real)
-                    losses.terms[name] = Term(paired, term.weight)
-                    losses.diagnostics[f"{name}_loss"] = paired
+                    of_term = term.losses(inputs)
+                    losses.terms[name] = Term(of_term, term.weight)
+                    losses.diagnostics[f"{name}_loss"] = of_term
             optimizer.backward(losses, noise.sigma)
         diagnostics.append(losses.diagnostics)
         logits += [] if losses.logit is None else [losses.logit]

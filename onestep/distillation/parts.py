@@ -21,7 +21,7 @@ from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.metrics.evaluator import Evaluator
 from onestep.noise import SigmaDistribution
-from onestep.objectives.reconstruction import PairedTerm
+from onestep.objectives.terms import GeneratorTerm
 from onestep.samplers import Sampler
 from onestep.seeding import BatchRandom
 
@@ -43,8 +43,8 @@ class Distillation:
         data: the real samples, if there are any, and the conditions.
         augment: of generated and real images in the critics' updates; None for none.
         space: the space of the samples for evaluation.
-        pairs: pairs for the regression; None without it.
-        terms: of the generator's loss against the ground truth of its conditions, by name.
+        pairs: pairs for the regression and terms that read them; None without.
+        terms: further terms of the generator's loss, by name.
         sampler: the teacher's sampler.
         evaluator, evaluation: metrics of teacher and student, and their settings.
         diagnosis: settings of the diagnosis.
@@ -65,7 +65,7 @@ class Distillation:
     augment: EDMAugmentation | None
     space: SampleSpace
     pairs: TeacherPairs | None
-    terms: Mapping[str, PairedTerm]
+    terms: Mapping[str, GeneratorTerm]
     sampler: Sampler
     evaluator: Evaluator
     evaluation: EvaluationSettings

@@ -1,36 +1,28 @@
 """Terms of the generator's loss that compare a sample with the ground truth of its condition."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Literal
 
 from torch import Tensor
 
 from onestep.noise import per_sample_sum
+from onestep.objectives.terms import GeneratorTerm, TermInputs
 from onestep.ranges import Positive, PositiveRate, checked
 
 #: Of two numbers: their absolute difference d, its square, or ``sqrt(d^2 + epsilon^2)`` (arXiv 1704.03915).
 Distance = Literal["l1", "l2", "charbonnier"]
 
 
-class PairedTerm(ABC):
-    """A term of the generator's loss, for data whose real samples are the ground truth of their conditions.
-
-    Attributes:
-        weight: of the term, whose loss is a mean over a sample's dimensions.
-    """
-
-    weight: float
+class PairedTerm(GeneratorTerm):
+    """A term of the generator's loss, for data whose real samples are the ground truth of their conditions."""
 
     @abstractmethod
     def __call__(self, x_generated: Tensor, x_real: Tensor) -> Tensor:
         """The losses [B] of samples [B, C, H, W] against the ground truth of their conditions, in data units."""
 
-    def check(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
-        """Check that the term takes samples of ``image_shape``; by default all.
-
-        Raises:
-            ValueError: for others.
-        """
+    def losses(self, inputs: TermInputs) -> Tensor:
+        assert inputs.x_real is not None  # data without images was rejected
+        return self(inputs.x_generated, inputs.x_real)
 
 
 @checked

@@ -63,8 +63,8 @@ def test_pairs_without_a_regression(tmp_path: Path) -> None:
     overrides = ("objective=dmd", f"pairs.cache={pairs}")
     message = refused(tiny_config(tmp_path / "run", *overrides, "generator.regression_weight=0"))
     assert message == (
-        "pairs of noise and teacher image are not used with generator.regression_weight=0: set a positive weight, or "
-        "pairs=none"
+        "pairs of noise and teacher image are not used with generator.regression_weight=0: set a positive weight, "
+        "add a term that reads them, or set pairs=none"
     )
     assert not pairs.exists()
 

@@ -51,6 +51,15 @@ RUNS: list[Any] = [
             ("objective=uni_instruct", "discriminator=strided_shared_encoder", "training.accumulation=2"),
             ("objective=sim", "generator.later_sigmas=[0.5]", "generator.start=image_alone"),
             ("objective=dmd", "pairs.count=6", "pairs.batch_size=4", "divergence=reverse_kl", "pairs.cache={tmp}"),
+            (
+                "objective=sds",
+                "pairs=teacher",
+                "pairs.count=6",
+                "pairs.batch_size=4",
+                "pairs.cache={tmp}",
+                "training.accumulation=2",
+                "terms=[inverse,consistency,haar]",
+            ),
         )
     ),
 ]
@@ -101,6 +110,24 @@ IN_VAIN = [
     ((*student("input"), "diff_augment=published"), "diff_augment=... transforms the samples and not the images of"),
     ((*student("input"), "generator.labels=uniform"), "generator.labels=uniform draws classes without regard to the"),
     ((*student("input"), "terms=[haar]", "terms.haar.levels=4"), "terms.haar.levels=4: samples of 8x8 cannot be"),
+    (
+        (*student("input"), "terms=[inverse]"),
+        "terms=[inverse] read pairs of noise and teacher image: use pairs=teacher, or leave them out",
+    ),
+    (
+        (*student("input"), "terms=[consistency]", "generator.start=image_alone"),
+        "terms.consistency: generator.start=image_alone: noise has no effect on this generator",
+    ),
+    (
+        (
+            *student("input"),
+            "terms=[consistency]",
+            "terms@terms.consistency.distances=[haar]",
+            "terms.consistency.distances.haar.levels=4",
+        ),
+        "terms.haar.levels=4: samples of 8x8 cannot be",
+    ),
+    (("data=digits", "terms=[consistency]"), "terms=[consistency] compare a sample with the ground truth of its"),
     (("data=digits", "terms=[reconstruction]"), "terms=[reconstruction] compare a sample with the ground truth of its"),
     ((*student("input"), "objective=dmd"), "pairs of noise and teacher image need a teacher that takes the images of"),
     (

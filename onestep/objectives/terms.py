@@ -1,0 +1,68 @@
+"""Terms of the generator's loss beside the objective and the adversarial term: what they are called with."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from onestep.denoiser import Condition
+
+
+class TeacherPair(NamedTuple):
+    """Noise [B, C, H, W] ~ N(0, I), its condition, and the teacher's samples [B, C, H, W] for both, in data units."""
+
+    latents: Tensor
+    condition: Condition
+    x_teacher: Tensor
+
+
+@dataclass(frozen=True)
+class TermInputs:
+    """What a term may read.
+
+    Args:
+        student: the trained module, see :class:`onestep.models.student.Student`.
+        x_generated: its samples [B, C, H, W] with their graph, in data units.
+        x_real: real samples [B, C, H, W], the ground truth of their conditions; None for data without samples.
+        condition: that of ``x_real``.
+        pair: noise and the teacher's samples; None without pairs.
+    """
+
+    student: Any
+    x_generated: Tensor
+    x_real: Tensor | None
+    condition: Condition
+    pair: TeacherPair | None
+
+
+class GeneratorTerm(ABC):
+    """A term of the generator's loss.
+
+    Attributes:
+        weight: of the term, whose loss is a mean over a sample's dimensions.
+        needs_ground_truth: True if real samples must be the ground truth of their conditions.
+        needs_pairs: True for a term that reads pairs of noise and the teacher's sample.
+    """
+
+    weight: float
+    needs_ground_truth = True
+    needs_pairs = False
+
+    @abstractmethod
+    def losses(self, inputs: TermInputs) -> Tensor:
+        """The losses [B], without the weight."""
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:  # noqa: B027
+        """Check that the term takes samples of ``image_shape``; by default all.
+
+        Raises:
+            ValueError: for others.
+        """
+
+    def check_student(self, student: Any) -> None:  # noqa: B027
+        """Check that the term is defined for a student; by default for all.
+
+        Raises:
+            ValueError: for another one.
+        """
