@@ -84,6 +84,7 @@ REQUIRED = {
     "metrics/fd_dinov2": ["metrics.fd_dinov2.features.path={dinov2}"],
     "metrics/clip_score": ["metrics.clip_score.features.path={clip}"],
     "discriminator/pretrained_features": ["features@discriminator.network=digits"],
+    "terms/embedding_js": ["features@terms.embedding_js.network=digits"],
     "data/edm_zip": ["data.path={stores}/images.zip"],
     "data/image_folder": ["data.path={stores}/classes"],
     "data/webdataset": ["data.path={stores}/shards"],

@@ -93,6 +93,9 @@ def build_distillation(
     if with_image and "image" not in teacher.condition_keys:  # a prior of the samples
         teacher.ignored_keys = ("image",)
     check_ground_truth(terms, teacher, with_image)
+    for term in terms.values():
+        for network in term.networks.values():
+            network.to(device)
     check_use(config)
     check_use_in_distillation(config, objective, data, parts.given)
     if isinstance(teacher, DenoiserNetwork):

@@ -40,7 +40,7 @@ def check_ground_truth(terms: Mapping[str, GeneratorTerm], teacher: Any, with_im
     """Check that the ``terms`` against a ground truth have one, and that all take its shape.
 
     Raises:
-        ValueError: for data without images as conditions, or other shapes.
+        ValueError: for data without images as conditions, other shapes, or latents in a term that reads pixels.
     """
     paired = [name for name, term in terms.items() if term.needs_ground_truth]
     if paired and not with_image:
@@ -48,7 +48,11 @@ def check_ground_truth(terms: Mapping[str, GeneratorTerm], teacher: Any, with_im
             f"terms=[{','.join(paired)}] compare a sample with the ground truth of its condition, and the conditions "
             "of this data have no images: use data=paired, or terms=none"
         )
-    for term in terms.values():
+    for name, term in terms.items():
+        if term.reads_pixels and getattr(teacher, "denoises_latents", False):
+            raise ValueError(
+                f"terms.{name} reads pixels in [-1, 1], and these networks take latents: leave it out of terms=[...]"
+            )
         term.check(tuple(teacher.image_shape))
 
 

@@ -78,6 +78,8 @@ def distill(parts: Distillation) -> dict[str, Any]:
         if not all(parameter.requires_grad for parameter in parts.student.parameters()):
             run.accelerator.print(f"trained parameters of the generator: {describe_trained(parts.student)}")
         frozen = {"teacher": parts.method.teacher, "discriminator.network": parts.method.pretrained}
+        for name, term in parts.terms.items():
+            frozen |= {f"terms.{name}.{setting}": network for setting, network in term.networks.items()}
         weights = {f"{name}.weights": describe_weights(one) for name, one in frozen.items() if one is not None}
         train(run, state, settings, parts.data, update, evaluate, weights, batches_per_iteration(parts.updates))
         return report.final(state)

@@ -49,6 +49,8 @@ class Classifier(FeatureNetwork):
         held_out_accuracy: accuracy in [0, 1] on images outside the training set; None until measured.
     """
 
+    differentiable = True
+
     def __init__(
         self,
         name: Text,

@@ -14,11 +14,13 @@ class FeatureNetwork(nn.Module):
         title: its name in the record of a metric.
         image_shape: (C, H, W) of its input images; None for any.
         protocol_samples: the number of samples of published values in its features; None without a protocol.
+        differentiable: True if it also takes floats in [0, 255], and its features are differentiable by them.
     """
 
     title: str
     image_shape: tuple[int, int, int] | None = None
     protocol_samples: int | None = None
+    differentiable: bool = False
 
     def classify(self, images: Tensor) -> Tensor:
         """Class logits [B, K], for networks with classes."""

@@ -29,6 +29,8 @@ class DINOv2Features(FeatureNetwork):
         ValueError: without the extra, or if there is no such model.
     """
 
+    differentiable = True
+
     def __init__(self, path: PathText, resolution: Side, protocol_samples: Samples | None) -> None:
         super().__init__()
         self.network = load_transformer("Dinov2Model", path)

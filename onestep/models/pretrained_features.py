@@ -1,4 +1,4 @@
-"""The features of a pretrained network as a discriminator's input (projected discriminators)."""
+"""The features of a pretrained network, differentiable by the samples: for discriminators and terms of the loss."""
 
 from typing import Any
 
@@ -31,13 +31,7 @@ class PretrainedFeatures(nn.Module):
         super().__init__()
         self.network = network
         self.eval().requires_grad_(False)
-        channels, *sides = network.image_shape or (3, *image_shape[1:])
-        if image_shape[0] not in (1, channels):
-            raise ValueError(
-                f"discriminator.network: the {network.title} takes {channels} channels, and the samples have "
-                f"{image_shape[0]}: choose another network"
-            )
-        self.channels, self.sides = channels, sides
+        check_channels(network, image_shape[0], "discriminator.network")
         shape = 1, *image_shape
         with torch.no_grad():
             maps = self(torch.zeros(shape), torch.zeros(1), {})
@@ -47,8 +41,28 @@ class PretrainedFeatures(nn.Module):
         self, x_sigma: Tensor, sigma: Tensor, condition: Condition, outputs: str = "features", levels: Any = None
     ) -> tuple[Tensor, ...]:
         """The feature maps [B, F, h, w] of the ``levels``, None for all, of samples [B, C, H, W]."""
-        pixels = 127.5 * (x_sigma + 1)
-        if [*pixels.shape[2:]] != self.sides:
-            pixels = F.interpolate(pixels, self.sides, mode="bicubic", antialias=True)
-        maps = self.network.maps(pixels.expand(-1, self.channels, -1, -1))
+        maps = self.network.maps(as_pixels(x_sigma, self.network))
         return tuple(maps if levels is None else (maps[level] for level in levels))
+
+
+def check_channels(network: Any, channels: int, setting: str) -> None:
+    """Check that the feature network of a ``setting`` takes samples of so many ``channels``; one is repeated.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    taken = (network.image_shape or (3,))[0]
+    if channels not in (1, taken):
+        raise ValueError(
+            f"{setting}: the {network.title} takes {taken} channels, and the samples have {channels}: choose another "
+            "network"
+        )
+
+
+def as_pixels(x: Tensor, network: Any) -> Tensor:
+    """Samples [B, C, H, W] in [-1, 1] as images of the ``network``'s size and channels, floats in [0, 255]."""
+    channels, *sides = network.image_shape or (3, *x.shape[2:])
+    pixels = 127.5 * (x + 1)
+    if [*pixels.shape[2:]] != sides:
+        pixels = F.interpolate(pixels, sides, mode="bicubic", antialias=True)
+    return pixels.expand(-1, channels, -1, -1)

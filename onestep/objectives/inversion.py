@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onestep.denoiser import Condition
 from onestep.models.base import DenoiserNetwork
@@ -99,6 +99,16 @@ class Consistency(_Inversion):
         if not distances:
             raise ValueError("distances={}: expected one at least, such as reconstruction")
         self.weight, self.distances = weight, distances
+        self.reads_pixels = any(one.reads_pixels for one in distances.values())
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Those of the distances."""
+        return {
+            f"distances.{name}.{setting}": network
+            for name, one in self.distances.items()
+            for setting, network in one.networks.items()
+        }
 
     def losses(self, inputs: TermInputs) -> Tensor:
         x_real, student = inputs.x_real, inputs.student

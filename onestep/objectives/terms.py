@@ -1,10 +1,11 @@
 """Terms of the generator's loss beside the objective and the adversarial term: what they are called with."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from onestep.denoiser import Condition
 
@@ -43,11 +44,18 @@ class GeneratorTerm(ABC):
         weight: of the term, whose loss is a mean over a sample's dimensions.
         needs_ground_truth: True if real samples must be the ground truth of their conditions.
         needs_pairs: True for a term that reads pairs of noise and the teacher's sample.
+        reads_pixels: True if samples must be pixels in [-1, 1], and no latents.
     """
 
     weight: float
     needs_ground_truth = True
     needs_pairs = False
+    reads_pixels = False
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The frozen networks that it reads, by the name of their setting within the term's."""
+        return {}
 
     @abstractmethod
     def losses(self, inputs: TermInputs) -> Tensor:

@@ -106,6 +106,8 @@ class Subject:
             "pretrained features": method.pretrained,
             "discriminator": method.discriminator,
         }
+        for name, term in self.parts.terms.items():
+            found |= {f"{name}'s {setting}": network for setting, network in term.networks.items()}
         return {name: network for name, network in found.items() if network is not None}
 
     def iteration(self) -> Iterator[dict[str, Tensor]]:

@@ -36,13 +36,15 @@ def of_teacher(teacher: str) -> tuple[str, ...]:
     return ("teacher=local", f"teacher.path={teacher}", "generator.start=image", "generator.sigma_init=1.0")
 
 
+EMBEDDING = "features@terms.embedding_js.network=digits"
 RUNS: list[Any] = [
     (
         "divergence=forward_kl",
         "discriminator=convolutional",
         "generator.gan_weight=0.1",
         "penalty=r1",
-        "terms=[reconstruction,haar]",
+        "terms=[reconstruction,haar,embedding_js]",
+        EMBEDDING,
     ),
     *(
         pytest.param(overrides, marks=pytest.mark.slow)
@@ -76,7 +78,7 @@ def test_a_distillation(overrides: tuple[str, ...], teacher: str, tmp_path: Path
     record = json.loads((folder / "generator" / "generator.json").read_text())
     assert (record["start"], record["upscale_factor"]) == (start, 2)
     logged = {name for line in read_log(folder / "log.jsonl") for name in line}
-    assert ({"reconstruction_loss", "haar_loss"} <= logged) == ("terms=[reconstruction,haar]" in overrides)
+    assert ({"reconstruction_loss", "haar_loss", "embedding_js_loss"} <= logged) == (EMBEDDING in overrides)
     (tmp_path / "digit.png").write_bytes(encoded(picture("L", width=5, height=9)))
     paths = (f"images=[{tmp_path / 'digit.png'}]", f"checkpoint={folder}", f"output={tmp_path / 'large.png'}")
     upscale(configure("upscale", *paths, "label=3"))
@@ -110,6 +112,10 @@ IN_VAIN = [
     ((*student("input"), "diff_augment=published"), "diff_augment=... transforms the samples and not the images of"),
     ((*student("input"), "generator.labels=uniform"), "generator.labels=uniform draws classes without regard to the"),
     ((*student("input"), "terms=[haar]", "terms.haar.levels=4"), "terms.haar.levels=4: samples of 8x8 cannot be"),
+    (
+        (*student("input"), "terms=[embedding_js]", "features@terms.embedding_js.network=none"),
+        "terms.embedding_js.network: got no network, expected one whose features are differentiable by the image: ch",
+    ),
     (
         (*student("input"), "terms=[inverse]"),
         "terms=[inverse] read pairs of noise and teacher image: use pairs=teacher, or leave them out",

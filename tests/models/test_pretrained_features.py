@@ -61,7 +61,7 @@ def test_features_are_differentiable_by_the_sample(shape: tuple[int, int, int], 
     (gradient,) = torch.autograd.grad(value(x), x)
     difference = (value(x + 1e-6 * direction) - value(x - 1e-6 * direction)) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-6, atol=0)
-    assert (host.sides != [*shape[1:]]) == resized
+    assert (host.network.image_shape != shape) == resized
 
 
 def test_networks_that_do_not_fit(inception_file: Path) -> None:
