@@ -1,18 +1,16 @@
 """The generator: a denoiser, evaluated once at a fixed high noise level, or a few times at falling levels."""
 
 import copy
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib import import_module
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, FiniteFloat, create_model
+from pydantic import FiniteFloat
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, check_condition
@@ -20,7 +18,7 @@ from onestep.files import write_text
 from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe
 from onestep.models.dropout import dropout
-from onestep.models.weights import Weights, load_network, read_config
+from onestep.models.weights import Weights, arguments_of, load_network, read_config
 from onestep.ranges import UpscaleFactor
 from onestep.reading import one_line, read_json
 from onestep.seeding import check_classes, noise_from_latents
@@ -249,19 +247,9 @@ def load_denoiser(folder: str | Path) -> DenoiserNetwork:
             "classes"
         )
     read_config(folder / "config.json")  # within limits
-    arguments = read_json(folder / "config.json", _arguments(name)).model_dump(exclude_unset=True)
+    arguments = read_json(folder / "config.json", arguments_of(_class(name))).model_dump(exclude_unset=True)
     return load_network(lambda: _class(name)(**arguments), Weights.find(folder))
 
 
 def _class(name: str) -> Any:
     return getattr(import_module(_CLASSES[name]), name)
-
-
-@cache
-def _arguments(name: str) -> type[BaseModel]:
-    """The arguments of a class with their types."""
-    parameters = inspect.signature(_class(name)).parameters.values()
-    fields: dict[str, Any] = {
-        one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters
-    }
-    return create_model(name, **fields)

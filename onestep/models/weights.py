@@ -4,17 +4,19 @@ The names and shapes in the headers of the weights limit what a config can ask f
 first, and compared with them. Nothing is unpickled, and no name in a file is imported.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -133,6 +135,16 @@ class Weights:
                             )
                         tensors[plain[original]] = tensor if dtype is None else tensor.to(dtype)
         return tensors
+
+
+@cache
+def arguments_of(target: Any) -> type[BaseModel]:
+    """The arguments of a class with their types, to read them from a file."""
+    parameters = inspect.signature(target).parameters.values()
+    fields: dict[str, Any] = {
+        one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters
+    }
+    return create_model(target.__name__, **fields)
 
 
 def load_network(make: Callable[[], Network], weights: Weights, dtype: torch.dtype = torch.float32) -> Network:

@@ -1,0 +1,183 @@
+"""Scenes as students: densities that a camera drawn from the noise renders."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le, Len, MinLen
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from onestep.denoiser import NO_CONDITION, Condition
+from onestep.files import atomic_file, write_text
+from onestep.models.describe import describe
+from onestep.models.scene.render import blob, cast_rays, opacity, optical_depth, rotations
+from onestep.models.weights import Weights, arguments_of, load_network
+from onestep.ranges import Count, NonNegative, Positive, Side, checked
+from onestep.reading import read_json
+from onestep.seeding import check_classes
+
+_SETTINGS, _WEIGHTS = "scene.json", "scene"
+#: A latent's entries: azimuth, elevation, roll, shift to the right, shift downwards, object.
+NUMBERS = 6
+
+#: Azimuth, elevation and roll in degrees.
+Angles = Annotated[Sequence[Annotated[float, Ge(-360), Le(360)]], Len(3, 3)]
+Jitter = Annotated[Sequence[Annotated[float, Ge(0), Le(180)]], Len(3, 3)]
+#: Voxels along a side, of which a grid has the third power.
+GridSize = Annotated[int, Ge(2), Le(256)]
+#: From the centre of a cube whose corners are sqrt(3) away.
+Distance = Annotated[float, Gt(1.75), Le(1000)]
+
+
+@checked
+class Scene(nn.Module):
+    """Solids of one grey material, each a density on a grid, whose renders are a student's samples.
+
+    A pixel is ``2 (1 - exp(-optical depth)) - 1``: -1 is empty, and matter alone makes it brighter. The
+    condition's class chooses a view, and the latents z ~ N(0, I) turn and shift its camera by uniform amounts, the
+    normal cdf of its entries; the last one chooses the object.
+
+    Args:
+        image_shape: (C, H, W) of a render, with H = W; all channels are equal.
+        label_dim: number of the teacher's classes.
+        classes: those that have a view; no other is rendered.
+        views: (azimuth, elevation, roll) of each of them in degrees, see
+            :func:`onestep.models.scene.render.rotations`.
+        size: voxels N along a side of the grid.
+        objects: number of solids.
+        jitter: largest turn of the camera from its view, in degrees of azimuth, elevation and roll.
+        shift: largest shift of the camera to each side, in units of half the image.
+        distance: of a perspective camera from the centre, in the same units; None for an orthographic one.
+        oversampling: rays along a side of a pixel, whose mean is rendered.
+        depth: optical depth through the middle of the initial ball. Above 3 hardly any light passes, and no gradient.
+        randomness: standard deviation of the initial logits around the ball's, which tells several objects apart.
+
+    Attributes:
+        noise_shape: of the latents of one sample.
+        logits: [objects, N, N, N]; the optical depth through a voxel is ``softplus(logits)``.
+
+    Raises:
+        ValueError: for images that are not square, or another number of views than of classes.
+    """
+
+    condition_keys = ("labels",)
+    denoises_latents = False
+    network_evaluations = 1  # one step, a render
+    networks: Sequence[nn.Module] = ()
+    noise_shape = (NUMBERS,)
+
+    def __init__(
+        self,
+        image_shape: Annotated[Sequence[Side], Len(3, 3)],
+        label_dim: Count,
+        classes: Annotated[Sequence[Annotated[int, Ge(0)]], MinLen(1)],
+        views: Annotated[Sequence[Angles], MinLen(1)],
+        size: GridSize = 16,
+        objects: Annotated[int, Ge(1), Le(4096)] = 1,
+        jitter: Jitter = (0.0, 0.0, 0.0),
+        shift: Annotated[float, Ge(0), Le(1)] = 0.0,
+        distance: Distance | None = None,
+        oversampling: Annotated[int, Ge(1), Le(8)] = 2,
+        depth: Positive = 0.5,
+        randomness: NonNegative = 0.0,
+    ) -> None:
+        super().__init__()
+        self.config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        channels, height, width = self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        if height != width:
+            raise ValueError(f"image_shape={list(image_shape)}: expected square images, of a cube's sides")
+        check_classes(classes, label_dim)
+        if len({*classes}) < len(classes) or len(classes) != len(views):
+            raise ValueError(
+                f"classes={list(classes)} have {len(views)} views: expected different classes and a view of each"
+            )
+        self.label_dim, self.classes, self.views = label_dim, list(classes), [list(view) for view in views]
+        self.jitter, self.shift, self.distance, self.oversampling = list(jitter), shift, distance, oversampling
+        start = torch.log(torch.expm1(blob(size, depth) * (2 / size))).float().expand(objects, -1, -1, -1)
+        self.logits = nn.Parameter(start + randomness * torch.randn(start.shape))
+
+    @property
+    def density(self) -> Tensor:
+        """The optical depth of all objects [objects, N, N, N] per unit of length, of which the cube's side has 2."""
+        return F.softplus(self.logits) * (self.logits.shape[1] / 2)
+
+    def forward(
+        self, latents: Tensor, condition: Condition = NO_CONDITION, noises: Iterator[Tensor] | None = None
+    ) -> Tensor:
+        """Renders [B, C, H, W] in [-1, 1] for ``latents`` [B, 6] ~ N(0, I); there are no later steps."""
+        return self.simulate([latents], condition)
+
+    def simulate(self, noises: Sequence[Tensor], condition: Condition = NO_CONDITION) -> Tensor:
+        """The renders [B, C, H, W] for the latents, the only ones of ``noises``.
+
+        Raises:
+            ValueError: for a condition without classes, or a class without a view.
+        """
+        (latents,) = noises
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.render(*self.cameras(latents.to(self.logits), condition))
+
+    def cameras(self, latents: Tensor, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """Angles [B, 3] in degrees, shifts [B, 2] and objects [B] of ``latents`` [B, 6]; raises as :meth:`simulate`."""
+        if list(condition) != ["labels"]:
+            raise ValueError(
+                f"a scene takes a condition of labels, got {', '.join(condition) or 'none'}: use a teacher and data "
+                "with classes"
+            )
+        labels = condition["labels"].to(latents)
+        of_views = labels[:, self.classes]
+        if not bool((of_views.sum(1) == 1).all()):
+            found = sorted({*labels.argmax(1).tolist()} - {*self.classes})
+            raise ValueError(f"classes {found} have no view, only {self.classes} have: set student.classes and views")
+        uniform = torch.special.ndtr(latents)
+        degrees = of_views @ latents.new_tensor(self.views)
+        degrees = degrees + (2 * uniform[:, :3] - 1) * latents.new_tensor(self.jitter)
+        objects = (uniform[:, 5] * len(self.logits)).long().clamp(max=len(self.logits) - 1)
+        return degrees, (2 * uniform[:, 3:5] - 1) * self.shift, objects
+
+    def render(self, degrees: Tensor, shift: Tensor, objects: Tensor, resolution: int | None = None) -> Tensor:
+        """Renders [B, C, H, W] in [-1, 1] from any cameras.
+
+        Args:
+            degrees: azimuth, elevation and roll [B, 3].
+            shift: of the camera to the right and downwards [B, 2].
+            objects: their numbers [B].
+            resolution: of the images; None for that of the samples.
+        """
+        channels, height, _ = self.image_shape
+        side = height if resolution is None else resolution
+        size = self.logits.shape[1]
+        rays = cast_rays(rotations(degrees), shift, side * self.oversampling, size, self.distance)
+        density = self.density
+        # One object is expanded without a copy.
+        chosen = density.expand(len(objects), -1, -1, -1) if len(density) == 1 else density.index_select(0, objects)
+        image = opacity(optical_depth(chosen, rays))[:, None]
+        return (F.avg_pool2d(image, self.oversampling) * 2 - 1).expand(-1, channels, -1, -1)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the logits as safetensors, and the settings as JSON, into ``folder``."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with atomic_file(Path(folder) / f"{_WEIGHTS}.safetensors") as temporary:
+            save_file({"logits": self.logits.detach().to("cpu", copy=True).contiguous()}, temporary)
+        write_text(Path(folder) / _SETTINGS, json.dumps(self.config) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load a scene that :meth:`save_pretrained` wrote, in eval mode.
+
+        Raises:
+            ValueError: if the folder holds no scene, or weights of another one.
+        """
+        if not holds_scene(folder):
+            raise ValueError(f"{folder} holds no scene: expected {_SETTINGS}; {describe(Path(folder))}")
+        settings: Any = read_json(Path(folder) / _SETTINGS, arguments_of(Scene))
+        return load_network(lambda: cls(**settings.model_dump()), Weights.find(Path(folder), base=_WEIGHTS))
+
+
+def holds_scene(folder: str | Path) -> bool:
+    """True for a folder of :meth:`Scene.save_pretrained`."""
+    return (Path(folder) / _SETTINGS).is_file()
