@@ -83,6 +83,14 @@ REQUIRED = {
     "features/dinov2": ["features.path={dinov2}"],
     "metrics/fd_dinov2": ["metrics.fd_dinov2.features.path={dinov2}"],
     "metrics/clip_score": ["metrics.clip_score.features.path={clip}"],
+    "metrics/clip_iqa_vit": ["metrics.clip_iqa_vit.features.path={clip}"],
+    **{
+        f"{group}{name}": [f"{place}.{key}={{{name}_{key}}}" for key in ("path", "sha256")]
+        for name in ("alex", "vgg")
+        for group, place in (("features/lpips_", "features"), ("metrics/lpips_", f"metrics.lpips_{name}.network"))
+    },
+    "terms/lpips": ["terms.lpips.network.path={vgg_path}", "terms.lpips.network.sha256={vgg_sha256}"],
+    "terms/perceptual": ["features@terms.perceptual.network=digits"],
     "discriminator/pretrained_features": ["features@discriminator.network=digits"],
     "terms/embedding_js": ["features@terms.embedding_js.network=digits"],
     "data/edm_zip": ["data.path={stores}/images.zip"],
@@ -119,7 +127,12 @@ BUILT: dict[str, Any] = {}
 
 @pytest.fixture(scope="session")
 def places(
-    tmp_path_factory: pytest.TempPathFactory, stores: Path, inception_file: Path, dinov2_folder: Path, clip_folder: Path
+    tmp_path_factory: pytest.TempPathFactory,
+    stores: Path,
+    inception_file: Path,
+    dinov2_folder: Path,
+    clip_folder: Path,
+    lpips_files: dict[str, dict[str, object]],
 ) -> dict[str, object]:
     """Files for the required values."""
     pipeline = tmp_path_factory.mktemp("pipeline")
@@ -135,6 +148,7 @@ def places(
         "sha256": content_hash,
         "dinov2": dinov2_folder,
         "clip": clip_folder,
+        **{f"{name}_{key}": value for name, given in lpips_files.items() for key, value in given.items()},
     }
 
 

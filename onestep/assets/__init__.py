@@ -1,4 +1,7 @@
-"""The bundled teachers, feature networks and generators; each is what the experiment of its name writes."""
+"""The bundled teachers, feature networks and generators; each is what the experiment of its name writes.
+
+``lpips.safetensors`` has LPIPS's weights of channels, with their licence in its metadata.
+"""
 
 from pathlib import Path
 

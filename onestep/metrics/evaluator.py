@@ -84,7 +84,7 @@ class Evaluator:
                     raise ValueError(f"metrics: {self._metric_of[key]} and {name} both measure {key}: remove one")
                 self.descriptions[key], self._metric_of[key] = description, name
         self.network_of = {
-            name: features if (network := getattr(metric, "features", None)) is None else network
+            name: network if (network := getattr(metric, "features", None)) or metric.reads == "pairs" else features
             for name, metric in metrics.items()
         }
         check_pairs(metrics, pairs)
@@ -125,7 +125,7 @@ class Evaluator:
         """
         wanted = self._wanted(only)
         extractions = {network: Extraction(network, kinds, self.device) for network, kinds in wanted.items()}
-        measures = Measures(self._chosen(only), self.pairs)
+        measures = Measures(self._chosen(only), self.pairs, self.device)
         position, broken = 0, torch.zeros((), dtype=torch.long, device=self.device)
         for batch in batches:
             self._check_shape(batch)
@@ -141,7 +141,7 @@ class Evaluator:
         if distributed:
             sum_over_processes(broken)
         generated = {network: _outputs(extraction, distributed) for network, extraction in extractions.items()}
-        measured = measures.finish(distributed, self.device)
+        measured = measures.finish(distributed)
         values: dict[str, float] = {}
         if rank_and_count()[0] > 0:
             return values

@@ -15,12 +15,18 @@ class FeatureNetwork(nn.Module):
         image_shape: (C, H, W) of its input images; None for any.
         protocol_samples: the number of samples of published values in its features; None without a protocol.
         differentiable: True if it also takes floats in [0, 255], and its features are differentiable by them.
+        map_weights: weights [F] of the channels of each of the ``maps`` in a distance of images; None for 1.
     """
 
     title: str
     image_shape: tuple[int, int, int] | None = None
     protocol_samples: int | None = None
     differentiable: bool = False
+    map_weights: Sequence[Tensor] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, D], float32, of uint8 images [B, C, H, W]."""
+        raise ValueError(f"{self.title} has feature maps alone, and this metric needs features: choose features=...")
 
     def classify(self, images: Tensor) -> Tensor:
         """Class logits [B, K], for networks with classes."""
@@ -29,8 +35,8 @@ class FeatureNetwork(nn.Module):
     def maps(self, images: Tensor) -> Sequence[Tensor]:
         """Feature maps [B, F, h, w] of each layer, differentiable by the images [B, C, H, W], floats in [0, 255]."""
         raise ValueError(
-            f"{self.title} has no feature maps for a discriminator: choose features@discriminator.network=digits, "
-            "fashion, local or dinov2"
+            f"{self.title} has no feature maps for a discriminator or a distance: choose digits, fashion, local, "
+            "dinov2, lpips_alex or lpips_vgg"
         )
 
     def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

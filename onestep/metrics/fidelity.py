@@ -228,11 +228,17 @@ def check_pairs(metrics: Mapping[str, Any], pairs: Pairs | None) -> None:
 
 
 class Measures:
-    """Collects the rows that those of the ``metrics``, by name, that read ``pairs`` have for samples of them."""
+    """Collects the rows that those of the ``metrics``, by name, that read ``pairs`` have for samples of them.
 
-    def __init__(self, metrics: Mapping[str, Any], pairs: Pairs | None) -> None:
+    Their feature networks work on the ``device``.
+    """
+
+    def __init__(self, metrics: Mapping[str, Any], pairs: Pairs | None, device: torch.device | str) -> None:
         self.metrics: dict[str, PairMetric] = {name: one for name, one in metrics.items() if one.reads == "pairs"}
-        self.pairs = pairs
+        self.pairs, self.device = pairs, device
+        for metric in self.metrics.values():
+            if metric.features is not None:
+                metric.features.to(device)
         self.rows: dict[str, list[Tensor]] = {name: [] for name in self.metrics}
         self.indices: list[Tensor] = []
 
@@ -263,10 +269,11 @@ class Measures:
         for name, metric in self.metrics.items():
             self.rows[name].append(metric.measure(restored))
 
-    def finish(self, distributed: bool, device: torch.device | str) -> dict[str, tuple[Tensor, Tensor]]:
+    def finish(self, distributed: bool) -> dict[str, tuple[Tensor, Tensor]]:
         """The rows and the pairs that they are of, by metric; if ``distributed``, those of all processes."""
         found = {}
         for name, parts in self.rows.items():
             rows, indices = torch.cat(parts), torch.cat(self.indices)
-            found[name] = (gather_rows(rows, device), gather_rows(indices, device)) if distributed else (rows, indices)
+            collected = rows, indices
+            found[name] = tuple(gather_rows(one, self.device) for one in collected) if distributed else collected
         return found

@@ -43,8 +43,9 @@ RUNS: list[Any] = [
         "discriminator=convolutional",
         "generator.gan_weight=0.1",
         "penalty=r1",
-        "terms=[reconstruction,haar,embedding_js]",
+        "terms=[reconstruction,haar,embedding_js,perceptual]",
         EMBEDDING,
+        "features@terms.perceptual.network=digits",
     ),
     *(
         pytest.param(overrides, marks=pytest.mark.slow)
@@ -78,7 +79,8 @@ def test_a_distillation(overrides: tuple[str, ...], teacher: str, tmp_path: Path
     record = json.loads((folder / "generator" / "generator.json").read_text())
     assert (record["start"], record["upscale_factor"]) == (start, 2)
     logged = {name for line in read_log(folder / "log.jsonl") for name in line}
-    assert ({"reconstruction_loss", "haar_loss", "embedding_js_loss"} <= logged) == (EMBEDDING in overrides)
+    terms = {"reconstruction_loss", "haar_loss", "embedding_js_loss", "perceptual_loss"}
+    assert (terms <= logged) == (EMBEDDING in overrides)
     (tmp_path / "digit.png").write_bytes(encoded(picture("L", width=5, height=9)))
     paths = (f"images=[{tmp_path / 'digit.png'}]", f"checkpoint={folder}", f"output={tmp_path / 'large.png'}")
     upscale(configure("upscale", *paths, "label=3"))
@@ -134,6 +136,10 @@ IN_VAIN = [
         "terms.haar.levels=4: samples of 8x8 cannot be",
     ),
     (("data=digits", "terms=[consistency]"), "terms=[consistency] compare a sample with the ground truth of its"),
+    (
+        (*student("input"), "terms=[perceptual]", "features@terms.perceptual.network=none"),
+        "terms.lpips.network or terms.perceptual.network: got no network: choose lpips_vgg, lpips_alex, digits,",
+    ),
     (("data=digits", "terms=[reconstruction]"), "terms=[reconstruction] compare a sample with the ground truth of its"),
     ((*student("input"), "objective=dmd"), "pairs of noise and teacher image need a teacher that takes the images of"),
     (

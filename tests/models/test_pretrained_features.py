@@ -68,7 +68,9 @@ def test_networks_that_do_not_fit(inception_file: Path) -> None:
     inception = InceptionFeatures.__new__(InceptionFeatures)
     torch.nn.Module.__init__(inception)
     inception.title = "an Inception"
-    with pytest.raises(ValueError, match=r"^an Inception has no feature maps for a discriminator: choose features@"):
+    with pytest.raises(
+        ValueError, match=r"^an Inception has no feature maps for a discriminator or a distance: choose"
+    ):
         PretrainedFeatures(inception, (3, 8, 8))
     with pytest.raises(ValueError, match="takes 1 channels, and the samples have 3: choose another network"):
         PretrainedFeatures(Classifier("grey", [1, 8, 8], 2, 4, [4], [2]), (3, 8, 8))
