@@ -274,6 +274,7 @@ class Measures:
         found = {}
         for name, parts in self.rows.items():
             rows, indices = torch.cat(parts), torch.cat(self.indices)
-            collected = rows, indices
-            found[name] = tuple(gather_rows(one, self.device) for one in collected) if distributed else collected
+            if distributed:
+                rows, indices = gather_rows(rows, self.device), gather_rows(indices, self.device)
+            found[name] = rows, indices
         return found

@@ -27,12 +27,13 @@ class LPIPS(PairMetric):
     higher_is_better = False
 
     def __init__(self, network: FeatureNetwork) -> None:
-        self.features: FeatureNetwork = network
+        self.features: FeatureNetwork | None = network
+        self._title = f"{network.title}, RGB in [-1, 1], no border"
         self.distance = PerceptualDistance(network)
 
     @property
     def title(self) -> str:
-        return f"{self.features.title}, RGB in [-1, 1], no border"
+        return self._title
 
     def check(self, pairs: Pairs) -> None:
         self.distance.check(pairs.image_shape, "metrics: lpips")
@@ -41,7 +42,7 @@ class LPIPS(PairMetric):
     def measure(self, restored: Restored) -> Tensor:
         pairs = [levels.float() / 127.5 - 1 for levels in (restored.samples, restored.originals)]
         part = max(1, _PIXELS // pairs[0][0, 0].numel())
-        device = next(self.features.parameters()).device
+        device = next(self.distance.parameters()).device
         parts = zip(*(levels.split(part) for levels in pairs), strict=True)
         return torch.cat([self.distance(*(levels.to(device) for levels in one)).cpu() for one in parts])
 

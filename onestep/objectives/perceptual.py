@@ -27,8 +27,8 @@ class Perceptual(PairedTerm):
     def __init__(self, network: Any, weight: PositiveRate) -> None:
         if not isinstance(network, nn.Module):  # features of none are a mapping
             raise ValueError(
-                "terms.lpips.network or terms.perceptual.network: got no network: choose lpips_vgg, lpips_alex, digits, "
-                "fashion, local or dinov2"
+                "terms.lpips.network or terms.perceptual.network: got no network: choose lpips_vgg, lpips_alex, "
+                "digits, fashion, local or dinov2"
             )
         self.distance, self.weight = PerceptualDistance(network), weight
 

@@ -1,6 +1,7 @@
 """LPIPS and CLIP-IQA against their formulas; what is missing is named before any training."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from onestep.data.degradation import AreaReduction
 from onestep.data.paired import PairedImages
 from onestep.images import from_uint8
 from onestep.metrics.classifier import load_classifier
-from onestep.metrics.evaluator import Evaluator
+from onestep.metrics.evaluator import Evaluator, Metric
 from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.lpips import LPIPSFeatures
 from onestep.metrics.perceptual import CLIPIQA, LPIPS, CLIPQuality, PublishedCLIPIQA
@@ -35,7 +36,7 @@ def pixels(count: int, channels: int, side: int, seed: int = 0) -> Tensor:
     return torch.randint(256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
 
 
-def lpips(backbone: str, file: str, a: Tensor, b: Tensor, weights: list[Tensor]) -> Tensor:
+def lpips(backbone: str, file: str, a: Tensor, b: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """LPIPS [B] of images in [-1, 1] in float64, from the file of torchvision's form."""
     state = torch.load(file, weights_only=True)
     numbers = sorted({int(name.split(".")[1]) for name in state if name.startswith("features.")})
@@ -63,7 +64,8 @@ def test_lpips(lpips_files: Files, backbone: str, side: int, monkeypatch: pytest
     expected = lpips(backbone, given["path"], from_uint8(samples), from_uint8(originals), network.map_weights)
     pairs = PairedImages(ImagesInMemory(from_uint8(originals)), AreaReduction(2.0)).evaluated
     monkeypatch.setattr("onestep.metrics.perceptual._PIXELS", 2 * side**2)  # two images in a pass
-    evaluator = Evaluator(load_classifier("digits"), {"lpips": LPIPS(network)}, None, pairs=pairs)
+    metrics: dict[str, Metric] = {"lpips": LPIPS(network)}
+    evaluator = Evaluator(load_classifier("digits"), metrics, None, pairs=pairs)
     values = evaluator([from_uint8(samples)], seeds=range(3))
     assert values["lpips"] == pytest.approx(float(expected.mean()), rel=1e-5)
     (record,) = evaluator.results(values, 3, [0, 2], 1)
