@@ -168,7 +168,8 @@ def build_discriminator(
 ) -> Discriminator:  # fmt: skip
     """The discriminator: a head on the features of one of the networks, or a network of its own.
 
-    The latter also sees the images of the conditions, if they have them: ``with_image``.
+    The latter also sees the images of the conditions, if they have them: ``with_image``. Beside a teacher that sees the
+    samples' differences from them, it does too.
 
     Raises:
         ValueError: if that network does not exist, or has no features, or not those that the head reads, or for a
@@ -184,6 +185,7 @@ def build_discriminator(
         )
     own = [teacher.image_shape] * (2 if with_image else 1)
     shapes = own if features_from == "samples" else host.feature_shapes
+    residual = features_from == "samples" and with_image and getattr(teacher, "image_condition", "none") == "residual"
     if not shapes:
         name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
         raise ValueError(
@@ -191,7 +193,8 @@ def build_discriminator(
             "(discriminator=convolutional), give the network feature_shapes and feature_blocks, or use "
             "discriminator=none with divergence=reverse_kl and generator.gan_weight=0"
         )
-    discriminator: Discriminator = make(shapes, teacher.label_dim)
+    options = {"residual_std": teacher.sigma_data} if residual else {}
+    discriminator: Discriminator = make(shapes, teacher.label_dim, **options)
     if config.discriminator.spectral_norm:
         add_spectral_norm(discriminator)
     return discriminator

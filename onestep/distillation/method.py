@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from onestep.denoiser import Condition, concatenate_conditions
 from onestep.distillation.view import View
 from onestep.models.base import DenoiserNetwork
-from onestep.models.discriminator import NOISED_SAMPLES, Discriminator
+from onestep.models.discriminator import Discriminator
+from onestep.models.sample_networks import NOISED_SAMPLES
 from onestep.noise import Noised
 from onestep.objectives.adversarial import discriminator_loss, generator_loss, log_ratio_of
 from onestep.objectives.base import Objective, Predictions

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,6 @@ from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
-from onestep.models.edm.layers import PositionalEmbedding, with_classes
-from onestep.noise import expand_like
 from onestep.ranges import Classes, Count, Positive, Width, checked
 
 Shape = tuple[Width, Width, Width]
@@ -33,7 +31,7 @@ class Discriminator(nn.Module):
               2405.14867, sec. 4.3; SiDA, arXiv 2410.14919; Uni-Instruct, arXiv 2505.20755),
             - ``"pretrained"``: a network that learned another task, see :mod:`onestep.models.pretrained_features`, or
             - ``"samples"``: nothing. The features are the noised samples and, if there is one, the condition's image;
-              the discriminator is the whole network.
+              the discriminator is the whole network, see :mod:`onestep.models.sample_networks`.
         levels: levels of its features, ascending indices of ``feature_shapes``.
         logit_bound: the generator's loss clamps the logits to [-logit_bound, logit_bound].
     """
@@ -48,17 +46,6 @@ class Discriminator(nn.Module):
         ``sigma`` [B] and ``condition`` are those of the features. A network's features depend on both already.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement forward")
-
-
-class NoisedSamples(nn.Module):
-    """The host of a discriminator that is a network of its own: its features are the noised samples themselves."""
-
-    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, **options: Any) -> tuple[Tensor, ...]:
-        """``x_sigma`` [B, C, H, W] and the condition's image, if there is one, as the levels of features."""
-        return (x_sigma, condition["image"]) if "image" in condition else (x_sigma,)
-
-
-NOISED_SAMPLES = NoisedSamples()
 
 
 @checked
@@ -187,7 +174,7 @@ class StridedHeads(Discriminator):
     @staticmethod
     def _head(channels: int, height: int, width: int, groups: int) -> nn.Sequential:
         largest = min(groups, channels if channels > 32 else max(1, channels // 4))
-        groups = _groups(channels, largest)
+        groups = largest_groups(channels, largest)
         layers: list[nn.Module] = []
         while max(height, width) > 4:
             layers += [nn.Conv2d(channels, channels, 4, stride=2, padding=1), nn.GroupNorm(groups, channels), nn.SiLU()]
@@ -204,74 +191,7 @@ class StridedHeads(Discriminator):
         return torch.cat(logits, 1).float()
 
 
-@checked
-class ConvolutionalNetwork(Discriminator):
-    """One logit from a network of its own: convolutions of stride 2 on the noised sample, modulated by level and class.
-
-    The sample is scaled to at most unit variance. A layer is a 4x4 convolution of stride 2, a group norm (but for the
-    first layer), a scale and a shift by the embedding of the noise level and the class, and SiLU. Layers follow until
-    the sides are at most 4, with twice the channels of the one before. The logit is linear in the last layer's outputs,
-    by weights of their own and by the projected embedding (Miyato and Koyama 2018, arXiv 1802.05637). It starts at 0.
-
-    Args:
-        shapes: the shape (C, H, W) of the samples, then that of the condition's image, if it sees one: it follows the
-            sample's channels.
-        label_dim: number of classes; 0 for none.
-        features_from: ``"samples"``.
-        channels: of the first layer.
-        embedding: width of the embedding.
-
-    Raises:
-        ValueError: if a side of the samples is less than 4.
-    """
-
-    frequencies = 16  # of the noise level's embedding
-
-    def __init__(
-        self,
-        shapes: Sequence[Shape],
-        label_dim: Classes,
-        features_from: Literal["samples"],
-        channels: Width,
-        embedding: Width,
-    ) -> None:
-        super().__init__()
-        self.features_from = features_from
-        _, height, width = shapes[0]
-        inputs = sum(shape[0] for shape in shapes)
-        if min(height, width) < 4:
-            raise ValueError(f"discriminator.head: {height}x{width} samples are too narrow for strided convolutions")
-        self.noise = PositionalEmbedding(2 * self.frequencies)
-        self.label_dim = label_dim
-        widths = 2 * self.frequencies + label_dim, embedding
-        self.embed = nn.Sequential(nn.Linear(*widths), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
-        self.layers, self.modulations = nn.ModuleList(), nn.ModuleList()
-        while max(height, width) > 4 or not self.layers:
-            layer: nn.Module = nn.Conv2d(inputs, channels, 4, stride=2, padding=1)
-            if self.layers:
-                layer = nn.Sequential(layer, nn.GroupNorm(_groups(channels, channels // 16), channels))
-            self.layers.append(layer)
-            self.modulations.append(nn.Linear(embedding, 2 * channels))
-            inputs, channels = channels, 2 * channels
-            height, width = height // 2, width // 2
-        outputs = inputs * height * width
-        self.logit, self.projection = nn.Linear(outputs, 1), nn.Linear(embedding, outputs)
-        for last in (self.logit, self.projection):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-
-    def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
-        x = torch.cat([features[0] / expand_like((1 + sigma**2).sqrt(), features[0]), *features[1:]], 1)
-        embedding = self.embed(with_classes(self.noise(4 * sigma.log()), condition.get("labels"), self.label_dim))
-        for layer, modulation in zip(self.layers, self.modulations, strict=True):
-            scale, shift = modulation(embedding)[:, :, None, None].chunk(2, 1)
-            x = F.silu(layer(x) * (1 + scale) + shift)
-        x = x.flatten(1)
-        projected = (self.projection(embedding) * x).sum(1, keepdim=True) / math.sqrt(x.shape[1])
-        return (self.logit(x) + projected).float()
-
-
-def _groups(channels: int, largest: int) -> int:
+def largest_groups(channels: int, largest: int) -> int:
     """The largest number of groups of ``channels`` up to ``largest``, at least 1."""
     return next(count for count in range(max(1, largest), 0, -1) if channels % count == 0)
 

@@ -9,10 +9,11 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
-from onestep.models.discriminator import Discriminator, Shape
+from onestep.models.discriminator import Shape
 from onestep.models.edm.layers import PositionalEmbedding, with_classes
+from onestep.models.sample_networks import SampleNetwork
 from onestep.noise import expand_like
-from onestep.ranges import Classes, Side, Width, checked
+from onestep.ranges import Classes, Positive, Side, Width, checked
 
 Depth = Annotated[int, Ge(0), Le(1000)]
 
@@ -110,7 +111,7 @@ class Affine(nn.Module):
 
 
 @checked
-class PointNetwork(Discriminator):
+class PointNetwork(SampleNetwork):
     """One logit from a network of its own: a residual multilayer perceptron on the noised point.
 
     Its inputs are the coordinates, scaled to at most unit variance, with sines and cosines of them in data units. Noise
@@ -123,6 +124,7 @@ class PointNetwork(Discriminator):
         features_from: ``"samples"``.
         width: units per layer.
         depth: number of residual layers.
+        residual_std: see :class:`onestep.models.sample_networks.SampleNetwork`; the waves are of the points.
 
     Raises:
         ValueError: for samples that are not points.
@@ -131,10 +133,15 @@ class PointNetwork(Discriminator):
     frequencies = (2.0, 4.0, 8.0, 16.0, 32.0)  # radians per data unit: waves longer than 0.2, as the data's spread is 1
 
     def __init__(
-        self, shapes: Sequence[Shape], label_dim: Classes, features_from: Literal["samples"], width: Width, depth: Depth
+        self,
+        shapes: Sequence[Shape],
+        label_dim: Classes,
+        features_from: Literal["samples"],
+        width: Width,
+        depth: Depth,
+        residual_std: Positive | None = None,
     ) -> None:
-        super().__init__()
-        self.features_from = features_from
+        super().__init__(features_from, residual_std)
         channels, *sides = shapes[0]
         of_condition = sum(shape[0] for shape in shapes[1:])
         if sides != [1, 1]:
@@ -150,7 +157,7 @@ class PointNetwork(Discriminator):
 
     def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
         x = features[0].flatten(1)
-        inputs = [x / expand_like((1 + sigma**2).sqrt(), x), *(one.flatten(1) for one in features[1:])]
+        inputs = [one.flatten(1) for one in self.scaled(features, sigma)]
         for frequency in self.frequencies:
             visible = expand_like((-((frequency * sigma) ** 2) / 2).exp(), x)
             inputs += [visible * (frequency * x).sin(), visible * (frequency * x).cos()]

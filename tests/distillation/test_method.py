@@ -14,15 +14,9 @@ from onestep.denoiser import micro_batches
 from onestep.distillation.method import Method, frozen
 from onestep.distillation.view import View
 from onestep.metrics.classifier import load_classifier
-from onestep.models.discriminator import (
-    NOISED_SAMPLES,
-    ChannelMean,
-    ConvolutionalNetwork,
-    Discriminator,
-    PooledHead,
-    StridedHeads,
-)
+from onestep.models.discriminator import ChannelMean, Discriminator, PooledHead, StridedHeads
 from onestep.models.pretrained_features import PretrainedFeatures
+from onestep.models.sample_networks import NOISED_SAMPLES, ConvolutionalNetwork
 from onestep.noise import LogUniformSigma, Noised, add_noise
 from onestep.objectives.adversarial import Adversarial, discriminator_loss
 from onestep.objectives.base import Objective, Predictions
@@ -61,7 +55,9 @@ class World:
         discriminator: PooledHead | ConvolutionalNetwork | None = None
         self.logit: Any = None  # its last layer
         if home == "samples":
-            discriminator = ConvolutionalNetwork([(1, 8, 8)], 3, features_from=home, channels=8, embedding=8)
+            discriminator = ConvolutionalNetwork(
+                [(1, 8, 8)], 3, features_from=home, channels=8, embedding=8, layers=None, pooled=False
+            )
             self.logit = discriminator.logit
         elif home is not None:
             discriminator = PooledHead([(16, 8, 8), (32, 4, 4)], 3, home, hidden=8, levels=[-1], projection=False)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onestep.models.discriminator import ChannelMean, ConvolutionalNetwork, Discriminator, PooledHead, StridedHeads
+from onestep.models.discriminator import ChannelMean, Discriminator, PooledHead, StridedHeads
+from onestep.models.sample_networks import NOISED_SAMPLES, ConvolutionalNetwork
 from onestep.objectives.adversarial import discriminator_loss
 from tests.helpers.edm_models import tiny_denoiser
 
@@ -102,9 +103,10 @@ def test_strided_layers_follow_until_one_position_is_left(
         assert head([torch.empty(2, *shape)], ONES[:2], {}).shape == (2, 1)
 
 
-def test_a_network_of_its_own_starts_blind_and_sees_level_and_class() -> None:
+@pytest.mark.parametrize(("layers", "pooled"), [(None, False), (1, True)])
+def test_a_network_of_its_own_starts_blind_and_sees_level_and_class(layers: int | None, pooled: bool) -> None:
     torch.manual_seed(0)
-    network = ConvolutionalNetwork([(3, 16, 16)], 4, "samples", channels=8, embedding=16)
+    network = ConvolutionalNetwork([(3, 16, 16)], 4, "samples", 8, 16, layers, pooled)
     x, sigma, labels = torch.randn(5, 3, 16, 16), torch.linspace(0.1, 2.0, 5), torch.eye(4)[[0, 1, 2, 3, 0]]
     assert network([x], sigma, {"labels": labels}).tolist() == [[0]] * 5
     for last in (network.logit, network.projection):
@@ -113,30 +115,57 @@ def test_a_network_of_its_own_starts_blind_and_sees_level_and_class() -> None:
     for others in (
         network([x], 1.1 * sigma, {"labels": labels}),
         network([x], sigma, {"labels": labels.roll(1, 1)}),
-        network([x.roll(1, 3)], sigma, {"labels": labels}),
+        network([-x], sigma, {"labels": labels}),
     ):
-        assert (others - logits).abs().min() > 1e-3
+        assert (others - logits).abs().min() > 1e-4
     assert torch.equal(network([x], sigma, {}), network([x], sigma, {"labels": torch.zeros(5, 4)}))
 
 
-def test_a_network_of_its_own_learns_a_known_ratio() -> None:
-    """Of noise around two opposite means, log p/q = 2 <mean, x_sigma> / (1 + sigma^2), on samples that it never saw."""
+@pytest.mark.parametrize("with_image", [False, True])
+def test_a_network_of_its_own_learns_a_known_ratio(with_image: bool) -> None:
+    """Of noise around two opposite means, log p/q = 2 <mean, x_sigma> / (1 + sigma^2), on samples that it never saw.
+
+    The second network learns it in a hundredth of the units, around images of unit variance.
+    """
     torch.manual_seed(0)
-    network = ConvolutionalNetwork([(1, 8, 8)], 0, "samples", channels=16, embedding=16)
+    unit = 0.01 if with_image else 1.0
+    shapes, options = ([(1, 8, 8)] * 2, {"residual_std": unit}) if with_image else ([(1, 8, 8)], {})
+    network = ConvolutionalNetwork(shapes, 0, "samples", 16, 16, None, False, **options)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, betas=(0.0, 0.99))
     mean = 0.2 * torch.randn(1, 8, 8)
     sigma = torch.linspace(0.1, 2.0, 256)
     width = (1 + sigma**2).sqrt()[:, None, None, None]
+
+    def logits(x: Tensor) -> Tensor:
+        condition = {"image": torch.randn(256, 1, 8, 8)} if with_image else {}
+        x_sigma = sum(condition.values()) + unit * x
+        result: Tensor = network(NOISED_SAMPLES(x_sigma, unit * sigma, condition), unit * sigma, condition)
+        return result
+
     for _ in range(300):
         real, generated = mean + width * torch.randn(256, 1, 8, 8), -mean + width * torch.randn(256, 1, 8, 8)
-        logits_real, logits_generated = network([real], sigma, {}), network([generated], sigma, {})
         optimizer.zero_grad()
-        discriminator_loss(logits_real, logits_generated).mean().backward()
+        discriminator_loss(logits(real), logits(generated)).mean().backward()
         optimizer.step()
     x = mean + width * torch.randn(256, 1, 8, 8)
     exact = 2 * (mean * x / width**2).flatten(1).sum(1)
-    error = network([x], sigma, {})[:, 0].detach() - exact
+    error = logits(x)[:, 0].detach() - exact
     assert 1 - error.var() / exact.var() > 0.8
+
+
+def test_patches_are_compared_wherever_they_are() -> None:
+    torch.manual_seed(0)
+    network = ConvolutionalNetwork([(1, 32, 32)], 0, "samples", 8, 8, layers=2, pooled=True)
+    nn.init.normal_(network.logit.weight)
+    assert network.logit.in_features == 16
+    for module in network.modules():  # which reads the whole image
+        if isinstance(module, nn.Sequential) and isinstance(module[-1], nn.GroupNorm):
+            module[-1] = nn.Identity()
+    patch = torch.zeros(2, 1, 32, 32)
+    patch[0, :, 12:14, 12:14] = patch[1, :, 16:18, 12:14] = 9.0
+    first, moved = network([patch], ONES[:2], {})[:, 0]
+    empty = network([torch.zeros(1, 1, 32, 32)], ONES[:1], {})[0, 0]
+    assert abs(first - moved) < 1e-5 < 1e-2 < abs(first - empty)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +184,12 @@ def test_a_network_of_its_own_learns_a_known_ratio() -> None:
         (lambda: StridedHeads(SHAPES, 0, "teacher", [], 32), "levels=.*: expected a list of at least 1"),
         (lambda: StridedHeads([(8, 64, 4)], 0, "teacher", [0], 32), "features are too narrow for strided convolutions"),
         (
-            lambda: ConvolutionalNetwork([(2, 1, 1)], 0, "samples", 8, 8),
-            "1x1 samples are too narrow for strided convolutions",
+            lambda: ConvolutionalNetwork([(2, 1, 1)], 0, "samples", 8, 8, None, False),
+            "1x1 samples are too narrow for strided convolutions$",
+        ),
+        (
+            lambda: ConvolutionalNetwork([(2, 8, 16)], 0, "samples", 8, 8, 4, True),
+            "8x16 samples are too narrow for strided convolutions in layers=4: use fewer",
         ),
     ],
 )

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from onestep.models.discriminator import NOISED_SAMPLES, ConvolutionalNetwork
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator, Start, load_denoiser
+from onestep.models.sample_networks import NOISED_SAMPLES, ConvolutionalNetwork
 from onestep.samplers import EulerSampler, HeunSampler, Sampler
 from onestep.toy.networks import PointNetwork
 from tests.helpers.edm_models import randomized
@@ -154,7 +154,7 @@ def test_the_sampler_of_a_residual_shift_starts_at_the_image(sampler: Sampler) -
 
 
 @pytest.mark.parametrize(
-    ("make", "side"), [(lambda shapes: ConvolutionalNetwork(shapes, 0, "samples", 16, 8), 8),
+    ("make", "side"), [(lambda shapes: ConvolutionalNetwork(shapes, 0, "samples", 16, 8, None, False), 8),
                        (lambda shapes: PointNetwork(shapes, 0, "samples", 16, 1), 1)],
 )  # fmt: skip
 def test_a_discriminator_of_its_own_sees_the_image(make: Any, side: int) -> None:

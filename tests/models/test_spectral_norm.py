@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onestep.models.discriminator import ChannelMean, ConvolutionalNetwork, Discriminator, PooledHead, StridedHeads
+from onestep.models.discriminator import ChannelMean, Discriminator, PooledHead, StridedHeads
+from onestep.models.sample_networks import ConvolutionalNetwork
 from onestep.models.spectral_norm import add_spectral_norm, has_spectral_norm, iterate
 
 SHAPES = [(8, 8, 8), (16, 4, 4)]
 MAKE: list[Callable[[], Discriminator]] = [
     lambda: PooledHead(SHAPES, 3, "teacher", 8, None, True),
     lambda: StridedHeads(SHAPES, 3, "teacher", None, 4),
-    lambda: ConvolutionalNetwork([(3, 8, 8)], 3, "samples", 8, 8),
+    lambda: ConvolutionalNetwork([(3, 8, 8)], 3, "samples", 8, 8, None, False),
 ]
 
 
