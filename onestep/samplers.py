@@ -81,36 +81,52 @@ class EulerSampler(Sampler):
     ) -> Tensor:
         sigmas = self.sigmas(denoiser)
         x = _start(denoiser, latents, sigmas[0], condition)
+        noises = noise_from_latents(latents.to(x.device), x.dtype) if noises is None else (n.to(x) for n in noises)
         for sigma, sigma_next in pairwise(sigmas):
             level = torch.full((len(latents),), sigma, device=latents.device)
             x0 = double(denoiser(x.float().to(latents.device), level, condition))
-            x = x0 + (sigma_next / sigma) * (x - x0)
+            x = self._step(x, x0, sigma, sigma_next, noises)
         return x.to(latents)
+
+    def _step(self, x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noises: Iterator[Tensor]) -> Tensor:
+        """The state at ``sigma_next``, from ``x`` at ``sigma`` with the prediction ``x0``; both in double precision."""
+        return x0 + (sigma_next / sigma) * (x - x0)
 
 
 @checked
 class ResShiftSampler(EulerSampler):
-    """SinSR's deterministic sampling (arXiv 2311.14760) at the levels of ResShift (arXiv 2307.12348).
+    """ResShift's sampling (arXiv 2307.12348), or SinSR's deterministic one (arXiv 2311.14760) at the same levels.
 
     ResShift's ``x_t = (1 - eta_t) x0 + eta_t y + kappa sqrt(eta_t) noise`` is ``(1 - eta_t) x_sigma + eta_t y`` with
-    ``sigma = kappa sqrt(eta_t) / (1 - eta_t)``. In x_sigma the deterministic step is Euler's.
+    ``sigma = kappa sqrt(eta_t) / (1 - eta_t)``. In x_sigma the deterministic step is Euler's. The stochastic one is a
+    sample of the posterior ``q(x_{t-1} | x_t, x0, y)`` for the predicted x0: with ``share = eta_{t-1} / eta_t``
+
+        x_sigma' = x0 + sigma' (sqrt(share) (x_sigma - x0) / sigma + sqrt(1 - share) noise).
 
     Args:
         steps: network evaluations.
         kappa: the noise of the schedule.
         first, last: ``sqrt(eta)`` of the lowest and the highest level.
         power: of the schedule, ``sqrt(eta_t) = first (last / first)^(((t - 1) / (steps - 1))^power)``.
+        stochastic: True for ResShift's step, False for SinSR's.
 
     Raises:
         ValueError: unless ``first`` is below ``last``.
     """
 
     def __init__(
-        self, steps: HeunSteps, kappa: Positive, first: PositiveFraction, last: PositiveFraction, power: Positive
+        self,
+        steps: HeunSteps,
+        kappa: Positive,
+        first: PositiveFraction,
+        last: PositiveFraction,
+        power: Positive,
+        stochastic: bool = False,
     ) -> None:
         if not first < last < 1:
             raise ValueError(f"sampler.first={first}, sampler.last={last}: expected first < last < 1")
         self.steps, self.kappa, self.first, self.last, self.power = steps, kappa, first, last, power
+        self.stochastic = stochastic
 
     def sigmas(self, denoiser: Denoiser) -> list[float]:
         """The noise levels of the calls of ``denoiser``, and 0.
@@ -123,12 +139,21 @@ class ResShiftSampler(EulerSampler):
         levels = self.kappa * eta.sqrt() / (1 - eta)
         highest = getattr(denoiser, "sigma_max", math.inf)
         if levels[0] > highest:
-            fitting = (math.hypot(self.kappa, 2 * highest) - self.kappa) / (2 * highest)
+            fitting = self._sqrt_eta(highest)
             raise ValueError(
                 f"sampler.last={self.last}: the highest level is {levels[0]:.4g}, and this network was trained up to "
                 f"{highest:g}: set sampler.last={math.floor(fitting * 1e4) / 1e4} or less"
             )
         return [*_rounded(denoiser, levels).tolist(), 0.0]
+
+    def _step(self, x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noises: Iterator[Tensor]) -> Tensor:
+        if not self.stochastic or sigma_next == 0:
+            return super()._step(x, x0, sigma, sigma_next, noises)
+        root = self._sqrt_eta(sigma_next) / self._sqrt_eta(sigma)  # of the share
+        return x0 + sigma_next * (root / sigma * (x - x0) + math.sqrt(1 - root**2) * next(noises))
+
+    def _sqrt_eta(self, sigma: float) -> float:
+        return (math.hypot(self.kappa, 2 * sigma) - self.kappa) / (2 * sigma)
 
 
 @checked

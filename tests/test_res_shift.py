@@ -82,6 +82,46 @@ def test_sinsr_samples_as_euler_does(steps: int) -> None:
     torch.testing.assert_close(ours(network, z, {"image": y}), x, rtol=0, atol=1e-12)
 
 
+def test_resshift_samples_its_posteriors() -> None:
+    """``N((eta'/eta) x_t + (alpha/eta) x0, kappa^2 (eta'/eta) alpha)`` with ``alpha = eta - eta'``."""
+    z, y, *noises = torch.randn(6, 8, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).unbind()
+    network, ours = GaussianRestorer(), sampler("sampler.steps=5", "sampler.stochastic=true")
+    etas = [*reversed(schedule(5, 0.04)), 0.0]
+    x = y + KAPPA * math.sqrt(etas[0]) * z
+    for number, (eta, after) in enumerate(pairwise(etas)):
+        level = torch.full((8,), KAPPA * math.sqrt(eta) / (1 - eta))
+        x0 = network(((x - eta * y) / (1 - eta)).float(), level, {"image": y})
+        spread = KAPPA * math.sqrt(after / eta * (eta - after))
+        x = after / eta * x + (eta - after) / eta * x0 + (spread * noises[number] if after else 0)
+    torch.testing.assert_close(ours(network, z, {"image": y}, iter(noises)), x, rtol=0, atol=1e-12)
+
+
+def moments(levels: list[float], y: float, stochastic: bool) -> tuple[float, float]:
+    """Mean and variance of a sample of x ~ N(0.6 y, 0.09): with the exact denoiser a step is linear, and x Gaussian."""
+    offset, variance = 0.4 * y, levels[0] ** 2
+    for sigma, after in pairwise(levels):
+        gain, share = 0.09 / (0.09 + sigma**2), 1.0
+        if stochastic:
+            root, root_after = ((math.hypot(KAPPA, 2 * s) - KAPPA) / (2 * s) if s else 0.0 for s in (sigma, after))
+            share = (root_after / root) ** 2
+        kept = gain + (1 - gain) * math.sqrt(share) * after / sigma
+        offset, variance = kept * offset, kept**2 * variance + (1 - share) * after**2
+    return 0.6 * y + offset, variance
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_the_law_of_samples(stochastic: bool) -> None:
+    ours, network = sampler("sampler.last=0.9", f"sampler.stochastic={str(stochastic).lower()}"), GaussianRestorer()
+    z, *noises = torch.randn(15, 4096, 1, 4, 4, generator=torch.Generator().manual_seed(3)).unbind()
+    samples = ours(network, z, {"image": torch.full((4096, 1, 4, 4), 0.8)}, iter(noises))
+    mean, variance = moments(ours.sigmas(network), 0.8, stochastic)
+    assert float(samples.mean()) == pytest.approx(mean, abs=0.005)
+    assert float(samples.var()) == pytest.approx(variance, rel=0.02)
+    # Many steps reach p(x | y).
+    many = sampler("sampler.steps=9999", "sampler.first=0.005").sigmas(network)
+    assert moments(many, 0.8, stochastic) == (pytest.approx(0.48, abs=2e-3), pytest.approx(0.09, rel=0.02))
+
+
 def test_levels_that_a_network_does_not_know() -> None:
     network = GaussianRestorer()
     network.sigma_max = 10.0
