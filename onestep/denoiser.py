@@ -59,6 +59,11 @@ def beyond_labels(taken: Sequence[str]) -> list[str]:
     return [name for name in taken if name != "labels"]
 
 
+def keys_of_data(network: Any) -> list[str]:
+    """The names other than ``labels`` in conditions for ``network``, with those that it ignores."""
+    return beyond_labels([*network.condition_keys, *getattr(network, "ignored_keys", ())])
+
+
 def check_condition(condition: Condition, taken: Sequence[str], required: bool, optional: Sequence[str] = ()) -> None:
     """Check that a ``condition`` has the names that the network takes, ``taken``, or is empty if not ``required``.
 

@@ -125,3 +125,32 @@ class KarrasSigma(SigmaDistribution):
 
     def cdf(self, sigma: Tensor) -> Tensor:
         return ((sigma ** (1 / self.rho) - self.root_min) / (self.root_max - self.root_min)).clamp(0, 1)
+
+
+def res_shift_root(sigma: float, kappa: float) -> float:
+    """``sqrt(eta)`` of ResShift (arXiv 2307.12348) at ``sigma = kappa sqrt(eta) / (1 - eta)``."""
+    return (math.hypot(kappa, 2 * sigma) - kappa) / (2 * sigma)
+
+
+@checked
+class ResShiftSigma(SigmaDistribution):
+    """Uniform on ResShift's schedule (arXiv 2307.12348), in the limit of many steps.
+
+    ``sqrt(eta) = first (last / first)^(u^power)`` for u uniform in [0, 1], see
+    :class:`onestep.samplers.ResShiftSampler`; ``sigma_min`` and ``sigma_max`` are the levels of its ends.
+    """
+
+    def __init__(
+        self, sigma_min: Positive | None, sigma_max: Positive | None, kappa: Positive = 2.0, power: Positive = 0.3
+    ) -> None:
+        self.kappa, self.power = kappa, power
+        roots = (res_shift_root(level, kappa) for level in check_levels(sigma_min, sigma_max))
+        self.log_min, self.log_max = map(math.log, roots)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        log_root = self.log_min + u**self.power * (self.log_max - self.log_min)
+        return self.kappa * log_root.exp() / -torch.expm1(2 * log_root)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        root = (torch.hypot(torch.full_like(sigma, self.kappa), 2 * sigma) - self.kappa) / (2 * sigma)
+        return ((root.log() - self.log_min) / (self.log_max - self.log_min)).clamp(0, 1) ** (1 / self.power)

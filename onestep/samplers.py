@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onestep.denoiser import NO_CONDITION, Condition, Denoiser, score
 from onestep.models.base import DenoiserNetwork
-from onestep.noise import Rho, check_levels, expand_like, karras_sigmas
+from onestep.noise import Rho, check_levels, expand_like, karras_sigmas, res_shift_root
 from onestep.precision import double
 from onestep.ranges import NonNegative, Positive, PositiveFraction, Steps, checked
 from onestep.seeding import noise_from_latents
@@ -106,7 +106,7 @@ class ResShiftSampler(EulerSampler):
     Args:
         steps: network evaluations.
         kappa: the noise of the schedule.
-        first, last: ``sqrt(eta)`` of the lowest and the highest level.
+        first, last: ``sqrt(eta)`` of the lowest and the highest level; None for a network's highest.
         power: of the schedule, ``sqrt(eta_t) = first (last / first)^(((t - 1) / (steps - 1))^power)``.
         stochastic: True for ResShift's step, False for SinSR's.
 
@@ -119,11 +119,11 @@ class ResShiftSampler(EulerSampler):
         steps: HeunSteps,
         kappa: Positive,
         first: PositiveFraction,
-        last: PositiveFraction,
+        last: PositiveFraction | None,
         power: Positive,
         stochastic: bool = False,
     ) -> None:
-        if not first < last < 1:
+        if last is not None and not first < last < 1:
             raise ValueError(f"sampler.first={first}, sampler.last={last}: expected first < last < 1")
         self.steps, self.kappa, self.first, self.last, self.power = steps, kappa, first, last, power
         self.stochastic = stochastic
@@ -134,12 +134,17 @@ class ResShiftSampler(EulerSampler):
         Raises:
             ValueError: if a network was not trained up to the highest.
         """
-        t = torch.linspace(1, 0, self.steps, dtype=torch.float64)
-        eta = (self.first * (self.last / self.first) ** t**self.power) ** 2
-        levels = self.kappa * eta.sqrt() / (1 - eta)
         highest = getattr(denoiser, "sigma_max", math.inf)
-        if levels[0] > highest:
-            fitting = self._sqrt_eta(highest)
+        last = res_shift_root(highest, self.kappa) if self.last is None and highest < math.inf else self.last
+        if last is None or last <= self.first:
+            raise ValueError(
+                f"sampler.last=null: the highest level of this denoiser is {highest:g}: set it above first={self.first}"
+            )
+        t = torch.linspace(1, 0, self.steps, dtype=torch.float64)
+        eta = (self.first * (last / self.first) ** t**self.power) ** 2
+        levels = self.kappa * eta.sqrt() / (1 - eta)
+        if self.last is not None and levels[0] > highest:
+            fitting = res_shift_root(highest, self.kappa)
             raise ValueError(
                 f"sampler.last={self.last}: the highest level is {levels[0]:.4g}, and this network was trained up to "
                 f"{highest:g}: set sampler.last={math.floor(fitting * 1e4) / 1e4} or less"
@@ -149,11 +154,8 @@ class ResShiftSampler(EulerSampler):
     def _step(self, x: Tensor, x0: Tensor, sigma: float, sigma_next: float, noises: Iterator[Tensor]) -> Tensor:
         if not self.stochastic or sigma_next == 0:
             return super()._step(x, x0, sigma, sigma_next, noises)
-        root = self._sqrt_eta(sigma_next) / self._sqrt_eta(sigma)  # of the share
+        root = res_shift_root(sigma_next, self.kappa) / res_shift_root(sigma, self.kappa)  # of the share
         return x0 + sigma_next * (root / sigma * (x - x0) + math.sqrt(1 - root**2) * next(noises))
-
-    def _sqrt_eta(self, sigma: float) -> float:
-        return (math.hypot(self.kappa, 2 * sigma) - self.kappa) / (2 * sigma)
 
 
 @checked

@@ -37,7 +37,7 @@ DESCRIBED = {
 #: Groups that a configuration has at another place too.
 PLACED = ("sigma@fake_sigma", "data@data.images", "data@held_out", "data@data.high", "data@data.low",
           "data@data.evaluation", "features@terms.lpips.network", "features@terms.perceptual.network",
-          "features@metrics.lpips_vgg.network")  # fmt: skip
+          "features@metrics.lpips_vgg.network", "terms@terms.consistency.distances")  # fmt: skip
 
 
 def test_quoted_lines_are_the_code() -> None:

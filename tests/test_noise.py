@@ -10,6 +10,7 @@ from onestep.noise import (
     KarrasSigma,
     LogNormalSigma,
     LogUniformSigma,
+    ResShiftSigma,
     SigmaDistribution,
     add_noise,
     expand_like,
@@ -21,6 +22,7 @@ DISTRIBUTIONS = {
     "log_normal": (LogNormalSigma(-1.2, 1.2), stats.lognorm(s=1.2, scale=math.exp(-1.2))),
     "log_uniform": (LogUniformSigma(0.02, 80.0), stats.loguniform(0.02, 80.0)),
     "karras": (KarrasSigma(0.02, 80.0), None),
+    "res_shift": (ResShiftSigma(0.04, 99.5), None),
 }
 distributions = pytest.mark.parametrize(
     "distribution", [distribution for distribution, _ in DISTRIBUTIONS.values()], ids=DISTRIBUTIONS

@@ -10,7 +10,7 @@ from torch import Tensor
 from onestep.config import instantiate
 from onestep.denoiser import Condition
 from onestep.models.base import DenoiserNetwork
-from onestep.noise import add_noise, expand_like
+from onestep.noise import SigmaDistribution, add_noise, expand_like
 from onestep.samplers import ResShiftSampler
 from tests.helpers.configs import configure
 
@@ -57,6 +57,20 @@ def test_the_levels(overrides: tuple[str, ...], smallest_noise: float, published
     exact = [KAPPA * math.sqrt(eta) / (1 - eta) for eta in etas]
     assert end == 0 and levels[::-1] == pytest.approx(exact, rel=1e-12)
     assert levels[::-1] == pytest.approx(published, rel=6e-3)
+
+
+def test_the_levels_of_a_training() -> None:
+    """The distribution's quantiles at equal distances are the levels of the sampler, up to the teacher's highest."""
+    config, network = (
+        configure("train", "sigma=res_shift", "sampler=res_shift", "sampler.last=null"),
+        GaussianRestorer(),
+    )
+    lowest = KAPPA * 0.02 / (1 - 0.02**2)
+    distribution: SigmaDistribution = instantiate(config.sigma, sigma_min=lowest, sigma_max=100.0)
+    *levels, _ = instantiate(config.sampler).sigmas(network)
+    assert levels[0] == pytest.approx(100.0, rel=1e-12)
+    quantiles = distribution.quantile(torch.linspace(1, 0, 15, dtype=torch.float64))
+    assert quantiles.tolist() == pytest.approx(levels, rel=1e-12)
 
 
 def test_the_noised_image() -> None:
@@ -119,7 +133,8 @@ def test_the_law_of_samples(stochastic: bool) -> None:
     assert float(samples.var()) == pytest.approx(variance, rel=0.02)
     # Many steps reach p(x | y).
     many = sampler("sampler.steps=9999", "sampler.first=0.005").sigmas(network)
-    assert moments(many, 0.8, stochastic) == (pytest.approx(0.48, abs=2e-3), pytest.approx(0.09, rel=0.02))
+    mean, variance = moments(many, 0.8, stochastic)
+    assert mean == pytest.approx(0.48, abs=2e-3) and variance == pytest.approx(0.09, rel=0.02)
 
 
 def test_levels_that_a_network_does_not_know() -> None:
@@ -130,5 +145,8 @@ def test_levels_that_a_network_does_not_know() -> None:
         sampler().sigmas(network)
     fitting = str(caught.value).split("sampler.last=")[-1].split()[0]
     assert 9.9 < sampler(f"sampler.last={fitting}").sigmas(network)[0] <= 10
+    network.sigma_max = 0.02
+    with pytest.raises(ValueError, match="sampler.last=null: the highest level of this denoiser is 0.02: set it above"):
+        sampler("sampler.last=null").sigmas(network)
     with pytest.raises(ValueError, match="sampler.first=0.5, sampler.last=0.4: expected first < last < 1"):
         ResShiftSampler(4, 2.0, 0.5, 0.4, 0.3)

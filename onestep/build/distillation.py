@@ -108,7 +108,7 @@ def build_distillation(
     student: Any = parts.given.get("student")
     if student is None:
         student = build_generator(config, generator_settings, teacher, data)
-        if with_image:
+        if with_image and generator_settings.start == "noise":
             remedy = ", for which generator.network=... describes a network, or use such a teacher"
             check_takes_image(student.denoiser, "generator.network", remedy)
     student.to(device)

@@ -13,7 +13,7 @@ from onestep.data.latents import LatentDataset
 from onestep.data.map_style import ItemConditions
 from onestep.data.paired import PairedData
 from onestep.data.prompts import PromptDataset
-from onestep.denoiser import beyond_labels
+from onestep.denoiser import keys_of_data
 from onestep.evaluation.generate import Conditions, SampleSpace
 from onestep.metrics.evaluator import Evaluator, Metric
 from onestep.metrics.extraction import Reference
@@ -54,7 +54,7 @@ def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
         ValueError: for latents without an autoencoder, or a network whose conditions ``data`` does not have.
     """
     conditions: Conditions | None = data.embeddings if isinstance(data, PromptDataset) else None
-    others = beyond_labels([*network.condition_keys, *getattr(network, "ignored_keys", ())])
+    others = keys_of_data(network)
     if others and isinstance(data, ImageDataset):
         conditions = ItemConditions(data.evaluated if isinstance(data, PairedData) else data)
     return SampleSpace.of(network, classes_of(reference_of(data)), conditions, _decoder(network, data))

@@ -13,10 +13,16 @@ def check_image_conditions(config: DictConfig, data: TrainingDataset | NoData, t
     """True if the conditions of ``data`` have images, with the check that nothing separates them from the samples.
 
     Raises:
-        ValueError: for an augmentation of the samples alone, classes that are drawn without regard to the images, or
-            pairs of a ``teacher`` that does not take them.
+        ValueError: for a start at images that the data lack, an augmentation of the samples alone, classes that are
+            drawn without regard to the images, or pairs of a ``teacher`` that does not take them.
     """
+    start = config.generator.start if "generator" in config else "noise"
     if "image" not in condition_names(data):
+        if start != "noise":
+            raise ValueError(
+                f"generator.start={start}: the conditions of this data have no images to start at: use data=paired, or "
+                "generator.start=noise"
+            )
         return False
     for name in ("augment", "diff_augment"):
         if config.get(name) is not None:

@@ -19,7 +19,7 @@ from onestep.data.latents import LatentDataset
 from onestep.data.map_style import ItemConditions
 from onestep.data.paired import PairedFolders, PairedImages
 from onestep.data.prompts import PromptDataset, read_prompts
-from onestep.denoiser import beyond_labels
+from onestep.denoiser import keys_of_data
 from onestep.engine.launch import check_launch
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.evaluation.sample import evaluate_files, generator_folder, write_samples
@@ -127,7 +127,7 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: 
     channels, height, width = network.image_shape
     latent = network.denoises_latents or parts.describes("data", LatentDataset)
     latent = latent or (channels not in (1, 3) and height * width > 1)  # one pixel is a point
-    others = beyond_labels(network.condition_keys)
+    others = keys_of_data(network)
     takes_images = others == ["image"]
     takes_prompts = bool(others) and not takes_images
     pipeline = (network.pipeline or _pipeline(parts)) if latent or takes_prompts else None

@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import nn
 
 from onestep.build.processes import separate_processes
-from onestep.denoiser import beyond_labels
+from onestep.denoiser import keys_of_data
 from onestep.engine.launch import check_launch
 from onestep.evaluation.sample import generator_folder
 from onestep.files import hash_tensors
@@ -102,7 +102,7 @@ def _check_student(network: DenoiserNetwork, config: DictConfig) -> None:
     """Check that the network takes pictures to upscale, and the class of the configuration."""
     if network.image_shape[0] not in (1, 3) or network.denoises_latents:
         raise ValueError(f"checkpoint={config.checkpoint}: its samples are latents, not pictures of 1 or 3 channels")
-    if beyond_labels(network.condition_keys) != ["image"]:
+    if keys_of_data(network) != ["image"]:
         taken = ", ".join(network.condition_keys) or "no condition"
         raise ValueError(f"checkpoint={config.checkpoint}: its network takes {taken}, expected image")
     if network.label_dim and config.label is None:

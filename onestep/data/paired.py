@@ -75,7 +75,9 @@ class PairedImages(PairedData):
         seed: Seed = 0,
     ) -> None:
         if degradation is None:
-            raise ValueError("data=paired needs a degradation: choose degradation=area, bicubic, bsrgan or real_esrgan")
+            raise ValueError(
+                "data=paired needs a degradation: choose degradation=area, bicubic, bsrgan, real_esrgan or res_shift"
+            )
         _check_pixels(images)
         for name in ("image_shape", "label_dim") if evaluation is not None else ():
             ours, theirs = getattr(images, name), getattr(evaluation, name)

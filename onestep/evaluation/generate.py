@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from onestep.denoiser import Condition, beyond_labels, map_condition
+from onestep.denoiser import Condition, keys_of_data, map_condition
 from onestep.engine.prefetch import prefetch
 from onestep.processes import gather_rows, process_rows, rank_and_count
 from onestep.seeding import check_classes, seeded_inputs, seeded_noise
@@ -76,7 +76,7 @@ class SampleSpace:
         Raises:
             ValueError: if the network takes conditions other than classes and ``conditions`` is None, or the reverse.
         """
-        others = beyond_labels([*network.condition_keys, *getattr(network, "ignored_keys", ())])
+        others = keys_of_data(network)
         if others and conditions is None:
             remedy = "no images: use data that has them" if "image" in others else "no prompts: set prompts=[...]"
             raise ValueError(f"this network takes {', '.join(others)}, got {remedy}")

@@ -73,14 +73,15 @@ class Generator(nn.Module):
         classes: the classes that it is trained for, if they are fewer than the network's; None for all.
         start: input of the first step: ``sigma_init * z``; with the image y of the condition "image",
             ``y + sigma_init * z`` (ResShift, SinSR), or "image_alone", y (OSEDiff): ``sigma_init`` is then the level
-            that the network is told, and the latents have no effect on a generator of one step.
+            that the network is told, and the latents have no effect on a generator of one step. A network without an
+            image condition sees y there alone; its ``ignored_keys`` are set.
 
     Attributes:
         upscale_factor: see :class:`GeneratorRecord`.
 
     Raises:
         ValueError: for noise levels outside the network's range or not descending, more than eight steps, classes
-            that the network does not have, or a start at an image that the network does not take.
+            that the network does not have.
     """
 
     upscale_factor: float | None = None
@@ -95,10 +96,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         if start != "noise" and "image" not in denoiser.condition_keys:
-            raise ValueError(
-                f"generator.start={start}: its network takes no image condition: use generator.start=noise, or a "
-                "network with image_condition=input or residual"
-            )
+            denoiser.ignored_keys = ("image",)
         if classes is not None:
             check_classes(classes, denoiser.label_dim)
         if not denoiser.sigma_min <= sigma_init <= denoiser.sigma_max:
@@ -176,7 +174,7 @@ class Generator(nn.Module):
         of_noise = self.denoiser.init_noise_sigma(sigma) * noise
         if self.start == "noise":
             return self.denoiser(of_noise, level, condition)
-        check_condition(condition, self.denoiser.condition_keys, required=True)
+        check_condition(condition, [*self.denoiser.condition_keys, *self.denoiser.ignored_keys], required=True)
         image = condition["image"].to(noise)
         return self.denoiser(image if self.start == "image_alone" else image + of_noise, level, condition)
 

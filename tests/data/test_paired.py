@@ -203,7 +203,7 @@ def points(*shape: int) -> ImagesInMemory:
     [
         (
             {"degradation": None},
-            r"^data=paired needs a degradation: choose degradation=area, bicubic, bsrgan or real_es",
+            r"^data=paired needs a degradation: choose degradation=area, bicubic, bsrgan, real_es",
         ),
         (
             {"images": points(4, 8, 8)},

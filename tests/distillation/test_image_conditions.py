@@ -109,7 +109,7 @@ def test_a_teacher_that_does_not_see_the_image(tmp_path: Path) -> None:
 
 IN_VAIN = [
     ((), "the conditions of the data have images, and the generator.network takes none: set generator.network.image_"),
-    (("generator.start=image",), "generator.start=image: its network takes no image condition"),
+    (("data=digits", "generator.start=image"), "generator.start=image: the conditions of this data have no images to"),
     ((*student("input"), "augment=edm"), "augment=... transforms the samples and not the images of their conditions"),
     ((*student("input"), "diff_augment=published"), "diff_augment=... transforms the samples and not the images of"),
     ((*student("input"), "generator.labels=uniform"), "generator.labels=uniform draws classes without regard to the"),

@@ -1,5 +1,6 @@
 """Networks and generators that take an image as their condition."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,21 @@ def test_later_steps_start_at_the_sample() -> None:
         assert torch.equal(generator(z, {"image": y}, iter([y])), second)
 
 
-def test_a_start_at_an_image_that_the_network_does_not_take() -> None:
-    message = "generator.start=image: its network takes no image condition: use generator.start=noise, or a network"
-    with pytest.raises(ValueError, match=message):
-        Generator(network(), 1.5, start="image")
+def test_a_network_without_image_condition_sees_its_start_alone(tmp_path: Path) -> None:
+    z, _, y = (one.float() for one in inputs())
+    denoiser, level = network().float(), torch.full((4,), 1.5)
+    with torch.no_grad():
+        expected = {"image": denoiser(y + 1.5 * z, level), "image_alone": denoiser(y, level)}
+        later = denoiser(expected["image"] + 0.5 * y, torch.full((4,), 0.5))
+        starts: tuple[Any, ...] = ("image", "image_alone")
+        for start in starts:
+            generator = Generator(copy.deepcopy(denoiser), 1.5, start=start)
+            assert torch.equal(generator(z, {"image": y}), expected[start])
+            generator.save_pretrained(tmp_path)
+            assert torch.equal(Generator.from_pretrained(tmp_path)(z, {"image": y}), expected[start])
+            with pytest.raises(ValueError, match="takes a condition of image, got none"):
+                generator(z)
+        assert torch.equal(Generator(denoiser, 1.5, [0.5], start="image")(z, {"image": y}, iter([y])), later)
 
 
 @pytest.mark.parametrize("sampler", [EulerSampler(3), HeunSampler(3, 0.01, 5.0)])

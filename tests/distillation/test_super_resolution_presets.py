@@ -1,0 +1,82 @@
+"""The presets of published super-resolution: the settings of docs/super_resolution.md, and two iterations of each."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from onestep.build.distillation import build_distillation
+from onestep.config import CONF, check_config
+from onestep.models.edm.denoiser import EDMDenoiser
+from tests.helpers.configs import NO_DIAGNOSIS, TINY, TWO_ITERATIONS, as_given, configure
+from tests.helpers.edm_models import randomized
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.updates import take_updates
+
+PAGE = (REPOSITORY / "docs" / "super_resolution.md").read_text(encoding="utf-8")
+FOLDER = CONF / "experiment" / "method"
+DIGITS = ("data@data.images=digits", "degradation=area", "degradation.factor=2")
+SMALL = (*TINY, *TWO_ITERATIONS, *NO_DIAGNOSIS, "fake_score.steps=1", "metrics=[]")
+PAIRS = ("pairs.count=6", "pairs.batch_size=4", "sampler.steps=3")
+#: Of each preset what a tiny run needs besides, and the losses that it logs.
+PRESETS: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "sinsr": (PAIRS, {"loss", "regression_loss", "inverse_loss", "consistency_loss"}),
+}
+
+
+def documented() -> dict[str, dict[str, Any]]:
+    """The settings of each preset in the page's table, by key."""
+    block = next(block for block in re.findall(r"(?:^\|.*\n)+", PAGE, flags=re.M) if "experiment=method/sinsr" in block)
+    header, _, *rows = [
+        [re.findall("`(.*?)`", cell) for cell in line.strip("|\n").split("|")] for line in block.splitlines()
+    ]
+    names = [spans[0].partition("experiment=method/")[2] for spans in header[1:]]
+    return {
+        name: {key: yaml.safe_load(row[column][0]) for row in rows for key in row[0] if row[column]}
+        for column, name in enumerate(names, 1)
+    }
+
+
+def test_every_preset_is_in_the_table() -> None:
+    assert documented().keys() == PRESETS.keys()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_has_the_settings_of_the_table(preset: str) -> None:
+    needs = (*DIGITS, "teacher=local", "teacher.path=teacher", "output=nowhere")
+    config = configure("train", f"experiment=method/{preset}", *needs)
+    check_config(config)
+    rows = documented()[preset]
+    assert len(rows) > 10
+    found = {key: config.choices.get(key) or OmegaConf.select(config, key) for key in rows}
+    assert found == rows
+    header = (FOLDER / f"{preset}.yaml").read_text().partition("defaults:")[0]
+    for expected in ("arXiv", "What differs", r"Not yet\s+(# )?run at scale", "Source"):
+        assert re.search(expected, header), expected
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny network that sees y, with random weights."""
+    folder = tmp_path_factory.mktemp("teacher")
+    options = {"model_channels": 16, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
+    settings: Any = {"sigma_data": 0.4, "sigma_max": 20.0, "options": options, "image_condition": "residual"}
+    randomized(EDMDenoiser((1, 8, 8), 10, **settings)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_two_iterations(preset: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    more, losses = PRESETS[preset]
+    of_teacher = ("teacher=local", f"teacher.path={request.getfixturevalue('teacher')}")
+    more = (*more, f"pairs.cache={tmp_path / 'pairs'}") if "pairs.count=6" in more else more
+    own = (*of_teacher, *more, f"output={tmp_path / 'run'}")
+    config = as_given(configure("train", f"experiment=method/{preset}", *DIGITS, *SMALL, *own), own)
+    check_config(config)
+    parts = build_distillation(config)
+    *_, critics, generator = take_updates(parts, 2)
+    assert {name for name in critics | generator if name.endswith("loss")} == losses
+    assert all(bool(values.isfinite().all()) for values in generator.values()) and generator["generator_gradient"] > 0
