@@ -10,6 +10,7 @@ from PIL import Image
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.pretraining import pretrain
+from onestep.build.sampling import sample
 from onestep.build.upscaling import upscale
 from onestep.config import instantiate
 from onestep.engine.log import read_log
@@ -178,3 +179,23 @@ def test_a_pretraining_that_does_not_fit(tmp_path: Path) -> None:
     )
     said = refused(tiny_pretraining(tmp_path / "b", *RESIDUAL), pretrain)
     assert said.startswith("this network takes a condition of labels, image, got labels: use data and a network with")
+
+
+@pytest.mark.slow
+def test_a_copy_of_a_prior_that_starts_at_the_image(tmp_path: Path) -> None:
+    """It is evaluated, sampled and upscales as a student that takes the image as its input."""
+    folder = tmp_path / "run"
+    plain = ("objective=sim", "terms=[reconstruction]", "generator.start=image_alone", "metrics=[psnr_rgb]")
+    summary = distill(tiny_config(folder, *PAIRED, *TWO_ITERATIONS, *plain))
+    assert summary["student"]["network_evaluations"] == 1 and summary["student"]["psnr_rgb"] > 3
+    drawn = sample(configure("sample", f"run={folder}", "count=4", f"save_to={tmp_path / 'png'}", "metrics=[psnr_rgb]"))
+    assert drawn["psnr_rgb"] == pytest.approx(summary["student"]["psnr_rgb"], rel=0.2)
+    (tmp_path / "digit.png").write_bytes(encoded(picture("L", width=5, height=9)))
+    upscale(
+        configure(
+            "upscale", f"images=[{tmp_path / 'digit.png'}]", f"checkpoint={folder}", f"output={tmp_path / 'large.png'}",
+            "label=3",
+        )
+    )  # fmt: skip
+    with Image.open(tmp_path / "large.png") as image:
+        assert image.size == (10, 18)

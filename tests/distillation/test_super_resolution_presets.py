@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from diffusers import DDPMScheduler
+from omegaconf import DictConfig, OmegaConf
 
 from onestep.build.distillation import build_distillation
 from onestep.config import CONF, check_config
+from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.edm.denoiser import EDMDenoiser
 from tests.helpers.configs import NO_DIAGNOSIS, TINY, TWO_ITERATIONS, as_given, configure
+from tests.helpers.diffusers_models import unet
 from tests.helpers.edm_models import randomized
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.updates import take_updates
@@ -21,10 +24,19 @@ FOLDER = CONF / "experiment" / "method"
 DIGITS = ("data@data.images=digits", "degradation=area", "degradation.factor=2")
 SMALL = (*TINY, *TWO_ITERATIONS, *NO_DIAGNOSIS, "fake_score.steps=1", "metrics=[]")
 PAIRS = ("pairs.count=6", "pairs.batch_size=4", "sampler.steps=3")
-#: Of each preset what a tiny run needs besides, and the losses that it logs.
-PRESETS: dict[str, tuple[tuple[str, ...], set[str]]] = {
-    "sinsr": (PAIRS, {"loss", "regression_loss", "inverse_loss", "consistency_loss"}),
+LPIPS = "features@terms.lpips.network=digits"  # in place of weights that are fetched
+#: Of each preset the choices and settings of a tiny run, and the losses that it logs.
+PRESETS: dict[str, tuple[str, tuple[str, ...], set[str]]] = {
+    "sinsr": ("lora=null", PAIRS, {"regression_loss", "inverse_loss", "consistency_loss"}),
+    "rsd": (LPIPS, (), {"fake_score_loss", "discriminator_loss", "adversarial_loss", "lpips_loss"}),
+    "osediff": (LPIPS, ("data.images.use_labels=false",), {"fake_score_loss", "reconstruction_loss", "lpips_loss"}),
 }
+
+
+def of_preset(preset: str, *settings: str) -> DictConfig:
+    """The configuration of ``preset``, for the same choices with all settings."""
+    chosen = (f"experiment=method/{preset}", PRESETS[preset][0], *DIGITS, "teacher=local")
+    return as_given(configure("train", *chosen, *settings), ())
 
 
 def documented() -> dict[str, dict[str, Any]]:
@@ -46,8 +58,7 @@ def test_every_preset_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_has_the_settings_of_the_table(preset: str) -> None:
-    needs = (*DIGITS, "teacher=local", "teacher.path=teacher", "output=nowhere")
-    config = configure("train", f"experiment=method/{preset}", *needs)
+    config = of_preset(preset, "teacher.path=teacher", "output=nowhere")
     check_config(config)
     rows = documented()[preset]
     assert len(rows) > 10
@@ -59,7 +70,7 @@ def test_a_preset_has_the_settings_of_the_table(preset: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def conditional_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny network that sees y, with random weights."""
     folder = tmp_path_factory.mktemp("teacher")
     options = {"model_channels": 16, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": []}
@@ -70,13 +81,18 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_two_iterations(preset: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    more, losses = PRESETS[preset]
-    of_teacher = ("teacher=local", f"teacher.path={request.getfixturevalue('teacher')}")
-    more = (*more, f"pairs.cache={tmp_path / 'pairs'}") if "pairs.count=6" in more else more
-    own = (*of_teacher, *more, f"output={tmp_path / 'run'}")
-    config = as_given(configure("train", f"experiment=method/{preset}", *DIGITS, *SMALL, *own), own)
+    _, more, losses = PRESETS[preset]
+    folder = request.getfixturevalue("conditional_teacher")
+    more = (*more, f"pairs.cache={tmp_path / 'pairs'}") if more == PAIRS else more
+    config = of_preset(preset, *SMALL, *more, f"teacher.path={folder}", f"output={tmp_path / 'run'}")
     check_config(config)
-    parts = build_distillation(config)
-    *_, critics, generator = take_updates(parts, 2)
-    assert {name for name in critics | generator if name.endswith("loss")} == losses
-    assert all(bool(values.isfinite().all()) for values in generator.values()) and generator["generator_gradient"] > 0
+    prior = {"teacher": DiffusersDenoiser.wrap(unet(in_channels=1, out_channels=1), DDPMScheduler()).eval()}
+    parts = build_distillation(config, prior if preset == "osediff" else None)
+    found: dict[str, Any] = {}
+    for update in take_updates(parts, 2):
+        found |= update
+    assert {name for name in found if name.endswith("_loss")} == losses
+    assert all(bool(values.isfinite().all()) for values in found.values()) and found["generator_gradient"] > 0
+    if preset == "osediff":
+        trained = [name for name, one in parts.student.named_parameters() if one.requires_grad]
+        assert trained and all("lora" in name for name in trained)

@@ -14,7 +14,8 @@ UNET_BLOCKS = {"layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_g
 
 def unet(**options: Any) -> Any:
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    return diffusers.UNet2DModel(8, 3, options.pop("out_channels", 3), **UNET_BLOCKS, **blocks, **options)
+    channels = options.pop("in_channels", 3), options.pop("out_channels", 3)
+    return diffusers.UNet2DModel(8, *channels, **UNET_BLOCKS, **blocks, **options)
 
 
 def dit() -> Any:
