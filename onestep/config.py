@@ -76,7 +76,7 @@ def _unchosen(config_name: str) -> set[str]:
 
 
 def _check_experiments(config_name: str, choices: Sequence[str]) -> None:
-    folders = {"pretrain": "pretrain/", "pretrain_features": "features/"}
+    folders = {"pretrain": "pretrain/", "pretrain_features": "features/", "pretrain_invertible": "invertible/"}
     commands = {folder: name.replace("_", " ") for name, folder in folders.items()} | {"": "train"}
     own = folders.get(config_name, "")
     for choice in choices:

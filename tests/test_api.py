@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import onestep
 from onestep.build.distillation import distill
 from onestep.denoiser import Condition
-from onestep.models.base import WEIGHTS
+from onestep.models.weights import DIFFUSERS_BASE
 from onestep.objectives.divergences import ForwardKL, ReverseKL
 from onestep.objectives.f_distill import FDistill
 from onestep.objectives.weighting import PowerWeighting
@@ -56,7 +56,7 @@ class OwnTeacher(onestep.DenoiserNetwork):
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:
-    return load_file(run / "generator" / WEIGHTS)
+    return load_file(run / "generator" / f"{DIFFUSERS_BASE}.safetensors")
 
 
 def test_the_same_run_from_python_and_from_hydra(tmp_path: Path) -> None:

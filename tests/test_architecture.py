@@ -11,7 +11,7 @@ PACKAGE = Path(onestep.__file__).parent
 RANKS = {
     "ground": {
         "noise", "denoiser", "seeding", "precision", "processes", "files", "folders", "reading", "images", "cache",
-        "assets", "annotations", "ranges",
+        "assets", "annotations", "ranges", "haar",
     },
     "parts": {"models", "samplers", "toy.gaussian_mixture", "toy.networks", "toy.teacher", "toy"},
     "kinds": {"objectives", "data", "metrics"},

@@ -56,6 +56,12 @@ REQUIRED = {
         "data.images.size=6",
         "data.evaluation.size=6",
     ],
+    "experiment/invertible/photographs": [
+        "data.path={stores}/classes",
+        "data.size=6",
+        "held_out.path={stores}/classes",
+        "held_out.size=6",
+    ],
     "experiment/features/photographs": ["data.path={stores}/classes", "data.size=6"],
     "experiment/features/cifar10_5k": ["data.path={stores}/images.zip", "held_out.path={stores}/images.zip"],
     "teacher/diffusers": ["teacher.path={pipeline}"],
@@ -160,8 +166,9 @@ def overrides_for(file: str, places: dict[str, object] | None = None) -> list[st
 
 def primary_of(file: str) -> str:
     """The primary file for the choice in ``file``."""
-    for start, primary in {"experiment/pretrain/": "pretrain", "experiment/features/": "pretrain_features"}.items():
-        if file.startswith(start):
+    commands = {"pretrain/": "pretrain", "features/": "pretrain_features", "invertible/": "pretrain_invertible"}
+    for start, primary in commands.items():
+        if file.startswith(f"experiment/{start}"):
             return primary
     return "pretrain" if file.startswith(("augment/", "training/pretrain")) else "train"
 

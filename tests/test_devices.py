@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from onestep.build.distillation import distill
-from onestep.build.pretraining import pretrain, pretrain_features
+from onestep.build.pretraining import pretrain, pretrain_features, pretrain_invertible
 from onestep.build.sampling import sample
 from onestep.engine.checkpoint import list_checkpoints
 from onestep.export.pipeline import OneStepPipeline
@@ -167,6 +167,15 @@ def test_a_feature_network(kind: str, tmp_path: Path) -> None:
     with fake_device(kind):
         config = configure("pretrain_features", "features_training.epochs=1", f"output={tmp_path}")
         assert 0 <= pretrain_features(config)["held_out_accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_invertible_network(kind: str, tmp_path: Path) -> None:
+    with fake_device(kind):
+        overrides = ("data=digits", "invertible_training.total_images=80", f"output={tmp_path}")
+        summary = pretrain_invertible(configure("pretrain_invertible", *overrides))
+        assert summary["held_out_bits"] < summary["gaussian_bits"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

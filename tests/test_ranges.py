@@ -29,6 +29,7 @@ COMMANDS = {
     "train": ("teacher=digits", "objective=dmd", "lora=attention", "discriminator=teacher_features"),
     "pretrain": ("augment=edm",),
     "pretrain_features": (),
+    "pretrain_invertible": ("data=digits",),
     "sample": (),
 }
 

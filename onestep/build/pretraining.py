@@ -21,9 +21,9 @@ from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.of_run import check_evaluation
 from onestep.models.base import DenoiserNetwork
-from onestep.pretraining import classifier, denoiser
+from onestep.pretraining import classifier, denoiser, invertible
 from onestep.pretraining.denoiser import Pretraining
-from onestep.pretraining.settings import ClassifierSettings
+from onestep.pretraining.settings import ClassifierSettings, InvertibleSettings
 from onestep.seeding import seeded_rng
 
 
@@ -31,6 +31,18 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
     """Build and run the pretraining of a configuration, see :func:`onestep.pretraining.denoiser.pretrain`."""
     with started_run(config) as run:
         return denoiser.pretrain(build_pretraining(config, run))
+
+
+def pretrain_invertible(config: DictConfig) -> dict[str, Any]:
+    """Build and run the training of :func:`onestep.pretraining.invertible.pretrain_invertible`."""
+    settings = InvertibleSettings(**config.invertible_training)
+    with started_run(config) as run:
+        data, held_out = instantiate(config.data), instantiate(config.held_out)
+        if not isinstance(data, ImageDataset):
+            raise ValueError("an invertible network needs images: use data=... other than none or prompts")
+        torch.manual_seed(config.seed)  # for the initialisation
+        network = instantiate(config.invertible)(data.image_shape[0])
+        return invertible.pretrain_invertible(run, network, data, held_out, settings)
 
 
 def pretrain_features(config: DictConfig) -> dict[str, Any]:

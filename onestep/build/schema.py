@@ -12,7 +12,7 @@ from onestep.evaluation.writing import Format
 from onestep.models.generator import Start
 from onestep.objectives.denoising import ErrorWeight
 from onestep.precision import DistillationPrecision, Precision
-from onestep.pretraining.settings import ClassifierSettings
+from onestep.pretraining.settings import ClassifierSettings, InvertibleSettings
 from onestep.ranges import (
     BatchSize,
     Decay,
@@ -180,6 +180,13 @@ class _PretrainFeatures(_Run):
 
 
 @dataclass
+class _PretrainInvertible(_Run):
+    invertible: Part
+    held_out: Part | None
+    invertible_training: InvertibleSettings
+
+
+@dataclass
 class _Sample(_Settings):
     features: Part | None
     teacher: Part | None
@@ -224,5 +231,11 @@ class _Upscale:
 
 def settings_of(config: Mapping[str, Any]) -> type:
     """The settings of the command whose configuration this is, by a key that it alone has."""
-    commands = {"save_to": _Sample, "overwrite": _Upscale, "features_training": _PretrainFeatures, "attention": _Train}
+    commands = {
+        "save_to": _Sample,
+        "overwrite": _Upscale,
+        "features_training": _PretrainFeatures,
+        "invertible_training": _PretrainInvertible,
+        "attention": _Train,
+    }
     return next((settings for key, settings in commands.items() if key in config), _Pretrain)

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "distill a diffusion model into a one-step generator",
     "pretrain": "train a denoiser, for a teacher of your own data",
     "pretrain features": "train a feature network, for metrics of your own data",
+    "pretrain invertible": "train an invertible network of details, for a term of super-resolution",
     "sample": "generate images with a generator or a teacher, and evaluate them",
     "upscale": "enlarge photographs with a generator of super-resolution",
     "export": "write a generator as a diffusers pipeline with a model card",
@@ -28,6 +29,7 @@ CONFIGURED = {
     "train": ("train", "onestep.build.distillation.distill"),
     "pretrain": ("pretrain", "onestep.build.pretraining.pretrain"),
     "pretrain features": ("pretrain_features", "onestep.build.pretraining.pretrain_features"),
+    "pretrain invertible": ("pretrain_invertible", "onestep.build.pretraining.pretrain_invertible"),
     "sample": ("sample", "onestep.build.sampling.sample"),
     "upscale": ("upscale", "onestep.build.upscaling.upscale"),
 }

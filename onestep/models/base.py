@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions
-from onestep.files import atomic_file, write_text
-from onestep.models.weights import DIFFUSERS_BASE, Weights
+from onestep.models.weights import DIFFUSERS_BASE, Weights, save_network
 from onestep.noise import karras_sigmas
 
 if TYPE_CHECKING:
     from onestep.models.diffusers.pipeline import TeacherPipeline
-
-#: The file of a network's weights in its folder, as diffusers names it.
-WEIGHTS = f"{DIFFUSERS_BASE}.safetensors"
 
 Outputs = Literal["prediction", "features", "both"]
 Network = TypeVar("Network", bound=nn.Module)
@@ -121,12 +116,8 @@ class DenoiserNetwork(nn.Module, ABC):
 
         The package's own classes load from their folder alone. Others load the weights by :meth:`load_weights`.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        # Copies, as safetensors refuses tied weights.
-        weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self.state_dict().items()}
-        with atomic_file(Path(folder) / WEIGHTS) as temporary:
-            save_file(weights, temporary)
-        write_text(Path(folder) / "config.json", json.dumps({"_class_name": type(self).__name__, **self.config}) + "\n")
+        config = json.dumps({"_class_name": type(self).__name__, **self.config})
+        save_network(self, Path(folder), config, DIFFUSERS_BASE)
 
     def load_weights(self, folder: str | Path) -> Self:
         """Load the weights that :meth:`save_pretrained` wrote into ``folder``; returns itself, in eval mode.

@@ -17,9 +17,11 @@ from typing import Any, Self, TypeVar
 import torch
 from accelerate import init_empty_weights
 from pydantic import BaseModel, create_model
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from onestep.files import atomic_file, write_text
 from onestep.models.describe import check_whole, describe
 from onestep.reading import one_line, open_tensors, read_json
 
@@ -145,6 +147,15 @@ def arguments_of(target: Any) -> type[BaseModel]:
         one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters
     }
     return create_model(target.__name__, **fields)
+
+
+def save_network(network: nn.Module, folder: Path, config: str, base: str) -> None:
+    """Write the weights of ``network`` as safetensors of the name ``base``, and its ``config.json``."""
+    # Copies, as safetensors refuses tied weights.
+    weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.state_dict().items()}
+    with atomic_file(folder / f"{base}.safetensors") as temporary:
+        save_file(weights, temporary)
+    write_text(folder / "config.json", config + "\n")
 
 
 def load_network(make: Callable[[], Network], weights: Weights, dtype: torch.dtype = torch.float32) -> Network:

@@ -3,14 +3,12 @@
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from onestep.haar import haar
 from onestep.objectives.reconstruction import Distance, PairedTerm, mean_distance
 from onestep.ranges import Positive, PositiveRate, checked
-
-_HIGH = 3  # bands of a level: horizontal, vertical and diagonal details
 
 
 @checked
@@ -45,19 +43,3 @@ class HaarDetails(PairedTerm):
                 f"terms.haar.levels={self.levels}: samples of {sides[0]}x{sides[1]} cannot be halved so often: set "
                 f"fewer levels, or use sides that {2**self.levels} divides"
             )
-
-
-def haar(x: Tensor, levels: int) -> tuple[Tensor, list[Tensor]]:
-    """The orthonormal Haar transform of images [B, C, H, W] whose sides ``2**levels`` divides.
-
-    Returns:
-        The low band [B, C, H / 2**levels, W / 2**levels], and the details [B, 3 C, h, w] of each level, finest first.
-    """
-    signs = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=x.dtype, device=x.device)
-    details: list[Tensor] = []
-    for _ in range(levels):
-        blocks = F.pixel_unshuffle(x, 2).unflatten(1, (x.shape[1], 4))  # [B, C, 4, h, w]
-        bands = torch.einsum("kj,bcjhw->bckhw", signs / 2, blocks)
-        x = bands[:, :, 0]
-        details.append(bands[:, :, -_HIGH:].flatten(1, 2))
-    return x, details

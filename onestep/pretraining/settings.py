@@ -1,8 +1,11 @@
-"""Settings of the training of a classifier. Their values are in conf/pretrain_features.yaml."""
+"""Settings of the trainings of a classifier and of an invertible network.
+
+Their values are in conf/pretrain_features.yaml and conf/pretrain_invertible.yaml.
+"""
 
 from dataclasses import dataclass
 
-from onestep.ranges import BatchSize, Decay, NonNegative, PositiveRate, Rate, Steps, checked
+from onestep.ranges import BatchSize, Decay, Images, NonNegative, Positive, PositiveRate, Rate, Steps, checked
 
 
 @checked
@@ -28,3 +31,24 @@ class ClassifierSettings:
     weight_decay: Rate
     noise: NonNegative
     label_smoothing: Decay
+
+
+@checked
+@dataclass(frozen=True)
+class InvertibleSettings:
+    """Settings of the training of an invertible network.
+
+    Args:
+        total_images: images in all steps.
+        batch_size: images per step.
+        lr: the highest learning rate of a one-cycle schedule (arXiv 1708.07120), of Adam.
+        largest_gradient: the gradient is scaled down to this norm.
+
+    Raises:
+        ValueError: for a number out of its range.
+    """
+
+    total_images: Images
+    batch_size: BatchSize
+    lr: PositiveRate
+    largest_gradient: Positive

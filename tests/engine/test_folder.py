@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from omegaconf import DictConfig
 
 from onestep.build.distillation import distill
-from onestep.build.pretraining import pretrain, pretrain_features
+from onestep.build.pretraining import pretrain, pretrain_features, pretrain_invertible
 from onestep.build.run import started_run
 from onestep.commands import main
 from onestep.engine.folder import locked
@@ -84,6 +84,10 @@ TASKS: dict[str, tuple[Callable[[DictConfig], object], Callable[[Path], DictConf
     "train": (distill, lambda folder: tiny_config(folder, "resume=auto")),
     "pretrain": (pretrain, tiny_pretraining),
     "pretrain features": (pretrain_features, lambda folder: configure("pretrain_features", f"output={folder}")),
+    "pretrain invertible": (
+        pretrain_invertible,
+        lambda folder: configure("pretrain_invertible", "data=digits", f"output={folder}"),
+    ),
 }
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from onestep.objectives.haar import HaarDetails, haar
+from onestep.haar import haar
+from onestep.objectives.haar import HaarDetails
 from onestep.objectives.reconstruction import Reconstruction
 
 
