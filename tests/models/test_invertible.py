@@ -53,6 +53,20 @@ def test_the_determinant_is_that_of_the_jacobian(channels: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_band_is_scaled(channels: int) -> None:
+    """By two couplings, also with an odd number of bands: rho is 2 tanh(1/2) everywhere, and the rest is 0."""
+    network = InvertibleNetwork(channels, 4, 2).double()
+    for node in network.nodes:
+        last = node.rho_and_eta[-1]
+        last.bias[: len(last.bias) // 2] = 1.0
+    x = images(1, channels, 4, 4)
+    once = math.exp(2 * math.tanh(0.5))
+    ratio = network(x) / haar(x, 1)[1][0]
+    assert {round(value / once, 6) for value in ratio.flatten().tolist()} == {1.0}
+
+
+@torch.no_grad()
 def test_a_new_network_is_the_gaussian_of_each_band() -> None:
     """The bits are its entropy, for details that are exactly so: in grey levels."""
     deviations = torch.linspace(0.02, 0.3, 9, dtype=torch.float64)
