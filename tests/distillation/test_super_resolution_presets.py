@@ -28,6 +28,11 @@ LPIPS = "features@terms.lpips.network=digits"  # in place of weights that are fe
 #: Of each preset the choices and settings of a tiny run, and the losses that it logs.
 PRESETS: dict[str, tuple[str, tuple[str, ...], set[str]]] = {
     "sinsr": ("lora=null", PAIRS, {"regression_loss", "inverse_loss", "consistency_loss"}),
+    "hf_diff": (
+        "features@terms.embedding_js.network=digits",
+        PAIRS,
+        {"regression_loss", "inverse_loss", "consistency_loss", "embedding_js_loss"},
+    ),
     "rsd": (LPIPS, (), {"fake_score_loss", "discriminator_loss", "adversarial_loss", "lpips_loss"}),
     "osediff": (LPIPS, ("data.images.use_labels=false",), {"fake_score_loss", "reconstruction_loss", "lpips_loss"}),
 }
