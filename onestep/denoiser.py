@@ -3,7 +3,7 @@
 All modules of the package use it. A network of another family is wrapped when it is loaded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -64,7 +64,9 @@ def keys_of_data(network: Any) -> list[str]:
     return beyond_labels([*network.condition_keys, *getattr(network, "ignored_keys", ())])
 
 
-def check_condition(condition: Condition, taken: Sequence[str], required: bool, optional: Sequence[str] = ()) -> None:
+def check_condition(
+    condition: Collection[str], taken: Sequence[str], required: bool, optional: Sequence[str] = ()
+) -> None:
     """Check that a ``condition`` has the names that the network takes, ``taken``, or is empty if not ``required``.
 
     It may have ``optional`` names besides.

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from onestep.reading import read_bytes
+from onestep.reading import check_file, read_bytes
 
 #: Pillow supports more formats; for some it runs another program (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
@@ -88,6 +88,16 @@ def open_image(encoded: bytes, profile: bool = False) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise many types of errors for damaged bytes
         raise DamagedImageError(str(error) or type(error).__name__) from error
     return image
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """Width and height by the header of an image file, of which no more is read; None for a damaged one."""
+    try:
+        check_file(path)
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception:  # as in open_image
+        return None
 
 
 def is_animation(image: Image.Image) -> bool:

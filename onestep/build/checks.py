@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import NoData, TrainingDataset, has_images
+from onestep.data.dataset import NoData, TrainingDataset, contents
 from onestep.data.prompts import PromptDataset
 from onestep.denoiser import beyond_labels, check_condition, prompt_keys
 from onestep.distillation.settings import GeneratorSettings
@@ -163,7 +163,7 @@ def check_data(config: DictConfig, data: TrainingDataset | NoData, teacher: Any)
     Raises:
         ValueError: if the data lacks either, or for pairs with prompts.
     """
-    if config.discriminator.head is not None and not has_images(data):
+    if config.discriminator.head is not None and not contents(data)[0]:
         raise ValueError(
             "the discriminator needs real images, and this data has none: use data=... with images (for prompts a "
             "parquet file with data.image_column=...), another objective, or discriminator=none with "
@@ -191,7 +191,7 @@ def check_conditions(data: TrainingDataset | NoData, network: Any, name: str) ->
             + ("" if "image" in others else ", which needs no images")
         )
     if others and not isinstance(data, NoData | PromptDataset):
-        check_condition(data.__getitems__([0])[1], network.condition_keys, required=True)
+        check_condition(contents(data)[1], network.condition_keys, required=True)
 
 
 def check_augmentation(

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from onestep.data.dataset import NoData, TrainingDataset, condition_names
+from onestep.data.dataset import NoData, TrainingDataset, contents
 from onestep.objectives.terms import GeneratorTerm
 
 
@@ -17,7 +17,7 @@ def check_image_conditions(config: DictConfig, data: TrainingDataset | NoData, t
             drawn without regard to the images, or pairs of a ``teacher`` that does not take them.
     """
     start = config.generator.start if "generator" in config else "noise"
-    if "image" not in condition_names(data):
+    if "image" not in contents(data)[1]:
         if start != "noise":
             raise ValueError(
                 f"generator.start={start}: the conditions of this data have no images to start at: use data=paired, or "

@@ -6,7 +6,6 @@ from typing import Any
 from accelerate import Accelerator
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import nn
 
 from onestep.build.processes import separate_processes
 from onestep.denoiser import keys_of_data
@@ -14,6 +13,7 @@ from onestep.engine.launch import check_launch
 from onestep.evaluation.sample import generator_folder
 from onestep.files import hash_tensors
 from onestep.models.base import DenoiserNetwork
+from onestep.models.edm.layers import GLOBAL
 from onestep.models.generator import read_generator_record
 from onestep.models.loading import generator_path, load_generator
 from onestep.precision import allow_tf32, choose_precision
@@ -135,4 +135,4 @@ def _tiling(network: DenoiserNetwork, config: DictConfig) -> Tiling:
 
 def _reads_whole(network: DenoiserNetwork) -> bool:
     """True if a layer reads the whole picture: its size in the training is then the best one."""
-    return any(isinstance(module, nn.GroupNorm) or "attn" in name for name, module in network.named_modules())
+    return any(isinstance(module, GLOBAL) for module in network.modules())

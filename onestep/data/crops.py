@@ -1,17 +1,16 @@
 """Random crops of photographs at their native resolution."""
 
-import io
 from collections import OrderedDict
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from PIL import Image
 
 from onestep.data.image_folder import ImageFolder
-from onestep.images import FORMATS
+from onestep.images import stored_size
 from onestep.ranges import Count, Side, checked
 from onestep.seeding import seeded_rng
 
@@ -47,7 +46,9 @@ class ImageCrops(ImageFolder):
         self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
         super().__post_init__()
         for position in self.positions:
-            self._check_size(int(position))
+            sides = stored_size(Path(self.path, self.names[position]))
+            if sides is not None:  # a damaged file is an error at its access
+                self._check_size(int(position), *sides)  # EXIF may exchange them, which matters to no square
         self.image_shape = (self.image_shape[0], self.size, self.size)
         self.copies = self.crops
 
@@ -82,17 +83,13 @@ class ImageCrops(ImageFolder):
         pixels = self._decoded.pop(position, None)
         if pixels is None:
             pixels = self._named_pixels(position)
+            self._check_size(position, pixels.shape[2], pixels.shape[1])
         self._decoded[position] = pixels
         while len(self._decoded) > 1 and sum(kept.nbytes for kept in self._decoded.values()) > self.cache * 1e9:
             self._decoded.popitem(last=False)
         return pixels
 
-    def _check_size(self, position: int) -> None:
-        """Read the header of an image alone: its sides may be exchanged later, which matters to no square."""
-        try:
-            width, height = Image.open(io.BytesIO(self.encoded(position)), formats=FORMATS).size
-        except Exception:  # a damaged file, which is an error at its access
-            return
+    def _check_size(self, position: int, width: int, height: int) -> None:
         if min(width, height) < self.size:
             raise ValueError(
                 f"{self.path}: {self.names[position]!r} has {width} x {height} pixels, and crops have {self.size}: "

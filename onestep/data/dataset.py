@@ -108,16 +108,12 @@ def hold_out(data: _Data, count: int, seed: int) -> _Data:
     return held
 
 
-def has_images(data: TrainingDataset | NoData) -> bool:
-    """True if the batches of ``data`` have images."""
-    return isinstance(data, TrainingDataset) and data.__getitems__([0])[0] is not None
-
-
-def condition_names(data: TrainingDataset | NoData) -> list[str]:
-    """The names of the conditions in the batches of ``data``."""
+def contents(data: TrainingDataset | NoData) -> tuple[bool, list[str]]:
+    """Whether the batches of ``data`` have images, and the names of their conditions, from the first item."""
     if isinstance(data, NoData):
-        return ["labels"] if data.label_dim else []
-    return list(data.__getitems__([0])[1])
+        return False, ["labels"] if data.label_dim else []
+    images, condition = data.__getitems__([0])
+    return images is not None, list(condition)
 
 
 class ImagesInMemory(ImageDataset):

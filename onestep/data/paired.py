@@ -21,17 +21,28 @@ _TRAINING, _EVALUATION = range(2)  # the random streams of degradations
 
 
 class PairedData(ImageDataset):
-    """Images x with the condition ``image``, the degraded one at the size of x, in [-1, 1], and ``labels``, if any."""
+    """Images x with the condition ``image``, the degraded one at the size of x, in [-1, 1], and ``labels``, if any.
+
+    Args:
+        originals: the images x alone.
+
+    Raises:
+        ValueError: for latents or points.
+    """
+
+    def __init__(self, originals: ImageDataset) -> None:
+        channels, height, width = self.image_shape = originals.image_shape
+        if channels not in (1, 3) or (height, width) == (1, 1):
+            raise ValueError(
+                f"the images to degrade are {channels}x{height}x{width}: expected grey or RGB pixels, no latents and "
+                "points"
+            )
+        self.originals, self.label_dim, self.class_cycle = originals, originals.label_dim, originals.class_cycle
 
     @property
     @abstractmethod
     def evaluated(self) -> "PairedData":
         """The pairs of an evaluation; the sample of seed ``s`` is of the pair ``s`` modulo their number."""
-
-    @property
-    @abstractmethod
-    def originals(self) -> ImageDataset:
-        """The images x alone."""
 
     @property
     @abstractmethod
@@ -78,7 +89,7 @@ class PairedImages(PairedData):
             raise ValueError(
                 "data=paired needs a degradation: choose degradation=area, bicubic, bsrgan, real_esrgan or res_shift"
             )
-        _check_pixels(images)
+        super().__init__(images)
         for name in ("image_shape", "label_dim") if evaluation is not None else ():
             ours, theirs = getattr(images, name), getattr(evaluation, name)
             if ours != theirs:
@@ -86,30 +97,25 @@ class PairedImages(PairedData):
                     f"data.evaluation has {name} {theirs}, data.images {ours}: choose images of one shape and the same "
                     "classes"
                 )
-        self.images, self.degradation, self.evaluation, self.seed = images, degradation, evaluation, seed
-        self.image_shape, self.label_dim, self.class_cycle = images.image_shape, images.label_dim, images.class_cycle
+        self.degradation, self.evaluation, self.seed = degradation, evaluation, seed
         self.copies = images.copies * repeats
         self.repeats, self._stream = repeats, _TRAINING
 
     def __len__(self) -> int:
-        return len(self.images) * self.repeats
+        return len(self.originals) * self.repeats
 
     @property
     def evaluated(self) -> "PairedImages":
-        found = PairedImages(self.evaluation or self.images, self.degradation, None, 1, self.seed)
+        found = PairedImages(self.evaluation or self.originals, self.degradation, None, 1, self.seed)
         found._stream = _EVALUATION
         return found
-
-    @property
-    def originals(self) -> ImageDataset:
-        return self.images
 
     @property
     def factor(self) -> float:
         return self.degradation.factor
 
     def pairs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Condition]:
-        images, condition = self.images.__getitems__([index % len(self.images) for index in indices])
+        images, condition = self.originals.__getitems__([index % len(self.originals) for index in indices])
         return images, self.degrade(images, indices), condition
 
     def degrade(self, samples: Tensor, indices: Sequence[int]) -> Tensor:
@@ -117,10 +123,12 @@ class PairedImages(PairedData):
 
     @property
     def description(self) -> str:
-        return f"{self.images.description}, degraded by {type(self.degradation).__name__}"
+        return f"{self.originals.description}, degraded by {type(self.degradation).__name__}"
 
     def fingerprint(self) -> str:
-        return hash_parts([self.images.fingerprint(), repr((self.degradation, self.seed, self.repeats, self._stream))])
+        return hash_parts(
+            [self.originals.fingerprint(), repr((self.degradation, self.seed, self.repeats, self._stream))]
+        )
 
 
 class PairedFolders(PairedData):
@@ -135,7 +143,7 @@ class PairedFolders(PairedData):
     """
 
     def __init__(self, high: StoredImages, low: StoredImages) -> None:
-        _check_pixels(high)
+        super().__init__(high)
         ours, theirs = ([_stem(data, place) for place in range(len(data.positions))] for data in (high, low))
         place_of = dict(zip(theirs, range(len(theirs)), strict=True))
         for data, names, others, other in ((high, ours, theirs, low), (low, theirs, ours, high)):
@@ -158,27 +166,22 @@ class PairedFolders(PairedData):
                 f"{low.path}: images of {low.image_shape} (channels, height, width) for {high.image_shape} in "
                 f"{high.path}: expected as many channels, and at most the same size"
             )
-        self.high, self.low = high, low
+        self.low = low
         self._place = [place_of[name] for name in ours]
-        self.image_shape, self.label_dim, self.class_cycle = high.image_shape, high.label_dim, high.class_cycle
 
     def __len__(self) -> int:
-        return len(self.high)
+        return len(self.originals)
 
     @property
     def evaluated(self) -> "PairedFolders":
         return self
 
     @property
-    def originals(self) -> ImageDataset:
-        return self.high
-
-    @property
     def factor(self) -> float:
-        return self.high.image_shape[1] / self.low.image_shape[1]
+        return self.originals.image_shape[1] / self.low.image_shape[1]
 
     def pairs(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Condition]:
-        images, condition = self.high.__getitems__(indices)
+        images, condition = self.originals.__getitems__(indices)
         return images, self.low.__getitems__([self._place[index] for index in indices])[0], condition
 
     def degrade(self, samples: Tensor, indices: Sequence[int]) -> Tensor | None:
@@ -186,20 +189,12 @@ class PairedFolders(PairedData):
 
     @property
     def description(self) -> str:
-        return f"{self.high.description}, with {self.low.description}"
+        return f"{self.originals.description}, with {self.low.description}"
 
     def fingerprint(self) -> str:
-        return hash_parts([self.high.fingerprint(), self.low.fingerprint()])
+        return hash_parts([self.originals.fingerprint(), self.low.fingerprint()])
 
 
 def _stem(data: StoredImages, place: int) -> str:
     """The name of an image without its ending."""
     return str(PurePosixPath(data.names[data.positions[place]]).with_suffix(""))
-
-
-def _check_pixels(images: ImageDataset) -> None:
-    channels, height, width = images.image_shape
-    if channels not in (1, 3) or (height, width) == (1, 1):
-        raise ValueError(
-            f"the images to degrade are {channels}x{height}x{width}: expected grey or RGB pixels, no latents and points"
-        )

@@ -156,7 +156,7 @@ class DistillationReport:
         """Images for a grid, one class per column if there are classes."""
         label_dim, classes = self.parts.data.label_dim, self.parts.space.classes
         columns = list(range(label_dim)) if classes is None else sorted({*classes})
-        return evaluator.generate(sample, self.parts.evaluation.grid, classes=columns or None)
+        return evaluator.grid(sample, columns or None)
 
 
 def last_diagnosis(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

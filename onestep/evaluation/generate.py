@@ -150,7 +150,7 @@ def generate_batches(
 
 def generate_local(
     sample: SampleFunction,
-    seeds: range,
+    seeds: Sequence[int],
     batch_size: int,
     space: SampleSpace,
     accelerator: Accelerator,

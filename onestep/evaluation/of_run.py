@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from onestep.engine.run import Run
@@ -18,6 +19,9 @@ from onestep.metrics.result import Measurement
 from onestep.processes import gather_rows
 from onestep.reports.plots import save_samples
 from onestep.seeding import check_seeds
+
+_COLUMNS = 10  # of a plot
+_FEWEST_ROWS = 3  # a plot of up to 25 images has five columns
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,25 @@ class RunEvaluator:
         """The key of the value that selects the best checkpoint, see :func:`best_key`."""
         return best_key(self.evaluator, self.settings)
 
-    def generate(self, sample: SampleFunction, count: int, classes: Sequence[int] | None = None) -> Tensor:
-        """Images [count, C, H, W] in every process."""
-        batches = list(self._generate_local(sample, range(count), space=replace(self.space, classes=classes)))
-        return gather_rows(torch.cat(batches), self.run.device)
+    def grid(self, sample: SampleFunction, classes: Sequence[int] | None = None) -> Tensor:
+        """The images of a plot [N, C, H, W], in every process.
+
+        They are ``settings.grid`` samples of ``classes``, None for random ones. Of data of pairs they are rows of ten,
+        about as many: the degraded image, samples of it by different seeds, and the original.
+        """
+        pairs = self.evaluator.pairs
+        if pairs is None:
+            return self._gathered(sample, range(self.settings.grid), replace(self.space, classes=classes))
+        rows = range(max(_FEWEST_ROWS, self.settings.grid // _COLUMNS))
+        seeds = [row + number * len(pairs) for row in rows for number in range(_COLUMNS - 2)]
+        samples = self._gathered(sample, seeds, self.space).unflatten(0, (len(rows), _COLUMNS - 2))
+        originals, low, _ = pairs.pairs([row % len(pairs) for row in rows])
+        ends = (F.interpolate(one, originals.shape[2:]).to(samples)[:, None] for one in (low, originals))
+        return torch.cat([next(ends), samples, next(ends)], 1).flatten(0, 1)
+
+    def _gathered(self, sample: SampleFunction, seeds: Sequence[int], space: SampleSpace) -> Tensor:
+        """The images of ``seeds`` in every process."""
+        return gather_rows(torch.cat(list(self._generate_local(sample, seeds, space=space))), self.run.device)
 
     def interim(self, iteration: int, samples: Mapping[str, SampleFunction]) -> list[Measurement]:
         """Evaluate after an ``iteration``: log the values, and save a grid of samples of the first in ``samples/``.
@@ -71,7 +90,7 @@ class RunEvaluator:
         chosen, first = self.settings.interim_averages, next(iter(samples))
         names = [name for name in samples if name == first or chosen is None or name in chosen]
         found = {"" if name == first else f"/{name}": self._interim_values(samples[name]) for name in names}
-        grid = self.generate(samples[first], self.settings.grid)
+        grid = self.grid(samples[first])
         if not self.run.accelerator.is_main_process:
             return []
         picture = self.run.folder / "samples" / f"iteration_{iteration:08d}.png"
@@ -139,7 +158,11 @@ class RunEvaluator:
         return self.evaluator(samples, True, prompts, local, only, failures)
 
     def _generate_local(
-        self, sample: SampleFunction, seeds: range, progress: str | None = None, space: SampleSpace | None = None
+        self,
+        sample: SampleFunction,
+        seeds: Sequence[int],
+        progress: str | None = None,
+        space: SampleSpace | None = None,
     ) -> Iterator[Tensor]:
         accelerator, batch_size = self.run.accelerator, self.settings.batch_size
         for batch in generate_local(sample, seeds, batch_size, space or self.space, accelerator, progress):

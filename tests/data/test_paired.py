@@ -140,6 +140,21 @@ def test_files_are_decoded_once_while_they_fit(
     assert not pickle.loads(pickle.dumps(crops))._decoded  # sent to a worker without them
 
 
+def test_crops_read_the_headers_alone_before_their_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "photos", (20, 20, 3), (20, 20, 3), (20, 30, 3))
+    read: list[int] = []
+
+    def encoded(self: ImageFolder, position: int) -> bytes:
+        read.append(position)
+        return ImageFolder.encoded(self, position)
+
+    monkeypatch.setattr(ImageCrops, "encoded", encoded)
+    crops = ImageCrops(str(folder), size=16, crops=4)
+    assert read == [0]  # for the channels
+    crops.__getitems__([0, 1, 2])  # the first crops are of one photograph each
+    assert read == [0, 0, 1, 2]
+
+
 def test_what_crops_refuse(tmp_path: Path) -> None:
     folder = write(tmp_path / "photos", (40, 40, 3), (40, 15, 3))
     with pytest.raises(ValueError, match=r"photos: '1\.png' has 15 x 40 pixels, and crops have 16: remove it, or "):

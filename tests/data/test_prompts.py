@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from onestep.data.dataset import has_images
+from onestep.data.dataset import contents
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.evaluation.generate import SampleSpace
 from onestep.images import decode_image, from_uint8
@@ -139,7 +139,7 @@ def test_latents_are_those_of_the_pipelines_autoencoder(
     shift = {"sd": 0.0, "flux": 0.1159}[kind]
     expected = (vae.encode(images).latent_dist.mean - shift) * {"sd": 0.18215, "flux": 0.3611}[kind]
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-6)
-    assert data.image_shape == tuple(latents.shape[1:]) and has_images(data) and not has_images(make())
+    assert data.image_shape == tuple(latents.shape[1:]) and contents(data)[0] and not contents(make())[0]
     decoded = vae.decode(latents / {"sd": 0.18215, "flux": 0.3611}[kind] + shift).sample
     torch.testing.assert_close(data.pipeline.decode(latents), decoded, rtol=0, atol=1e-5)
 

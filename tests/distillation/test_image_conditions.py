@@ -1,6 +1,7 @@
 """Trainings on images with a degraded image as their condition: small complete runs, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onestep.build.sampling import sample
 from onestep.build.upscaling import upscale
 from onestep.config import instantiate
 from onestep.engine.log import read_log
+from onestep.evaluation.of_run import RunEvaluator
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
 from tests.helpers.configs import TWO_ITERATIONS, configure, refused, tiny_config, tiny_pretraining
@@ -22,7 +24,7 @@ from tests.helpers.upscaling import encoded, picture
 
 PAIRED = ("data=paired", "data@data.images=digits", "degradation=area", "degradation.factor=2")
 OPTIONS = "{model_channels:16,channel_mult:[1,1],num_blocks:1,attn_resolutions:[],label_dropout:0}"
-RESIDUAL = (f"network.options={OPTIONS}", "+network.image_condition=residual")
+RESIDUAL = (f"network.options={OPTIONS}", "network.image_condition=residual")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,24 @@ def test_a_teacher_that_does_not_see_the_image(tmp_path: Path) -> None:
     assert all(torch.equal(condition[name], expected[name]) for name in expected)
     *_, losses = take_updates(parts)
     assert losses["loss"].isfinite().all() and losses["generator_gradient"] > 0
+
+
+def test_a_plot_has_rows_of_degraded_image_samples_and_original(tmp_path: Path) -> None:
+    parts = build_distillation(tiny_config(tmp_path, *PAIRED, *student("input"), *TWO_ITERATIONS, "metrics=[]"))
+    data: Any = parts.evaluator.pairs
+    evaluator = RunEvaluator(parts.run, parts.evaluator, replace(parts.evaluation, grid=45), parts.space)
+    noise, images = (
+        evaluator.grid(lambda latents, condition, _, name=name: condition.get(name, latents)).unflatten(0, (4, 10))
+        for name in ("latents", "image")
+    )
+    x, low, _ = data.pairs(range(4))
+    seeds = [[row + len(data) * number for number in range(8)] for row in range(4)]
+    for found in (noise, images):
+        torch.testing.assert_close(found[:, 0], low.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        torch.testing.assert_close(found[:, 9], x)
+    for row in range(4):
+        torch.testing.assert_close(noise[row, 1:9], parts.space.inputs(seeds[row])[0])
+        torch.testing.assert_close(images[row, 1:9], data.__getitems__([row] * 8)[1]["image"])
 
 
 IN_VAIN = [

@@ -18,7 +18,7 @@ from onestep.models.edm.layers import (
     PositionalEmbedding,
     Resample,
     ResampleConv2d,
-    attend,
+    SelfAttention,
     drop_labels,
     group_norm,
     levels_of,
@@ -68,8 +68,9 @@ class ADMBlock(nn.Module):
             self.skip = Resample(resample, _BOX)
         elif in_channels != out_channels:
             self.skip = nn.Conv2d(in_channels, out_channels, 1)
-        self.heads = out_channels // _CHANNELS_PER_HEAD if attention else 0
-        if self.heads:
+        heads = out_channels // _CHANNELS_PER_HEAD if attention else 0
+        self.attend = SelfAttention(heads) if heads else None
+        if self.attend is not None:
             self.norm2 = group_norm(out_channels, eps=1e-5)
             self.qkv = nn.Conv2d(out_channels, 3 * out_channels, 1)
             self.proj = _zero(nn.Conv2d(out_channels, out_channels, 1))
@@ -79,8 +80,8 @@ class ADMBlock(nn.Module):
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, dim=1)
         residual = F.silu(torch.addcmul(shift, self.norm1(residual), scale + 1))
         x = self.skip(x) + self.conv1(self.dropout(residual))
-        if self.heads:
-            x = x + self.proj(attend(self.qkv(self.norm2(x)), self.heads))
+        if self.attend is not None:
+            x = x + self.proj(self.attend(self.qkv(self.norm2(x))))
         return x
 
 

@@ -138,16 +138,26 @@ class ResampleConv2d(nn.Conv2d):
         return super().forward(low_pass(x, self.resample_filter, self.resample, padding=pad))
 
 
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Self-attention over all positions: ``qkv`` [B, 3C, H, W] to [B, C, H, W].
+class SelfAttention(nn.Module):
+    """Self-attention over all positions, without weights: ``qkv`` [B, 3C, H, W] to [B, C, H, W].
 
     Each head has 3C / heads consecutive channels, in which q, k and v alternate.
     """
-    batch, channels, height, width = qkv.shape
-    split = qkv.reshape(batch, heads, channels // (3 * heads), 3, height * width)
-    q, k, v = split.permute(3, 0, 1, 4, 2)  # [B, heads, HW, C / heads] each
-    attended = F.scaled_dot_product_attention(q, k, v)
-    return attended.transpose(2, 3).reshape(batch, channels // 3, height, width)
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        batch, channels, height, width = qkv.shape
+        split = qkv.reshape(batch, self.heads, channels // (3 * self.heads), 3, height * width)
+        q, k, v = split.permute(3, 0, 1, 4, 2)  # [B, heads, HW, C / heads] each
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return attended.transpose(2, 3).reshape(batch, channels // 3, height, width)
+
+
+#: Layers in which a pixel depends on all others.
+GLOBAL = (nn.GroupNorm, SelfAttention)
 
 
 class PositionalEmbedding(nn.Module):

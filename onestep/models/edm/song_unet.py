@@ -23,7 +23,7 @@ from onestep.models.edm.layers import (
     Multiple,
     PositionalEmbedding,
     ResampleConv2d,
-    attend,
+    SelfAttention,
     drop_labels,
     group_norm,
     levels_of,
@@ -59,7 +59,7 @@ class UNetBlock(nn.Module):
             self.skip = ResampleConv2d(in_channels, out_channels, 1, resample, resample_filter)
         elif in_channels != out_channels:
             self.skip = Conv2d(in_channels, out_channels, 1)
-        self.attention = attention
+        self.attend = SelfAttention(1) if attention else None
         if attention:
             self.norm2 = group_norm(out_channels)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init_scale=math.sqrt(0.2))
@@ -71,8 +71,8 @@ class UNetBlock(nn.Module):
         residual = self.conv1(self.dropout(residual))
         # Dividing each sum of two branches by sqrt(2) keeps the variance constant over the depth.
         x = (self.skip(x) + residual) * math.sqrt(0.5)
-        if self.attention:
-            x = (x + self.proj(attend(self.qkv(self.norm2(x)), heads=1))) * math.sqrt(0.5)
+        if self.attend is not None:
+            x = (x + self.proj(self.attend(self.qkv(self.norm2(x))))) * math.sqrt(0.5)
         return x
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le, Len
 from torch import Tensor, nn
 
-from onestep.models.edm.layers import Channels, Multiple, attend, levels_of
+from onestep.models.edm.layers import Channels, Multiple, SelfAttention, levels_of
 from onestep.models.edm.unet import UNet
 from onestep.models.edm2.layers import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from onestep.ranges import Classes, Decay, Fraction, Positive, Side, Width
@@ -51,6 +51,7 @@ class Block(nn.Module):
         self.conv_res1 = MPConv(out_channels, out_channels, 3)
         self.conv_skip = MPConv(in_channels, out_channels, 1) if in_channels != out_channels else None
         if self.heads:
+            self.attend = SelfAttention(self.heads)
             self.attn_qkv = MPConv(out_channels, 3 * out_channels, 1)
             self.attn_proj = MPConv(out_channels, out_channels, 1)
 
@@ -69,7 +70,7 @@ class Block(nn.Module):
         if self.heads:
             qkv = self.attn_qkv(x)
             qkv = normalize(qkv.unflatten(1, (self.heads, -1, 3)), dim=2).flatten(1, 3)
-            x = mp_sum(x, self.attn_proj(attend(qkv, self.heads)), self.attn_balance)
+            x = mp_sum(x, self.attn_proj(self.attend(qkv)), self.attn_balance)
         return x if self.clip_act is None else x.clamp(-self.clip_act, self.clip_act)
 
 
