@@ -67,24 +67,24 @@ def reflect(places: Sequence[int], length: int) -> np.ndarray:
     return np.minimum(inside, period - inside)
 
 
-def open_image(encoded: bytes, profile: bool = False) -> Image.Image:
+def open_image(encoded: bytes, profile: bool = False, formats: Sequence[str] = FORMATS) -> Image.Image:
     """The image of a file's bytes, decoded as it is stored; of an animation the first.
 
     Args:
-        encoded: PNG, JPEG, WebP, BMP or GIF.
+        encoded: of one of the ``formats`` of Pillow.
         profile: also read a PNG's colour profile.
 
     Raises:
         DamagedImageError: if it cannot be decoded or has more than MAX_PIXELS.
     """
     try:
-        image = Image.open(io.BytesIO(_without_texts(encoded, profile)), formats=FORMATS)
+        image = Image.open(io.BytesIO(_without_texts(encoded, profile)), formats=formats)
         most = MAX_PIXELS // 2 if is_animation(image) else MAX_PIXELS  # its decoder holds two images
         if image.width * image.height > most:  # from the header, before anything is decoded
             raise DamagedImageError(f"{image.width} x {image.height} pixels are more than {most:,}")
         image.load()
     except UnidentifiedImageError as error:
-        raise DamagedImageError(f"no image in one of the formats {', '.join(FORMATS)}") from error
+        raise DamagedImageError(f"no image in one of the formats {', '.join(formats)}") from error
     except Exception as error:  # Pillow's plugins raise many types of errors for damaged bytes
         raise DamagedImageError(str(error) or type(error).__name__) from error
     return image
@@ -101,8 +101,8 @@ def stored_size(path: Path) -> tuple[int, int] | None:
 
 
 def is_animation(image: Image.Image) -> bool:
-    """True for several images in one file, other than a JPEG with its previews."""
-    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    """True for several images in one file, other than a JPEG with its previews and a TIFF with its pages."""
+    return bool(getattr(image, "is_animated", False)) and image.format not in ("MPO", "TIFF")
 
 
 def decode_image(encoded: bytes, size: tuple[int, int] | None = None, channels: int | None = None) -> np.ndarray:

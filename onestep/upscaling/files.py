@@ -12,10 +12,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from onestep.files import hash_file, remove_unfinished
-from onestep.images import FORMATS, DamagedImageError
-from onestep.images import SUFFIXES as INPUT_SUFFIXES
+from onestep.images import DamagedImageError
 from onestep.reading import check_file
 from onestep.upscaling.photograph import (
+    FORMATS,
+    INPUT_SUFFIXES,
     SOFTWARE,
     SUFFIXES,
     FileFormat,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
@@ -80,6 +80,7 @@ def _animation(format: str) -> bytes:
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 _GREY16 = np.arange(63, dtype=np.uint16).reshape(7, 9) * 1000
+_INTEGERS = Image.fromarray(np.array([[-1, 70_000]], np.int32))
 _CUT = encoded(picture(width=90, height=90), "JPEG")
 
 #: Files by name, with the mode and the size of the picture upscaled by 2, or a part of the reason that there is none.
@@ -105,12 +106,47 @@ ODD_FILES: dict[str, tuple[Callable[[], bytes], tuple[str, tuple[int, int]] | st
     "animated.gif": (lambda: _animation("GIF"), ("RGB", (18, 14))),
     "animated.webp": (lambda: _animation("WEBP"), ("RGB", (18, 14))),
     "UPPER.JPEG": (lambda: encoded(picture(), "JPEG"), ("RGB", (18, 14))),
+    "grey16.tif": (lambda: encoded(Image.fromarray(_GREY16), "TIFF"), ("I;16", (18, 14))),
+    "big_endian.tiff": (lambda: encoded(Image.fromarray(_GREY16.astype(">u2")), "TIFF"), ("I;16", (18, 14))),
+    "alpha.tif": (lambda: encoded(picture("RGBA"), "TIFF"), ("RGBA", (18, 14))),
+    "bits.tif": (lambda: encoded(picture("1"), "TIFF", compression="group4"), ("L", (18, 14))),
+    "packed.tif": (lambda: encoded(picture(), "TIFF", compression="tiff_lzw"), ("RGB", (18, 14))),
+    "cmyk.tif": (lambda: encoded(picture("CMYK"), "TIFF"), ("RGB", (18, 14))),
+    "palette.tif": (lambda: encoded(picture("P"), "TIFF"), ("RGB", (18, 14))),
+    "ycbcr.tif": (lambda: encoded(picture("YCbCr"), "TIFF", compression="jpeg"), ("RGB", (18, 14))),
+    "turned.tif": (lambda: _turned("TIFF"), ("RGB", (14, 18))),
+    "tiled.tif": (lambda: _tiled(), ("RGB", (48, 48))),
+    "pages.tif": (lambda: _animation("TIFF"), ("RGB", (18, 14))),
+    "rgb16.tif": (lambda: _rgb16(), ("RGB", (18, 14))),
+    "float.tif": (lambda: encoded(picture("F"), "TIFF"), "its levels are floats, whose range is not known"),
+    "integers.tif": (lambda: encoded(_INTEGERS, "TIFF"), "its levels are from -1 to 70000: convert it to integers of"),
+    "lab.tif": (lambda: encoded(picture("LAB"), "TIFF"), ("RGB", (18, 14))),
+    "cut.tif": (lambda: encoded(picture(width=90), "TIFF")[:900], "truncated"),
+    "cut_packed.tif": (lambda: encoded(picture(width=90), "TIFF", compression="tiff_lzw")[:-500], "no image"),
     "cut.jpg": (lambda: _CUT[: len(_CUT) // 2], "truncated"),
     "cut.png": (lambda: encoded(picture(width=90))[:200], "truncated"),
     "empty.png": (lambda: b"", "no image in one of the formats PNG, JPEG"),
     "text.jpg": (lambda: b"no picture at all", "no image in one of the formats PNG, JPEG"),
     "bomb.png": (lambda: _bomb(), "exceeds limit of"),
 }
+
+
+def _rgb16() -> bytes:
+    """A TIFF of the levels (256 k, 256 k + 128, 65535) of 16 bits, which Pillow reads and does not write."""
+    levels = np.stack([256 * _GREY16 // 1000, 256 * _GREY16 // 1000 + 128, np.full((7, 9), 65535)], 2).astype("<u2")
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in ((256, 9), (257, 7), (258, (16, 16, 16)), (259, 1), (262, 2), (273, 0), (277, 3), (278, 7)):
+        tags[tag] = value
+    tags[279] = levels.nbytes
+    tags.save(buffer := io.BytesIO())  # the offset 273 counts from its end
+    return buffer.getvalue() + levels.tobytes()
+
+
+def _tiled() -> bytes:
+    """A TIFF of 24x24 pixels in tiles of 16x16."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[322] = tags[323] = 16
+    return encoded(picture(width=24, height=24), "TIFF", tiffinfo=tags, compression="tiff_adobe_deflate")
 
 
 def _bomb() -> bytes:

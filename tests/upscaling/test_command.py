@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from onestep.build.upscaling import upscale
+from onestep.build.upscaling import _reads_whole, upscale
 from onestep.commands import main
 from onestep.commands.upscale import as_settings
 from onestep.config import compose
@@ -160,3 +160,16 @@ def test_the_picture_depends_on_the_seed_alone(student: Path, tmp_path: Path) ->
     difference = np.abs(found[0] - found[1])
     assert difference.max() <= 2 and (difference > 1).mean() < 1e-3
     assert np.abs(found[0] - found[2]).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "expected"),
+    [
+        ("SongUNet", {"attn_resolutions": []}, True),  # group normalisation
+        ("EDM2UNet", {"attn_resolutions": [4]}, True),
+        ("EDM2UNet", {"attn_resolutions": []}, False),
+    ],
+)
+def test_networks_that_read_whole_pictures(architecture: Any, options: dict[str, Any], expected: bool) -> None:
+    small = {"model_channels": 64, "channel_mult": [1, 1], "num_blocks": 1}
+    assert _reads_whole(EDMDenoiser((1, 8, 8), architecture=architecture, options=small | options)) == expected

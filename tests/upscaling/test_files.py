@@ -1,7 +1,9 @@
 """Photographs of every kind, the files of their results, and the work through a folder."""
 
+import io
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -89,6 +91,43 @@ def test_pixels_and_metadata_are_kept(odd: tuple[Path, Path, dict[Path, str]]) -
     with Image.open(output / "palette_alpha.png") as image, Image.open(folder / "palette_alpha.png") as before:
         expected = np.asarray(before.convert("RGBA").getchannel("A").resize((18, 14), Image.Resampling.BICUBIC))
         assert np.abs(np.asarray(image.getchannel("A")).astype(int) - expected).max() <= 1
+
+
+def test_tiff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pixels, metadata and the levels of 16 bits, in and out, without the tags of the original's storage."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0111], exif[0x0142] = "maker", 7, 3  # with an offset of strips, and a tile's width
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    (tmp_path / "from.png").write_bytes(encoded(picture("RGBA"), exif=exif, icc_profile=SRGB))
+    names = ("grey16.tif", "big_endian.tiff", "rgb16.tif", "pages.tif", "cmyk.tif")
+    for name in names:
+        (tmp_path / name).write_bytes(ODD_FILES[name][0]())
+    jobs = plan([tmp_path / name for name in ("from.png", *names)], [], tmp_path / "out", "tiff")
+    assert upscale_files(jobs, make_upscaler(identity, factor=2), 1, "seed=0", False) == {}
+    assert f"{tmp_path / 'pages.tif'}: the first of several images" in capsys.readouterr().err
+    assert unfinished(jobs, "seed=0", False, overwrite=False) == []
+    with Image.open(tmp_path / "out" / "from.tif") as image:
+        assert (image.format, image.mode, image.info["icc_profile"]) == ("TIFF", "RGBA", SRGB)
+        assert image.getexif()[0x010F] == "maker" and 0x0142 not in image.getexif()
+        assert image.getexif().get_ifd(0x8769)[0x9003] == "2020:01:01 00:00:00"
+        with Image.open(tmp_path / "from.png") as before:
+            assert np.array_equal(np.asarray(image)[..., 3], np.asarray(before)[..., 3])
+    for name in ("grey16", "big_endian"):
+        with Image.open(tmp_path / "out" / f"{name}.tif") as image:
+            assert image.mode == "I;16" and np.ptp(np.asarray(image)) > 60_000
+    levels = read_photograph(tmp_path / "rgb16.tif").levels
+    assert levels[..., 0].tolist() == levels[..., 1].tolist() == np.arange(63).reshape(7, 9).tolist()
+    assert (levels[..., 2] == 255).all()
+
+
+def test_grey_whose_zero_is_white(tmp_path: Path) -> None:
+    content = bytearray(ODD_FILES["grey16.tif"][0]())
+    with Image.open(io.BytesIO(content)) as image:
+        expected = 2**16 - 1 - np.asarray(image).astype(int)
+    entry = content.index(struct.pack("<HHI", 262, 3, 1))
+    content[entry + 8 : entry + 10] = b"\0\0"
+    (tmp_path / "a.tif").write_bytes(bytes(content))
+    assert np.array_equal(read_photograph(tmp_path / "a.tif").levels[..., 0], expected)
 
 
 def test_sixteen_bits_of_transparent_grey(tmp_path: Path) -> None:
