@@ -67,7 +67,7 @@ def reflect(places: Sequence[int], length: int) -> np.ndarray:
     return np.minimum(inside, period - inside)
 
 
-def open_image(encoded: bytes, profile: bool = False, formats: Sequence[str] = FORMATS) -> Image.Image:
+def open_image(encoded: bytes, profile: bool = False, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The image of a file's bytes, decoded as it is stored; of an animation the first.
 
     Args:

@@ -45,10 +45,10 @@ class ImageCrops(ImageFolder):
     def __post_init__(self) -> None:
         self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
         super().__post_init__()
-        for position in self.positions:
+        for position in map(int, self.positions):
             sides = stored_size(Path(self.path, self.names[position]))
             if sides is not None:  # a damaged file is an error at its access
-                self._check_size(int(position), *sides)  # EXIF may exchange them, which matters to no square
+                self._check_size(position, *sides)  # EXIF may exchange them, which matters to no square
         self.image_shape = (self.image_shape[0], self.size, self.size)
         self.copies = self.crops
 

@@ -1,6 +1,7 @@
 """Trainings on images with a degraded image as their condition: small complete runs, and what is refused."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,21 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.pretraining import pretrain
 from onestep.build.sampling import sample
 from onestep.build.upscaling import upscale
 from onestep.config import instantiate
+from onestep.denoiser import Condition
 from onestep.engine.log import read_log
 from onestep.evaluation.of_run import RunEvaluator
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
 from tests.helpers.configs import TWO_ITERATIONS, configure, refused, tiny_config, tiny_pretraining
 from tests.helpers.updates import take_updates
-from tests.helpers.upscaling import encoded, picture
+from tests.helpers.upscaling import encoded, identity, picture
 
 PAIRED = ("data=paired", "data@data.images=digits", "degradation=area", "degradation.factor=2")
 OPTIONS = "{model_channels:16,channel_mult:[1,1],num_blocks:1,attn_resolutions:[],label_dropout:0}"
@@ -114,10 +117,11 @@ def test_a_plot_has_rows_of_degraded_image_samples_and_original(tmp_path: Path) 
     parts = build_distillation(tiny_config(tmp_path, *PAIRED, *student("input"), *TWO_ITERATIONS, "metrics=[]"))
     data: Any = parts.evaluator.pairs
     evaluator = RunEvaluator(parts.run, parts.evaluator, replace(parts.evaluation, grid=45), parts.space)
-    noise, images = (
-        evaluator.grid(lambda latents, condition, _, name=name: condition.get(name, latents)).unflatten(0, (4, 10))
-        for name in ("latents", "image")
-    )
+
+    def noise_itself(latents: Tensor, condition: Condition, noises: Iterator[Tensor]) -> Tensor:
+        return latents
+
+    noise, images = (evaluator.grid(sample).unflatten(0, (4, 10)) for sample in (noise_itself, identity))
     x, low, _ = data.pairs(range(4))
     seeds = [[row + len(data) * number for number in range(8)] for row in range(4)]
     for found in (noise, images):

@@ -133,7 +133,8 @@ ODD_FILES: dict[str, tuple[Callable[[], bytes], tuple[str, tuple[int, int]] | st
 
 def _rgb16() -> bytes:
     """A TIFF of the levels (256 k, 256 k + 128, 65535) of 16 bits, which Pillow reads and does not write."""
-    levels = np.stack([256 * _GREY16 // 1000, 256 * _GREY16 // 1000 + 128, np.full((7, 9), 65535)], 2).astype("<u2")
+    numbers = np.arange(63).reshape(7, 9)
+    levels = np.stack([256 * numbers, 256 * numbers + 128, np.full((7, 9), 65535)], 2).astype("<u2")
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     for tag, value in ((256, 9), (257, 7), (258, (16, 16, 16)), (259, 1), (262, 2), (273, 0), (277, 3), (278, 7)):
         tags[tag] = value

@@ -10,7 +10,7 @@ from scipy.signal import correlate, upfirdn
 from torch import Tensor
 
 from onestep.models.edm.denoiser import EDMDenoiser
-from onestep.models.edm.layers import FourierEmbedding, PositionalEmbedding, ResampleConv2d, attend
+from onestep.models.edm.layers import FourierEmbedding, PositionalEmbedding, ResampleConv2d, SelfAttention
 from onestep.models.edm.song_unet import SongUNet
 from tests.helpers.edm_models import tiny_denoiser
 
@@ -102,7 +102,7 @@ def test_one_head_attends_as_plain_softmax() -> None:
     q, k, v = (qkv[:, offset::3].flatten(2) for offset in range(3))  # [2, 4, 9] each
     weights = torch.softmax(torch.einsum("ncq,nck->nqk", q, k / math.sqrt(4)), dim=2)
     expected = torch.einsum("nqk,nck->ncq", weights, v).reshape(2, 4, 3, 3)
-    torch.testing.assert_close(attend(qkv, heads=1), expected)
+    torch.testing.assert_close(SelfAttention(1)(qkv), expected)
 
 
 def run_ncsnpp(network: SongUNet, x: Tensor, c_noise: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def run_ncsnpp(network: SongUNet, x: Tensor, c_noise: Tensor) -> Tensor:
         skip = conv(f"{name}.skip", skip, padding=0) if f"{name}.skip.weight" in w else skip
         x = (h + skip) / math.sqrt(2)
         if f"{name}.qkv.weight" in w:
-            attended = attend(conv(f"{name}.qkv", norm(f"{name}.norm2", x), padding=0), heads=1)
+            attended = SelfAttention(1)(conv(f"{name}.qkv", norm(f"{name}.norm2", x), padding=0))
             x = (x + conv(f"{name}.proj", attended, padding=0)) / math.sqrt(2)
         return x
 
