@@ -155,7 +155,7 @@ class EvaluationSettings:
             for the first interim value.
         evaluate_teacher: evaluate a distillation's teacher too.
         batch_size: samples per batch.
-        grid: samples in a grid of images.
+        grid: samples in a plot of images; of data of pairs, about as many images with what they restore.
     """
 
     samples: Samples
