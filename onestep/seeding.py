@@ -76,11 +76,12 @@ class BatchRandom:
         shape = (self.batch_size, *sample_shape)
         return torch.rand(shape, generator=self.rng, device=self.rng.device)[self.rows]
 
-    def labels(self, label_dim: int) -> Tensor:
-        """One-hot labels [rows, label_dim] of uniform classes."""
+    def labels(self, label_dim: int, classes: Sequence[int] | None = None) -> Tensor:
+        """One-hot labels [rows, label_dim] of uniform classes, among ``classes`` if they are not None."""
         shape, device = (self.batch_size,), self.rng.device
-        classes = torch.randint(label_dim, shape, generator=self.rng, device=device)
-        return F.one_hot(classes[self.rows], label_dim).float()
+        count = label_dim if classes is None else len(classes)
+        drawn = torch.randint(count, shape, generator=self.rng, device=device)[self.rows]
+        return F.one_hot(drawn if classes is None else torch.tensor(classes, device=device)[drawn], label_dim).float()
 
     def sigma(self, distribution: SigmaDistribution) -> Tensor:
         """Noise levels [rows] in data units."""

@@ -21,6 +21,7 @@ from onestep.build.evaluation import build_evaluator, sample_space, training_spa
 from onestep.build.image_conditions import check_ground_truth, check_image_conditions, check_takes_image
 from onestep.build.networks import build_discriminator, build_generator, build_pretrained, build_view, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
+from onestep.build.students import build_views, data_of_scene
 from onestep.build.use import check_use, check_use_in_distillation
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
@@ -43,6 +44,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.attention import check_attention, set_attention
 from onestep.models.dropout import set_dropout
 from onestep.models.freezing import freeze
+from onestep.models.scene.scene import Scene
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
 from onestep.objectives.terms import GeneratorTerm
@@ -105,12 +107,14 @@ def build_distillation(
     sigma = parts.sigma("sigma", teacher)
     # The seed precedes all initialisations: every process gets the same weights.
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
-    student: Any = parts.given.get("student")
+    student: Any = parts["student"]
     if student is None:
         student = build_generator(config, generator_settings, teacher, data)
         if with_image and generator_settings.start == "noise":
             remedy = ", for which generator.network=... describes a network, or use such a teacher"
             check_takes_image(student.denoiser, "generator.network", remedy)
+    if isinstance(student, Scene):
+        data = data_of_scene(config, student, objective, data)
     student.to(device)
     freeze(student.networks, generator_settings.frozen, "generator.frozen")
     check_noise_of_pairs(config, teacher, student)
@@ -136,7 +140,8 @@ def build_distillation(
 
     sampler: Sampler = parts["sampler"]
     metrics = parts["metrics"]
-    evaluator = build_evaluator(config, metrics, parts["features"] if metrics else None, data, device)
+    features = parts["features"] if metrics or isinstance(student, Scene) else None
+    evaluator = build_evaluator(config, metrics, features, data, device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     check_evaluation(evaluator, evaluation, accelerator.num_processes, rules)
     averages = Averages(student, rules)
@@ -194,6 +199,7 @@ def build_distillation(
         evaluator=evaluator,
         evaluation=evaluation,
         diagnosis=diagnosis,
+        views=build_views(student, data, features),
     )
 
 

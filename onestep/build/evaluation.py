@@ -57,7 +57,8 @@ def sample_space(network: Any, data: TrainingDataset | NoData) -> SampleSpace:
     others = keys_of_data(network)
     if others and isinstance(data, ImageDataset):
         conditions = ItemConditions(data.evaluated if isinstance(data, PairedData) else data)
-    return SampleSpace.of(network, classes_of(reference_of(data)), conditions, _decoder(network, data))
+    classes = data.classes if isinstance(data, NoData) else classes_of(reference_of(data))
+    return SampleSpace.of(network, classes, conditions, _decoder(network, data))
 
 
 def training_space(space: SampleSpace, data: TrainingDataset | NoData) -> SampleSpace:

@@ -1,6 +1,7 @@
 """The command ``sample``, built from its configuration and that of a run."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator
+from onestep.models.scene.scene import Scene, holds_scene
 from onestep.precision import allow_tf32, choose_precision
 from onestep.processes import from_main_process
 from onestep.samplers import Sampler
@@ -58,10 +60,11 @@ def sample(config: DictConfig) -> dict[str, Any]:
     place = from_main_process(lambda: _place(config))
     function, network, evaluations = _model(config, parts, accelerator.device)
     evaluator = _evaluator(config, parts, accelerator.device) if config.get("metrics") else None
+    space = _space(config, parts, network, _classes(config, function, network, evaluator))
     result = write_samples(
         function,
         evaluations,
-        _space(config, parts, network, _classes(config, function, network, evaluator)),
+        replace(space, noise_shape=getattr(function, "noise_shape", space.noise_shape)),
         range(config.seed, config.seed + config.count),
         config.batch_size,
         accelerator,
@@ -98,8 +101,19 @@ def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[Samp
     if (config.run is None) == (config.checkpoint is None):
         raise ValueError("expected either run=... (a run's folder) or checkpoint=... (a generator's folder or file)")
     path = config.checkpoint if config.run is None else generator_folder(Path(config.run), config.weights)
+    if holds_scene(path):
+        return _scene(config, Scene.from_pretrained(path).to(device))
     generator = load_generator(path, config.sigma_init).to(device)
     return generator, generator.denoiser, generator.network_evaluations
+
+
+def _scene(config: DictConfig, scene: Scene) -> tuple[SampleFunction, Any, int]:
+    """A scene as :func:`_model` returns it; it is its own network."""
+    if config.sigma_init is not None:
+        raise ValueError(f"sigma_init={config.sigma_init}: a scene has no noise level: set sigma_init=null")
+    if unseen := sorted({*(config.classes or ())} - {*scene.classes}):
+        raise ValueError(f"classes={list(config.classes)}: {unseen} have no view in this scene, {scene.classes} have")
+    return scene, scene, scene.network_evaluations
 
 
 def _classes(
@@ -117,7 +131,7 @@ def _classes(
             stacklevel=2,
         )
     found = classes_of(reference) if of_images == network.label_dim else None
-    if found is None and isinstance(function, Generator):
+    if isinstance(function, Scene) or (found is None and isinstance(function, Generator)):
         found = function.classes
     return None if found is None else list(found)
 

@@ -132,6 +132,7 @@ class _Train(_Run):
     precision: DistillationPrecision  # type: ignore[assignment]
     features: Part | None
     teacher: Part
+    student: Part | None
     sampler: Part
     objective: Part
     divergence: Part

@@ -28,7 +28,9 @@ def check_use(config: DictConfig) -> None:
     in_training = "training" in config
     used = OmegaConf.to_yaml(config, resolve=False)
     _refuse(config, (
-        _Rule(("features", "reference", "features_cache", "save_reference", "seed_ranges"), not config.metrics,
+        _Rule(("features",), not config.metrics and config.get("student") is None, "there are no metrics",
+              "set metrics=[...]"),
+        _Rule(("reference", "features_cache", "save_reference", "seed_ranges"), not config.metrics,
               "there are no metrics", "set metrics=[...]"),
         _Rule(("training.rollback_lr_factor",), in_training and config.training.get("rollbacks") == 0,
               "training.rollbacks=0", "set the number of rollbacks"),
@@ -70,7 +72,8 @@ def check_use_in_distillation(
     critic = adversarial or objective.needs_ratio
     fake = objective.needs_fake_score
     lora = set(() if config.lora is None else config.lora.students)
-    built = {*(() if "student" in replaced else ("generator",)), *(("fake_score",) if fake else ())}
+    other = "student" in replaced or config.get("student") is not None
+    built = {*(() if other else ("generator",)), *(("fake_score",) if fake else ())}
     add_term = "set generator.gan_weight above 0"
     another, with_classes = "use another objective", "use a teacher and data with classes"
     of_generator = tuple(f"generator.{name}" for name in ("network", "init", "sigma_init", "later_sigmas", "start"))
@@ -86,7 +89,7 @@ def check_use_in_distillation(
               "set the images before the adversarial term"),
         _Rule(("generator.labels=uniform",), data.label_dim == 0, "there are no classes",
               with_classes),
-        _Rule(of_generator, "student" in replaced, "the given student replaces the generator", "pass no student"),
+        _Rule(of_generator, other, "student=... replaces the generator", "use student=none"),
         _Rule(("discriminator.real_noise=own_level", "discriminator.generated_noise=own_level",
                "generator.gan_level=own"), config.discriminator.noise_level is not None,
               f"discriminator.noise_level={config.discriminator.noise_level}", "set it to null"),

@@ -83,16 +83,17 @@ class NoData:
 
     Args:
         image_shape, label_dim: those of the teacher.
+        classes: the classes that are drawn; None for all.
     """
 
     description = "no data"
 
-    def __init__(self, image_shape: tuple[int, int, int], label_dim: int) -> None:
-        self.image_shape, self.label_dim = image_shape, label_dim
+    def __init__(self, image_shape: tuple[int, int, int], label_dim: int, classes: Sequence[int] | None = None) -> None:
+        self.image_shape, self.label_dim, self.classes = image_shape, label_dim, classes
 
     def batch(self, random: BatchRandom) -> Batch:
         """None and the conditions of the rows of ``random``, on its device."""
-        return None, {"labels": random.labels(self.label_dim)} if self.label_dim else {}
+        return None, {"labels": random.labels(self.label_dim, self.classes)} if self.label_dim else {}
 
 
 _Data = TypeVar("_Data", bound=TrainingDataset)

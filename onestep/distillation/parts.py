@@ -19,6 +19,7 @@ from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.generate import SampleFunction, SampleSpace
+from onestep.evaluation.views import ViewsReport
 from onestep.metrics.evaluator import Evaluator
 from onestep.noise import SigmaDistribution
 from onestep.objectives.terms import GeneratorTerm
@@ -48,6 +49,7 @@ class Distillation:
         sampler: the teacher's sampler.
         evaluator, evaluation: metrics of teacher and student, and their settings.
         diagnosis: settings of the diagnosis.
+        views: the report of a scene's views; None for another student.
     """
 
     run: Run
@@ -70,6 +72,7 @@ class Distillation:
     evaluator: Evaluator
     evaluation: EvaluationSettings
     diagnosis: DiagnosisSettings
+    views: ViewsReport | None
 
     def split(self, *values: Any) -> list[tuple[Any, ...]]:
         """The micro-batches of ``values`` [B, ...], one tuple each."""
@@ -78,7 +81,8 @@ class Distillation:
     def condition_of_samples(self, condition: Condition, random: BatchRandom) -> Condition:
         """The condition of generated samples, that of the data or of uniform classes."""
         if self.generator.labels == "uniform" and "labels" in condition:
-            return condition | {"labels": random.labels(condition["labels"].shape[1])}
+            classes = getattr(self.student, "classes", None)
+            return condition | {"labels": random.labels(condition["labels"].shape[1], classes)}
         return condition
 
     def simulate(self, noises: Sequence[Tensor], condition: Condition, keep_graph: bool) -> Tensor:

@@ -82,6 +82,8 @@ class DistillationReport:
     def final(self, state: TrainingState) -> dict[str, Any]:
         """Save the generators, evaluate them and the teacher on the same seeds, and write the summary and the plots.
 
+        The scene of a run has pictures and densities too, and ``views`` in the summary, see :class:`ViewsReport`.
+
         Returns:
             ``teacher`` and ``student``, which is the first average, each with every metric, ``network_evaluations``,
             ``samples`` and ``samples_per_second`` (only ``network_evaluations`` for a teacher that is not evaluated);
@@ -136,6 +138,8 @@ class DistillationReport:
         lines = read_log(folder / "log.jsonl")
         if diagnosis := last_diagnosis(lines):
             summary["diagnosis"] = diagnosis
+        if parts.views is not None:
+            summary["views"] = parts.views(parts.averages.evaluated(parts.student)[first], folder)
         self.run.write_json("summary.json", summary)
         titles = (f"teacher, {count_evaluations(teacher_nfe)}", f"student, {count_evaluations(student_nfe)}")
         save_side_by_side(teacher_images, student_images, titles, folder / "side_by_side.png")

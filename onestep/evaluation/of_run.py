@@ -54,12 +54,13 @@ class RunEvaluator:
     def grid(self, sample: SampleFunction, classes: Sequence[int] | None = None) -> Tensor:
         """The images of a plot [N, C, H, W], in every process.
 
-        They are ``settings.grid`` samples of ``classes``, None for random ones. Of data of pairs they are rows of ten,
+        They are ``settings.grid`` samples of ``classes`` in turn, None for those of the space. Of data of pairs they are rows of ten,
         about as many: the degraded image, samples of it by different seeds, and the original.
         """
         pairs = self.evaluator.pairs
         if pairs is None:
-            return self._gathered(sample, range(self.settings.grid), replace(self.space, classes=classes))
+            space = self.space if classes is None else replace(self.space, classes=classes)
+            return self._gathered(sample, range(self.settings.grid), space)
         rows = range(max(_FEWEST_ROWS, self.settings.grid // _COLUMNS))
         seeds = [row + number * len(pairs) for row in rows for number in range(_COLUMNS - 2)]
         samples = self._gathered(sample, seeds, self.space).unflatten(0, (len(rows), _COLUMNS - 2))

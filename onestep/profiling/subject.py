@@ -82,6 +82,11 @@ class Subject:
         # accelerate has one precision per process; each subject has its own.
         AcceleratorState._reset_state()
         self.parts = build_distillation(config)
+        if not self.parts.student.networks:
+            raise ValueError(
+                f"a {type(self.parts.student).__name__} has no network to be measured: use student=none, or read the "
+                "seconds of a run"
+            )
         self._precision = dict(AcceleratorState._shared_state)
         self.device, data = self.parts.run.device, self.parts.data
         if isinstance(data, NoData):

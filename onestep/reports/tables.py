@@ -45,12 +45,14 @@ Side = Annotated[dict[str, Annotated[int, Ge(-(2**63)), Lt(2**63)] | FiniteFloat
 class Summary(TypedDict):
     """The content of ``summary.json`` of a distillation; that of a pretraining has no student.
 
-    The student is the first average; ``averages`` are the others by name.
+    The student is the first average; ``averages`` are the others by name. ``views`` is the verdict on a scene, see
+    :class:`onestep.evaluation.views.ViewsReport`.
     """
 
     teacher: Side
     student: NotRequired[Side]
     averages: NotRequired[dict[str, Side]]
+    views: NotRequired[dict[str, dict[str, dict[str, FiniteFloat]]]]
     diagnosis: NotRequired[dict[str, FiniteFloat | list[str] | None]]
     images_seen: NonNegativeInt
     skipped_steps: NotRequired[NonNegativeInt]
@@ -106,6 +108,17 @@ def to_markdown(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in ruled)
 
 
+def _table_of_views(views: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """What a classifier sees in the views of a scene, and in others: one class per row."""
+    table = Table("view of class", title="renders that the classifier names by their class, and its mean probability")
+    for name in views:
+        table.add_column(name, justify="right", no_wrap=True)
+    for label in views["student"]:
+        found = [of[label] for of in views.values()]
+        table.add_row(label, *(f"{one['accuracy']:.1%}, {one['probability']:.2f}" for one in found))
+    return table
+
+
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print the summary of the run in ``folder``: one metric or cost per row, with columns for what it evaluated."""
     sides, descriptions = evaluated_sides(summary), descriptions_of(summary)
@@ -122,6 +135,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         count = f"{len(symptoms) or 'no'} symptom{'' if len(symptoms) == 1 else 's'}"
         table.add_row("diagnosis", *(count if side == "student" else "" for side in sides))
     Console().print(table)
+    if views := summary.get("views"):
+        Console().print(_table_of_views(views))
     if symptoms:
         print(f"symptoms of the last diagnosis: {', '.join(symptoms)}; see docs/diagnosis.md")
     print(f"files of this run: {shlex.quote(str(folder))}")  # as one pastes it into a shell

@@ -93,10 +93,15 @@ def opacity(depth: Tensor) -> Tensor:
 
 def blob(size: int, depth: float, radius: float = 0.5) -> Tensor:
     """The density [N, N, N] of a Gaussian ball of standard deviation ``radius``, of this optical ``depth``."""
-    places = _middles(size)
-    squares = places[:, None, None] ** 2 + places[:, None] ** 2 + places**2
+    squares = voxel_centres(size).square().sum(3)
     through_centre = radius * math.sqrt(2 * math.pi) * math.erf(1 / (radius * math.sqrt(2)))
     return torch.exp(-squares / (2 * radius**2)) * (depth / through_centre)
+
+
+def voxel_centres(size: int) -> Tensor:
+    """The centres [N, N, N, 3] of the voxels of a grid, as (x, y, z)."""
+    places = _middles(size)
+    return torch.stack(torch.meshgrid(places, places, places, indexing="ij")[::-1], 3)
 
 
 def _middles(count: int) -> Tensor:

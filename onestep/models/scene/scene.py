@@ -97,7 +97,7 @@ class Scene(nn.Module):
             )
         self.label_dim, self.classes, self.views = label_dim, list(classes), [list(view) for view in views]
         self.jitter, self.shift, self.distance, self.oversampling = list(jitter), shift, distance, oversampling
-        start = torch.log(torch.expm1(blob(size, depth) * (2 / size))).float().expand(objects, -1, -1, -1)
+        start = logits_of(blob(size, depth) * (2 / size)).float().expand(objects, -1, -1, -1)
         self.logits = nn.Parameter(start + randomness * torch.randn(start.shape))
 
     @property
@@ -146,17 +146,28 @@ class Scene(nn.Module):
             degrees: azimuth, elevation and roll [B, 3].
             shift: of the camera to the right and downwards [B, 2].
             objects: their numbers [B].
-            resolution: of the images; None for that of the samples.
+            resolution: of a picture with one ray for a pixel; None for the samples' resolution and rays.
         """
-        channels, height, _ = self.image_shape
-        side = height if resolution is None else resolution
+        channels, side, _ = self.image_shape
+        oversampling = self.oversampling if resolution is None else 1
         size = self.logits.shape[1]
-        rays = cast_rays(rotations(degrees), shift, side * self.oversampling, size, self.distance)
+        rays = cast_rays(rotations(degrees), shift, (resolution or side) * oversampling, size, self.distance)
         density = self.density
         # One object is expanded without a copy.
         chosen = density.expand(len(objects), -1, -1, -1) if len(density) == 1 else density.index_select(0, objects)
         image = opacity(optical_depth(chosen, rays))[:, None]
-        return (F.avg_pool2d(image, self.oversampling) * 2 - 1).expand(-1, channels, -1, -1)
+        return (F.avg_pool2d(image, oversampling) * 2 - 1).expand(-1, channels, -1, -1)
+
+    def initial(self) -> "Scene":
+        """The scene before its training; where it was random, another draw."""
+        with torch.random.fork_rng(devices=[]):
+            return Scene(**self.config).to(self.logits).requires_grad_(False)
+
+    def with_depths(self, depths: Tensor) -> "Scene":
+        """Objects of these optical depths through each voxel [K, N, N, N] before the same cameras, without a graph."""
+        other = Scene(**{**self.config, "objects": len(depths)}).to(self.logits)
+        other.logits = nn.Parameter(logits_of(depths).to(self.logits), requires_grad=False)
+        return other
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the logits as safetensors, and the settings as JSON, into ``folder``."""
@@ -176,6 +187,12 @@ class Scene(nn.Module):
             raise ValueError(f"{folder} holds no scene: expected {_SETTINGS}; {describe(Path(folder))}")
         settings: Any = read_json(Path(folder) / _SETTINGS, arguments_of(Scene))
         return load_network(lambda: cls(**settings.model_dump()), Weights.find(Path(folder), base=_WEIGHTS))
+
+
+def logits_of(depths: Tensor) -> Tensor:
+    """The inverse of softplus, for optical depths above 1e-6 and that of thinner voxels."""
+    depths = depths.clamp(min=1e-6)
+    return depths + torch.log(-torch.expm1(-depths))
 
 
 def holds_scene(folder: str | Path) -> bool:

@@ -1,0 +1,59 @@
+"""Pictures of a scene: an animated turn around the solid, and a sheet of its views."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from onestep.files import atomic_file
+from onestep.images import to_uint8
+from onestep.models.scene.scene import Scene
+from onestep.reports.plots import save_image, to_grid
+from onestep.seeding import one_hot, seeded_noise
+
+_SIDE = 96  # pixels of a picture
+_FRAMES = 24  # from one view to the next
+_MILLISECONDS, _REST = 60, 900  # of a frame, and of a view
+_RENDERS = 9  # of each view in the sheet, beside the enlarged view itself
+
+
+def save_turntable(scene: Scene, path: Path) -> None:
+    """Write an animation of the first object: around the views in order, with a rest on each."""
+    device = scene.logits.device
+    stops = torch.tensor([*scene.views, scene.views[0]])
+    frames = []
+    for start, end in pairwise(stops):
+        steps = torch.linspace(0, 1, _FRAMES + 1)[:-1]
+        frames += [start + (end - start) * (3 * step**2 - 2 * step**3) for step in steps]
+    degrees = torch.stack(frames).to(device)
+    pixels = to_uint8(_pictures(scene, degrees))[:, 0].cpu() // 8 * 8  # fewer greys compress better
+    first, *others = [Image.fromarray(frame.numpy()) for frame in pixels]
+    durations = ([_REST] + [_MILLISECONDS] * (_FRAMES - 1)) * len(scene.views)
+    with atomic_file(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def save_views(scene: Scene, path: Path) -> None:
+    """Write a sheet with a row for each view: the view in fine pixels, then samples of other seeds."""
+    device = scene.logits.device
+    latents = next(seeded_noise(range(_RENDERS), scene.noise_shape)).to(device)
+    scale = max(1, _SIDE // scene.image_shape[1])
+    rows = []
+    for label, view in zip(scene.classes, scene.views, strict=True):
+        condition = {"labels": one_hot(label, scene.label_dim).expand(len(latents), -1).to(device)}
+        samples = scene(latents, condition).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        fine = _pictures(scene, torch.tensor([view], device=device), samples.shape[-1])
+        rows.append(torch.cat([fine, samples]))
+    save_image(to_grid(torch.cat(rows), columns=1 + _RENDERS, scale=1, gap=2), path)
+
+
+def _pictures(scene: Scene, degrees: Tensor, side: int = _SIDE) -> Tensor:
+    """Renders [T, C, side, side] of the first object from cameras [T, 3] in degrees."""
+    numbers = torch.zeros(len(degrees), dtype=torch.long, device=degrees.device)
+    centred = degrees.new_zeros(len(degrees), 2)
+    return torch.cat([
+        scene.render(*inputs, resolution=side)
+        for inputs in zip(degrees.split(8), centred.split(8), numbers.split(8), strict=True)
+    ])  # fmt: skip
