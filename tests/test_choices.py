@@ -8,7 +8,7 @@ from tests.helpers.configs import configure
 
 OPTIONAL = (
     "augment", "averages", "data", "degradation", "diff_augment", "discriminator", "features", "lora", "metrics",
-    "mixture", "normalizer", "pairs", "penalty", "terms",
+    "mixture", "normalizer", "pairs", "penalty", "student", "terms",
 )  # fmt: skip
 
 
@@ -18,7 +18,7 @@ def test_optional_groups_can_be_left_out(group: str) -> None:
     part = {"discriminator": "discriminator.head"}.get(group, group)
     chosen = {
         "augment": "edm", "degradation": "area", "diff_augment": "published", "lora": "attention", "mixture": "grid",
-        "pairs": "teacher", "penalty": "r1", "terms": "haar",
+        "pairs": "teacher", "penalty": "r1", "student": "scene", "terms": "haar",
     }.get(group)  # fmt: skip
     if chosen is not None:  # the other groups have a default choice
         assert OmegaConf.select(configure(primary, f"{group}={chosen}"), part)

@@ -121,6 +121,7 @@ REQUIRED = {
         for file in CONF.glob("experiment/*.yaml")
         if file.stem.startswith(("sd", "text"))
     },
+    "student/scene": ["student.classes=[3,7]", "student.views=[[0,0,0],[90,0,0]]"],
     "divergence/custom": ["divergence.f=torch.square"],
     **{
         f: ["mixture=grid"]

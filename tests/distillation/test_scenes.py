@@ -100,7 +100,7 @@ def test_only_classes_with_a_view_are_drawn(data: str, tmp_path: Path, monkeypat
         (("shard=true",), "shard=true: the grid of a scene is not sharded"),
         (("student.image_shape=[1,16,16]",), "the student does not fit the data: resolution [16, 16] against [8, 8]"),
         (("student.label_dim=9",), "the student does not fit the data: classes 9 against 10"),
-        (("student.classes=[3,7]",), "student: classes=[3, 7] have 3 views: expected different classes and a view of each"),
+        (("student.classes=[3,7]",), "student: classes=[3, 7] have 3 views: expected different classes"),
         (("student.distance=1",), "student.distance=1: expected a number above 1.75"),
         (("generator.sigma_init=0.5",), "generator.sigma_init=0.5 has no effect: student=... replaces the generator"),
         (("generator.frozen=[*]",), "generator.frozen"),
