@@ -16,7 +16,7 @@ from onestep.files import atomic_file, write_text
 from onestep.models.describe import describe
 from onestep.models.scene.render import blob, cast_rays, opacity, optical_depth, rotations
 from onestep.models.weights import Weights, arguments_of, load_network
-from onestep.ranges import Count, NonNegative, Positive, Side, checked
+from onestep.ranges import Count, NonNegative, NonNegativeInt, Positive, Side, checked
 from onestep.reading import read_json
 from onestep.seeding import check_classes
 
@@ -74,7 +74,7 @@ class Scene(nn.Module):
         self,
         image_shape: Annotated[Sequence[Side], Len(3, 3)],
         label_dim: Count,
-        classes: Annotated[Sequence[Annotated[int, Ge(0)]], MinLen(1)],
+        classes: Annotated[Sequence[NonNegativeInt], MinLen(1)],
         views: Annotated[Sequence[Angles], MinLen(1)],
         size: GridSize = 16,
         objects: Annotated[int, Ge(1), Le(4096)] = 1,
