@@ -54,8 +54,8 @@ class RunEvaluator:
     def grid(self, sample: SampleFunction, classes: Sequence[int] | None = None) -> Tensor:
         """The images of a plot [N, C, H, W], in every process.
 
-        They are ``settings.grid`` samples of ``classes`` in turn, None for those of the space. Of data of pairs they are
-        rows of ten, about as many: the degraded image, samples of it by different seeds, and the original.
+        They are ``settings.grid`` samples of ``classes`` in turn, None for those of the space. Of data of pairs they
+        are rows of ten, about as many: the degraded image, samples of it by different seeds, and the original.
         """
         pairs = self.evaluator.pairs
         if pairs is None:
