@@ -116,7 +116,7 @@ def add_origin(config: DictConfig, of_hydra: Any) -> None:
     """
     words: Any = OmegaConf.to_container(of_hydra.overrides.task)  # a list's items would be interpolated
     parsed = OverridesParser.create().parse_overrides(words)
-    values = {one.key_or_group: one.value() for one in parsed if not one.is_delete()}
+    values = {one.get_key_element().lstrip("+"): one.value() for one in parsed if not one.is_delete()}
     with open_dict(config):
         config.choices = {key: value for key, value in of_hydra.runtime.choices.items() if not key.startswith("hydra/")}
         config.given = keys_of(values)

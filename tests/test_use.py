@@ -39,6 +39,7 @@ IN_VAIN = [
     ((*SDS, "fake_score.init=folder"), "{} has no effect: this objective has no fake score"),
     ((*SDS, "optimizer.fake_score.lr=0.125"), "{} has no effect: this objective has no fake score"),
     ((*SDS, "fake_score.steps=3"), "{} has no effect: the generator alone is trained"),
+    ((*SDS, "sigma@fake_sigma=log_normal"), "{} has no effect: the generator alone is trained"),
     ((*SDS, "fake_sigma.sigma_min=0.5"), "{} has no effect: the generator alone is trained"),
     ((*SDS, "schedule=separate"), "{} has no effect: the generator alone is trained"),
     ((*SDS, "clip.critics.largest=2.0"), "{} has no effect: the generator alone is trained"),
@@ -73,6 +74,8 @@ EFFECTIVE: list[tuple[str, ...]] = [
     (*ALONE, "discriminator=convolutional", "penalty=r1", "fake_score.steps=3", "generator.gan_level=own"),
     ("experiment=mixture", "mixture=ring", "mixture.std=0.1"),
     ("data=paired", "data@data.images=digits", "degradation=area", "degradation.factor=2"),
+    # They are not those of the metrics.
+    ("metrics=[]", "terms=[embedding_js]", "features@terms.embedding_js.network=digits"),
 ]
 
 

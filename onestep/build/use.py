@@ -116,7 +116,8 @@ def _refuse(config: DictConfig, rules: Iterable[_Rule]) -> None:
 
 def _covers(setting: str, key: str, value: Any) -> bool:
     name, _, only = setting.partition("=")
-    return value == only and key == name if only else f"{key}.".startswith(f"{name}.")
+    place = key.rpartition("@")[2]  # of a group's choice at another place, such as sigma@fake_sigma
+    return value == only and place == name if only else f"{place}.".startswith(f"{name}.")
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,7 @@ from onestep.config import instantiate
 from onestep.denoiser import Condition
 from onestep.engine.log import read_log
 from onestep.evaluation.of_run import RunEvaluator
+from onestep.metrics.classifier import Classifier
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
 from tests.helpers.configs import TWO_ITERATIONS, configure, refused, tiny_config, tiny_pretraining
@@ -49,7 +50,7 @@ RUNS: list[Any] = [
         "discriminator=convolutional",
         "generator.gan_weight=0.1",
         "penalty=r1",
-        "terms=[reconstruction,haar,embedding_js,perceptual]",
+        "terms=[reconstruction,haar,invertible,embedding_js,perceptual]",
         EMBEDDING,
         "features@terms.perceptual.network=digits",
     ),
@@ -85,8 +86,14 @@ def test_a_distillation(overrides: tuple[str, ...], teacher: str, tmp_path: Path
     record = json.loads((folder / "generator" / "generator.json").read_text())
     assert (record["start"], record["upscale_factor"]) == (start, 2)
     logged = {name for line in read_log(folder / "log.jsonl") for name in line}
-    terms = {"reconstruction_loss", "haar_loss", "embedding_js_loss", "perceptual_loss"}
+    terms = {"reconstruction_loss", "haar_loss", "invertible_loss", "embedding_js_loss", "perceptual_loss"}
     assert (terms <= logged) == (EMBEDDING in overrides)
+    if EMBEDDING in overrides:  # a network of a term is that of the whole run
+        Classifier("other", [1, 8, 8], 10, 64, [32], [2]).save(other := tmp_path / "other.safetensors")
+        moved = ("resume=auto", f"terms.embedding_js.network.path={other}")
+        assert "settings: terms.embedding_js.network.weights: " in refused(
+            tiny_config(folder, *PAIRED, *more, *chosen, *moved)
+        )
     (tmp_path / "digit.png").write_bytes(encoded(picture("L", width=5, height=9)))
     paths = (f"images=[{tmp_path / 'digit.png'}]", f"checkpoint={folder}", f"output={tmp_path / 'large.png'}")
     upscale(configure("upscale", *paths, "label=3"))
