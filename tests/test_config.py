@@ -30,6 +30,7 @@ FILES = sorted(
 SID = REFERENCE / "sid_ddpmpp_cond10_16.pkl"
 PUBLISHED = [f for f in FILES if f.startswith("experiment/benchmark/")]
 METHODS = [f for f in FILES if f.startswith("experiment/method/")]
+ON_ZIP = ("teacher=local", f"teacher.path={SID}", "data=edm_zip", "data.path={stores}/images.zip")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
 REQUIRED = {
@@ -83,7 +84,10 @@ REQUIRED = {
         "features.path={inception}",
         "features.sha256={sha256}",
     ],
-    **{f: ["teacher=local", f"teacher.path={SID}", "data=edm_zip", "data.path={stores}/images.zip"] for f in METHODS},
+    **{f: [*ON_ZIP] for f in METHODS},
+    "experiment/method/hf_diff": [*ON_ZIP, "features@terms.embedding_js.network=digits"],
+    "experiment/method/rsd": [*ON_ZIP, "features@terms.lpips.network=digits"],
+    "experiment/method/osediff": ["teacher=digits", "data=digits", "features@terms.lpips.network=digits"],
     "features/inception": ["features.path={inception}", "features.sha256={sha256}"],
     "features/clean_fid": ["features.path={inception}", "features.sha256={sha256}"],
     "features/dinov2": ["features.path={dinov2}"],

@@ -105,7 +105,7 @@ def test_words_that_stay(tmp_path: Path) -> None:
         (
             "train",
             "metrics=[foo]",
-            "unknown choice metrics=foo. The choices are: clip_score, consistency, energy, fd_",
+            "unknown choice metrics=foo. The choices are: clip_iqa, clip_iqa_vit, clip_score, consi",
         ),
         (
             "train",

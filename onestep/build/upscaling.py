@@ -37,7 +37,7 @@ def upscale(config: DictConfig) -> dict[str, Any]:
     """
     for name, value in (("IMAGES", config.images), ("checkpoint=...", config.checkpoint), ("-o OUT", config.output)):
         if not value:
-            raise ValueError(f"expected {name}: onestep upscale IMAGES... checkpoint=... -o OUT")
+            raise ValueError(f"expected {name}: onestep upscale IMAGES... -o OUT")
     check_launch()
     precision = choose_precision(config.precision, config.device)
     allow_tf32(config.tf32)

@@ -46,7 +46,7 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
 
     Args:
         path: a generator's folder; the folder of an exported pipeline; a one-step generator's file of EDM's format, as
-            SiD, SiDA, Uni-Instruct and DMD2 publish it; or the name of a bundled generator: "fashion".
+            SiD, SiDA, Uni-Instruct and DMD2 publish it; or the name of a bundled generator: "fashion", "photographs".
         sigma_init: noise level of the first step, in data units. A file needs it; a folder contains it.
 
     Raises:

@@ -167,7 +167,7 @@ def test_samples_of_a_scene(finished: Path, tmp_path: Path) -> None:
         export(finished, tmp_path / "exported")
 
 
-def test_a_scene_has_no_network_to_measure() -> None:
+def test_a_scene_has_no_network_to_measure(process_as_it_was: None) -> None:
     with pytest.raises(ValueError, match="a Scene has no network to be measured"):
         Subject("digits", [*AMBIGRAM], 4)
 

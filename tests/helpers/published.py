@@ -76,7 +76,7 @@ class RecordedRandom:
         assert drawn.ndim == 1
         return drawn
 
-    def labels(self, label_dim: int) -> Tensor:
+    def labels(self, label_dim: int, classes: None) -> Tensor:
         return F.one_hot(self.classes.popleft(), label_dim).float()
 
 

@@ -86,7 +86,7 @@ def configured(student: Path, *overrides: str) -> Any:
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["images=null"], "expected IMAGES: onestep upscale IMAGES... checkpoint=... -o OUT"),
+        (["images=null"], "expected IMAGES: onestep upscale IMAGES... -o OUT"),
         (["output=null"], "expected -o OUT: "),
         (["checkpoint=null"], "expected checkpoint=...: "),
         (["images=[nowhere.png]"], "nowhere.png: no such file"),
@@ -104,6 +104,22 @@ def configured(student: Path, *overrides: str) -> Any:
 def test_mistakes(overrides: list[str], message: str, student: Path) -> None:
     assert message in refused(configured(student, *overrides), upscale)
     assert not (student.parent / "out").exists()
+
+
+def test_the_bundled_student(tmp_path: Path) -> None:
+    """Its result has finer detail than the photograph enlarged, and reduced it is the photograph."""
+    rows = np.linspace(0, 1, 24)
+    waves = 128 + 60 * np.sin(9 * rows[:, None] + 4 * rows) * np.cos(25 * rows)
+    photograph = Image.fromarray(np.repeat(waves[..., None], 3, 2).round().astype(np.uint8))
+    photograph.save(tmp_path / "photo.png")
+    assert upscale(configure("upscale", f"images=[{tmp_path / 'photo.png'}]", f"output={tmp_path / 'large.png'}"))
+    result = Image.open(tmp_path / "large.png")
+    assert result.size == (96, 96)
+    reduced = np.asarray(result.resize((24, 24), Image.Resampling.BICUBIC), float)
+    assert np.abs(reduced - np.asarray(photograph, float)).mean() < 3
+    enlarged = np.asarray(photograph.resize((96, 96), Image.Resampling.BICUBIC), float)
+    detail, smooth = (np.abs(np.diff(x, 2, axis=0)).mean() for x in (np.asarray(result, float), enlarged))
+    assert detail > 1.3 * smooth
 
 
 def test_students_of_other_kinds(tmp_path: Path) -> None:
