@@ -184,7 +184,7 @@ def test_a_module_that_is_no_teacher(teacher: Any, message: str, tmp_path: Path)
         ),
         (
             {"student": OwnStudent(), "generator": {"later_sigmas": [0.5]}},
-            r"generator.later_sigmas=\[0.5\] has no effect: the given student replaces the generator; pass no student",
+            r"generator.later_sigmas=\[0.5\] has no effect: student=\.\.\. replaces the generator; use student=none",
         ),
         (
             {"augment": OwnStudent()},
