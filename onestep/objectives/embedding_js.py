@@ -1,21 +1,19 @@
 """The Jensen-Shannon divergence of a sample's embedding from that of its ground truth (HF-Diff, arXiv 2411.13548)."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from onestep.models.pretrained_features import as_pixels, check_channels
-from onestep.objectives.reconstruction import PairedTerm
-from onestep.precision import without_bf16
+from onestep.objectives.reconstruction import FeatureTerm
 from onestep.ranges import PositiveRate, checked
 
 
 @checked
-class EmbeddingJensenShannon(PairedTerm):
+class EmbeddingJensenShannon(FeatureTerm):
     """JS of p = softmax(phi(x_real)) and q = softmax(phi(x_generated)), phi the embedding of a frozen network.
 
     ``JS = KL(p||m) / 2 + KL(q||m) / 2`` with ``m = (p + q) / 2``: from 0, for equal embeddings, to log 2. It is a
@@ -32,8 +30,6 @@ class EmbeddingJensenShannon(PairedTerm):
         ValueError: for a network that is not.
     """
 
-    reads_pixels = True
-
     def __init__(self, network: Any, weight: PositiveRate) -> None:
         if not getattr(network, "differentiable", False):
             # A choice of none is a mapping.
@@ -43,24 +39,15 @@ class EmbeddingJensenShannon(PairedTerm):
                 f"terms.embedding_js.network: got {name}, expected one whose features are differentiable by the image: "
                 "choose features@terms.embedding_js.network=digits, fashion, local or dinov2"
             )
-        self.network: nn.Module = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
         self.weight = weight
 
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """The network of the embeddings."""
-        return {"network": self.network}
-
-    def __call__(self, x_generated: Tensor, x_real: Tensor) -> Tensor:
-        with without_bf16(self.network, x_generated.device):
-            generated = self._embedding(x_generated)
-            with torch.no_grad():
-                real = self._embedding(x_real)
-        return jensen_shannon(real, generated)
-
-    def _embedding(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         embedding: Tensor = self.network(as_pixels(x, self.network))
         return embedding
+
+    def compare(self, generated: Tensor, real: Tensor) -> Tensor:
+        return jensen_shannon(real, generated)
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         check_channels(self.network, image_shape[0], "terms.embedding_js.network")

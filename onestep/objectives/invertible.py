@@ -1,18 +1,14 @@
 """The distance of details in the space of an invertible network (HF-Diff, arXiv 2411.13548)."""
 
-from collections.abc import Mapping
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onestep.models.invertible import InvertibleNetwork
-from onestep.objectives.reconstruction import Distance, PairedTerm, mean_distance
-from onestep.precision import without_bf16
+from onestep.objectives.reconstruction import Distance, FeatureTerm, mean_distance
 from onestep.ranges import Positive, PositiveRate, checked
 
 
 @checked
-class InvertibleDetails(PairedTerm):
+class InvertibleDetails(FeatureTerm):
     """The mean ``distance`` of the details of a sample from those of the ground truth, in a network's space.
 
     The network maps the details of real images to N(0, I) given their low band, see
@@ -27,27 +23,18 @@ class InvertibleDetails(PairedTerm):
         epsilon: of "charbonnier", in standard deviations of details.
     """
 
-    reads_pixels = True
+    network: InvertibleNetwork
 
     def __init__(self, network: InvertibleNetwork, distance: Distance, weight: PositiveRate, epsilon: Positive) -> None:
         self.network = network.eval().requires_grad_(False)
         self.distance, self.weight, self.epsilon = distance, weight, epsilon
 
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        """The invertible network."""
-        return {"network": self.network}
-
-    def __call__(self, x_generated: Tensor, x_real: Tensor) -> Tensor:
-        with without_bf16(self.network, x_generated.device):
-            generated = self._codes(x_generated)
-            with torch.no_grad():
-                real = self._codes(x_real)
-        return mean_distance(generated, real, self.distance, self.epsilon)
-
-    def _codes(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         codes: Tensor = self.network(x.expand(-1, self.network.channels, -1, -1))
         return codes
+
+    def compare(self, generated: Tensor, real: Tensor) -> Tensor:
+        return mean_distance(generated, real, self.distance, self.epsilon)
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         channels, *sides = image_shape

@@ -1,12 +1,15 @@
 """Terms of the generator's loss that compare a sample with the ground truth of its condition."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from onestep.noise import per_sample_sum
 from onestep.objectives.terms import GeneratorTerm, TermInputs
+from onestep.precision import without_bf16
 from onestep.ranges import Positive, PositiveRate, checked
 
 #: Of two numbers: their absolute difference d, its square, or ``sqrt(d^2 + epsilon^2)`` (arXiv 1704.03915).
@@ -23,6 +26,37 @@ class PairedTerm(GeneratorTerm):
     def losses(self, inputs: TermInputs) -> Tensor:
         assert inputs.x_real is not None  # data without images was rejected
         return self(inputs.x_generated, inputs.x_real)
+
+
+class FeatureTerm(PairedTerm):
+    """A distance in the features that a frozen network has of a sample and of its ground truth, in float32.
+
+    Attributes:
+        network: the network.
+    """
+
+    reads_pixels = True
+    network: nn.Module
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The network of the features."""
+        return {"network": self.network}
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """The features [B, ...] of samples [B, C, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def compare(self, generated: Tensor, real: Tensor) -> Tensor:
+        """The losses [B] of the features of samples and of their ground truth."""
+
+    def __call__(self, x_generated: Tensor, x_real: Tensor) -> Tensor:
+        with without_bf16(self.network, x_generated.device):
+            generated = self.features(x_generated)
+            with torch.no_grad():
+                real = self.features(x_real)
+        return self.compare(generated, real)
 
 
 @checked
