@@ -10,7 +10,7 @@ from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.fidelity import PairMetric, Pairs, Restored
 from onestep.metrics.transformer_features import CLIPFeatures
 from onestep.models.perceptual import PerceptualDistance
-from onestep.ranges import PathText, checked
+from onestep.ranges import checked
 from onestep.reading import one_line
 
 _PIXELS = 1 << 20  # of the images in one pass, whose maps take 64 numbers for each
@@ -81,13 +81,9 @@ class CLIPQuality(CLIPFeatures):
         ValueError: without the extra, or if there is no such model.
     """
 
-    def __init__(self, path: PathText) -> None:
-        super().__init__(path)
-
     def classify(self, images: Tensor) -> Tensor:
         """The logits [B, 2] of a good and of a bad photograph, of uint8 images [B, 1 or 3, H, W]."""
-        scale = self.network.logit_scale.exp()
-        return scale * torch.stack([self.similarity(images, [prompt] * len(images)) for prompt in _PROMPTS], 1)
+        return self.network.logit_scale.exp() * self(images) @ self.embed(_PROMPTS).T
 
 
 class PublishedCLIPIQA(FeatureNetwork):

@@ -82,9 +82,13 @@ class CLIPFeatures(FeatureNetwork):
 
     def similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The cosine [B] of the embeddings of each image and its prompt."""
-        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt").to(images.device)
-        text = self.network.text_projection(self.network.text_model(**tokens).pooler_output)
-        return (self(images) * F.normalize(text, dim=1)).sum(1)
+        return (self(images) * self.embed(prompts)).sum(1)
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [N, D] of norm 1 of prompts."""
+        tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
+        text = self.network.text_model(**tokens.to(self.network.device)).pooler_output
+        return F.normalize(self.network.text_projection(text), dim=1)
 
 
 def load_transformer(name: str, path: str) -> Any:
