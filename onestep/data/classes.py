@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from onestep.data.dataset import ImageDataset, NoData, TrainingDataset, contents, cycle_of_classes
@@ -24,15 +24,12 @@ class ClassSubset(ImageDataset):
     def __init__(self, images: ImageDataset, classes: Sequence[int]) -> None:
         self.images, self.classes = images, list(classes)
         self.image_shape, self.label_dim, self.copies = images.image_shape, images.label_dim, images.copies
-        labels: list[int] = []
-        for start in range(0, len(images), _READ):
-            rows = range(start, min(start + _READ, len(images)))
-            labels += images.__getitems__(rows)[1]["labels"].argmax(1).tolist()
-        self.indices = [index for index, label in enumerate(labels) if label in self.classes]
-        chosen = [labels[index] for index in self.indices]
-        if missing := sorted({*self.classes} - {*chosen}):
+        labels = classes_of_items(images)
+        chosen = torch.isin(labels, torch.tensor(self.classes))
+        if missing := sorted({*self.classes} - {*labels[chosen].tolist()}):
             raise ValueError(f"the data have no images of the classes {missing}: choose other classes, or other data")
-        self.class_cycle = cycle_of_classes(np.array(chosen), self.label_dim)
+        self.indices = chosen.nonzero().flatten().tolist()
+        self.class_cycle = cycle_of_classes(labels[chosen].numpy(), self.label_dim)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -46,6 +43,13 @@ class ClassSubset(ImageDataset):
     @property
     def description(self) -> str:
         return f"{type(self.images).__name__}, {len(self):,} images of the classes {self.classes}"
+
+
+def classes_of_items(images: ImageDataset) -> Tensor:
+    """The classes [N] of all items of a dataset with labels, which are read."""
+    starts = range(0, len(images), _READ)
+    parts = [images.__getitems__(range(start, min(start + _READ, len(images))))[1]["labels"] for start in starts]
+    return torch.cat(parts).argmax(1)
 
 
 def of_classes(data: TrainingDataset | NoData, classes: Sequence[int]) -> TrainingDataset | NoData:

@@ -65,8 +65,8 @@ class RunEvaluator:
         seeds = [row + number * len(pairs) for row in rows for number in range(_COLUMNS - 2)]
         samples = self._gathered(sample, seeds, self.space).unflatten(0, (len(rows), _COLUMNS - 2))
         originals, low, _ = pairs.pairs([row % len(pairs) for row in rows])
-        ends = (F.interpolate(one, originals.shape[2:]).to(samples)[:, None] for one in (low, originals))
-        return torch.cat([next(ends), samples, next(ends)], 1).flatten(0, 1)
+        low, originals = (F.interpolate(one, samples.shape[3:]).to(samples)[:, None] for one in (low, originals))
+        return torch.cat([low, samples, originals], 1).flatten(0, 1)
 
     def _gathered(self, sample: SampleFunction, seeds: Sequence[int], space: SampleSpace) -> Tensor:
         """The images of ``seeds`` in every process."""

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onestep.data.classes import classes_of_items
 from onestep.data.dataset import ImageDataset
+from onestep.denoiser import map_condition
 from onestep.files import atomic_file
 from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
@@ -59,12 +61,12 @@ class ViewsReport:
     def judge(self, scene: Scene) -> Verdict:
         """Accuracy and mean probability of the class of each view, over renders of the same seeds."""
         assert self.classifier is not None
-        found = {}
+        found, device = {}, scene.logits.device
+        classifier = self.classifier.to(device)
         for label in scene.classes:
             latents, condition = seeded_inputs(list(range(_RENDERS)), scene.noise_shape, scene.label_dim, [label])
-            device = scene.logits.device
-            renders = scene(latents.to(device), {name: value.to(device) for name, value in condition.items()})
-            logits = self.classifier.to(device).classify(to_uint8(renders))
+            renders = scene(latents.to(device), map_condition(lambda tensor: tensor.to(device), condition))
+            logits = classifier.classify(to_uint8(renders))
             accuracy = (logits.argmax(1) == label).double().mean()
             probability = logits.double().softmax(1)[:, label].mean()
             found[str(label)] = {"accuracy": float(accuracy), "probability": float(probability)}
@@ -94,10 +96,7 @@ def best_hull(scene: Scene, images: ImageDataset) -> Scene:
 
 def _random_sets(images: ImageDataset, classes: list[int]) -> Tensor:
     """The opacities [T, V, H, W] of random images, one of each class."""
-    labels = torch.cat([
-        images.__getitems__(range(start, min(start + 1000, len(images))))[1]["labels"].argmax(1)
-        for start in range(0, len(images), 1000)
-    ])  # fmt: skip
+    labels = classes_of_items(images)
     rng = seeded_rng(0)
     views = []
     for label in classes:

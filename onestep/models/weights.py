@@ -149,13 +149,13 @@ def arguments_of(target: Any) -> type[BaseModel]:
     return create_model(target.__name__, **fields)
 
 
-def save_network(network: nn.Module, folder: Path, config: str, base: str) -> None:
-    """Write the weights of ``network`` as safetensors of the name ``base``, and its ``config.json``."""
+def save_network(network: nn.Module, folder: Path, config: str, base: str, name: str = "config.json") -> None:
+    """Write the weights of ``network`` as safetensors of the name ``base``, and its config as the file ``name``."""
     # Copies, as safetensors refuses tied weights.
     weights = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.state_dict().items()}
     with atomic_file(folder / f"{base}.safetensors") as temporary:
         save_file(weights, temporary)
-    write_text(folder / "config.json", config + "\n")
+    write_text(folder / name, config + "\n")
 
 
 def load_network(make: Callable[[], Network], weights: Weights, dtype: torch.dtype = torch.float32) -> Network:

@@ -8,14 +8,12 @@ from typing import Annotated, Any, Self
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, Len, MinLen
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition
-from onestep.files import atomic_file, write_text
 from onestep.models.describe import describe
 from onestep.models.scene.render import blob, cast_rays, opacity, optical_depth, rotations
-from onestep.models.weights import Weights, arguments_of, load_network
+from onestep.models.weights import Weights, arguments_of, load_network, save_network
 from onestep.ranges import Count, NonNegative, NonNegativeInt, Positive, Side, checked
 from onestep.reading import read_json
 from onestep.seeding import check_classes
@@ -171,10 +169,7 @@ class Scene(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the logits as safetensors, and the settings as JSON, into ``folder``."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with atomic_file(Path(folder) / f"{_WEIGHTS}.safetensors") as temporary:
-            save_file({"logits": self.logits.detach().to("cpu", copy=True).contiguous()}, temporary)
-        write_text(Path(folder) / _SETTINGS, json.dumps(self.config) + "\n")
+        save_network(self, Path(folder), json.dumps(self.config), _WEIGHTS, _SETTINGS)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
