@@ -6,13 +6,15 @@ width get equally many samples for every distribution (see :mod:`onestep.objecti
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from onestep.ranges import Positive, checked
+
+_Level = TypeVar("_Level", float, Tensor)
 
 #: The exponent of the Karras grid, and the parameters of EDM's training distribution: its levels are finite in float32.
 Rho = Annotated[float, Ge(0.1), Le(1000)]
@@ -127,9 +129,9 @@ class KarrasSigma(SigmaDistribution):
         return ((sigma ** (1 / self.rho) - self.root_min) / (self.root_max - self.root_min)).clamp(0, 1)
 
 
-def res_shift_root(sigma: float, kappa: float) -> float:
+def res_shift_root(sigma: _Level, kappa: float) -> _Level:
     """``sqrt(eta)`` of ResShift (arXiv 2307.12348) at ``sigma = kappa sqrt(eta) / (1 - eta)``."""
-    return (math.hypot(kappa, 2 * sigma) - kappa) / (2 * sigma)
+    return ((kappa**2 + 4 * sigma**2) ** 0.5 - kappa) / (2 * sigma)
 
 
 @checked
@@ -152,5 +154,5 @@ class ResShiftSigma(SigmaDistribution):
         return self.kappa * log_root.exp() / -torch.expm1(2 * log_root)
 
     def cdf(self, sigma: Tensor) -> Tensor:
-        root = (torch.hypot(torch.full_like(sigma, self.kappa), 2 * sigma) - self.kappa) / (2 * sigma)
-        return ((root.log() - self.log_min) / (self.log_max - self.log_min)).clamp(0, 1) ** (1 / self.power)
+        log_root = res_shift_root(sigma, self.kappa).log()
+        return ((log_root - self.log_min) / (self.log_max - self.log_min)).clamp(0, 1) ** (1 / self.power)

@@ -185,7 +185,6 @@ def build_discriminator(
         )
     own = [teacher.image_shape] * (2 if with_image else 1)
     shapes = own if features_from == "samples" else host.feature_shapes
-    residual = features_from == "samples" and with_image and getattr(teacher, "image_condition", "none") == "residual"
     if not shapes:
         name, other = ("fake score", "teacher") if host is fake_score else ("teacher", "fake score")
         raise ValueError(
@@ -193,6 +192,7 @@ def build_discriminator(
             "(discriminator=convolutional), give the network feature_shapes and feature_blocks, or use "
             "discriminator=none with divergence=reverse_kl and generator.gan_weight=0"
         )
+    residual = features_from == "samples" and getattr(teacher, "image_condition", "none") == "residual"
     options = {"residual_std": teacher.sigma_data} if residual else {}
     discriminator: Discriminator = make(shapes, teacher.label_dim, **options)
     if config.discriminator.spectral_norm:

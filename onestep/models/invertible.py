@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from onestep.assets import ASSETS
 from onestep.haar import DETAILS, haar, inverse_haar
+from onestep.models.edm.layers import zeroed
 from onestep.models.weights import TRANSFORMERS_BASE, Weights, arguments_of, load_network, save_network
 from onestep.precision import double
 from onestep.ranges import PathText, Side, Width, checked
@@ -127,9 +128,7 @@ class _Coupling(nn.Module):
 
 def _layers(inputs: int, outputs: int, width: int) -> nn.Sequential:
     """Three convolutions, the last of which starts at 0."""
-    last = nn.Conv2d(width, outputs, 3, padding=1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    last = zeroed(nn.Conv2d(width, outputs, 3, padding=1))
     return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(), last)
 
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from onestep.denoiser import Condition
 from onestep.models.discriminator import Discriminator, Shape, largest_groups
-from onestep.models.edm.layers import PositionalEmbedding, with_classes
+from onestep.models.edm.layers import PositionalEmbedding, with_classes, zeroed
 from onestep.noise import expand_like
 from onestep.ranges import Classes, Count, Positive, Width, checked
+
+_WAVES = 32  # of a noise level
 
 
 class NoisedSamples(nn.Module):
@@ -30,16 +32,26 @@ class SampleNetwork(Discriminator):
     """A discriminator on noised samples.
 
     Args:
+        label_dim: number of classes; 0 for none.
         features_from: ``"samples"``.
         residual_std: standard deviation of the samples' difference from the condition's image, which it sees in place
             of the samples, as a network with ``image_condition="residual"`` does; None for the samples. In samples of 1
             it hardly ever finds a difference of 0.1.
     """
 
-    def __init__(self, features_from: Literal["samples"], residual_std: float | None) -> None:
+    def __init__(self, label_dim: int, features_from: Literal["samples"], residual_std: float | None) -> None:
         super().__init__()
-        self.features_from = features_from
-        self.residual_std = residual_std
+        self.noise = PositionalEmbedding(_WAVES)
+        self.label_dim, self.features_from, self.residual_std = label_dim, features_from, residual_std
+
+    @property
+    def embedded(self) -> int:
+        """Numbers of :meth:`embedding_of` for each sample."""
+        return _WAVES + self.label_dim
+
+    def embedding_of(self, sigma: Tensor, condition: Condition) -> Tensor:
+        """Waves of the noise levels ``sigma`` [B], and the classes: [B, embedded]."""
+        return with_classes(self.noise(4 * sigma.log()), condition.get("labels"), self.label_dim)
 
     def scaled(self, features: Sequence[Tensor], sigma: Tensor) -> list[Tensor]:
         """The sample, or its difference from the image, scaled to at most unit variance; then the image, if any.
@@ -80,8 +92,6 @@ class ConvolutionalNetwork(SampleNetwork):
         ValueError: if a side of the samples is less than 4, or too short for the layers.
     """
 
-    frequencies = 16  # of the noise level's embedding
-
     def __init__(
         self,
         shapes: Sequence[Shape],
@@ -93,7 +103,7 @@ class ConvolutionalNetwork(SampleNetwork):
         pooled: bool,
         residual_std: Positive | None = None,
     ) -> None:
-        super().__init__(features_from, residual_std)
+        super().__init__(label_dim, features_from, residual_std)
         _, height, width = shapes[0]
         inputs = sum(shape[0] for shape in shapes)
         if min(height, width) < max(4, 2 ** (layers or 0)):
@@ -101,10 +111,9 @@ class ConvolutionalNetwork(SampleNetwork):
                 f"discriminator.head: {height}x{width} samples are too narrow for strided convolutions"
                 + (f" in layers={layers}: use fewer" if layers and min(height, width) >= 4 else "")
             )
-        self.noise = PositionalEmbedding(2 * self.frequencies)
-        self.label_dim, self.pooled = label_dim, pooled
-        widths = 2 * self.frequencies + label_dim, embedding
-        self.embed = nn.Sequential(nn.Linear(*widths), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.pooled = pooled
+        first = nn.Linear(self.embedded, embedding)
+        self.embed = nn.Sequential(first, nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
         self.layers, self.modulations = nn.ModuleList(), nn.ModuleList()
         while len(self.layers) < (layers or 1) or (layers is None and max(height, width) > 4):
             layer: nn.Module = nn.Conv2d(inputs, channels, 4, stride=2, padding=1)
@@ -115,14 +124,11 @@ class ConvolutionalNetwork(SampleNetwork):
             inputs, channels = channels, 2 * channels
             height, width = height // 2, width // 2
         outputs = inputs if pooled else inputs * height * width
-        self.logit, self.projection = nn.Linear(outputs, 1), nn.Linear(embedding, outputs)
-        for last in (self.logit, self.projection):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.logit, self.projection = zeroed(nn.Linear(outputs, 1)), zeroed(nn.Linear(embedding, outputs))
 
     def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
         x = torch.cat(self.scaled(features, sigma), 1)
-        embedding = self.embed(with_classes(self.noise(4 * sigma.log()), condition.get("labels"), self.label_dim))
+        embedding = self.embed(self.embedding_of(sigma, condition))
         for layer, modulation in zip(self.layers, self.modulations, strict=True):
             scale, shift = modulation(embedding)[:, :, None, None].chunk(2, 1)
             x = F.silu(layer(x) * (1 + scale) + shift)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onestep.denoiser import Condition
 from onestep.models.discriminator import Shape
-from onestep.models.edm.layers import PositionalEmbedding, with_classes
+from onestep.models.edm.layers import PositionalEmbedding, with_classes, zeroed
 from onestep.models.sample_networks import SampleNetwork
 from onestep.noise import expand_like
 from onestep.ranges import Classes, Positive, Side, Width, checked
@@ -93,9 +93,7 @@ class Affine(nn.Module):
         _check_points(img_resolution)
         if label_dim:
             raise ValueError(f"an affine network has no classes: expected label_dim=0, got label_dim={label_dim}")
-        self.map = nn.Linear(img_channels, out_channels or img_channels)
-        nn.init.zeros_(self.map.weight)
-        nn.init.zeros_(self.map.bias)
+        self.map = zeroed(nn.Linear(img_channels, out_channels or img_channels))
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         """``c_noise`` itself, which is unused."""
@@ -141,19 +139,15 @@ class PointNetwork(SampleNetwork):
         depth: Depth,
         residual_std: Positive | None = None,
     ) -> None:
-        super().__init__(features_from, residual_std)
+        super().__init__(label_dim, features_from, residual_std)
         channels, *sides = shapes[0]
         of_condition = sum(shape[0] for shape in shapes[1:])
         if sides != [1, 1]:
             raise ValueError(f"discriminator=points takes points, [C, 1, 1], got samples of {[*shapes[0]]}")
-        self.noise = PositionalEmbedding(32)
-        self.embedding = nn.Linear(32 + label_dim, width)
-        self.label_dim = label_dim
+        self.embedding = nn.Linear(self.embedded, width)
         self.input = nn.Linear(channels * (1 + 2 * len(self.frequencies)) + of_condition, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.logit = nn.Linear(width, 1)
-        nn.init.zeros_(self.logit.weight)
-        nn.init.zeros_(self.logit.bias)
+        self.logit = zeroed(nn.Linear(width, 1))
 
     def forward(self, features: Sequence[Tensor], sigma: Tensor, condition: Condition) -> Tensor:
         x = features[0].flatten(1)
@@ -161,8 +155,7 @@ class PointNetwork(SampleNetwork):
         for frequency in self.frequencies:
             visible = expand_like((-((frequency * sigma) ** 2) / 2).exp(), x)
             inputs += [visible * (frequency * x).sin(), visible * (frequency * x).cos()]
-        labels = condition.get("labels")
-        embedding = self.embedding(with_classes(self.noise(4 * sigma.log()), labels, self.label_dim))
+        embedding = self.embedding(self.embedding_of(sigma, condition))
         hidden = residual_layers(self.layers, self.input(torch.cat(inputs, 1)), embedding)
         return self.logit(F.silu(hidden)).float()
 

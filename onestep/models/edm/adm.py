@@ -22,19 +22,13 @@ from onestep.models.edm.layers import (
     drop_labels,
     group_norm,
     levels_of,
+    zeroed,
 )
 from onestep.models.edm.unet import UNet
 from onestep.ranges import Classes, Decay, Side, Width
 
 _CHANNELS_PER_HEAD = 64
 _BOX = (1, 1)  # average pooling down, nearest neighbour up
-
-
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """Zero all weights, the initialisation of the last layer of a residual branch."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 class ADMBlock(nn.Module):
@@ -59,7 +53,7 @@ class ADMBlock(nn.Module):
         self.conv0: nn.Module = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.affine = nn.Linear(embedding_channels, 2 * out_channels)
         self.norm1 = group_norm(out_channels, eps=1e-5)
-        self.conv1 = _zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv1 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip: nn.Module = nn.Identity()
         if resample is not None:
             assert in_channels == out_channels
@@ -73,7 +67,7 @@ class ADMBlock(nn.Module):
         if self.attend is not None:
             self.norm2 = group_norm(out_channels, eps=1e-5)
             self.qkv = nn.Conv2d(out_channels, 3 * out_channels, 1)
-            self.proj = _zero(nn.Conv2d(out_channels, out_channels, 1))
+            self.proj = zeroed(nn.Conv2d(out_channels, out_channels, 1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         residual = self.conv0(F.silu(self.norm0(x)))
@@ -136,7 +130,7 @@ class DhariwalUNet(UNet):
         encoded = self.build_encoder(*shape, first, channels, block)
         self.build_decoder(*shape, encoded, block)
         self.out_norm = group_norm(channels, eps=1e-5)
-        self.out_conv = _zero(nn.Conv2d(channels, out_channels or img_channels, 3, padding=1))
+        self.out_conv = zeroed(nn.Conv2d(channels, out_channels or img_channels, 3, padding=1))
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None = None) -> Tensor:
         embedding = self.map_noise(c_noise)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 #: Channels of a network at its highest resolution: its group norms have at least 4 in a group.
 Channels = Annotated[int, Ge(4), Le(2**14)]
@@ -154,6 +156,13 @@ class SelfAttention(nn.Module):
         q, k, v = split.permute(3, 0, 1, 4, 2)  # [B, heads, HW, C / heads] each
         attended = F.scaled_dot_product_attention(q, k, v)
         return attended.transpose(2, 3).reshape(batch, channels // 3, height, width)
+
+
+def zeroed(layer: _Layer) -> _Layer:
+    """The layer with all weights zero, the initialisation of the last one of a branch or of a logit."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 #: Layers in which a pixel depends on all others.
