@@ -1,6 +1,7 @@
 """The parts of a distillation, built and checked from its configuration."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -199,7 +200,7 @@ def build_distillation(
         evaluator=evaluator,
         evaluation=evaluation,
         diagnosis=diagnosis,
-        views=build_views(student, data, features),
+        views=build_views(student, data, features, partial(sampler, teacher)),
     )
 
 

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from onestep.build.checks import check_fit
 from onestep.data.classes import of_classes
 from onestep.data.dataset import ImageDataset, NoData, TrainingDataset
+from onestep.evaluation.generate import SampleFunction
 from onestep.evaluation.views import ViewsReport
 from onestep.metrics.classifier import Classifier
 from onestep.models.scene.scene import Scene
@@ -38,10 +39,12 @@ def data_of_scene(
     return of_classes(data, scene.classes)
 
 
-def build_views(student: Any, data: TrainingDataset | NoData, features: Any) -> ViewsReport | None:
+def build_views(
+    student: Any, data: TrainingDataset | NoData, features: Any, teacher: SampleFunction
+) -> ViewsReport | None:
     """The report of a scene's views at the end of a run; None for another student."""
     if not isinstance(student, Scene):
         return None
     classifier = features if isinstance(features, Classifier) else None
     images = data if isinstance(data, ImageDataset) else None
-    return ViewsReport(classifier, images)
+    return ViewsReport(classifier, images, teacher)

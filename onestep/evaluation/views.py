@@ -1,4 +1,4 @@
-"""The views of a scene: what a classifier that took no part sees in them, and pictures of the solid."""
+"""The views of a scene: what a classifier that took no part sees in them, their variety, and pictures of the solids."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +10,22 @@ from torch import Tensor
 from onestep.data.classes import classes_of_items
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import map_condition
+from onestep.evaluation.generate import SampleFunction
+from onestep.evaluation.variety import variety_of
 from onestep.files import atomic_file
 from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
 from onestep.models.scene.hull import visual_hull
 from onestep.models.scene.scene import Scene
-from onestep.reports.turntable import save_turntable, save_views
-from onestep.seeding import seeded_inputs, seeded_rng
+from onestep.reports.turntable import save_objects, save_turntable, save_views
+from onestep.seeding import seeded_inputs, seeded_noise, seeded_rng
 
 _RENDERS = 200  # of each view
 _TRIED = 100  # sets of images, one of each class, of which the best hull is taken
 #: Optical depths through a full voxel of a hull, of which the best is taken.
 _DEPTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
-#: Accuracy and mean probability of the intended class, by class.
+#: Accuracy and mean probability of the intended class, by class; of several objects their variety too.
 Verdict = dict[str, dict[str, float]]
 
 
@@ -34,21 +36,26 @@ class ViewsReport:
     Args:
         classifier: names the class of a render; None for pictures alone. It must not have trained the scene.
         images: real images of the views, of whose visual hull the views are judged too; None for none.
+        teacher: draws the teacher's samples, whose variety that of several objects is compared with.
     """
 
     classifier: Classifier | None
     images: ImageDataset | None
+    teacher: SampleFunction
 
     @torch.no_grad()
     def __call__(self, scene: Scene, folder: Path) -> dict[str, Verdict]:
-        """Write ``turntable.gif``, ``views.png`` and ``density.npz`` into ``folder``.
+        """Write ``turntable.gif``, ``views.png`` and ``density.npz``, and ``objects.png`` of several, into ``folder``.
 
         Returns:
-            The verdict on the ``student``, on the ``initial`` scene, and on the ``hull`` of real images, if there are
-            any; empty without a classifier.
+            The verdict on the ``student``, on the ``initial`` scene, on the ``hull`` of real images, if there are
+            any, and of several objects on the samples of the ``teacher``; empty without a classifier.
         """
+        several = len(scene.logits) > 1
         save_turntable(scene, folder / "turntable.gif")
         save_views(scene, folder / "views.png")
+        if several:
+            save_objects(scene, folder / "objects.png")
         with atomic_file(folder / "density.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, density=scene.density.cpu().numpy())
         if self.classifier is None:
@@ -56,21 +63,50 @@ class ViewsReport:
         judged = {"student": scene, "initial": scene.initial()}
         if self.images is not None:
             judged["hull"] = best_hull(scene, self.images)
-        return {name: self.judge(one) for name, one in judged.items()}
+        verdicts = {name: self.judge(one) for name, one in judged.items()}
+        return verdicts | ({"teacher": self.judge_teacher(scene)} if several else {})
 
     def judge(self, scene: Scene) -> Verdict:
-        """Accuracy and mean probability of the class of each view, over renders of the same seeds."""
-        assert self.classifier is not None
-        found, device = {}, scene.logits.device
-        classifier = self.classifier.to(device)
-        for label in scene.classes:
-            latents, condition = seeded_inputs(list(range(_RENDERS)), scene.noise_shape, scene.label_dim, [label])
-            renders = scene(latents.to(device), map_condition(lambda tensor: tensor.to(device), condition))
-            logits = classifier.classify(to_uint8(renders))
-            accuracy = (logits.argmax(1) == label).double().mean()
-            probability = logits.double().softmax(1)[:, label].mean()
-            found[str(label)] = {"accuracy": float(accuracy), "probability": float(probability)}
+        """Accuracy and mean probability of the class of each view, over renders of the same seeds.
+
+        The variety is that of different objects, all seen from the view itself.
+        """
+        found = {}
+        count, device = min(_RENDERS, len(scene.logits)), scene.logits.device
+        for label, view in zip(scene.classes, scene.views, strict=True):
+            verdict = self._verdict(self._draw(scene, scene.noise_shape, scene, label), label)
+            if count > 1:
+                degrees = torch.tensor([view], device=device).expand(count, -1)
+                seen = scene.render(degrees, degrees.new_zeros(count, 2), torch.arange(count, device=device))
+                verdict |= self._variety(seen)
+            found[str(label)] = verdict
         return found
+
+    def judge_teacher(self, scene: Scene) -> Verdict:
+        """The same of the teacher's samples of the classes of the views."""
+        found = {}
+        for label in scene.classes:
+            samples = self._draw(self.teacher, scene.image_shape, scene, label)
+            found[str(label)] = self._verdict(samples, label) | self._variety(samples)
+        return found
+
+    def _draw(self, sample: SampleFunction, noise_shape: tuple[int, ...], scene: Scene, label: int) -> Tensor:
+        """Samples of a class, each from a seed of its own."""
+        seeds, device = list(range(_RENDERS)), scene.logits.device
+        latents, condition = seeded_inputs(seeds, noise_shape, scene.label_dim, [label])
+        noises = (noise.to(device) for noise in seeded_noise(seeds, noise_shape, scene.label_dim))
+        return sample(latents.to(device), map_condition(lambda tensor: tensor.to(device), condition), noises)
+
+    def _verdict(self, samples: Tensor, label: int) -> dict[str, float]:
+        assert self.classifier is not None
+        logits = self.classifier.to(samples.device).classify(to_uint8(samples))
+        accuracy = (logits.argmax(1) == label).double().mean()
+        probability = logits.double().softmax(1)[:, label].mean()
+        return {"accuracy": float(accuracy), "probability": float(probability)}
+
+    def _variety(self, samples: Tensor) -> dict[str, float]:
+        assert self.classifier is not None
+        return variety_of(to_uint8(samples), self.classifier.to(samples.device))
 
 
 def best_hull(scene: Scene, images: ImageDataset) -> Scene:

@@ -119,6 +119,18 @@ def _table_of_views(views: dict[str, dict[str, dict[str, float]]]) -> Table:
     return table
 
 
+def _table_of_variety(views: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """How far two objects are from each other, as seen in a view: one class per row."""
+    table = Table("view of class", title="mean distance of two objects in a view: of pixels, of features")
+    several = {name: of for name, of in views.items() if all("pixel_distance" in one for one in of.values())}
+    for name in several:
+        table.add_column(name, justify="right", no_wrap=True)
+    for label in views["student"]:
+        found = [of[label] for of in several.values()]
+        table.add_row(label, *(f"{one['pixel_distance']:.3f}, {one['feature_distance']:.2f}" for one in found))
+    return table
+
+
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print the summary of the run in ``folder``: one metric or cost per row, with columns for what it evaluated."""
     sides, descriptions = evaluated_sides(summary), descriptions_of(summary)
@@ -137,6 +149,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     Console().print(table)
     if views := summary.get("views"):
         Console().print(_table_of_views(views))
+        if "teacher" in views:
+            Console().print(_table_of_variety(views))
     if symptoms:
         print(f"symptoms of the last diagnosis: {', '.join(symptoms)}; see docs/diagnosis.md")
     print(f"files of this run: {shlex.quote(str(folder))}")  # as one pastes it into a shell

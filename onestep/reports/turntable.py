@@ -1,4 +1,4 @@
-"""Pictures of a scene: an animated turn around the solid, and a sheet of its views."""
+"""Pictures of a scene: an animated turn around the solid, and sheets of its views and of its objects."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ _SIDE = 96  # pixels of a picture
 _FRAMES = 24  # from one view to the next
 _MILLISECONDS, _REST = 60, 900  # of a frame, and of a view
 _RENDERS = 9  # of each view in the sheet, beside the enlarged view itself
+_OBJECTS = 10  # in the sheet of several
 
 
 def save_turntable(scene: Scene, path: Path) -> None:
@@ -49,9 +50,18 @@ def save_views(scene: Scene, path: Path) -> None:
     save_image(to_grid(torch.cat(rows), columns=1 + _RENDERS, scale=1, gap=2), path)
 
 
-def _pictures(scene: Scene, degrees: Tensor, side: int = _SIDE) -> Tensor:
-    """Renders [T, C, side, side] of the first object from cameras [T, 3] in degrees."""
-    numbers = torch.zeros(len(degrees), dtype=torch.long, device=degrees.device)
+def save_objects(scene: Scene, path: Path) -> None:
+    """Write a sheet with a row for each view and a column for each of the first objects, in fine pixels."""
+    count, device = min(_OBJECTS, len(scene.logits)), scene.logits.device
+    degrees = torch.tensor(scene.views, device=device).repeat_interleave(count, 0)
+    numbers = torch.arange(count, device=device).repeat(len(scene.views))
+    save_image(to_grid(_pictures(scene, degrees, numbers=numbers), columns=count, scale=1, gap=2), path)
+
+
+def _pictures(scene: Scene, degrees: Tensor, side: int = _SIDE, numbers: Tensor | None = None) -> Tensor:
+    """Renders [T, C, side, side] from cameras [T, 3] in degrees of the objects ``numbers`` [T], or of the first."""
+    if numbers is None:
+        numbers = torch.zeros(len(degrees), dtype=torch.long, device=degrees.device)
     centred = degrees.new_zeros(len(degrees), 2)
     return torch.cat([
         scene.render(*inputs, resolution=side)

@@ -33,6 +33,10 @@ VIEWS = [[0.0, 0.0, 0.0], [90.0, 0.0, 0.0], [0.0, 90.0, -90.0]]
 SHORT = ("training.total_images=48", "training.evaluate_every=2", "training.checkpoint_every=3")
 
 
+def no_teacher(*inputs: object) -> Tensor:
+    raise AssertionError("one object is not compared with a teacher")
+
+
 def config(output: Path, *overrides: str) -> object:
     return tiny_config(output, *AMBIGRAM, *overrides)
 
@@ -121,6 +125,18 @@ def test_several_objects_have_a_ratio(objective: str, tmp_path: Path) -> None:
     choice = (f"objective={objective}", "divergence=jensen_shannon", "training.total_images=16")
     summary = distill(config(tmp_path, *choice, *many))  # type: ignore[arg-type]
     assert summary["images_seen"] == 16 and summary["views"] == {}  # without a classifier
+    with Image.open(tmp_path / "objects.png") as picture:
+        assert picture.size == (4 * 100, 3 * 100)
+
+
+def test_the_variety_of_several_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The objects begin nearly equal, and the teacher's samples of a class differ, even of two steps."""
+    many = ("student.objects=4", "student.randomness=0.1", "training.total_images=16", "objective=sds")
+    views = distill(config(tmp_path, *many))["views"]  # type: ignore[arg-type]
+    assert views.keys() == {"student", "initial", "hull", "teacher"} and "pixel_distance" not in views["hull"]["3"]
+    for label in ("3", "7", "4"):
+        assert 0 < views["initial"][label]["pixel_distance"] < 0.03 < 0.3 < views["teacher"][label]["pixel_distance"]
+    assert "mean distance of two objects in a view: of pixels, of" in " ".join(capsys.readouterr().out.split())
 
 
 def test_regularisers_of_other_students(tmp_path: Path) -> None:
@@ -199,9 +215,10 @@ def test_the_verdict_of_an_extruded_digit() -> None:
     three = digits.images[digits.labels[:, 3] == 1][0, 0]
     solid = Scene([1, 8, 8], 10, [3], [VIEWS[0]], size=8, jitter=[5, 5, 5], shift=0.05).requires_grad_(False)
     depths = -torch.log1p(-((three + 1) / 2).clamp(max=0.98)) / 8
-    verdict = ViewsReport(load_classifier("digits"), None).judge(solid.with_depths(depths.expand(1, 8, 8, 8)))
+    report = ViewsReport(load_classifier("digits"), None, no_teacher)
+    verdict = report.judge(solid.with_depths(depths.expand(1, 8, 8, 8)))
     assert verdict["3"]["accuracy"] > 0.95 and verdict["3"]["probability"] > 0.9
-    empty = ViewsReport(load_classifier("digits"), None).judge(solid.with_depths(torch.zeros(1, 8, 8, 8)))
+    empty = report.judge(solid.with_depths(torch.zeros(1, 8, 8, 8)))
     assert empty["3"]["accuracy"] == 0
 
 
