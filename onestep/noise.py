@@ -6,13 +6,17 @@ width get equally many samples for every distribution (see :mod:`onestep.objecti
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, NamedTuple, TypeVar
+from collections.abc import Callable
+from copy import copy
+from typing import Annotated, NamedTuple, Self, TypeVar
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from onestep.ranges import Positive, checked
+from onestep.ranges import Fraction, Positive, checked
+from onestep.reading import one_line
 
 _Level = TypeVar("_Level", float, Tensor)
 
@@ -64,6 +68,10 @@ class SigmaDistribution(ABC):
     @abstractmethod
     def cdf(self, sigma: Tensor) -> Tensor:
         """The probability [B] of levels below ``sigma`` [B]."""
+
+    def after(self, progress: float) -> Self:
+        """The distribution after the part ``progress`` in [0, 1] of a training; most do not change."""
+        return self
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """``count`` independent samples [count], float32, on the rng's device."""
@@ -156,3 +164,58 @@ class ResShiftSigma(SigmaDistribution):
     def cdf(self, sigma: Tensor) -> Tensor:
         log_root = res_shift_root(sigma, self.kappa).log()
         return ((log_root - self.log_min) / (self.log_max - self.log_min)).clamp(0, 1) ** (1 / self.power)
+
+
+@checked
+class AnnealedSigma(SigmaDistribution):
+    """A distribution that loses its highest levels during a training, as in ProlificDreamer (arXiv 2305.16213, sec. 4).
+
+    The share of it that is drawn, from the lowest level on, falls linearly from 1 to the probability of levels below
+    ``sigma_end``; :meth:`after` gives what is left. The object itself is that of the start. A diagnosis and a
+    normaliser of the ratio read it, so that their bins of levels do not move.
+
+    Args:
+        distribution: makes the distribution of the start from ``sigma_min`` and ``sigma_max``.
+        sigma_min, sigma_max: its levels, in data units.
+        sigma_end: the highest level at the end.
+        begins, ends: parts of the training between which the share falls; it falls at once where they are equal.
+
+    Raises:
+        ValueError: for a ``sigma_end`` that is not between the levels, or an end before the beginning.
+    """
+
+    def __init__(
+        self,
+        distribution: Callable[..., SigmaDistribution],
+        sigma_min: Positive | None,
+        sigma_max: Positive | None,
+        sigma_end: Positive,
+        begins: Fraction,
+        ends: Fraction,
+    ) -> None:
+        lowest, highest = check_levels(sigma_min, sigma_max)
+        if not lowest < sigma_end < highest:
+            raise ValueError(
+                f"sigma_end={sigma_end}: expected a level above sigma_min={lowest} and below sigma_max={highest}"
+            )
+        if begins > ends:
+            raise ValueError(f"begins={begins}, ends={ends}: expected begins <= ends, as parts of the training")
+        try:
+            self.whole = distribution(sigma_min=lowest, sigma_max=highest)
+        except TypeError as error:
+            raise ValueError(
+                f"distribution: expected one of two levels, such as onestep.noise.LogUniformSigma ({one_line(error)})"
+            ) from error
+        self.last = float(self.whole.cdf(torch.tensor(sigma_end, dtype=torch.float64)))
+        self.begins, self.ends, self.share = begins, ends, 1.0
+
+    def after(self, progress: float) -> Self:
+        annealed = copy(self)
+        annealed.share = float(np.interp(progress, [self.begins, self.ends], [1.0, self.last]))
+        return annealed
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.whole.quantile(u * self.share)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return (self.whole.cdf(sigma) / self.share).clamp(max=1)

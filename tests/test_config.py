@@ -38,6 +38,7 @@ REQUIRED = {
     "teacher/local": ["teacher.path=digits"],
     "experiment/digits_sr": ["teacher.path=digits"],
     "features/local": ["features.path=digits"],
+    "sigma/annealed": ["sigma.sigma_end=1"],
     "experiment/fashion": ["data.path={stores}/idx"],
     "experiment/pretrain/fashion": ["data.path={stores}/idx"],
     "experiment/features/fashion": ["data.path={stores}/idx", "held_out.split=train"],

@@ -1,12 +1,15 @@
 """The noise convention and the distributions of sigma."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from scipy import stats
 
 from onestep.noise import (
+    AnnealedSigma,
     KarrasSigma,
     LogNormalSigma,
     LogUniformSigma,
@@ -23,6 +26,7 @@ DISTRIBUTIONS = {
     "log_uniform": (LogUniformSigma(0.02, 80.0), stats.loguniform(0.02, 80.0)),
     "karras": (KarrasSigma(0.02, 80.0), None),
     "res_shift": (ResShiftSigma(0.04, 99.5), None),
+    "annealed": (AnnealedSigma(KarrasSigma, 0.02, 80.0, 5.0, 0.0, 1.0).after(0.5), None),
 }
 distributions = pytest.mark.parametrize(
     "distribution", [distribution for distribution, _ in DISTRIBUTIONS.values()], ids=DISTRIBUTIONS
@@ -99,3 +103,40 @@ def test_bad_ranges_are_refused(distribution: type, sigma_min: float, sigma_max:
 def test_bad_log_std_is_refused() -> None:
     with pytest.raises(ValueError, match="log_std=0.0: expected a number above 0 and at most 10"):
         LogNormalSigma(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "distribution, root", [(KarrasSigma, lambda sigma: sigma ** (1 / 7)), (LogUniformSigma, math.log)]
+)
+def test_the_highest_level_falls(distribution: type, root: Callable[[float], float]) -> None:
+    """Linearly in the root or logarithm that is uniform, between a fifth and three fifths of the training."""
+    annealed = AnnealedSigma(distribution, 0.02, 80.0, 5.0, begins=0.2, ends=0.6)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    levels = {part: annealed.after(part).quantile(ends).tolist() for part in (0.0, 0.2, 0.3, 0.5, 0.6, 1.0)}
+    assert [lowest for lowest, _ in levels.values()] == pytest.approx([0.02] * 6, rel=1e-9)
+    first, last = root(80.0), root(5.0)
+    expected = [first, first, 0.75 * first + 0.25 * last, 0.25 * first + 0.75 * last, last, last]
+    assert [root(highest) for _, highest in levels.values()] == pytest.approx(expected, rel=1e-9)
+    assert torch.equal(annealed.quantile(ends), distribution(0.02, 80.0).quantile(ends))  # the object is of the start
+    assert annealed.after(0.4).cdf(torch.tensor([80.0])) == 1
+
+
+def test_the_highest_level_falls_at_once() -> None:
+    """As in ProlificDreamer."""
+    annealed = AnnealedSigma(LogUniformSigma, 0.02, 80.0, 5.0, begins=0.2, ends=0.2)
+    highest = [float(annealed.after(part).quantile(torch.tensor(1.0))) for part in (0.0, 0.19, 0.2, 1.0)]
+    assert highest == pytest.approx([80.0, 80.0, 5.0, 5.0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((KarrasSigma, 0.02, 80.0, 80.0, 0.0, 1.0), "sigma_end=80.0: expected a level above sigma_min=0.02 and below"),
+        ((KarrasSigma, 0.02, 80.0, 0.01, 0.0, 1.0), "sigma_end=0.01: expected a level above sigma_min=0.02 and below"),
+        ((KarrasSigma, 0.02, 80.0, 1.0, 0.5, 0.4), "begins=0.5, ends=0.4: expected begins <= ends"),
+        ((LogNormalSigma, 0.02, 80.0, 1.0, 0.0, 1.0), "distribution: expected one of two levels, such as"),
+    ],
+)
+def test_annealing_that_there_is_not(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        AnnealedSigma(*arguments)

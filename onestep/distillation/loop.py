@@ -100,6 +100,8 @@ def updates(
         SkippedStepError: see :meth:`onestep.engine.optimizer.GuardedOptimizer.step`.
     """
     weights = parts.generator.weights(iteration * parts.settings.batch_size)
+    progress = iteration / parts.settings.iterations
+    parts = replace(parts, sigma=parts.sigma.after(progress), fake_sigma=parts.fake_sigma.after(progress))
     step = exit_step(parts.run.seed, iteration, parts.student.network_evaluations)
     number, batches = -1, list[MicroBatch]()
     for position, update in enumerate(parts.updates):

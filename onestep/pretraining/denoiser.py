@@ -103,7 +103,8 @@ def _update(parts: Pretraining, iteration: int, data: Sequence[Batch]) -> None:
     # Dropout uses torch's global rng. Only it depends on the numbers of processes and micro-batches.
     rng = seeded_rng(run.seed, run.accelerator.process_index, iteration, device=run.device)
     torch.manual_seed(rng.initial_seed())
-    sigma_and_noise = (random.sigma(parts.sigma), random.normal(x_real.shape[1:]))
+    sigma = parts.sigma.after(iteration / settings.iterations)
+    sigma_and_noise = (random.sigma(sigma), random.normal(x_real.shape[1:]))
     images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, random)
     micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *sigma_and_noise))
     for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):

@@ -15,21 +15,27 @@ from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
 from onestep.data.classes import ClassSubset
 from onestep.data.digits import Digits
+from onestep.distillation import report
+from onestep.distillation.loop import updates
+from onestep.engine.batches import Batches
+from onestep.evaluation import views
 from onestep.evaluation.views import ViewsReport, best_hull
 from onestep.export.export import export
 from onestep.metrics.classifier import load_classifier
 from onestep.models.scene.hull import visual_hull
 from onestep.models.scene.scene import Scene
+from onestep.noise import AnnealedSigma
 from onestep.objectives.scenes import Opacity, Sparsity, TotalVariation
 from onestep.objectives.terms import GeneratorTerm, TermInputs
 from onestep.profiling.subject import Subject
-from onestep.seeding import one_hot
+from onestep.seeding import BatchRandom, one_hot
 from tests.helpers.configs import TINY, configure, refused, tiny_config
 from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5
+from tests.helpers.scenes import FRONT, VIEWS, scene
 from tests.helpers.scripts import run_python
 
 AMBIGRAM = ("experiment=ambigram",)
-VIEWS = [[0.0, 0.0, 0.0], [90.0, 0.0, 0.0], [0.0, 90.0, -90.0]]
+ANNEALED = ("sigma=annealed", "sigma.sigma_end=0.5", "sigma@fake_sigma=annealed", "fake_sigma.sigma_end=1")
 SHORT = ("training.total_images=48", "training.evaluate_every=2", "training.checkpoint_every=3")
 
 
@@ -41,11 +47,20 @@ def config(output: Path, *overrides: str) -> object:
     return tiny_config(output, *AMBIGRAM, *overrides)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write no pictures, which take longer than what is tested."""
+    for module, name in (
+        (report, "save_curves"), (report, "save_side_by_side"), (views, "save_turntable"), (views, "save_views"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of six iterations."""
     folder = tmp_path_factory.mktemp("ambigram") / "run"
-    distill(tiny_config(folder, *AMBIGRAM, "terms=[sparsity,total_variation]"))
+    distill(tiny_config(folder, *AMBIGRAM, *ANNEALED, "terms=[sparsity,total_variation]"))
     return folder
 
 
@@ -58,14 +73,14 @@ def test_the_files_of_a_run(finished: Path) -> None:
     # The hull of real digits, which six iterations are far from; nobody takes a ball for a 3.
     assert min(of_view["accuracy"] for of_view in summary["views"]["hull"].values()) > 0.75
     assert summary["views"]["initial"]["3"]["accuracy"] < 0.1
-    scene = Scene.from_pretrained(finished / "generator")
-    assert torch.equal(torch.from_numpy(np.load(finished / "density.npz")["density"]), scene.density.detach())
+    solid = Scene.from_pretrained(finished / "generator")
+    assert torch.equal(torch.from_numpy(np.load(finished / "density.npz")["density"]), solid.density.detach())
     with Image.open(finished / "turntable.gif") as picture:
         assert picture.size == (96, 96) and getattr(picture, "n_frames", 1) > 50
     with Image.open(finished / "views.png") as picture:
         assert picture.size == (10 * 100, 3 * 100)
     raw = load_file(finished / "generator_raw" / "scene.safetensors")["logits"]
-    assert (raw - scene.logits).abs().max() > 1e-3  # the average
+    assert (raw - solid.logits).abs().max() > 1e-3  # the average
 
 
 @pytest.mark.parametrize("objective", ["sds", "diff_instruct", "sim", "sid"])
@@ -77,14 +92,15 @@ def test_objectives_of_one_scene(objective: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", ["digits", "none"])
+@pytest.mark.usefixtures("no_pictures")
 def test_only_classes_with_a_view_are_drawn(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By training, interim evaluation, grids and diagnosis; a scene refuses the others."""
     drawn = set()
     cameras = Scene.cameras
 
-    def record(scene: Scene, latents: Tensor, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def record(solid: Scene, latents: Tensor, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         drawn.update(condition["labels"].argmax(1).tolist())
-        return cameras(scene, latents, condition)
+        return cameras(solid, latents, condition)
 
     monkeypatch.setattr(Scene, "cameras", record)
     options = ("generator.labels=uniform", "diagnosis.samples=16", "objective=sds", "features=none", f"data={data}")
@@ -104,7 +120,6 @@ def test_only_classes_with_a_view_are_drawn(data: str, tmp_path: Path, monkeypat
         (("shard=true",), "shard=true: the grid of a scene is not sharded"),
         (("student.image_shape=[1,16,16]",), "the student does not fit the data: resolution [16, 16] against [8, 8]"),
         (("student.label_dim=9",), "the student does not fit the data: classes 9 against 10"),
-        (("student.classes=[3,7]",), "student: classes=[3, 7] have 3 views: expected different classes"),
         (("student.distance=1",), "student.distance=1: expected a number above 1.75"),
         (("generator.sigma_init=0.5",), "generator.sigma_init=0.5 has no effect: student=... replaces the generator"),
         (("generator.frozen=[*]",), "generator.frozen"),
@@ -119,6 +134,28 @@ def test_what_a_scene_cannot_do(overrides: Sequence[str], message: str, tmp_path
     assert "\n" not in found
 
 
+def test_annealed_levels_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shares of the distributions in each iteration: first the critics' levels, then the generator's."""
+    parts = build_distillation(config(tmp_path, *ANNEALED, "features=none"))  # type: ignore[arg-type]
+    shares = []
+    draw = BatchRandom.sigma
+
+    def record(random: BatchRandom, distribution: AnnealedSigma) -> Tensor:
+        shares.append(distribution.share)
+        return draw(random, distribution)
+
+    monkeypatch.setattr(BatchRandom, "sigma", record)
+    data = next(Batches(parts.run, parts.settings, parts.data).start_at(0))
+    for iteration in (0, 3):  # of six
+        list(updates(parts, iteration, parts.run.random(parts.settings, iteration), data))
+
+    def root(sigma: float) -> float:
+        return sigma ** (1 / 7) - parts.method.teacher.sigma_min ** (1 / 7)
+
+    assert shares == pytest.approx([1, 1, (1 + root(1) / root(2)) / 2, (1 + root(0.5) / root(2)) / 2])
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("objective", ["f_distill", "uni_instruct"])
 def test_several_objects_have_a_ratio(objective: str, tmp_path: Path) -> None:
     many = ("student.objects=4", "student.randomness=0.1", "discriminator=teacher_features", "features=none")
@@ -129,6 +166,7 @@ def test_several_objects_have_a_ratio(objective: str, tmp_path: Path) -> None:
         assert picture.size == (4 * 100, 3 * 100)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_variety_of_several_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The objects begin nearly equal, and the teacher's samples of a class differ, even of two steps."""
     many = ("student.objects=4", "student.randomness=0.1", "training.total_images=16", "objective=sds")
@@ -154,7 +192,7 @@ def test_regularisers_of_other_students(tmp_path: Path) -> None:
     ],
 )
 def test_values_of_the_regularisers(term: GeneratorTerm, expected: list[float]) -> None:
-    solid = Scene([1, 3, 3], 10, [3], [VIEWS[0]], size=3).requires_grad_(False)
+    solid = scene(size=3).requires_grad_(False)
     depths = torch.zeros(1, 3, 3, 3)
     depths[..., 1] = 4.0
     opacities = torch.tensor([[[[0.0, 0.5], [1.0, 1.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
@@ -162,10 +200,12 @@ def test_values_of_the_regularisers(term: GeneratorTerm, expected: list[float]) 
     assert term.losses(inputs).tolist() == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_resumed_scene_is_the_same(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = (*AMBIGRAM, "terms=[sparsity,total_variation]", "training.checkpoint_every=3", "features=none")
-    distill_until_iteration_5(monkeypatch, tiny_config(tmp_path, *overrides))
-    distill(tiny_config(tmp_path, *overrides, "resume=auto"))
+    """Annealed noise levels too."""
+    same = (*AMBIGRAM, *ANNEALED, "terms=[sparsity,total_variation]", "training.checkpoint_every=3", "features=none")
+    distill_until_iteration_5(monkeypatch, tiny_config(tmp_path, *same))
+    distill(tiny_config(tmp_path, *same, "resume=auto"))
     assert_same_checkpoint(*(folder / "checkpoints" / "iteration_00000006" for folder in (finished, tmp_path)))
 
 
@@ -192,7 +232,7 @@ def test_a_hull_shows_nothing_but_its_images() -> None:
     """Of compatible images the hull shows all, and of others a part."""
     box = torch.zeros(8, 8, 8)
     box[1:3, 2:7, 3:5] = 1.0  # z, y, x
-    solid = Scene([1, 8, 8], 10, [3, 7, 4], VIEWS, size=8, oversampling=1).requires_grad_(False)
+    solid = scene(classes=[3, 7, 4], views=VIEWS, oversampling=1).requires_grad_(False)
     numbers = torch.zeros(3, dtype=torch.long)
 
     def views_of(depths: Tensor) -> Tensor:
@@ -213,7 +253,7 @@ def test_the_verdict_of_an_extruded_digit() -> None:
     digits = Digits()
     assert digits.labels is not None
     three = digits.images[digits.labels[:, 3] == 1][0, 0]
-    solid = Scene([1, 8, 8], 10, [3], [VIEWS[0]], size=8, jitter=[5, 5, 5], shift=0.05).requires_grad_(False)
+    solid = scene(classes=[3], views=[FRONT], jitter=[5, 5, 5], shift=0.05).requires_grad_(False)
     depths = -torch.log1p(-((three + 1) / 2).clamp(max=0.98)) / 8
     report = ViewsReport(load_classifier("digits"), None, no_teacher)
     verdict = report.judge(solid.with_depths(depths.expand(1, 8, 8, 8)))
@@ -227,7 +267,7 @@ def test_images_of_some_classes() -> None:
     images, condition = subset.__getitems__(range(len(subset)))
     assert {*condition["labels"].argmax(1).tolist()} == {3, 7} and subset.class_cycle == [3, 7]
     assert len(images) == 183 + 179 and subset.fingerprint() != Digits().fingerprint()
-    best = best_hull(Scene([1, 8, 8], 10, [3, 7], VIEWS[:2], size=8).requires_grad_(False), subset)
+    best = best_hull(scene().requires_grad_(False), subset)
     assert best.logits.shape == (1, 8, 8, 8)
     with pytest.raises(ValueError, match=r"no images of the classes \[4\]"):
         ClassSubset(subset, [3, 4])
@@ -255,5 +295,5 @@ def test_two_processes_train_the_same_scene(tmp_path: Path) -> None:
     start = Scene.from_pretrained(tmp_path / "one" / "generator").initial().logits
     assert (one - start).abs().max() > 0.1
     torch.testing.assert_close(two, one, rtol=0, atol=1e-3)
-    views = [json.loads((tmp_path / name / "summary.json").read_text())["views"] for name in ("two", "one")]
-    assert views[0]["hull"] == views[1]["hull"]
+    found = [json.loads((tmp_path / name / "summary.json").read_text())["views"] for name in ("two", "one")]
+    assert found[0]["hull"] == found[1]["hull"]

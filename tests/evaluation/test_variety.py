@@ -14,7 +14,7 @@ from onestep.evaluation.variety import variety_of
 from onestep.evaluation.views import ViewsReport
 from onestep.images import to_uint8
 from onestep.metrics.classifier import load_classifier
-from onestep.models.scene.scene import Scene
+from tests.helpers.scenes import FRONT, scene
 
 
 def digits_of(label: int, count: int) -> Tensor:
@@ -39,8 +39,7 @@ def test_distances_of_pairs() -> None:
 def test_objects_differ_as_their_digits_and_not_by_their_cameras() -> None:
     """Three real digits, as deep as the cube, are as far from each other in their view as the digits are."""
     classifier, digits = load_classifier("digits"), digits_of(3, 3).clamp(max=0.98)
-    views = [[0.0, 0.0, 0.0]]
-    solid = Scene([1, 8, 8], 10, [3], views, size=8, jitter=[9, 9, 9], shift=0.1, oversampling=1).requires_grad_(False)
+    solid = scene(classes=[3], views=[FRONT], jitter=[9, 9, 9], shift=0.1, oversampling=1).requires_grad_(False)
     depths = -torch.log1p(-(digits + 1) / 2) / 8
 
     def same(latents: Tensor, condition: Condition, noises: Iterator[Tensor]) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 from onestep.models.scene.render import blob, cast_rays, opacity, optical_depth, rotations
 from onestep.models.scene.scene import Scene
 from onestep.seeding import one_hot
+from tests.helpers.scenes import FRONT, SIDE, TOP, scene
 
-FRONT, SIDE, TOP = (0.0, 0.0, 0.0), (90.0, 0.0, 0.0), (0.0, 90.0, 0.0)
 CENTRED = torch.zeros(1, 2, dtype=torch.float64)
 
 
@@ -23,13 +23,6 @@ def depth_of(density: Tensor, view: tuple[float, ...], resolution: int, samples:
     """The optical depth [H, W] of one density [N, N, N] from one view."""
     rotation = rotations(torch.tensor([view], dtype=density.dtype))
     return optical_depth(density[None], cast_rays(rotation, shift.to(density), resolution, samples, distance))[0]
-
-
-def scene(**options: object) -> Scene:
-    settings: dict[str, object] = {
-        "image_shape": [1, 8, 8], "label_dim": 10, "classes": [3, 7], "views": [FRONT, SIDE], "size": 8,
-    }  # fmt: skip
-    return Scene(**{**settings, **options})  # type: ignore[arg-type]
 
 
 def test_the_axes_of_a_box() -> None:

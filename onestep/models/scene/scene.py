@@ -74,14 +74,14 @@ class Scene(nn.Module):
         label_dim: Count,
         classes: Annotated[Sequence[NonNegativeInt], MinLen(1)],
         views: Annotated[Sequence[Angles], MinLen(1)],
-        size: GridSize = 16,
-        objects: Annotated[int, Ge(1), Le(4096)] = 1,
-        jitter: Jitter = (0.0, 0.0, 0.0),
-        shift: Annotated[float, Ge(0), Le(1)] = 0.0,
-        distance: Distance | None = None,
-        oversampling: Annotated[int, Ge(1), Le(8)] = 2,
-        depth: Positive = 0.5,
-        randomness: NonNegative = 0.0,
+        size: GridSize,
+        objects: Annotated[int, Ge(1), Le(4096)],
+        jitter: Jitter,
+        shift: Annotated[float, Ge(0), Le(1)],
+        distance: Distance | None,
+        oversampling: Annotated[int, Ge(1), Le(8)],
+        depth: Positive,
+        randomness: NonNegative,
     ) -> None:
         super().__init__()
         self.config = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
@@ -106,14 +106,24 @@ class Scene(nn.Module):
     def forward(
         self, latents: Tensor, condition: Condition = NO_CONDITION, noises: Iterator[Tensor] | None = None
     ) -> Tensor:
-        """Renders [B, C, H, W] in [-1, 1] for ``latents`` [B, 6] ~ N(0, I); there are no later steps."""
+        """Renders [B, C, H, W] in [-1, 1] for ``latents`` [B, 6] ~ N(0, I); there are no later steps.
+
+        Raises:
+            ValueError: for a class without a view, and as :meth:`simulate`.
+        """
+        labels = condition.get("labels", latents.new_zeros(0, self.label_dim))
+        if unseen := sorted({*labels.argmax(1).tolist()} - {*self.classes}):
+            raise ValueError(f"classes {unseen} have no view, only {self.classes} have: set student.classes and views")
         return self.simulate([latents], condition)
 
     def simulate(self, noises: Sequence[Tensor], condition: Condition = NO_CONDITION) -> Tensor:
         """The renders [B, C, H, W] for the latents, the only ones of ``noises``.
 
+        The classes must have a view. A training makes sure of it before it starts, as a check here would wait for the
+        device in each iteration.
+
         Raises:
-            ValueError: for a condition without classes, or a class without a view.
+            ValueError: for a condition that is not of classes.
         """
         (latents,) = noises
         with torch.autocast(latents.device.type, enabled=False):
@@ -127,12 +137,8 @@ class Scene(nn.Module):
                 "with classes"
             )
         labels = condition["labels"].to(latents)
-        of_views = labels[:, self.classes]
-        if not bool((of_views.sum(1) == 1).all()):
-            found = sorted({*labels.argmax(1).tolist()} - {*self.classes})
-            raise ValueError(f"classes {found} have no view, only {self.classes} have: set student.classes and views")
         uniform = torch.special.ndtr(latents)
-        degrees = of_views @ latents.new_tensor(self.views)
+        degrees = labels[:, self.classes] @ latents.new_tensor(self.views)
         degrees = degrees + (2 * uniform[:, :3] - 1) * latents.new_tensor(self.jitter)
         objects = (uniform[:, 5] * len(self.logits)).long().clamp(max=len(self.logits) - 1)
         return degrees, (2 * uniform[:, 3:5] - 1) * self.shift, objects
