@@ -87,8 +87,9 @@ def _autoencoder(record: dict[str, Any]) -> Autoencoder:
     options = _pipeline_options(record)
     if (changes := options["vae_config"]) is None:
         return Autoencoder.from_pretrained(*_teacher_pipeline(record))
-    folder = autoencoder_folder(options["path"], bool(options["local_files_only"]), options["revision"])
-    return Autoencoder.from_pretrained(folder, options["variant"], changes)
+    variant = options["variant"]
+    folder = autoencoder_folder(options["path"], bool(options["local_files_only"]), options["revision"], variant)
+    return Autoencoder.from_pretrained(folder, variant, changes)
 
 
 def _pipeline_options(record: dict[str, Any]) -> dict[str, Any]:

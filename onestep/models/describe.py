@@ -44,8 +44,8 @@ def describe(path: Path) -> str:
         return str(error)
     if not is_safetensors(path):
         return (
-            f"{path} is a single file: expected a folder. For a network of EDM's format use teacher=local; a single "
-            f"file of another checkpoint becomes a folder by {_single_file(path)}"
+            f"{path} is a single file: expected a folder. For a network of EDM's format use teacher=local; that of a "
+            f"Stable Diffusion becomes a folder, where it may run code, by {_single_file(path)}"
         )
     try:
         with open_tensors(path) as file:
@@ -70,8 +70,8 @@ def _describe_folder(folder: Path) -> str:
         return _describe_lora(folder)
     if pickles := [file.name for file in files if file.suffix in _PICKLES]:
         return (
-            f"{folder} has its weights as {pickles[0]}, which can run code and is not opened: in an environment that "
-            "may run it, load and save it again with diffusers, by save_pretrained(..., safe_serialization=True)"
+            f"{folder} has its weights as {pickles[0]}, which can run code and is not opened: where it may run, make "
+            f"safetensors of it by {_converting(folder)} and give NEW"
         )
     if singles := [file for file in files if file.suffix == ".safetensors"]:
         return describe(singles[0]) if not (folder / "config.json").is_file() else f"found {singles[0].name}"
@@ -87,4 +87,16 @@ def _describe_lora(path: Path) -> str:
 
 
 def _single_file(path: Path) -> str:
-    return f'diffusers\' StableDiffusionPipeline.from_single_file("{path}").save_pretrained("FOLDER")'
+    command = _python(f"StableDiffusionPipeline.from_single_file('{path}', config='BASE')")
+    return f"{command}, with BASE the folder of a pipeline of its kind"
+
+
+def _converting(folder: Path) -> str:
+    """The command that saves the pipeline or network in ``folder``, or that it is a part of, as safetensors."""
+    if (folder.parent / "model_index.json").is_file():
+        return _python(f"DiffusionPipeline.from_pretrained('{folder.parent}')")
+    return _python(f"AutoModel.from_pretrained('{folder}')")
+
+
+def _python(model: str) -> str:
+    return f"python -c \"import diffusers; diffusers.{model}.save_pretrained('NEW')\""

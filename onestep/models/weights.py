@@ -6,6 +6,7 @@ first, and compared with them. Nothing is unpickled, and no name in a file is im
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ TRANSFORMERS_BASE = "model"
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _NUMBER_LIMIT = 2**20  # of integers in a config; real ones, such as vocabularies, have less than 300,000
 _BUFFER_LIMIT = 2**24  # numbers in buffers that are computed, such as tables of positions
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _FOREIGN_CODE = ("auto_map", "quantization_config", "custom_pipelines", "trust_remote_code")
 _FOREIGN_KERNELS = ("_attn_implementation", "attn_implementation", "_experts_implementation")
 
@@ -62,7 +64,7 @@ class Weights:
 
     @classmethod
     def find(cls, folder: Path, base: str = DIFFUSERS_BASE, variant: str | None = None, floats: bool = True) -> Self:
-        """The weights in ``folder``; those of the default if it lacks the ``variant``.
+        """The weights in ``folder``: those of the ``variant``, else of the default, else of its only variant.
 
         Args:
             folder: the network's folder.
@@ -71,10 +73,11 @@ class Weights:
             floats: require floating-point numbers in all tensors.
 
         Raises:
-            ValueError: if there are none as safetensors, a file is damaged or outside the folder, or a tensor is of
-                another dtype.
+            ValueError: if there are none as safetensors, or several variants and no default, a file is damaged or
+                outside the folder, or a tensor is of another dtype.
         """
-        for chosen in dict.fromkeys((variant, None)):
+        present = _variants(folder, base)
+        for chosen in dict.fromkeys((variant, None, *(present if len(present) == 1 else ()))):
             if files := _files(folder, base, chosen):
                 names: dict[str, str] = {}
                 shapes: dict[str, tuple[int, ...]] = {}
@@ -85,13 +88,19 @@ class Weights:
                     names[plain] = name
                 if len(names) < len(shapes):
                     raise ValueError(f"{folder}: tensors whose names differ by a prefix alone")
+                if chosen not in (variant, None):
+                    warnings.warn(f"{folder}: its weights are of the variant {chosen} alone: read", stacklevel=2)
                 return cls(folder, files, chosen, {plain: shapes[name] for plain, name in names.items()}, names)
-        raise ValueError(_absent(folder, base, variant))
+        raise ValueError(_absent(folder, base, present))
 
     @property
     def count(self) -> int:
         """The number of numbers in all tensors."""
         return sum(map(prod, self.shapes.values()))
+
+    def default_name(self, file: Path) -> str:
+        """The name of one of the ``files`` as weights of the default; shards keep theirs."""
+        return file.name if self.variant is None else file.name.replace(f".{self.variant}.", ".")
 
     def renamed(self, rename: Callable[[str], str]) -> Self:
         """The same weights by other names."""
@@ -264,7 +273,8 @@ def _shapes(path: Path, floats: bool) -> dict[str, tuple[int, ...]]:
 
 def _plain(names: list[str]) -> list[str]:
     """The ``names`` without the prefixes of wrappers."""
-    names = [name.replace("_orig_mod.", "") for name in names]  # also of submodules that were compiled
+    for wrapper in _WRAPPERS:  # also of submodules
+        names = [name.replace(wrapper, "") for name in names]
     while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
     return names
@@ -276,10 +286,14 @@ def _difference(name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
     return f"{name[:200]} ({found[name]}, expected {expected.get(name, 'none of this name')})"
 
 
-def _absent(folder: Path, base: str, variant: str | None) -> str:
+def _variants(folder: Path, base: str) -> list[str]:
+    """The variants of the weights in ``folder``, without the default."""
     others = (*folder.glob(f"{base}.*.safetensors"), *folder.glob(f"{base}.safetensors.index.*.json"))
     names = (file.name.removeprefix(f"{base}.").removeprefix("safetensors.index.") for file in others)
-    variants = sorted({re.split(r"[.-]", name)[0] for name in names})
+    return sorted({re.split(r"[.-]", name)[0] for name in names})
+
+
+def _absent(folder: Path, base: str, variants: list[str]) -> str:
     if variants:
-        return f"{folder} has weights of the variant {', '.join(variants)} alone: set teacher.variant={variants[0]}"
+        return f"{folder} has weights of the variants {', '.join(variants)} alone: set teacher.variant={variants[0]}"
     return f"no weights {base}.safetensors in {folder}: {describe(folder)}"

@@ -98,3 +98,28 @@ def test_only_data_is_asked_for(variant: str | None, tmp_path: Path, monkeypatch
     for one in asked[1:]:
         found |= set(filter_repo_objects([*data, *programs], allow_patterns=one["allow_patterns"]))
     assert set(data) <= found and not found & set(programs)
+
+
+def test_weights_of_another_variant_are_asked_for_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hub whose network has both, whose encoder has the default alone, and whose autoencoder fp16 alone."""
+    index = {"unet": ["diffusers", "A"], "text_encoder": ["transformers", "B"], "vae": ["diffusers", "C"]}
+    contents = {INDEX: json.dumps({"_class_name": "P", **index})} | {f"{name}/config.json": "{}" for name in index}
+    stem = "diffusion_pytorch_model"
+    weights = [f"unet/{stem}.fp16.safetensors", f"unet/{stem}.safetensors", f"vae/{stem}.fp16.safetensors"]
+    contents |= dict.fromkeys([*weights, "text_encoder/model.safetensors"], "")
+
+    def download(path: str, *names: str, allow_patterns: list[str] | None = None, **options: Any) -> str:
+        for name in filter_repo_objects(contents, allow_patterns=allow_patterns or list(names)):
+            (tmp_path / path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path / name).write_text(contents[name])
+        return str(tmp_path / path / (names[0] if names else ""))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for name, variant, network in (("half", "fp16", weights[0]), ("plain", None, weights[1])):
+        folder = pipeline_folder(name, variant=variant)
+        found = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.safetensors"))
+        assert found == sorted([network, "text_encoder/model.safetensors", weights[2]])
+    monkeypatch.setitem(contents, "config.json", "{}")
+    monkeypatch.setitem(contents, f"{stem}.fp16.safetensors", "")
+    assert {file.name for file in autoencoder_folder("vae").iterdir()} == {"config.json", f"{stem}.fp16.safetensors"}

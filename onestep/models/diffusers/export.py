@@ -19,7 +19,7 @@ import numpy as np
 
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
-from onestep.models.diffusers.folder import INDEX, PipelineIndex, part_files
+from onestep.models.diffusers.folder import INDEX, PipelineIndex, part_files, required_parts
 from onestep.models.diffusers.schedule import build_scheduler, tabulated_timesteps
 from onestep.models.generator import Generator
 from onestep.reading import read_json
@@ -28,7 +28,7 @@ _LORA_USAGE = """
 
 # The same generator from the teacher and pytorch_lora_weights.safetensors, the LoRA change:
 # import diffusers
-# pipeline = DiffusionPipeline.from_pretrained("<the teacher>")
+# pipeline = DiffusionPipeline.from_pretrained("<the teacher>"{without})
 # pipeline.load_lora_weights("{name}")
 # pipeline.scheduler = diffusers.{scheduler}.from_pretrained("{name}", subfolder="scheduler")"""
 _COPIED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # neither pickles nor code
@@ -53,21 +53,28 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path, varian
         factor = Autoencoder.from_pretrained(teacher, variant).downsampling
         height, width = (side * factor for side in denoiser.image_shape[1:])
         arguments |= {"height": height, "width": width}
-    index = PipelineIndex.read(teacher / INDEX)
+    index = PipelineIndex.of(teacher)
+    pipeline_class: Any = getattr(diffusers, index.kind)
     content = read_json(teacher / INDEX, dict[str, Any])
     network = next(name for name, kind in index.components.items() if kind == type(denoiser.network).__name__)
     for name in index.components:
         if name not in (network, "scheduler"):
             _copy(teacher / name, output / name, variant)
     if denoiser.config["lora"] is not None:
-        _save_lora(getattr(diffusers, index.kind), network, denoiser, output)
+        _save_lora(pipeline_class, network, denoiser, output)
     _without_lora(denoiser).save_pretrained(output / network)
     scheduler.save_pretrained(output / "scheduler")
+    absent = {name for name, entry in content.items() if isinstance(entry, list)} - set(index.components)
+    content |= {name: [None, None] for name in sorted(absent)}
     content["scheduler"] = ["diffusers", type(scheduler).__name__]
     (output / INDEX).write_text(json.dumps(content, indent=2) + "\n")
-    usage = _usage(output.name, generator, arguments)
+    # Of an absent part that is not optional for diffusers, such as SD3's third encoder, it must be told.
+    told = [name for name in required_parts(pipeline_class) if name not in {*index.components, "scheduler"}]
+    told = [name for name in told if name not in pipeline_class._optional_components]
+    without = "".join(f", {name}=None" for name in told)
+    usage = _usage(output.name, generator, arguments, without)
     if denoiser.config["lora"] is not None:
-        usage += _LORA_USAGE.format(name=output.name, scheduler=type(scheduler).__name__)
+        usage += _LORA_USAGE.format(name=output.name, scheduler=type(scheduler).__name__, without=without)
     return usage
 
 
@@ -143,13 +150,12 @@ def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:
 def _copy(source: Path, target: Path, variant: str | None) -> None:
     """Copy a component with its weights once, under the names of the default."""
     target.mkdir(parents=True)
-    for file in part_files(source, variant):
+    for file, name in part_files(source, variant).items():
         if file.suffix in _COPIED_SUFFIXES:
-            name = file.name if variant is None else file.name.replace(f".{variant}.", ".")  # shards keep theirs
             shutil.copyfile(file, target / name)
 
 
-def _usage(name: str, generator: Generator, arguments: dict[str, Any]) -> str:
+def _usage(name: str, generator: Generator, arguments: dict[str, Any], without: str) -> str:
     given: dict[str, Any] = {"num_inference_steps": generator.network_evaluations, "guidance_scale": 1.0} | arguments
     seeding = ""
     if "sigmas" in arguments:  # pipelines of flow matching pass no rng to the scheduler
@@ -160,7 +166,7 @@ def _usage(name: str, generator: Generator, arguments: dict[str, Any]) -> str:
     return f"""import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{name}")  # this folder, or its id on the hub
+pipeline = DiffusionPipeline.from_pretrained("{name}"{without})  # this folder, or its id on the hub
 {seeding}images = pipeline(
     "a photo of a cat",
 {lines}).images"""

@@ -4,8 +4,10 @@ The folder may come from anybody. Its index is data: no module that it names is 
 """
 
 import importlib.util
+import inspect
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ INDEX = "model_index.json"
 SCHEDULER_CONFIG = "scheduler_config.json"
 
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last for the safety checker, which is not used
+#: What pipelines work without: the third encoder is SD3's.
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder", "text_encoder_3", "tokenizer_3")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
@@ -35,6 +39,20 @@ class PipelineIndex:
     kind: str
     components: dict[str, str]
     settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, folder: Path) -> "PipelineIndex":
+        """The index of the pipeline in ``folder``, without the optional components that are not there.
+
+        Raises:
+            ValueError: as :meth:`read`.
+        """
+        index = cls.read(folder / INDEX)
+        missing = [name for name in _OPTIONAL if name in index.components and not (folder / name).is_dir()]
+        if missing:
+            warnings.warn(f"{folder} is read without {', '.join(missing)}: there is no such folder", stacklevel=2)
+        present = {name: kind for name, kind in index.components.items() if name not in missing}
+        return cls(index.kind, present, index.settings)
 
     @classmethod
     def read(cls, file: Path) -> "PipelineIndex":
@@ -63,6 +81,12 @@ class PipelineIndex:
             elif not name.startswith("_") and entry != [None, None]:
                 settings[name] = entry
         return cls(kind, components, settings)
+
+
+def required_parts(pipeline_class: Any) -> list[str]:
+    """The names of the components that a pipeline's constructor asks for, if only as None."""
+    arguments = inspect.signature(pipeline_class.__init__).parameters.values()
+    return [argument.name for argument in arguments if argument.default is argument.empty and argument.name != "self"]
 
 
 def _is_known(library: str) -> bool:
@@ -97,23 +121,23 @@ def pipeline_folder(
     with downloading(expected):
         index = PipelineIndex.read(Path(hf_hub_download(path, INDEX, **options)))
         names = list(index.components)
-        patterns = [f"{name}/{file}" for name in names for file in ("*.json", "*.txt", "*.model")]
-        download = Path(
-            snapshot_download(path, allow_patterns=[INDEX, *patterns, *_weights(names, variant)], **options)
-        )
-        if variant is not None:  # some components may have the default weights alone
-            lacking = [name for name in names if not any((download / name).glob(f"*.{variant}*.safetensors"))]
-            snapshot_download(path, allow_patterns=[INDEX, *_weights(lacking, None)], **options)
-    return download
+        plain = [INDEX, *(f"{name}/{file}" for name in names for file in ("*.json", "*.txt", "*.model"))]
+        return _with_weights(
+            lambda patterns: Path(snapshot_download(path, allow_patterns=[*plain, *patterns], **options)),
+            names, variant,
+        )  # fmt: skip
 
 
-def autoencoder_folder(path: str, local_files_only: bool = False, revision: str | None = None) -> Path:
+def autoencoder_folder(
+    path: str, local_files_only: bool = False, revision: str | None = None, variant: str | None = None
+) -> Path:
     """The folder of an autoencoder alone, such as stabilityai/sd-vae-ft-mse, or the download of its hub id.
 
     Args:
         path: folder with config.json and safetensors, or hub id.
         local_files_only: if True, search the local cache alone for a hub id.
         revision: revision of a hub id; None for the newest.
+        variant: the variant of the weights; None for the default.
 
     Raises:
         ValueError: if there is none.
@@ -128,10 +152,12 @@ def autoencoder_folder(path: str, local_files_only: bool = False, revision: str 
         raise ValueError(expected)
     from huggingface_hub import snapshot_download
 
-    files = ["config.json", f"{DIFFUSERS_BASE}.safetensors"]
+    options: dict[str, Any] = {"local_files_only": local_files_only, "revision": revision}
     with downloading(expected):
-        place = snapshot_download(path, allow_patterns=files, local_files_only=local_files_only, revision=revision)
-    return Path(place)
+        return _with_weights(
+            lambda patterns: Path(snapshot_download(path, allow_patterns=["config.json", *patterns], **options)),
+            [""], variant,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -170,18 +196,21 @@ def _advice(error: BaseException | None) -> str:
     return ""
 
 
-def part_files(folder: Path, variant: str | None) -> list[Path]:
-    """The files of a pipeline's component in a fixed order, of its weights those of the ``variant`` alone.
+def part_files(folder: Path, variant: str | None) -> dict[Path, str]:
+    """The files of a pipeline's component in a fixed order, with their names in a pipeline without variant.
+
+    Of its weights it has those of the ``variant`` alone, see :meth:`Weights.find`.
 
     Raises:
-        ValueError: if it has weights, but none of the variant or the default.
+        ValueError: if it has weights, but none as safetensors.
     """
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    plain = [file for file in files if not _is_weights(file)]
+    plain = {file: file.name for file in files if not _is_weights(file)}
     if len(plain) == len(files) or not (folder / "config.json").is_file():
         return plain
     base = TRANSFORMERS_BASE if any(file.name.startswith(TRANSFORMERS_BASE) for file in files) else DIFFUSERS_BASE
-    return [*plain, *Weights.find(folder, base, variant, floats=False).files]
+    weights = Weights.find(folder, base, variant, floats=False)
+    return plain | {file: weights.default_name(file) for file in weights.files}
 
 
 def _is_weights(file: Path) -> bool:
@@ -211,8 +240,26 @@ def quiet() -> Iterator[None]:
                 logger.enable_progress_bar()
 
 
+def _with_weights(download: Callable[[list[str]], Path], components: list[str], variant: str | None) -> Path:
+    """The folder of a ``download`` of files by patterns, with the weights of the ``components``.
+
+    They are of the ``variant``; of a component that lacks it, of the default, and else of whatever variants there are.
+    """
+    lacking = components
+    for chosen in dict.fromkeys((variant, None, "*")):
+        if lacking:
+            folder = download(_weights(lacking, chosen))
+        networks = [name for name in lacking if (folder / name / "config.json").is_file()]
+        lacking = [name for name in networks if not _has_weights(folder / name, chosen)]
+    return folder
+
+
+def _has_weights(folder: Path, variant: str | None) -> bool:
+    return any(file for pattern in _weights([""], variant) for file in folder.glob(pattern))
+
+
 def _weights(components: list[str], variant: str | None) -> list[str]:
     middle = "" if variant is None else f".{variant}"
     bases = (DIFFUSERS_BASE, TRANSFORMERS_BASE)
     endings = (f"{middle}.safetensors", f"{middle}-?????-of-?????.safetensors")
-    return [f"{name}/{base}{ending}" for name in components for base in bases for ending in endings]
+    return [f"{name}/{base}{ending}".removeprefix("/") for name in components for base in bases for ending in endings]

@@ -1,5 +1,6 @@
 """Teachers from diffusers: network and noise schedule of a pipeline, as a frozen denoiser."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def load_diffusers(
     revision: Text | None,
     local_files_only: bool,
     pipeline: TeacherPipeline | None = None,
+    scheduler: PathText | None = None,
 ) -> DiffusersDenoiser:
     """A frozen teacher in eval mode, from a pipeline of diffusers or one of its networks; safetensors only.
 
@@ -39,25 +41,29 @@ def load_diffusers(
         revision: revision of a hub id; None for the newest.
         local_files_only: if True, search the local cache alone for a hub id.
         pipeline: autoencoder and text encoders of a latent or text-to-image teacher; None for none.
+        scheduler: file or folder of a scheduler's config, which has the noise schedule; None for the one that is with
+            the network.
 
     Raises:
         ValueError: if the path holds no supported network or pipeline.
     """
     folder, latent = Path(path).expanduser(), False
+    places: tuple[Path, ...]
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
         network_class = str(read_json(folder / "config.json", dict[str, Any]).get("_class_name"))
         if network_class not in FAMILIES:
             raise _unsupported(path, f"a network {network_class[:80]}")
-        scheduler = _scheduler_beside(folder)
+        places = (folder, folder / "scheduler", folder.parent / "scheduler")
     else:
         root = pipeline_folder(path, local_files_only, revision, variant)
-        index = PipelineIndex.read(root / INDEX)
+        index = PipelineIndex.of(root)
         name, network_class = _find_network(path, index)
         folder, latent = root / name, "vae" in index.components
-        scheduler = root / "scheduler" / SCHEDULER_CONFIG
-    config, scheduler_config = read_config(folder / "config.json"), read_scheduler(scheduler)
+        places = (root / "scheduler",)
+    config = read_config(folder / "config.json")
+    scheduler_config = read_scheduler(_find_scheduler(folder, places if scheduler is None else (Path(scheduler),)))
     weights = Weights.find(folder, variant=variant)
-    if variant is not None and weights.variant is None:
+    if variant not in (None, weights.variant):
         raise ValueError(f"teacher.variant={variant}: {folder} has no weights of it; set teacher.variant=null")
     denoiser = load_network(
         lambda: DiffusersDenoiser(network_class, config, scheduler_config, size, latent=latent),
@@ -88,12 +94,13 @@ def _unsupported(path: str, found: str) -> ValueError:
     )
 
 
-def _scheduler_beside(folder: Path) -> Path:
-    places = (folder, folder / "scheduler", folder.parent / "scheduler")
+def _find_scheduler(network: Path, places: Sequence[Path]) -> Path:
     for place in places:
-        if (place / SCHEDULER_CONFIG).is_file():
-            return place / SCHEDULER_CONFIG
+        for file in (place, place / SCHEDULER_CONFIG):
+            if file.is_file():
+                return file
     raise ValueError(
-        f"the network at {str(folder)!r} lacks its scheduler, which has the noise schedule: expected "
-        f"{SCHEDULER_CONFIG} in {' or '.join(map(repr, map(str, places)))}"
+        f"the network at {str(network)!r} lacks its scheduler, which has the noise schedule: expected "
+        f"{SCHEDULER_CONFIG} in {' or '.join(map(repr, map(str, places)))}, or teacher.scheduler=FILE with that of a "
+        "pipeline that it was trained from"
     )

@@ -14,7 +14,7 @@ from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.denoiser import Condition
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.families import FAMILIES, find_family
-from onestep.models.diffusers.folder import INDEX, PipelineIndex, autoencoder_folder, part_files, pipeline_folder
+from onestep.models.diffusers.folder import PipelineIndex, autoencoder_folder, part_files, pipeline_folder
 from onestep.models.diffusers.text_encoder import TextEncoder
 from onestep.models.weights import read_config
 from onestep.ranges import BatchSize, PathText, Side, Text, checked
@@ -70,7 +70,7 @@ class TeacherPipeline:
     def folder(self) -> Path:
         """The pipeline's folder on this machine."""
         if self.vae_config is not None:
-            return autoencoder_folder(self.path, self.local_files_only, self.revision)
+            return autoencoder_folder(self.path, self.local_files_only, self.revision, self.variant)
         return pipeline_folder(self.path, self.local_files_only, self.revision, self.variant)
 
     @cached_property
@@ -182,7 +182,7 @@ class TeacherPipeline:
 
     @cached_property
     def _index(self) -> PipelineIndex:
-        return PipelineIndex.read(self.folder / INDEX)
+        return PipelineIndex.of(self.folder)
 
     @cached_property
     def _text_cache(self) -> ChunkCache:

@@ -15,8 +15,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from onestep.models.diffusers.families import FAMILIES
-from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, part_files, quiet
-from onestep.models.diffusers.schedule import build_scheduler
+from onestep.models.diffusers.folder import PipelineIndex, part_files, quiet, required_parts
 from onestep.models.weights import TRANSFORMERS_BASE, Weights, build_outline, read_config
 from onestep.reading import one_line
 
@@ -57,7 +56,7 @@ class TextEncoder:
         variant: str | None = None,
     ) -> None:
         require_text_libraries()
-        index = PipelineIndex.read(folder / INDEX)
+        index = PipelineIndex.of(folder)
         self.kind = index.kind
         if self.kind not in _ENCODE:
             raise ValueError(
@@ -102,7 +101,7 @@ class TextEncoder:
 
 
 def _load_without_network(folder: Path, index: PipelineIndex, dtype: torch.dtype, variant: str | None) -> Any:
-    """The pipeline with its network's config but not its weights, and without autoencoder and safety checker."""
+    """The pipeline of text encoders and tokenizers alone, with its network's config but not its weights."""
     import diffusers
 
     parts: dict[str, Any] = {"vae": None}
@@ -111,17 +110,14 @@ def _load_without_network(folder: Path, index: PipelineIndex, dtype: torch.dtype
         if name in ("unet", "transformer") and kind in FAMILIES:
             with init_empty_weights():
                 parts[name] = getattr(diffusers, kind).from_config(read_config(place / "config.json"))
-        elif name == "scheduler":
-            parts[name] = build_scheduler(read_config(place / SCHEDULER_CONFIG) | {"_class_name": kind})
         elif name.startswith("tokenizer"):
             parts[name] = _load_tokenizer(place, kind)
         elif name.startswith("text_encoder"):
             parts[name] = _load_encoder(place, kind, dtype, variant)
     pipeline_class = getattr(diffusers, index.kind)
     given = parts | index.settings | {"requires_safety_checker": False}
-    arguments = inspect.signature(pipeline_class.__init__).parameters.values()
-    absent = {argument.name: None for argument in arguments if argument.default is argument.empty}
-    names = {argument.name for argument in arguments} - {"self"}
+    names = inspect.signature(pipeline_class.__init__).parameters
+    absent = dict.fromkeys(required_parts(pipeline_class))
     return pipeline_class(**{name: part for name, part in (absent | given).items() if name in names})
 
 
