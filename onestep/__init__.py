@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from onestep.models.base import DenoiserNetwork
     from onestep.models.generator import Generator
     from onestep.models.loading import load_generator, load_teacher
+    from onestep.models.scene.generator import SceneGenerator
     from onestep.models.scene.scene import Scene
     from onestep.models.student import Student
 
@@ -23,14 +24,15 @@ _MODULES = {
     "Method": "distillation.method",
     "OneStepPipeline": "export.pipeline",
     "Scene": "models.scene.scene",
+    "SceneGenerator": "models.scene.generator",
     "Student": "models.student",
     "distill": "api",
     "load_generator": "models.loading",
     "load_teacher": "models.loading",
 }
 __all__ = [
-    "DenoiserNetwork", "Distilled", "Generator", "Method", "OneStepPipeline", "Scene", "Student", "distill",
-    "load_generator", "load_teacher",
+    "DenoiserNetwork", "Distilled", "Generator", "Method", "OneStepPipeline", "Scene", "SceneGenerator", "Student",
+    "distill", "load_generator", "load_teacher",
 ]  # fmt: skip
 
 

@@ -127,6 +127,7 @@ REQUIRED = {
         if file.stem.startswith(("sd", "text"))
     },
     "student/scene": ["student.classes=[3,7]", "student.views=[[0,0,0],[90,0,0]]"],
+    "student/scene_generator": ["student.scene.classes=[3,7]", "student.scene.views=[[0,0,0],[90,0,0]]"],
     "divergence/custom": ["divergence.f=torch.square"],
     **{
         f: ["mixture=grid"]

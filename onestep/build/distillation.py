@@ -45,7 +45,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.attention import check_attention, set_attention
 from onestep.models.dropout import set_dropout
 from onestep.models.freezing import freeze
-from onestep.models.scene.scene import Scene
+from onestep.models.scene.generator import AnyScene
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
 from onestep.objectives.terms import GeneratorTerm
@@ -114,7 +114,7 @@ def build_distillation(
         if with_image and generator_settings.start == "noise":
             remedy = ", for which generator.network=... describes a network, or use such a teacher"
             check_takes_image(student.denoiser, "generator.network", remedy)
-    if isinstance(student, Scene):
+    if isinstance(student, AnyScene):
         data = data_of_scene(config, student, objective, data)
     student.to(device)
     freeze(student.networks, generator_settings.frozen, "generator.frozen")
@@ -141,7 +141,7 @@ def build_distillation(
 
     sampler: Sampler = parts["sampler"]
     metrics = parts["metrics"]
-    features = parts["features"] if metrics or isinstance(student, Scene) else None
+    features = parts["features"] if metrics or isinstance(student, AnyScene) else None
     evaluator = build_evaluator(config, metrics, features, data, device)
     evaluation: EvaluationSettings = instantiate(config.evaluation)
     check_evaluation(evaluator, evaluation, accelerator.num_processes, rules)

@@ -30,7 +30,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator
-from onestep.models.scene.scene import Scene, holds_scene
+from onestep.models.scene.generator import AnyScene, holds_any_scene, load_any_scene
 from onestep.precision import allow_tf32, choose_precision
 from onestep.processes import from_main_process
 from onestep.samplers import Sampler
@@ -101,13 +101,13 @@ def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[Samp
     if (config.run is None) == (config.checkpoint is None):
         raise ValueError("expected either run=... (a run's folder) or checkpoint=... (a generator's folder or file)")
     path = config.checkpoint if config.run is None else generator_folder(Path(config.run), config.weights)
-    if holds_scene(path):
-        return _scene(config, Scene.from_pretrained(path).to(device))
+    if holds_any_scene(path):
+        return _scene(config, load_any_scene(path).to(device))
     generator = load_generator(path, config.sigma_init).to(device)
     return generator, generator.denoiser, generator.network_evaluations
 
 
-def _scene(config: DictConfig, scene: Scene) -> tuple[SampleFunction, Any, int]:
+def _scene(config: DictConfig, scene: AnyScene) -> tuple[SampleFunction, Any, int]:
     """A scene as :func:`_model` returns it; it is its own network."""
     if config.sigma_init is not None:
         raise ValueError(f"sigma_init={config.sigma_init}: a scene has no noise level: set sigma_init=null")
@@ -131,7 +131,7 @@ def _classes(
             stacklevel=2,
         )
     found = classes_of(reference) if of_images == network.label_dim else None
-    if isinstance(function, Scene) or (found is None and isinstance(function, Generator)):
+    if isinstance(function, AnyScene) or (found is None and isinstance(function, Generator)):
         found = function.classes
     return None if found is None else list(found)
 

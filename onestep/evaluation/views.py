@@ -15,12 +15,14 @@ from onestep.evaluation.variety import variety_of
 from onestep.files import atomic_file
 from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
+from onestep.models.scene.generator import AnyScene
 from onestep.models.scene.hull import visual_hull
 from onestep.models.scene.scene import Scene
 from onestep.reports.turntable import save_objects, save_turntable, save_views
 from onestep.seeding import seeded_inputs, seeded_noise, seeded_rng
 
 _RENDERS = 200  # of each view
+_SOLIDS = 64  # of a generator, as the objects that are judged
 _TRIED = 100  # sets of images, one of each class, of which the best hull is taken
 #: Optical depths through a full voxel of a hull, of which the best is taken.
 _DEPTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -44,13 +46,14 @@ class ViewsReport:
     teacher: SampleFunction
 
     @torch.no_grad()
-    def __call__(self, scene: Scene, folder: Path) -> dict[str, Verdict]:
+    def __call__(self, student: AnyScene, folder: Path) -> dict[str, Verdict]:
         """Write ``turntable.gif``, ``views.png`` and ``density.npz``, and ``objects.png`` of several, into ``folder``.
 
         Returns:
             The verdict on the ``student``, on the ``initial`` scene, on the ``hull`` of real images, if there are
             any, and of several objects on the samples of the ``teacher``; empty without a classifier.
         """
+        scene = student if isinstance(student, Scene) else student.draw(_SOLIDS)
         several = len(scene.logits) > 1
         save_turntable(scene, folder / "turntable.gif")
         save_views(scene, folder / "views.png")

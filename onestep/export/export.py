@@ -15,7 +15,7 @@ from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.export import save_text_to_image
 from onestep.models.diffusers.folder import autoencoder_folder, pipeline_folder
 from onestep.models.generator import Generator
-from onestep.models.scene.scene import holds_scene
+from onestep.models.scene.generator import holds_any_scene
 
 
 def export(run: str | Path, output: str | Path, weights: str | None = None) -> Path:
@@ -53,7 +53,7 @@ def export(run: str | Path, output: str | Path, weights: str | None = None) -> P
 def _write(run: Path, weights: str | None, output: Path) -> None:
     record = read_record(run)
     weights = weights or weights_of(record)[0]
-    if holds_scene(folder := generator_folder(run, weights)):
+    if holds_any_scene(folder := generator_folder(run, weights)):
         raise ValueError(
             f"{run}: its student is a scene, which is no network of a pipeline: use the folder {folder} with "
             "onestep.Scene.from_pretrained, or density.npz"

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onestep.models.scene.generator import AnyScene
 from onestep.models.scene.scene import Scene
 from onestep.objectives.terms import GeneratorTerm, TermInputs
 from onestep.ranges import PositiveRate, checked
@@ -26,7 +27,7 @@ class _OfScene(GeneratorTerm):
         self.weight = weight
 
     def check_student(self, student: Any) -> None:
-        if not isinstance(student, Scene):
+        if not isinstance(student, AnyScene):
             raise ValueError(
                 f"it is a regulariser of a scene, and the student is a {type(student).__name__}: use student=scene, or "
                 "leave the term out"
@@ -54,8 +55,16 @@ class Opacity(_OfScene):
 class TotalVariation(_OfScene):
     """The mean difference of the optical depths of neighbouring voxels, summed over the three axes.
 
-    It is one number for all samples.
+    It is one number for all samples, of the grids that are trained.
     """
+
+    def check_student(self, student: Any) -> None:
+        super().check_student(student)
+        if not isinstance(student, Scene):
+            raise ValueError(
+                "it reads the grids that are trained, and a SceneGenerator makes others of each noise: use sparsity or "
+                "opacity, or leave the term out"
+            )
 
     def losses(self, inputs: TermInputs) -> Tensor:
         depths = F.softplus(inputs.student.logits)

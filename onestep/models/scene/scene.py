@@ -101,7 +101,7 @@ class Scene(nn.Module):
     @property
     def density(self) -> Tensor:
         """The optical depth of all objects [objects, N, N, N] per unit of length, of which the cube's side has 2."""
-        return F.softplus(self.logits) * (self.logits.shape[1] / 2)
+        return density_of(self.logits)
 
     def forward(
         self, latents: Tensor, condition: Condition = NO_CONDITION, noises: Iterator[Tensor] | None = None
@@ -111,10 +111,18 @@ class Scene(nn.Module):
         Raises:
             ValueError: for a class without a view, and as :meth:`simulate`.
         """
-        labels = condition.get("labels", latents.new_zeros(0, self.label_dim))
+        self.check_views(condition)
+        return self.simulate([latents], condition)
+
+    def check_views(self, condition: Condition) -> None:
+        """Check that all classes of a condition have a view.
+
+        Raises:
+            ValueError: naming those that have none.
+        """
+        labels = condition.get("labels", self.logits.new_zeros(0, self.label_dim))
         if unseen := sorted({*labels.argmax(1).tolist()} - {*self.classes}):
             raise ValueError(f"classes {unseen} have no view, only {self.classes} have: set student.classes and views")
-        return self.simulate([latents], condition)
 
     def simulate(self, noises: Sequence[Tensor], condition: Condition = NO_CONDITION) -> Tensor:
         """The renders [B, C, H, W] for the latents, the only ones of ``noises``.
@@ -152,14 +160,19 @@ class Scene(nn.Module):
             objects: their numbers [B].
             resolution: of a picture with one ray for a pixel; None for the samples' resolution and rays.
         """
-        channels, side, _ = self.image_shape
-        oversampling = self.oversampling if resolution is None else 1
-        size = self.logits.shape[1]
-        rays = cast_rays(rotations(degrees), shift, (resolution or side) * oversampling, size, self.distance)
         density = self.density
         # One object is expanded without a copy.
         chosen = density.expand(len(objects), -1, -1, -1) if len(density) == 1 else density.index_select(0, objects)
-        image = opacity(optical_depth(chosen, rays))[:, None]
+        return self.show(chosen, degrees, shift, resolution)
+
+    def show(self, density: Tensor, degrees: Tensor, shift: Tensor, resolution: int | None = None) -> Tensor:
+        """Renders [B, C, H, W] of any ``density`` [B, N, N, N]; the others are those of :meth:`render`."""
+        channels, side, _ = self.image_shape
+        oversampling = self.oversampling if resolution is None else 1
+        rays = cast_rays(
+            rotations(degrees), shift, (resolution or side) * oversampling, density.shape[1], self.distance
+        )
+        image = opacity(optical_depth(density, rays))[:, None]
         return (F.avg_pool2d(image, oversampling) * 2 - 1).expand(-1, channels, -1, -1)
 
     def initial(self) -> "Scene":
@@ -188,6 +201,11 @@ class Scene(nn.Module):
             raise ValueError(f"{folder} holds no scene: expected {_SETTINGS}; {describe(Path(folder))}")
         settings: Any = read_json(Path(folder) / _SETTINGS, arguments_of(Scene))
         return load_network(lambda: cls(**settings.model_dump()), Weights.find(Path(folder), base=_WEIGHTS))
+
+
+def density_of(logits: Tensor) -> Tensor:
+    """The optical depth per unit of length, of which a cube's side has 2, of logits [B, N, N, N]."""
+    return F.softplus(logits) * (logits.shape[1] / 2)
 
 
 def logits_of(depths: Tensor) -> Tensor:
