@@ -45,11 +45,11 @@ IN_VAIN = [
     ((*SDS, "clip.critics.largest=2.0"), "{} has no effect: the generator alone is trained"),
     (("objective=sds", "discriminator=teacher_features", GAN, "discriminator.weighting=fake_score"),
      "{} has no effect: this objective has no fake score"),
-    ((*ALONE, "generator.objective_weight=2.0"), "{} has no effect: the adversarial term is the whole loss; use "
+    ((*ALONE, "generator.objective_weight=2.0"), "{} has no effect: the objective has no losses of its own; use "
      "another objective, or leave it out"),
-    ((*ALONE, "generator.objective_weight_before_gan=2.0"), "{} has no effect: the adversarial term is the whole loss"),
-    ((*ALONE, "normalizer=published"), "{} has no effect: the adversarial term is the whole loss"),
-    ((*ALONE, "weighting=unit"), "{} has no effect: the adversarial term is the whole loss"),
+    ((*ALONE, "generator.objective_weight_before_gan=2.0"), "{} has no effect: the objective has no losses of its own"),
+    ((*ALONE, "normalizer=published"), "{} has no effect: the objective has no losses of its own"),
+    ((*ALONE, "weighting=unit"), "{} has no effect: the objective has no losses of its own"),
     ((*ALONE, "fake_score.guidance=2.0"), "{} has no effect: this objective has no fake score"),
     (("objective=sds", "lora.students=[fake_score]", "lora=attention"), "{} has no effect: none of lora.students="),
     (("metrics=[]", "features=digits"), "{} has no effect: there are no metrics; set metrics="),

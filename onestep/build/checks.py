@@ -73,6 +73,8 @@ def check_terms(
     """
     if objective.needs_adversarial:
         _check_adversarial(settings)
+    elif not objective.has_losses:
+        _check_terms_alone(settings, terms)
     if (objective.needs_ratio or settings.gan_weight > 0) and config.discriminator.head is None:
         reason = (
             "this divergence needs the density ratio"
@@ -86,7 +88,7 @@ def check_terms(
         )
     _check_discriminator(config.discriminator)
     if not hasattr(objective, "divergence") and not isinstance(divergence, ReverseKL | None):
-        what = "has no divergence" if objective.needs_adversarial else "minimises reverse KL only"
+        what = "minimises reverse KL only" if objective.has_losses else "has no divergence"
         raise ValueError(
             f"{type(objective).__name__} {what}, "
             f"got divergence={type(divergence).__name__}: remove divergence=..., or use objective=f_distill or "
@@ -125,9 +127,27 @@ def _check_adversarial(settings: GeneratorSettings) -> None:
             f"generator.gan_starts_at={settings.gan_starts_at}: {whole}, which would have none before: set it to 0; "
             "generator.starts_at trains the discriminator alone first"
         )
+    _check_no_distance(settings, whole)
+
+
+def _check_terms_alone(settings: GeneratorSettings, terms: Mapping[str, GeneratorTerm]) -> None:
+    """Check that other terms can be the whole loss of the generator.
+
+    Raises:
+        ValueError: if there is none, or the adversarial term needs the teacher's predictions.
+    """
+    if not terms and settings.regression_weight == 0 and settings.gan_weight == 0:
+        raise ValueError(
+            "objective=terms_alone has no losses of its own, and there are no others: add terms=[...], or pairs=teacher"
+            " with a generator.regression_weight above 0, or use another objective"
+        )
+    _check_no_distance(settings, "this objective has no losses of its own")
+
+
+def _check_no_distance(settings: GeneratorSettings, reason: str) -> None:
     if settings.gan_weighting == "distance":
         raise ValueError(
-            f"generator.gan_weighting=distance: it weights by the teacher's prediction, and {whole}, without one: use "
+            f"generator.gan_weighting=distance: it weights by the teacher's prediction, and {reason}, without one: use "
             "generator.gan_weighting=constant"
         )
 

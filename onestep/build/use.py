@@ -80,7 +80,7 @@ def check_use_in_distillation(
     of_fake_score = ("network", "init", "guidance", "error_weight", "error_sum", "dropout")
     _refuse(config, (
         _Rule(("generator.objective_weight", "generator.objective_weight_before_gan", "normalizer", "weighting"),
-              objective.needs_adversarial, "the adversarial term is the whole loss", another),
+              not objective.has_losses, "the objective has no losses of its own", another),
         _Rule(("generator.gan_level=own", "generator.gan_weighting=distance"), not adversarial,
               "there is no adversarial term", add_term),
         _Rule(("generator.gan_starts_at",), not adversarial and generator.objective_weight_before_gan is None,

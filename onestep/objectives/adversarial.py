@@ -43,6 +43,7 @@ class Adversarial(Objective):
 
     needs_teacher = False
     needs_fake_score = False
+    has_losses = False
     needs_adversarial = True
 
     def __call__(self, predictions: Predictions) -> tuple[None, dict[str, Tensor]]:

@@ -43,13 +43,15 @@ class Objective(ABC):
         needs_teacher: ``x0_teacher`` is required.
         needs_fake_score: ``x0_fake`` is required.
         needs_ratio: ``log_ratio`` is required.
-        needs_adversarial: the adversarial term is required: the objective has no losses of its own.
+        has_losses: False if it has no losses of its own: the other terms are the generator's whole loss.
+        needs_adversarial: the adversarial term is required.
         differentiates_scores: ``x0_teacher``, ``x0_fake`` and ``log_ratio`` must carry a graph to ``x_sigma``.
     """
 
     needs_teacher: bool = True
     needs_fake_score: bool = True
     needs_ratio: bool = False
+    has_losses: bool = True
     needs_adversarial: bool = False
     differentiates_scores: bool = False
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
+from onestep.objectives.base import Objective, Predictions
 
 
 class TeacherPair(NamedTuple):
@@ -74,3 +75,18 @@ class GeneratorTerm(ABC):
         Raises:
             ValueError: for another one.
         """
+
+
+class TermsAlone(Objective):
+    """No losses of its own: terms, or the regression on pairs, are the whole loss, as in SinSR (arXiv 2311.14760).
+
+    There are no scores, so no fake score is trained, and the teacher makes no predictions.
+    """
+
+    needs_teacher = False
+    needs_fake_score = False
+    has_losses = False
+
+    def __call__(self, predictions: Predictions) -> tuple[None, dict[str, Tensor]]:
+        """No losses and no diagnostics."""
+        return None, {}

@@ -50,6 +50,25 @@ def test_a_gan_alone_without_its_term(override: str, message: str, tmp_path: Pat
     assert said.startswith(message) and "\n" not in said
 
 
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ((), "objective=terms_alone has no losses of its own, and there are no others: add terms=[...], or pairs="),
+        (
+            ("discriminator=convolutional", "generator.gan_weight=0.5", "generator.gan_weighting=distance"),
+            "generator.gan_weighting=distance: it weights by the teacher's prediction, and this objective has no",
+        ),
+        (
+            ("divergence=forward_kl", "terms=[haar]"),
+            "TermsAlone has no divergence, got divergence=ForwardKL: remove divergence=",
+        ),
+    ],
+)
+def test_terms_alone_without_what_they_need(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    said = refused(tiny_config(tmp_path / "run", "objective=terms_alone", "metrics=[]", *overrides))
+    assert said.startswith(message)
+
+
 def test_a_regression_without_pairs(tmp_path: Path) -> None:
     message = refused(tiny_config(tmp_path, "generator.regression_weight=0.25"))
     assert message.startswith(

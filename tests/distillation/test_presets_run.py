@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
@@ -28,8 +29,12 @@ EXPECTED = {
     "sid_lsg": ({"fake_score_loss"}, 2),
     "uni_instruct": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
     "adversarial": ({"discriminator_loss", "adversarial_loss"}, 1),
+    "terms_alone": ({"regression_loss"}, 0),
     "uni_instruct_code": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
 }
+
+
+FEW_PAIRS = ("pairs.count=16", "pairs.batch_size=16")
 
 
 def test_every_preset_is_here() -> None:
@@ -38,7 +43,9 @@ def test_every_preset_is_here() -> None:
 
 @pytest.mark.parametrize("preset", EXPECTED)
 def test_a_preset_trains_what_it_should(preset: str, tmp_path: Path) -> None:
-    pairs = ("pairs.count=16", "pairs.batch_size=16", f"pairs.cache={tmp_path}") if preset == "dmd" else ()
+    pairs: tuple[str, ...] = ()
+    if preset in ("dmd", "terms_alone"):
+        pairs = ("pairs=teacher", "generator.regression_weight=0.5", *FEW_PAIRS, f"pairs.cache={tmp_path}")
     parts = build_distillation(configure("train", *TINY, f"objective={preset}", *pairs, f"output={tmp_path / 'run'}"))
     losses, steps = EXPECTED[preset]
     *critics, generator = take_updates(parts)
@@ -66,6 +73,29 @@ def test_a_gan_alone_reads_at_most_the_teachers_features(discriminator: str, pas
     _, generator = take_updates(parts)
     assert seen == passes and parts.method.fake_score is None
     assert generator.keys() == {"adversarial_loss", "generator_gradient"}
+
+
+def test_terms_alone_are_the_whole_loss_without_the_teacher(tmp_path: Path) -> None:
+    """One step of gradient descent, by the regression's gradient alone; the teacher only made the pairs."""
+    options = ("pairs=teacher", "generator.regression_weight=0.5", *FEW_PAIRS, f"pairs.cache={tmp_path}")
+    descent = ("optimizer.generator._target_=torch.optim.SGD", "~optimizer.generator.betas", "~optimizer.generator.eps")
+    overrides = ("objective=terms_alone", *options, "clip.generator=null", "optimizer.generator.lr=0.5", *descent)
+    parts = build_distillation(configure("train", *TINY, *overrides, f"output={tmp_path / 'run'}"))
+    assert parts.pairs is not None and parts.method.fake_score is None
+    latents, condition, x_teacher = parts.pairs.batch(0)
+    before = {name: parameter.detach().clone() for name, parameter in parts.student.named_parameters()}
+    loss = 0.5 * (parts.student.simulate([latents], condition) - x_teacher).square().mean()
+    gradients = torch.autograd.grad(loss, list(parts.student.parameters()), allow_unused=True)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("the teacher was evaluated")
+
+    parts.method.teacher.register_forward_pre_hook(fail)
+    (generator,) = take_updates(parts)
+    assert generator.keys() == {"regression_loss", "generator_gradient"}
+    for (name, parameter), gradient in zip(parts.student.named_parameters(), gradients, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * gradient)
 
 
 @pytest.mark.parametrize("penalty", ["r1", "finite_difference_r1"])
