@@ -1,4 +1,4 @@
-"""``onestep export``: export of a finished run as a diffusers pipeline."""
+"""``onestep export``: export of a finished run as a diffusers pipeline, or as meshes."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="onestep export",
-        description="Write a finished run's generator as a diffusers pipeline folder with a model card.",
+        description="Write a finished run's generator as a diffusers pipeline folder with a model card; of a scene the "
+        "densities and meshes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,18 +10,18 @@ from onestep.data.classes import classes_of_items
 from onestep.data.dataset import ImageDataset
 from onestep.denoiser import map_condition
 from onestep.evaluation.generate import SampleFunction
+from onestep.evaluation.turns import shares_by_angle
 from onestep.evaluation.variety import variety_of
-from onestep.files import atomic_file
 from onestep.images import to_uint8
 from onestep.metrics.classifier import Classifier
-from onestep.models.scene.generator import AnyScene
+from onestep.models.scene.generator import AnyScene, solids_of
 from onestep.models.scene.hull import visual_hull
+from onestep.models.scene.mesh import OpaqueScene, save_solids
 from onestep.models.scene.scene import Scene
-from onestep.reports.turntable import save_objects, save_turntable, save_views
+from onestep.reports.turntable import save_objects, save_turns, save_turntable, save_views
 from onestep.seeding import seeded_inputs, seeded_noise, seeded_rng
 
 _RENDERS = 200  # of each view
-_SOLIDS = 64  # of a generator, as the objects that are judged
 _TRIED = 100  # sets of images, one of each class, of which the best hull is taken
 #: Optical depths through a full voxel of a hull, of which the best is taken.
 _DEPTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -47,37 +46,51 @@ class ViewsReport:
 
     @torch.no_grad()
     def __call__(self, student: AnyScene, folder: Path) -> dict[str, Verdict]:
-        """Write ``turntable.gif``, ``views.png`` and ``density.npz``, and ``objects.png`` of several, into ``folder``.
+        """Write ``turntable.gif``, ``views.png``, ``density.npz`` and the mesh of the first object into ``folder``.
+
+        With a classifier ``turns.png`` is written too, and of several objects ``objects.png``.
 
         Returns:
-            The verdict on the ``student``, on the ``initial`` scene, on the ``hull`` of real images, if there are
-            any, and of several objects on the samples of the ``teacher``; empty without a classifier.
+            The verdict on the ``student``, on the ``mesh`` of its surface, on the ``initial`` scene, on the ``hull`` of
+            real images, if there are any, and of several objects on the samples of the ``teacher``; ``azimuth`` and
+            ``elevation`` of :func:`shares_by_angle`. Empty without a classifier.
         """
-        scene = student if isinstance(student, Scene) else student.draw(_SOLIDS)
+        scene = solids_of(student)
         several = len(scene.logits) > 1
         save_turntable(scene, folder / "turntable.gif")
         save_views(scene, folder / "views.png")
         if several:
             save_objects(scene, folder / "objects.png")
-        with atomic_file(folder / "density.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, density=scene.density.cpu().numpy())
+        save_solids(scene, folder, meshes=[0])
         if self.classifier is None:
             return {}
-        judged = {"student": scene, "initial": scene.initial()}
+        verdicts = {
+            "student": self.judge(scene),
+            "mesh": self.judge(OpaqueScene.of(scene), scene),
+            "initial": self.judge(scene.initial()),
+        }
         if self.images is not None:
-            judged["hull"] = best_hull(scene, self.images)
-        verdicts = {name: self.judge(one) for name, one in judged.items()}
-        return verdicts | ({"teacher": self.judge_teacher(scene)} if several else {})
+            verdicts["hull"] = self.judge(best_hull(scene, self.images))
+        if several:
+            verdicts["teacher"] = self.judge_teacher(scene)
+        turns = shares_by_angle(scene, self.classifier)
+        save_turns(turns, folder / "turns.png")
+        return verdicts | turns
 
-    def judge(self, scene: Scene) -> Verdict:
+    def judge(self, scene: Scene, other: Scene | None = None) -> Verdict:
         """Accuracy and mean probability of the class of each view, over renders of the same seeds.
 
-        The variety is that of different objects, all seen from the view itself.
+        The variety is that of different objects, all seen from the view itself. The ``difference`` is the mean absolute
+        one of the opacities from the renders of the ``other`` scene, if there is one.
         """
         found = {}
         count, device = min(_RENDERS, len(scene.logits)), scene.logits.device
         for label, view in zip(scene.classes, scene.views, strict=True):
-            verdict = self._verdict(self._draw(scene, scene.noise_shape, scene, label), label)
+            renders = self._draw(scene, scene.noise_shape, scene, label)
+            verdict = self._verdict(renders, label)
+            if other is not None:
+                difference = (renders - self._draw(other, scene.noise_shape, scene, label)) / 2
+                verdict["difference"] = float(difference.abs().mean())
             if count > 1:
                 degrees = torch.tensor([view], device=device).expand(count, -1)
                 seen = scene.render(degrees, degrees.new_zeros(count, 2), torch.arange(count, device=device))

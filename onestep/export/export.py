@@ -1,4 +1,4 @@
-"""Export of a finished run's generator as a diffusers pipeline with a model card."""
+"""Export of a finished run's generator as a diffusers pipeline with a model card, or of its scene as meshes."""
 
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.export import save_text_to_image
 from onestep.models.diffusers.folder import autoencoder_folder, pipeline_folder
 from onestep.models.generator import Generator
-from onestep.models.scene.generator import holds_any_scene
+from onestep.models.scene.generator import holds_any_scene, load_any_scene, solids_of
+from onestep.models.scene.mesh import save_solids
 
 
 def export(run: str | Path, output: str | Path, weights: str | None = None) -> Path:
     """Write the generator of the finished ``run`` as a diffusers pipeline with its model card into ``output``.
 
-    For text-to-image it is the teacher's pipeline, which plain diffusers loads; otherwise a :class:`OneStepPipeline`.
+    For text-to-image it is the teacher's pipeline, which plain diffusers loads; otherwise a :class:`OneStepPipeline`. A
+    scene is no network of a pipeline: it is written with the densities and meshes of all its objects, see
+    :func:`onestep.models.scene.mesh.save_solids`.
 
     Args:
         run: the run's folder.
@@ -54,10 +57,11 @@ def _write(run: Path, weights: str | None, output: Path) -> None:
     record = read_record(run)
     weights = weights or weights_of(record)[0]
     if holds_any_scene(folder := generator_folder(run, weights)):
-        raise ValueError(
-            f"{run}: its student is a scene, which is no network of a pipeline: use the folder {folder} with "
-            "onestep.Scene.from_pretrained, or density.npz"
-        )
+        student = load_any_scene(folder)
+        student.save_pretrained(output)
+        scene = solids_of(student)
+        save_solids(scene, output, meshes=range(len(scene.logits)))
+        return
     generator = Generator.from_pretrained(folder)
     if "image" in generator.denoiser.condition_keys:
         raise ValueError(

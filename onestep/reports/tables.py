@@ -111,10 +111,11 @@ def to_markdown(rows: list[list[str]]) -> str:
 def _table_of_views(views: dict[str, dict[str, dict[str, float]]]) -> Table:
     """What a classifier sees in the views of a scene, and in others: one class per row."""
     table = Table("view of class", title="renders that the classifier names by their class, and its mean probability")
-    for name in views:
+    judged = {name: of for name, of in views.items() if all("accuracy" in one for one in of.values())}
+    for name in judged:
         table.add_column(name, justify="right", no_wrap=True)
     for label in views["student"]:
-        found = [of[label] for of in views.values()]
+        found = [of[label] for of in judged.values()]
         table.add_row(label, *(f"{one['accuracy']:.1%}, {one['probability']:.2f}" for one in found))
     return table
 

@@ -1,5 +1,6 @@
-"""Pictures of a scene: an animated turn around the solid, and sheets of its views and of its objects."""
+"""Pictures of a scene: an animated turn, sheets of its views and of its objects, and a plot of how they turn away."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from onestep.files import atomic_file
 from onestep.images import to_uint8
 from onestep.models.scene.scene import Scene
-from onestep.reports.plots import save_image, to_grid
+from onestep.reports.plots import new_figure, save_figure, save_image, to_grid
 from onestep.seeding import one_hot, seeded_noise
 
 _SIDE = 96  # pixels of a picture
@@ -56,6 +57,19 @@ def save_objects(scene: Scene, path: Path) -> None:
     degrees = torch.tensor(scene.views, device=device).repeat_interleave(count, 0)
     numbers = torch.arange(count, device=device).repeat(len(scene.views))
     save_image(to_grid(_pictures(scene, degrees, numbers=numbers), columns=count, scale=1, gap=2), path)
+
+
+def save_turns(turns: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """Plot the share of renders named by their class against the angle that turns: a panel each, a curve a class."""
+    figure = new_figure(figsize=(9, 3), layout="constrained")
+    for axis, (name, curves) in zip(figure.subplots(1, len(turns), sharey=True), turns.items(), strict=True):
+        for label, shares in curves.items():
+            axis.plot([float(angle) for angle in shares], list(shares.values()), label=label)
+        axis.set_xlabel(f"{name} of the camera in degrees")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("share named by its class")
+    figure.axes[0].legend(title="view of class")
+    save_figure(figure, path)
 
 
 def _pictures(scene: Scene, degrees: Tensor, side: int = _SIDE, numbers: Tensor | None = None) -> Tensor:

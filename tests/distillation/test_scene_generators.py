@@ -15,6 +15,7 @@ from onestep.build.distillation import build_distillation, distill
 from onestep.build.sampling import sample
 from onestep.data.classes import ClassSubset
 from onestep.export.export import export
+from onestep.models.scene import generator
 from onestep.models.scene.generator import SceneGenerator
 from onestep.seeding import seeded_inputs
 from tests.helpers.configs import TINY, configure, refused, tiny_config
@@ -36,7 +37,7 @@ def test_the_files_of_a_run(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["student"].keys() >= {"fid", "recall"} and summary["student"]["network_evaluations"] == 1
     assert summary["results"]["student"][0]["classes"] == "3 of 10 in turn"
-    assert summary["views"].keys() == {"student", "initial", "hull", "teacher"}
+    assert summary["views"].keys() == {"student", "mesh", "initial", "hull", "teacher", "azimuth", "elevation"}
     assert all(0 < of_view["pixel_distance"] < 1 for of_view in summary["views"]["student"].values())
     assert all(of_view["pixel_distance"] == 0 for of_view in summary["views"]["initial"].values())  # balls
     one = onestep.SceneGenerator.from_pretrained(finished / "generator")
@@ -97,8 +98,16 @@ def test_samples_of_a_generator(finished: Path, tmp_path: Path) -> None:
     assert np.abs(images - (renders.numpy() + 1) * 127.5).max() <= 0.51  # rounded to grey levels
     other = configure("sample", f"run={finished}", "classes=[3,5]", f"save_to={tmp_path / 'other'}")
     assert refused(other, sample).startswith("classes=[3, 5]: [5] have no view in this scene, [3, 7, 4] have")
-    with pytest.raises(ValueError, match="its student is a scene, which is no network of a pipeline"):
-        export(finished, tmp_path / "exported")
+
+
+def test_export_of_a_generator(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the densities of the first seeds, and their meshes if the extra is installed."""
+    monkeypatch.setattr(generator, "_SOLIDS", 2)
+    export(finished, tmp_path / "exported")
+    one = SceneGenerator.from_pretrained(tmp_path / "exported")
+    stored = np.load(tmp_path / "exported" / "density.npz")
+    np.testing.assert_allclose(stored["density"], one.draw(2).density.detach().numpy(), rtol=1e-5)
+    assert stored["level"].shape == (2,)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ from onestep.data.digits import Digits
 from onestep.distillation import report
 from onestep.distillation.loop import updates
 from onestep.engine.batches import Batches
-from onestep.evaluation import views
+from onestep.evaluation import turns, views
+from onestep.evaluation.turns import shares_by_angle
 from onestep.evaluation.views import ViewsReport, best_hull
 from onestep.export.export import export
 from onestep.metrics.classifier import load_classifier
 from onestep.models.scene.hull import visual_hull
+from onestep.models.scene.mesh import surface_levels
 from onestep.models.scene.scene import Scene
 from onestep.noise import AnnealedSigma
 from onestep.objectives.scenes import Opacity, Sparsity, TotalVariation
@@ -48,10 +51,13 @@ def config(output: Path, *overrides: str) -> object:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs write no pictures, which take longer than what is tested."""
+def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write no pictures and judge few renders, which take longer than what is tested."""
+    for module, name, count in ((views, "_RENDERS", 20), (views, "_TRIED", 10), (turns, "_RENDERS", 1)):
+        monkeypatch.setattr(module, name, count)
     for module, name in (
         (report, "save_curves"), (report, "save_side_by_side"), (views, "save_turntable"), (views, "save_views"),
+        (views, "save_turns"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, lambda *_: None)
 
@@ -66,7 +72,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_files_of_a_run(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["views"].keys() == {"student", "initial", "hull"}
+    assert summary["views"].keys() == {"student", "mesh", "initial", "hull", "azimuth", "elevation"}
     for verdict in summary["views"].values():
         assert verdict.keys() == {"3", "4", "7"}
         assert all(0 <= value <= 1 for of_view in verdict.values() for value in of_view.values())
@@ -75,6 +81,11 @@ def test_the_files_of_a_run(finished: Path) -> None:
     assert summary["views"]["initial"]["3"]["accuracy"] < 0.1
     solid = Scene.from_pretrained(finished / "generator")
     assert torch.equal(torch.from_numpy(np.load(finished / "density.npz")["density"]), solid.density.detach())
+    assert torch.equal(torch.from_numpy(np.load(finished / "density.npz")["level"]), surface_levels(solid))
+    if find_spec("skimage") and find_spec("trimesh"):
+        assert (finished / "mesh.glb").read_bytes()[:4] == b"glTF" and (finished / "mesh.ply").is_file()
+    with Image.open(finished / "turns.png") as picture:
+        assert picture.size == (900, 300)
     with Image.open(finished / "turntable.gif") as picture:
         assert picture.size == (96, 96) and getattr(picture, "n_frames", 1) > 50
     with Image.open(finished / "views.png") as picture:
@@ -92,7 +103,7 @@ def test_objectives_of_one_scene(objective: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", ["digits", "none"])
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_only_classes_with_a_view_are_drawn(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By training, interim evaluation, grids and diagnosis; a scene refuses the others."""
     drawn = set()
@@ -155,7 +166,7 @@ def test_annealed_levels_of_a_training(tmp_path: Path, monkeypatch: pytest.Monke
     assert shares == pytest.approx([1, 1, (1 + root(1) / root(2)) / 2, (1 + root(0.5) / root(2)) / 2])
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 @pytest.mark.parametrize("objective", ["f_distill", "uni_instruct"])
 def test_several_objects_have_a_ratio(objective: str, tmp_path: Path) -> None:
     many = ("student.objects=4", "student.randomness=0.1", "discriminator=teacher_features", "features=none")
@@ -166,14 +177,15 @@ def test_several_objects_have_a_ratio(objective: str, tmp_path: Path) -> None:
         assert picture.size == (4 * 100, 3 * 100)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_the_variety_of_several_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The objects begin nearly equal, and the teacher's samples of a class differ, even of two steps."""
     many = ("student.objects=4", "student.randomness=0.1", "training.total_images=16", "objective=sds")
-    views = distill(config(tmp_path, *many))["views"]  # type: ignore[arg-type]
-    assert views.keys() == {"student", "initial", "hull", "teacher"} and "pixel_distance" not in views["hull"]["3"]
+    found = distill(config(tmp_path, *many))["views"]  # type: ignore[arg-type]
+    assert found.keys() == {"student", "mesh", "initial", "hull", "teacher", "azimuth", "elevation"}
+    assert "pixel_distance" not in found["hull"]["3"]
     for label in ("3", "7", "4"):
-        assert 0 < views["initial"][label]["pixel_distance"] < 0.03 < 0.3 < views["teacher"][label]["pixel_distance"]
+        assert 0 < found["initial"][label]["pixel_distance"] < 0.03 < 0.3 < found["teacher"][label]["pixel_distance"]
     assert "mean distance of two objects in a view: of pixels, of" in " ".join(capsys.readouterr().out.split())
 
 
@@ -200,7 +212,7 @@ def test_values_of_the_regularisers(term: GeneratorTerm, expected: list[float]) 
     assert term.losses(inputs).tolist() == pytest.approx(expected, abs=2e-3)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("quick_report")
 def test_a_resumed_scene_is_the_same(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Annealed noise levels too."""
     same = (*AMBIGRAM, *ANNEALED, "terms=[sparsity,total_variation]", "training.checkpoint_every=3", "features=none")
@@ -219,8 +231,17 @@ def test_samples_of_a_scene(finished: Path, tmp_path: Path) -> None:
     assert images[0].shape == (6, 8, 8, 1) and np.array_equal(images[0][1], images[1][1])  # seed 1 is of class 7
     asked = configure("sample", f"run={finished}", "classes=[3,5]", f"save_to={tmp_path / 'other'}")
     assert refused(asked, sample).startswith("classes=[3, 5]: [5] have no view in this scene, [3, 7, 4] have")
-    with pytest.raises(ValueError, match="its student is a scene, which is no network of a pipeline"):
-        export(finished, tmp_path / "exported")
+
+
+def test_export_of_a_scene(finished: Path, tmp_path: Path) -> None:
+    """The scene itself, with its densities, and its mesh if the extra is installed."""
+    export(finished, tmp_path / "exported", weights="raw")
+    loaded, raw = (Scene.from_pretrained(folder) for folder in (tmp_path / "exported", finished / "generator_raw"))
+    assert torch.equal(loaded.logits, raw.logits)
+    stored = np.load(tmp_path / "exported" / "density.npz")
+    assert np.array_equal(stored["density"], raw.density.detach().numpy()) and stored["level"].shape == (1,)
+    written = {path.name for path in (tmp_path / "exported").iterdir()} - {"mesh.ply", "mesh.glb"}
+    assert written == {"scene.json", "scene.safetensors", "density.npz"}
 
 
 def test_a_scene_has_no_network_to_measure(process_as_it_was: None) -> None:
@@ -258,8 +279,15 @@ def test_the_verdict_of_an_extruded_digit() -> None:
     report = ViewsReport(load_classifier("digits"), None, no_teacher)
     verdict = report.judge(solid.with_depths(depths.expand(1, 8, 8, 8)))
     assert verdict["3"]["accuracy"] > 0.95 and verdict["3"]["probability"] > 0.9
+    # From the front, as a mirror image, as a bar, and from above.
+    shares = shares_by_angle(solid.with_depths(depths.expand(1, 8, 8, 8)), load_classifier("digits"))
+    assert {angle: share for angle, share in shares["azimuth"]["3"].items() if int(angle) % 90 == 0} == {
+        "0": 1.0, "90": 0.0, "180": 0.0,
+    }  # fmt: skip
+    assert shares["azimuth"]["3"]["10"] > 0.9 and list(shares["elevation"]["3"].values())[-1] == 0
+    assert [len(shares[name]["3"]) for name in ("azimuth", "elevation")] == [37, 19]
     empty = report.judge(solid.with_depths(torch.zeros(1, 8, 8, 8)))
-    assert empty["3"]["accuracy"] == 0
+    assert empty["3"]["accuracy"] == 0 and empty["3"]["probability"] < 0.1
 
 
 def test_images_of_some_classes() -> None:

@@ -20,6 +20,7 @@ from onestep.ranges import NonNegative, Width, checked
 from onestep.reading import read_json
 from onestep.seeding import seeded_inputs
 
+_SOLIDS = 64  # of a generator, that a run judges and an export writes
 _GAIN = 1.676  # makes SiLU of numbers ~ N(0, 1) of mean square 1 again
 _SETTINGS, _WEIGHTS = "scene_generator.json", "scene_generator"
 
@@ -137,3 +138,8 @@ def holds_any_scene(folder: str | Path) -> bool:
 def load_any_scene(folder: str | Path) -> AnyScene:
     """What :func:`holds_any_scene` found, in eval mode; raises as its ``from_pretrained``."""
     return Scene.from_pretrained(folder) if holds_scene(folder) else SceneGenerator.from_pretrained(folder)
+
+
+def solids_of(student: AnyScene) -> Scene:
+    """The objects of a scene; of a generator those of the first seeds, without a graph."""
+    return student if isinstance(student, Scene) else student.draw(_SOLIDS)

@@ -77,13 +77,18 @@ def cast_rays(rotation: Tensor, shift: Tensor, resolution: int, samples: int, di
     return Rays(torch.einsum("bij,bshwj->bshwi", rotation, of_camera), steps)
 
 
-def optical_depth(density: Tensor, rays: Rays) -> Tensor:
-    """The integral [B, H, W] of each ray over the ``density`` [B, N, N, N], by its trilinear values at the points.
+def values_along(density: Tensor, rays: Rays) -> Tensor:
+    """The trilinear values [B, S, H, W] of the ``density`` [B, N, N, N] at the points of the rays.
 
     The density is that of the voxels' centres, and falls to zero over the half voxel outside of the cube.
     """
     values = F.grid_sample(density[:, None], rays.points, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return values[:, 0].sum(1) * rays.steps
+    return values[:, 0]
+
+
+def optical_depth(density: Tensor, rays: Rays) -> Tensor:
+    """The integral [B, H, W] of each ray over the ``density`` [B, N, N, N], see :func:`values_along`."""
+    return values_along(density, rays).sum(1) * rays.steps
 
 
 def opacity(depth: Tensor) -> Tensor:

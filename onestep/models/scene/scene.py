@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition
 from onestep.models.describe import describe
-from onestep.models.scene.render import blob, cast_rays, opacity, optical_depth, rotations
+from onestep.models.scene.render import Rays, blob, cast_rays, opacity, optical_depth, rotations
 from onestep.models.weights import Weights, arguments_of, load_network, save_network
 from onestep.ranges import Count, NonNegative, NonNegativeInt, Positive, Side, checked
 from onestep.reading import read_json
@@ -67,6 +67,7 @@ class Scene(nn.Module):
     network_evaluations = 1  # one step, a render
     networks: Sequence[nn.Module] = ()
     noise_shape = (NUMBERS,)
+    samples_per_voxel = 1  # on a ray
 
     def __init__(
         self,
@@ -169,11 +170,14 @@ class Scene(nn.Module):
         """Renders [B, C, H, W] of any ``density`` [B, N, N, N]; the others are those of :meth:`render`."""
         channels, side, _ = self.image_shape
         oversampling = self.oversampling if resolution is None else 1
-        rays = cast_rays(
-            rotations(degrees), shift, (resolution or side) * oversampling, density.shape[1], self.distance
-        )
-        image = opacity(optical_depth(density, rays))[:, None]
+        samples = self.samples_per_voxel * density.shape[1]
+        rays = cast_rays(rotations(degrees), shift, (resolution or side) * oversampling, samples, self.distance)
+        image = self.absorbed(density, rays)[:, None]
         return (F.avg_pool2d(image, oversampling) * 2 - 1).expand(-1, channels, -1, -1)
+
+    def absorbed(self, density: Tensor, rays: Rays) -> Tensor:
+        """The part [B, H, W] of the light of each ray that a ``density`` [B, N, N, N] absorbs."""
+        return opacity(optical_depth(density, rays))
 
     def initial(self) -> "Scene":
         """The scene before its training; where it was random, another draw."""
