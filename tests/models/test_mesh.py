@@ -99,6 +99,7 @@ def test_levels_of_several_objects_are_their_own() -> None:
     levels = surface_levels(solids)
     assert 0 < levels[0] < 0.1 * 4 < levels[1] < 1.0 * 4  # a unit of length has four voxels
     opaque = OpaqueScene.of(solids)
+    assert torch.allclose(opaque.density[1], solids.density[1] / levels[1])
     views = opaque.render(torch.zeros(2, 3), torch.zeros(2, 2), torch.arange(2), 8)
     assert torch.equal(views[0], views[1]) and {*views.unique().tolist()} == {-1.0, 1.0}
 
