@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from onestep.models.base import DenoiserNetwork
     from onestep.models.generator import Generator
     from onestep.models.loading import load_generator, load_teacher
+    from onestep.models.scene.coloured import ColouredScene
     from onestep.models.scene.generator import SceneGenerator
     from onestep.models.scene.scene import Scene
     from onestep.models.student import Student
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 # Imported at the first access: torch and diffusers take seconds, and ``onestep --help`` needs neither.
 _MODULES = {
+    "ColouredScene": "models.scene.coloured",
     "DenoiserNetwork": "models.base",
     "Distilled": "api",
     "Generator": "models.generator",
@@ -31,7 +33,8 @@ _MODULES = {
     "load_teacher": "models.loading",
 }
 __all__ = [
-    "DenoiserNetwork", "Distilled", "Generator", "Method", "OneStepPipeline", "Scene", "SceneGenerator", "Student",
+    "ColouredScene", "DenoiserNetwork", "Distilled", "Generator", "Method", "OneStepPipeline", "Scene",
+    "SceneGenerator", "Student",
     "distill", "load_generator", "load_teacher",
 ]  # fmt: skip
 

@@ -113,6 +113,7 @@ REQUIRED = {
     **{f"teacher/{name}": ["teacher.path={text}"] for name in ("sd15", "sdxl", "sd3", "flux")},
     "data/latents": ["data.images.path={stores}/classes", "data.images.channels=3", *TEXT],
     "data/prompts": ["data.path=[a cat]", *TEXT],
+    "data/view_prompts": ["data.prompt=a cat", *TEXT],
     "data/crops": ["data.path={stores}/classes", "data.size=6"],
     "data/paired": ["data.images.path={stores}/classes", "degradation=area"],
     "data/paired_folders": ["data.high.path={stores}/classes", "data.low.path={stores}/classes"],
@@ -124,8 +125,19 @@ REQUIRED = {
             "teacher.pipeline.cache={cache}",
         ]
         for file in CONF.glob("experiment/*.yaml")
-        if file.stem.startswith(("sd", "text"))
+        if file.stem.startswith(("sd", "text_to_image"))
     },
+    **{
+        f"experiment/{file.stem}": [
+            "teacher.path={text}",
+            "data.prompt=a cat",
+            "student.image_shape=[4,8,8]",
+            "student.size=4",
+            "teacher.pipeline.cache={cache}",
+        ]
+        for file in CONF.glob("experiment/text_to_3d*.yaml")
+    },
+    "student/coloured_scene": ["student.image_shape=[4,8,8]", "student.size=4"],
     "student/scene": ["student.classes=[3,7]", "student.views=[[0,0,0],[90,0,0]]"],
     "student/scene_generator": ["student.scene.classes=[3,7]", "student.scene.views=[[0,0,0],[90,0,0]]"],
     "divergence/custom": ["divergence.f=torch.square"],

@@ -19,10 +19,15 @@ from onestep.build.checks import (
     level_of,
 )  # fmt: skip
 from onestep.build.evaluation import build_evaluator, sample_space, training_space
-from onestep.build.image_conditions import check_ground_truth, check_image_conditions, check_takes_image
+from onestep.build.image_conditions import (
+    check_ground_truth,
+    check_image_conditions,
+    check_takes_image,
+    ignore_conditions,
+)  # fmt: skip
 from onestep.build.networks import build_discriminator, build_generator, build_pretrained, build_view, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
-from onestep.build.students import build_views, data_of_scene
+from onestep.build.students import build_student, build_views, data_of_scene
 from onestep.build.use import check_use, check_use_in_distillation
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
@@ -45,6 +50,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.attention import check_attention, set_attention
 from onestep.models.dropout import set_dropout
 from onestep.models.freezing import freeze
+from onestep.models.scene.coloured import ColouredScene
 from onestep.models.scene.generator import AnyScene
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
@@ -93,8 +99,7 @@ def build_distillation(
     check_fit(teacher, data)
     check_data(config, data, teacher)
     with_image = check_image_conditions(config, data, teacher)
-    if with_image and "image" not in teacher.condition_keys:  # a prior of the samples
-        teacher.ignored_keys = ("image",)
+    ignore_conditions(teacher, data)
     check_ground_truth(terms, teacher, with_image)
     for term in terms.values():
         for network in term.networks.values():
@@ -108,13 +113,13 @@ def build_distillation(
     sigma = parts.sigma("sigma", teacher)
     # The seed precedes all initialisations: every process gets the same weights.
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
-    student: Any = parts["student"]
+    student: Any = build_student(config, parts.given, teacher)
     if student is None:
         student = build_generator(config, generator_settings, teacher, data)
         if with_image and generator_settings.start == "noise":
             remedy = ", for which generator.network=... describes a network, or use such a teacher"
             check_takes_image(student.denoiser, "generator.network", remedy)
-    if isinstance(student, AnyScene):
+    if isinstance(student, AnyScene | ColouredScene):
         data = data_of_scene(config, student, objective, data)
     student.to(device)
     freeze(student.networks, generator_settings.frozen, "generator.frozen")
@@ -200,7 +205,7 @@ def build_distillation(
         evaluator=evaluator,
         evaluation=evaluation,
         diagnosis=diagnosis,
-        views=build_views(student, data, features, partial(sampler, teacher)),
+        views=build_views(student, data, features, partial(sampler, teacher), space.decode),
     )
 
 

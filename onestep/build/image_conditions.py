@@ -42,6 +42,17 @@ def check_image_conditions(config: DictConfig, data: TrainingDataset | NoData, t
     return True
 
 
+def ignore_conditions(teacher: Any, data: TrainingDataset | NoData) -> None:
+    """Let the teacher, and the networks that are copied from it, ignore what only the student reads of a condition.
+
+    It is the image of a teacher that is a prior of the samples, and the camera of a scene's render.
+    """
+    given = contents(data)[1]
+    ignored = [name for name in ("image", "camera") if name in given and name not in teacher.condition_keys]
+    if ignored:
+        teacher.ignored_keys = ignored
+
+
 def check_ground_truth(terms: Mapping[str, GeneratorTerm], teacher: Any, with_image: bool) -> None:
     """Check that the ``terms`` against a ground truth have one, and that all take its shape.
 

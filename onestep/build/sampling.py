@@ -20,6 +20,7 @@ from onestep.data.latents import LatentDataset
 from onestep.data.map_style import ItemConditions
 from onestep.data.paired import PairedFolders, PairedImages
 from onestep.data.prompts import PromptDataset, read_prompts
+from onestep.data.view_prompts import ViewPrompts, Views
 from onestep.denoiser import keys_of_data
 from onestep.engine.launch import check_launch
 from onestep.evaluation.generate import SampleFunction, SampleSpace
@@ -30,6 +31,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator
+from onestep.models.scene.coloured import ColouredScene, holds_coloured_scene
 from onestep.models.scene.generator import AnyScene, holds_any_scene, load_any_scene
 from onestep.precision import allow_tf32, choose_precision
 from onestep.processes import from_main_process
@@ -103,15 +105,17 @@ def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[Samp
     path = config.checkpoint if config.run is None else generator_folder(Path(config.run), config.weights)
     if holds_any_scene(path):
         return _scene(config, load_any_scene(path).to(device))
+    if holds_coloured_scene(path):
+        return _scene(config, ColouredScene.from_pretrained(path).to(device))
     generator = load_generator(path, config.sigma_init).to(device)
     return generator, generator.denoiser, generator.network_evaluations
 
 
-def _scene(config: DictConfig, scene: AnyScene) -> tuple[SampleFunction, Any, int]:
+def _scene(config: DictConfig, scene: AnyScene | ColouredScene) -> tuple[SampleFunction, Any, int]:
     """A scene as :func:`_model` returns it; it is its own network."""
     if config.sigma_init is not None:
         raise ValueError(f"sigma_init={config.sigma_init}: a scene has no noise level: set sigma_init=null")
-    if unseen := sorted({*(config.classes or ())} - {*scene.classes}):
+    if isinstance(scene, AnyScene) and (unseen := sorted({*(config.classes or ())} - {*scene.classes})):
         raise ValueError(f"classes={list(config.classes)}: {unseen} have no view in this scene, {scene.classes} have")
     return scene, scene, scene.network_evaluations
 
@@ -143,7 +147,8 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: 
     latent = latent or (channels not in (1, 3) and height * width > 1)  # one pixel is a point
     others = keys_of_data(network)
     takes_images = others == ["image"]
-    takes_prompts = bool(others) and not takes_images
+    takes_cameras = others == ["camera"]
+    takes_prompts = bool(others) and not (takes_images or takes_cameras)
     pipeline = (network.pipeline or _pipeline(parts)) if latent or takes_prompts else None
     if latent and pipeline is None:
         raise ValueError(
@@ -169,6 +174,8 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: 
                 f"classes={list(config.classes)}: samples have the classes of the images: set classes=null"
             )
         return SampleSpace.of(network, None, _degraded_images(parts), decode)
+    if takes_cameras:
+        return SampleSpace.of(network, classes, _cameras(parts), decode)
     return SampleSpace.of(network, classes, conditions, decode)
 
 
@@ -180,6 +187,17 @@ def _degraded_images(parts: Parts) -> ItemConditions:
             "onestep upscale takes images of its own"
         )
     return ItemConditions(instantiate(parts["data"]).evaluated)
+
+
+def _cameras(parts: Parts) -> Views:
+    """The cameras of the data, with their prompts; the text encoders are not read."""
+    if not parts.describes("data", ViewPrompts):
+        raise ValueError(
+            "a coloured scene needs cameras: set run=..., or data=view_prompts with data.prompt=..., and for latents "
+            "teacher=..., whose autoencoder decodes them"
+        )
+    settings = {name: _plain(value) for name, value in parts["data"].items() if name not in ("_target_", "pipeline")}
+    return Views(**settings)
 
 
 def _pipeline(parts: Parts) -> TeacherPipeline | None:
@@ -194,7 +212,7 @@ def _pipeline(parts: Parts) -> TeacherPipeline | None:
 
 def _evaluator(config: DictConfig, parts: Parts, device: torch.device) -> Evaluator:
     images: Any = None
-    if config.reference is None and not parts.describes("data", PromptDataset):
+    if config.reference is None and not any(parts.describes("data", kind) for kind in (PromptDataset, ViewPrompts)):
         # Decoded samples are compared with the images of the latents.
         data = parts["data"]
         images = instantiate(data.images if parts.describes("data", LatentDataset) else data)

@@ -1,7 +1,8 @@
 """The parts of a distillation; :mod:`onestep.build` makes them from a configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.generate import SampleFunction, SampleSpace
-from onestep.evaluation.views import ViewsReport
 from onestep.metrics.evaluator import Evaluator
 from onestep.noise import SigmaDistribution
 from onestep.objectives.terms import GeneratorTerm
@@ -49,7 +49,7 @@ class Distillation:
         sampler: the teacher's sampler.
         evaluator, evaluation: metrics of teacher and student, and their settings.
         diagnosis: settings of the diagnosis.
-        views: the report of a scene's views; None for another student.
+        views: reports the views of the trained scene into a folder; None for another student.
     """
 
     run: Run
@@ -72,7 +72,7 @@ class Distillation:
     evaluator: Evaluator
     evaluation: EvaluationSettings
     diagnosis: DiagnosisSettings
-    views: ViewsReport | None
+    views: Callable[[Any, Path], Mapping[str, Any]] | None
 
     def split(self, *values: Any) -> list[tuple[Any, ...]]:
         """The micro-batches of ``values`` [B, ...], one tuple each."""

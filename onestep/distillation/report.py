@@ -82,7 +82,8 @@ class DistillationReport:
     def final(self, state: TrainingState) -> dict[str, Any]:
         """Save the generators, evaluate them and the teacher on the same seeds, and write the summary and the plots.
 
-        The scene of a run has pictures and densities too, and ``views`` in the summary, see :class:`ViewsReport`.
+        The scene of a run has pictures and densities too, and ``views`` in the summary, see
+        :mod:`onestep.evaluation.views`.
 
         Returns:
             ``teacher`` and ``student``, which is the first average, each with every metric, ``network_evaluations``,

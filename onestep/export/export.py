@@ -15,6 +15,7 @@ from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.export import save_text_to_image
 from onestep.models.diffusers.folder import autoencoder_folder, pipeline_folder
 from onestep.models.generator import Generator
+from onestep.models.scene.coloured import holds_coloured_scene
 from onestep.models.scene.generator import holds_any_scene, load_any_scene, solids_of
 from onestep.models.scene.mesh import save_solids
 
@@ -62,6 +63,11 @@ def _write(run: Path, weights: str | None, output: Path) -> None:
         scene = solids_of(student)
         save_solids(scene, output, meshes=range(len(scene.logits)))
         return
+    if holds_coloured_scene(folder):
+        raise ValueError(
+            f"{run}: its student is a coloured scene, which is no network of a pipeline: use the folder {folder} with "
+            "onestep.ColouredScene.from_pretrained, or density.npz"
+        )
     generator = Generator.from_pretrained(folder)
     if "image" in generator.denoiser.condition_keys:
         raise ValueError(

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onestep.models.scene.generator import AnyScene
+from onestep.models.scene.coloured import ColouredScene
+from onestep.models.scene.generator import SceneGenerator
+from onestep.models.scene.render import opacity
 from onestep.models.scene.scene import Scene
 from onestep.objectives.terms import GeneratorTerm, TermInputs
 from onestep.ranges import PositiveRate, checked
@@ -19,18 +21,22 @@ class _OfScene(GeneratorTerm):
 
     Args:
         weight: of the term.
+
+    Attributes:
+        scenes: the classes of scenes that have what it reads.
     """
 
     needs_ground_truth = False
+    scenes: tuple[type, ...] = (Scene, SceneGenerator)
 
     def __init__(self, weight: PositiveRate) -> None:
         self.weight = weight
 
     def check_student(self, student: Any) -> None:
-        if not isinstance(student, AnyScene):
+        if not isinstance(student, self.scenes):
             raise ValueError(
-                f"it is a regulariser of a scene, and the student is a {type(student).__name__}: use student=scene, or "
-                "leave the term out"
+                f"it is a regulariser of a {' or '.join(kind.__name__ for kind in self.scenes)}, and the student is a "
+                f"{type(student).__name__}: use another term, or leave it out"
             )
 
 
@@ -58,18 +64,27 @@ class TotalVariation(_OfScene):
     It is one number for all samples, of the grids that are trained.
     """
 
-    def check_student(self, student: Any) -> None:
-        super().check_student(student)
-        if not isinstance(student, Scene):
-            raise ValueError(
-                "it reads the grids that are trained, and a SceneGenerator makes others of each noise: use sparsity or "
-                "opacity, or leave the term out"
-            )
+    scenes = (Scene, ColouredScene)
 
     def losses(self, inputs: TermInputs) -> Tensor:
         depths = F.softplus(inputs.student.logits)
         total = torch.stack([depths.diff(dim=axis).abs().mean() for axis in (1, 2, 3)]).sum()
         return total.expand(len(inputs.x_generated))
+
+
+@checked
+class Emptiness(_OfScene):
+    """The mean of ``log(1 + 10 opacity)`` over all voxels: most of the space is empty.
+
+    After SJC's term (arXiv 2212.00774), which has in place of a voxel's opacity the weight of a ray's sample, which is
+    less behind other matter. It is one number for all samples.
+    """
+
+    scenes = (Scene, ColouredScene)
+
+    def losses(self, inputs: TermInputs) -> Tensor:
+        opacities = opacity(F.softplus(inputs.student.logits))
+        return torch.log1p(10 * opacities).mean().expand(len(inputs.x_generated))
 
 
 def _opacity(inputs: TermInputs) -> Tensor:

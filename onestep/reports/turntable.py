@@ -30,9 +30,15 @@ def save_turntable(scene: Scene, path: Path) -> None:
         steps = torch.linspace(0, 1, _FRAMES + 1)[:-1]
         frames += [start + (end - start) * (3 * step**2 - 2 * step**3) for step in steps]
     degrees = torch.stack(frames).to(device)
-    pixels = to_uint8(_pictures(scene, degrees))[:, 0].cpu() // 8 * 8  # fewer greys compress better
-    first, *others = [Image.fromarray(frame.numpy()) for frame in pixels]
-    durations = ([_REST] + [_MILLISECONDS] * (_FRAMES - 1)) * len(scene.views)
+    pixels = to_uint8(_pictures(scene, degrees)) // 8 * 8  # fewer greys compress better
+    save_animation(pixels, ([_REST] + [_MILLISECONDS] * (_FRAMES - 1)) * len(scene.views), path)
+
+
+def save_animation(pixels: Tensor, durations: list[int], path: Path) -> None:
+    """Write an endless animation of uint8 images [T, C, H, W], of 1 or 3 channels, each for some milliseconds."""
+    first, *others = [
+        Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()) for image in pixels.cpu()
+    ]
     with atomic_file(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
 

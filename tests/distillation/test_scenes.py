@@ -192,7 +192,9 @@ def test_the_variety_of_several_objects(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_regularisers_of_other_students(tmp_path: Path) -> None:
     message = refused(tiny_config(tmp_path, "terms=[opacity]"))
-    assert message.startswith("terms.opacity: it is a regulariser of a scene, and the student is a Generator")
+    assert message.startswith(
+        "terms.opacity: it is a regulariser of a Scene or SceneGenerator, and the student is a Generator"
+    )
 
 
 @pytest.mark.parametrize(

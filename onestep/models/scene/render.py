@@ -1,4 +1,4 @@
-"""Renders of a density on a grid: absorption along orthographic or perspective rays, in plain torch.
+"""Renders of grids: absorption and emission along orthographic or perspective rays, in plain torch.
 
 The grid spans the cube [-1, 1]^3. Its tensor [N, N, N] has the axes (z, y, x), as those of ``grid_sample``. The camera
 of no turn looks along +z, with x to the right of the image and y downwards.
@@ -50,11 +50,13 @@ def _cosines(degrees: Tensor) -> Tensor:
     return torch.where(turns == turns.round(), exact, torch.cos(torch.deg2rad(degrees)))
 
 
-def cast_rays(rotation: Tensor, shift: Tensor, resolution: int, samples: int, distance: float | None = None) -> Rays:
+def cast_rays(
+    rotation: Tensor, shift: Tensor, resolution: int, samples: int, distance: float | Tensor | None = None
+) -> Rays:
     """The rays of cameras that look at the centre of the cube, whose sides fill the image of an orthographic one.
 
     Each ray has samples in the middle of equal steps, from where the camera's plane first touches the cube to where it
-    leaves it.
+    leaves it, in this order.
 
     Args:
         rotation: [B, 3, 3], see :func:`rotations`.
@@ -62,7 +64,8 @@ def cast_rays(rotation: Tensor, shift: Tensor, resolution: int, samples: int, di
         resolution: pixels H = W of an image.
         samples: S, of each ray.
         distance: of a perspective camera from the centre, in the same units and above sqrt(3); the plane through the
-            centre fills its image. None for an orthographic one.
+            centre fills its image. None for an orthographic one. Or one for each camera [B], infinite for an
+            orthographic one.
     """
     places, depths = _middles(resolution).to(rotation), _middles(samples).to(rotation)
     reach = rotation[:, :, 2].abs().sum(1)  # of the cube's corners along the camera's axis
@@ -71,8 +74,9 @@ def cast_rays(rotation: Tensor, shift: Tensor, resolution: int, samples: int, di
     v = (places + shift[:, 1:])[:, None, :, None]
     steps = (reach * (2 / samples))[:, None, None]
     if distance is not None:
-        steps = steps * (1 + (u[:, 0] ** 2 + v[:, 0] ** 2) / distance**2).sqrt()
-        u, v = u * (1 + w / distance), v * (1 + w / distance)
+        far = torch.as_tensor(distance).to(rotation).view(-1, 1, 1, 1)
+        steps = steps * (1 + (u[:, 0] ** 2 + v[:, 0] ** 2) / far[:, 0] ** 2).sqrt()
+        u, v = u * (1 + w / far), v * (1 + w / far)
     of_camera = torch.stack(torch.broadcast_tensors(u, v, w), 4)
     return Rays(torch.einsum("bij,bshwj->bshwi", rotation, of_camera), steps)
 
@@ -89,6 +93,27 @@ def values_along(density: Tensor, rays: Rays) -> Tensor:
 def optical_depth(density: Tensor, rays: Rays) -> Tensor:
     """The integral [B, H, W] of each ray over the ``density`` [B, N, N, N], see :func:`values_along`."""
     return values_along(density, rays).sum(1) * rays.steps
+
+
+def composite(density: Tensor, features: Tensor, rays: Rays, background: Tensor) -> Tensor:
+    """The image [B, C, H, W] of a medium that absorbs and emits, composed from front to back.
+
+    It is exact for a medium that is constant in each of a ray's steps: the light of a step i, of optical depth d_i,
+    arrives as ``exp(-(d_1 + ... + d_(i-1))) (1 - exp(-d_i)) features_i`` (NeRF, arXiv 2003.08934, eq. 3), and that of
+    the ``background`` as ``exp(-(d_1 + ... + d_S)) background``.
+
+    Args:
+        density: [B, N, N, N], as in :func:`values_along`.
+        features: what a place emits, the values [B, C, N, N, N] of the voxels' centres, trilinear between them; over
+            the half voxel outside of them they are those of the nearest centre.
+        rays: of the pixels.
+        background: [B, C, H, W], or a shape that expands to it.
+    """
+    depths = values_along(density, rays) * rays.steps[:, None]
+    emitted = F.grid_sample(features, rays.points, mode="bilinear", padding_mode="border", align_corners=False)
+    through = torch.exp(-depths.cumsum(1))  # what passes each step and those before it
+    weights = torch.cat([torch.ones_like(through[:, :1]), through[:, :-1]], 1) * opacity(depths)
+    return (weights[:, None] * emitted).sum(2) + through[:, None, -1] * background
 
 
 def opacity(depth: Tensor) -> Tensor:
