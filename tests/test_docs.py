@@ -125,7 +125,8 @@ def overrides_of(words: Sequence[str]) -> list[list[str]]:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_composes(command: tuple[str, ...]) -> None:
     primary, *words = command
-    if not {"--against", "--count", "--iterations", "--network", "--batch-size", "--against-revision"} & {*words}:
+    options = {"--against", "--count", "--iterations", "--network", "--batch-size", "--against-revision", "--memory"}
+    if not options & {*words}:
         get_args_parser().parse_args(add_recipe(primary, words))  # as Hydra does: it exits for an unfit order
     output = "save_to=nowhere" if primary == "sample" else "output=nowhere"
     for overrides in overrides_of(words):

@@ -1,7 +1,11 @@
-"""``onestep profile``: the cost of an iteration of a preset, counted and measured, alone or against another preset."""
+"""``onestep profile``: the cost of an iteration of a preset, counted and measured, alone or against another preset.
+
+With ``--memory`` it predicts the peak memory of a training, without a GPU.
+"""
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import torch
 from rich.console import Console
 
 from onestep.files import write_text
+from onestep.profiling.fit import show_memory
 from onestep.profiling.measure import peak_tflops
 from onestep.profiling.report import Preset, profile, show
 from onestep.profiling.subject import NETWORKS
@@ -20,6 +25,8 @@ _EXAMPLES = """examples:
   onestep profile objective=sid --against objective=sida two presets, in turn in one process
   onestep profile --against-revision HEAD~3              this revision and another one, in a clone of the repository
   onestep profile --count                                passes and FLOPs only, without computation
+  onestep profile --memory --card 24 experiment=sdxl_dmd2 data.path=images.parquet
+                                                         the memory of onestep train, and what fits 24 GiB
 """
 
 
@@ -27,9 +34,16 @@ def main(arguments: Sequence[str]) -> None:
     """Profile presets and print the results.
 
     Raises:
-        ValueError, HydraException: as :func:`onestep.profiling.report.profile`.
+        ValueError, HydraException: as :func:`onestep.profiling.report.profile` and
+            :func:`onestep.profiling.fit.trials`.
     """
     options = _parse(arguments)
+    if options.memory:
+        records = show_memory(options.overrides, options.card, Console())
+        if options.json is not None:
+            report = {"torch": torch.__version__, "card_gib": options.card, "predictions": records}
+            write_text(options.json, json.dumps(report, indent=2) + "\n")
+        return
     presets = [Preset(options.overrides)]
     if options.against is not None or options.against_revision is not None:
         overrides = options.overrides if options.against is None else options.against
@@ -63,9 +77,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--count", action="store_true", help="count the FLOPs without measurements")
     parser.add_argument("--peak-tflops", type=float, help="the GPU's peak, if its name is not known")
+    parser.add_argument("--memory", action="store_true", help="predict the peak memory of onestep train, with its own "
+                        "network and batch; no GPU, weights or data are needed")  # fmt: skip
+    parser.add_argument("--card", type=float, metavar="GIB", help="with --memory: find settings that fit this memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     options = parser.parse_args(arguments)
     for name in ("batch_size", "iterations"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if options.memory:
+        taken = {"--card", "--json", "--memory"}
+        others = [word for word in arguments if word.startswith("--") and word.partition("=")[0] not in taken]
+        if others:
+            parser.error(f"--memory predicts onestep train as it is, without {', '.join(others)}")
+    if options.card is not None and not (options.memory and 0 < options.card < math.inf):
+        parser.error(f"--card is for --memory, and above 0, got {options.card:g}")
     return options

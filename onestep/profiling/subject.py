@@ -1,9 +1,10 @@
 """A preset with the parts and updates of ``onestep train``, for measurements."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
@@ -48,13 +49,8 @@ def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> D
         ValueError: if the overrides are not valid.
     """
     settings = [f"training.batch_size={batch_size}", f"training.total_images={1000 * batch_size}", "metrics=[]"]
-    config = compose("train", [*NETWORKS[network], *settings, *overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    choices = config.hydra.runtime.choices
+    config = composed([*NETWORKS[network], *settings, *overrides])
     with open_dict(config):
-        del config["hydra"], config["given"]
-        config.output = tempfile.gettempdir()
-        config.features = None
         if network == "ddpmpp":
             guidance = config.teacher.guidance
             config.teacher = {"_target_": f"{__name__}.random_teacher", "guidance": guidance}
@@ -63,7 +59,21 @@ def compose_preset(network: str, overrides: Sequence[str], batch_size: int) -> D
             config.pairs.count = config.pairs.batch_size = batch_size
             config.sampler.steps = 2
     check_config(config)
-    assert choices is not None
+    return config
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of ``onestep train`` for the ``overrides``, without a folder and features of its own.
+
+    Raises:
+        ValueError, HydraException: if the overrides are not valid.
+    """
+    config = compose("train", overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"], config["given"]
+        config.output = tempfile.gettempdir()
+        config.features = None
     return config
 
 
@@ -77,11 +87,14 @@ class Subject:
     """
 
     def __init__(self, network: str, overrides: Sequence[str], batch_size: int) -> None:
-        config = compose_preset(network, overrides, batch_size)
-        self.batch_size = batch_size
+        self.build(compose_preset(network, overrides, batch_size), {})
+
+    def build(self, config: DictConfig, given: Mapping[str, Any]) -> None:
+        """Build the parts of ``config``; ``given`` are objects in place of some, see :func:`build_distillation`."""
+        self.batch_size = batch_size = config.training.batch_size
         # accelerate has one precision per process; each subject has its own.
         AcceleratorState._reset_state()
-        self.parts = build_distillation(config)
+        self.parts = build_distillation(config, given)
         if not self.parts.student.networks:
             raise ValueError(
                 f"a {type(self.parts.student).__name__} has no network to be measured: use student=none, or read the "

@@ -94,7 +94,11 @@ def _is_known(library: str) -> bool:
 
 
 def pipeline_folder(
-    path: str, local_files_only: bool = False, revision: str | None = None, variant: str | None = None
+    path: str,
+    local_files_only: bool = False,
+    revision: str | None = None,
+    variant: str | None = None,
+    weights: bool = True,
 ) -> Path:
     """The folder of the pipeline at ``path``, or the download of a hub id: configs, vocabularies and safetensors.
 
@@ -103,6 +107,7 @@ def pipeline_folder(
         local_files_only: if True, search the local cache alone for a hub id.
         revision: revision of a hub id; None for the newest.
         variant: the variant of the weights; None for the default.
+        weights: False to download no safetensors.
 
     Raises:
         ValueError: if there is no pipeline.
@@ -122,10 +127,11 @@ def pipeline_folder(
         index = PipelineIndex.read(Path(hf_hub_download(path, INDEX, **options)))
         names = list(index.components)
         plain = [INDEX, *(f"{name}/{file}" for name in names for file in ("*.json", "*.txt", "*.model"))]
-        return _with_weights(
-            lambda patterns: Path(snapshot_download(path, allow_patterns=[*plain, *patterns], **options)),
-            names, variant,
-        )  # fmt: skip
+
+        def download(patterns: list[str]) -> Path:
+            return Path(snapshot_download(path, allow_patterns=[*plain, *patterns], **options))
+
+        return _with_weights(download, names, variant) if weights else download([])
 
 
 def autoencoder_folder(

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onestep.models.diffusers.denoiser import DiffusersDenoiser, plain_config
 from onestep.models.diffusers.families import FAMILIES
 from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, pipeline_folder
 from onestep.models.diffusers.pipeline import DTYPES, DType, TeacherPipeline
-from onestep.models.weights import Weights, load_network, read_config
+from onestep.models.weights import Weights, build_outline, load_network, read_config
 from onestep.ranges import Guidance, PathText, Side, Text, checked
 from onestep.reading import read_json
+
+_MOST_TENSORS = 2**14  # of a network without weights; FLUX.1 has 1,700
 
 
 @checked
@@ -47,6 +49,62 @@ def load_diffusers(
     Raises:
         ValueError: if the path holds no supported network or pipeline.
     """
+    found = _find(path, scheduler, local_files_only, revision, variant)
+    weights = Weights.find(found.folder, variant=variant)
+    if variant not in (None, weights.variant):
+        raise ValueError(f"teacher.variant={variant}: {found.folder} has no weights of it; set teacher.variant=null")
+    denoiser = load_network(
+        lambda: found.denoiser(size), weights.renamed(lambda name: f"network.{name}"), DTYPES[dtype]
+    )
+    denoiser.register_to_config(network_config=plain_config(denoiser.network.config))  # with diffusers' defaults
+    denoiser.pipeline = pipeline
+    return denoiser.requires_grad_(False).set_guidance(guidance)
+
+
+@checked
+def outline_diffusers(
+    path: PathText,
+    size: Side | None,
+    dtype: DType,
+    revision: Text | None,
+    local_files_only: bool,
+    scheduler: PathText | None = None,
+) -> DiffusersDenoiser:
+    """The teacher of :func:`load_diffusers` on the meta device, from its configs alone: weights are not read.
+
+    Args:
+        path, size, dtype, revision, local_files_only, scheduler: as for :func:`load_diffusers`.
+
+    Raises:
+        ValueError: if the path holds no configs of a supported network or pipeline.
+    """
+    found = _find(path, scheduler, local_files_only, revision, weights=False)
+    # In place of the weights' names and shapes, which limit what a config can ask for.
+    most = Weights(found.folder, (), None, {str(number): () for number in range(_MOST_TENSORS)}, {})
+    denoiser = build_outline(lambda: found.denoiser(size), most)
+    for parameter in denoiser.parameters():
+        parameter.data = parameter.data.to(DTYPES[dtype])
+    return denoiser.requires_grad_(False).eval()
+
+
+class _Found(NamedTuple):
+    """The folder of a network, its class and configs; ``latent`` if its pipeline has an autoencoder."""
+
+    folder: Path
+    network_class: str
+    config: dict[str, Any]
+    scheduler_config: dict[str, Any]
+    latent: bool
+
+    def denoiser(self, size: int | None) -> DiffusersDenoiser:
+        return DiffusersDenoiser(self.network_class, self.config, self.scheduler_config, size, latent=self.latent)
+
+
+def _find(
+    path: str, scheduler: str | None, local_files_only: bool, revision: str | None, variant: str | None = None,
+    weights: bool = True,
+) -> _Found:  # fmt: skip
+    """The network at ``path``, see :func:`load_diffusers`; a download has its ``weights``, or configs alone."""
     folder, latent = Path(path).expanduser(), False
     places: tuple[Path, ...]
     if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
@@ -55,24 +113,14 @@ def load_diffusers(
             raise _unsupported(path, f"a network {network_class[:80]}")
         places = (folder, folder / "scheduler", folder.parent / "scheduler")
     else:
-        root = pipeline_folder(path, local_files_only, revision, variant)
+        root = pipeline_folder(path, local_files_only, revision, variant, weights)
         index = PipelineIndex.of(root)
         name, network_class = _find_network(path, index)
         folder, latent = root / name, "vae" in index.components
         places = (root / "scheduler",)
     config = read_config(folder / "config.json")
     scheduler_config = read_scheduler(_find_scheduler(folder, places if scheduler is None else (Path(scheduler),)))
-    weights = Weights.find(folder, variant=variant)
-    if variant not in (None, weights.variant):
-        raise ValueError(f"teacher.variant={variant}: {folder} has no weights of it; set teacher.variant=null")
-    denoiser = load_network(
-        lambda: DiffusersDenoiser(network_class, config, scheduler_config, size, latent=latent),
-        weights.renamed(lambda name: f"network.{name}"),
-        DTYPES[dtype],
-    )
-    denoiser.register_to_config(network_config=plain_config(denoiser.network.config))  # with diffusers' defaults
-    denoiser.pipeline = pipeline
-    return denoiser.requires_grad_(False).set_guidance(guidance)
+    return _Found(folder, network_class, config, scheduler_config, latent)
 
 
 def read_scheduler(path: Path) -> dict[str, Any]:
