@@ -19,7 +19,7 @@ RANKS = {
     "engine": {"engine"},
     "evaluation": {"evaluation", "reports", "upscaling"},
     "runs": {"distillation", "pretraining"},
-    "top": {"export"},
+    "top": {"export", "pages"},
     "edge": {"config", "entry", "build", "api"},
     "commands": {"commands", "profiling", "__main__"},
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """The parts of every run: processes, folder, records and the layout of its networks."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from onestep.engine.course import course_of
 from onestep.engine.prepare import Layout
 from onestep.engine.run import Run
 from onestep.engine.settings import RunSettings
+from onestep.pages.run import REPORT, write_report
 from onestep.precision import DistillationPrecision, allow_tf32, choose_precision, describe_precision
 
 
@@ -30,7 +32,34 @@ def started_run(config: DictConfig) -> Iterator[Run]:
         run.accelerator.print(describe_precision(asked, config.precision, config.device, _is_distillation(config)))
         if run.accelerator.is_main_process:
             record_overrides(config)
-        yield run
+        with _reported(run):
+            yield run
+
+
+@contextmanager
+def _reported(run: Run) -> Iterator[None]:
+    """Context of a run, at whose end its report is written, also of one that stops or fails once it trains.
+
+    The report is the last of a run's files: if it cannot be written, the run is as good without it.
+    """
+    failure: str | None = None
+    try:
+        yield
+    except SystemExit:
+        failure = "A signal stopped it."
+        raise
+    except ValueError as error:  # of the machine, or of a value that could not be computed
+        failure = f"It ended with: {error}"
+        raise
+    except BaseException as error:
+        failure = f"It ended with {type(error).__name__}: {error}"
+        raise
+    finally:
+        if run.has_started and run.accelerator.is_main_process:
+            try:
+                write_report(run.folder, run.folder / REPORT, failure)
+            except (OSError, ValueError) as error:
+                warnings.warn(f"{REPORT} could not be written: {error}", stacklevel=3)
 
 
 def build_run(config: DictConfig) -> Run:

@@ -20,6 +20,7 @@ COMMANDS = {
     "upscale": "enlarge photographs with a generator of super-resolution",
     "export": "write a generator as a diffusers pipeline with a model card",
     "convert": "convert a checkpoint of EDM's format to safetensors",
+    "report": "write the page of a run, finished or not, for a browser",
     "compare": "make a table and a plot of the runs in a folder",
     "profile": "count and measure the cost of an iteration",
 }

@@ -19,7 +19,7 @@ from onestep.engine.state import TrainingState
 from onestep.evaluation.generate import SampleFunction
 from onestep.evaluation.of_run import RunEvaluator, check_values
 from onestep.metrics.result import Measurement
-from onestep.reports.plots import save_curves, save_diagnosis, save_side_by_side
+from onestep.reports.plots import save_curves, save_diagnosis, save_samples, save_side_by_side
 from onestep.reports.tables import print_summary
 
 _DIAGNOSTICS = (
@@ -142,6 +142,8 @@ class DistillationReport:
         if parts.views is not None:
             summary["views"] = parts.views(parts.averages.evaluated(parts.student)[first], folder)
         self.run.write_json("summary.json", summary)
+        for name, images in (("teacher", teacher_images), ("student", student_images)):
+            save_samples(images, folder / "samples" / f"{name}.png")
         titles = (f"teacher, {count_evaluations(teacher_nfe)}", f"student, {count_evaluations(student_nfe)}")
         save_side_by_side(teacher_images, student_images, titles, folder / "side_by_side.png")
         metrics = parts.evaluator.descriptions

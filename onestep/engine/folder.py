@@ -15,7 +15,8 @@ from onestep.engine.settings import RunSettings
 from onestep.files import to_json, write_text
 from onestep.processes import from_main_process, rank_and_count
 
-_LOCK = ".lock"
+#: The file by which a run holds its folder; it names the process.
+LOCK = ".lock"
 _ANOTHER = "choose another folder with hydra.run.dir=... (output=... in Python)"
 _held: set[int] = set()  # the descriptors of this process's locks
 
@@ -77,7 +78,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: if it is locked, or cannot be written.
     """
-    path = folder / _LOCK
+    path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(path)

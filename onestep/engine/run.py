@@ -19,6 +19,7 @@ from onestep.engine.failures import explain_failure
 from onestep.engine.folder import RunFolder
 from onestep.engine.launch import check_launch, check_trackers, join_submitit_job
 from onestep.engine.log import RunLog
+from onestep.engine.machine import MACHINE, describe_machine
 from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopRequestedError, StopSignals
 from onestep.engine.state import TrainingState
@@ -60,6 +61,7 @@ class Run:
         self.signals = StopSignals()
         self._writer = CheckpointWriter(self.folder)
         self._saved_iteration = -1
+        self._recorded = False
 
     @contextmanager
     def claimed(self) -> Iterator[Self]:
@@ -74,8 +76,11 @@ class Run:
         return self.accelerator.autocast()
 
     def write_config(self) -> None:
-        """Write the configuration into the run's folder and to the trackers."""
+        """Write the configuration and the machine into the run's folder, and the former to the trackers."""
         self._folder.write_config()
+        self._recorded = True
+        if self.accelerator.is_main_process:
+            self.write_json(MACHINE, describe_machine(self.device, self.accelerator.num_processes))
         if self.settings.trackers:
             self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
 
@@ -226,6 +231,11 @@ class Run:
         """Close the trackers."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+    @property
+    def has_started(self) -> bool:
+        """True once its configuration is written; a run that is refused leaves none."""
+        return self._recorded
 
     @property
     def device(self) -> torch.device:

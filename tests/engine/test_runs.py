@@ -65,7 +65,8 @@ def test_the_files(finished_run: Path) -> None:
     beside_checkpoints = {path for path in written if not path.startswith("checkpoints/")}
     network = {"config.json", "diffusion_pytorch_model.safetensors", "generator.json"}
     assert beside_checkpoints == {
-        "config.yaml", "log.jsonl", "summary.json", "curves.png", "side_by_side.png",
+        "config.yaml", "log.jsonl", "machine.json", "summary.json", "curves.png", "side_by_side.png", "report.html",
+        "samples/teacher.png", "samples/student.png",
         "samples/iteration_00000003.png", "samples/iteration_00000006.png",
         *(f"generator/{name}" for name in network), *(f"generator_raw/{name}" for name in network),
     }  # fmt: skip
