@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 
-import onestep
-
 #: The file of the record in a run's folder.
 MACHINE = "machine.json"
-_PACKAGES = ("torch", "numpy", "diffusers", "accelerate")
+_PACKAGES = ("onestep", "torch", "numpy", "diffusers", "accelerate")
 
 
 def describe_machine(device: torch.device, processes: int) -> dict[str, str]:
@@ -23,7 +21,7 @@ def describe_machine(device: torch.device, processes: int) -> dict[str, str]:
         processes: their number in the run.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    versions = {"onestep": onestep.__version__, "Python": platform.python_version()}
+    versions = {"Python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)

@@ -45,10 +45,10 @@ def chart(title: str, curves: Mapping[str, Points], logarithmic: bool = False) -
     ends = [f"{name or 'the value'} ends at {format_value(points[-1][1])}" for name, points in shown.items()]
     label = f"{title} over images seen: {', '.join(ends)}"
     drawing = element("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=label)
-    caption = [title, *([element("small", " (logarithmic)")] if logarithmic else [])]
+    scale = element("small", " (logarithmic)") if logarithmic else None
     legend = element("ul", *(_entry(name, number) for number, name in enumerate(shown)), class_="legend")
     return element(
-        "figure", element("figcaption", *caption), drawing, legend if len(shown) > 1 else None, class_="chart"
+        "figure", element("figcaption", title, scale), drawing, legend if len(shown) > 1 else None, class_="chart"
     )
 
 
@@ -101,7 +101,7 @@ def _grid(across: _Axis, up: _Axis) -> Element:
     for value in up.ticks():
         y = f"{up.place(value):.1f}"
         parts.append(element("line", x1=_LEFT, x2=_RIGHT, y1=y, y2=y))
-        parts.append(element("text", format_value(value), x=_LEFT - 5, y=y, dy="0.35em", text_anchor="end"))
+        parts.append(element("text", format_value(value, 5), x=_LEFT - 5, y=y, dy="0.35em", text_anchor="end"))
     for value in across.ticks():
         x = f"{across.place(value):.1f}"
         parts.append(element("line", x1=x, x2=x, y1=_TOP, y2=_BOTTOM))
