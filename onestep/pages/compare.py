@@ -52,7 +52,7 @@ def named(folders: Sequence[Path]) -> dict[str, Path]:
 def _results(runs: dict[str, RunRecord]) -> Element:
     metrics = {key: of for run in runs.values() for key, of in run.metrics.items()}
     head = ["", *(of.heading for of in metrics.values()), "evaluations", "images seen", "seconds"]
-    rows = []
+    rows: list[list[str]] = []
     for name, run in runs.items():
         teacher, student = (run.summary.get(side, {}) for side in ("teacher", "student"))
         if teacher and not rows:

@@ -18,8 +18,8 @@ def test_the_page(width: int, scheme: str, ground: str, finished_run: Path, tmp_
     if chromium is None or node is None:
         pytest.skip("needs chromium and node")
     page = finished_run / "report.html"
-    words = [node, "--experimental-websocket", "--no-warnings", BROWSER, chromium, page, str(width), scheme]
-    finished = subprocess.run([*words, tmp_path / "page.png"], capture_output=True, text=True, timeout=120)
+    words = [node, "--experimental-websocket", "--no-warnings", str(BROWSER), chromium, str(page), str(width), scheme]
+    finished = subprocess.run([*words, str(tmp_path / "page.png")], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     assert found["overlaps"] == found["errors"] == [] and found["broken"] == 0 and found["wider"] <= 0
