@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -11,7 +12,7 @@ import pytest
 from omegaconf import DictConfig
 from PIL import Image
 
-from onestep.build.distillation import distill
+from onestep.build.distillation import build_settings, distill
 from onestep.build.sampling import sample
 from onestep.engine.log import read_log
 from onestep.models.diffusers.export import match_scheduler
@@ -86,6 +87,16 @@ def test_levels_of_the_table_are_whole_timesteps() -> None:
         tabulated_timesteps(schedule, [14.0])
     with pytest.raises(ValueError, match="sigma=0.029"):  # timestep 0
         tabulated_timesteps(schedule, [schedule.sigmas[0].item()])
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_the_first_level_is_the_schedulers_last(zero_snr: bool) -> None:
+    """14.6146 of Stable Diffusion, 4096 without terminal signal (arXiv 2305.08891)."""
+    options = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"} if zero_snr else {}
+    teacher = build_denoiser("sd", diffusers.DDIMScheduler.from_config(SCHEDULERS["sd"]().config, **options))
+    settings, _ = build_settings(configure("train", "experiment=text_to_image", "teacher.path=x"), teacher)
+    assert settings.sigma_init == pytest.approx(4096 if zero_snr else 14.6146, rel=1e-5)
+    assert tabulated_timesteps(teacher.schedule, [settings.sigma_init]) == [999]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from onestep.export.pipeline import OneStepPipeline
 from onestep.files import atomic_folder
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.export import save_text_to_image
-from onestep.models.diffusers.folder import autoencoder_folder, pipeline_folder
+from onestep.models.diffusers.folder import autoencoder_folder
+from onestep.models.diffusers.prepared import find_pipeline
 from onestep.models.generator import Generator
 from onestep.models.scene.coloured import holds_coloured_scene
 from onestep.models.scene.generator import holds_any_scene, load_any_scene, solids_of
@@ -88,8 +89,10 @@ def _write(run: Path, weights: str | None, output: Path) -> None:
 def _teacher_pipeline(record: dict[str, Any]) -> tuple[Path, str | None]:
     """The folder of the teacher's pipeline, as the run read it, and the variant of its weights."""
     options = _pipeline_options(record)
-    variant = options["variant"]
-    return pipeline_folder(options["path"], bool(options["local_files_only"]), options["revision"], variant), variant
+    variant, local = options["variant"], bool(options["local_files_only"])
+    names = ("config", "lora", "cache")
+    place = (options["path"], local, options["revision"], variant, *(options[name] for name in names))
+    return find_pipeline(*place), variant
 
 
 def _autoencoder(record: dict[str, Any]) -> Autoencoder:
@@ -105,7 +108,8 @@ def _autoencoder(record: dict[str, Any]) -> Autoencoder:
 def _pipeline_options(record: dict[str, Any]) -> dict[str, Any]:
     found = select(record, "teacher.pipeline") or select(record, "data.pipeline")
     options = found if isinstance(found, dict) else {}
-    names = {"path": str, "variant": str, "revision": str, "vae_config": dict}
+    texts = ("path", "variant", "revision", "config", "lora", "cache")
+    names = dict.fromkeys(texts, str) | {"vae_config": dict}
     values = {name: options.get(name) for name in (*names, "local_files_only")}
     if values["path"] is None or not all(isinstance(values[name], kind | None) for name, kind in names.items()):
         raise ValueError("the run's config.yaml has no teacher.pipeline.path: expected the pipeline of its teacher")

@@ -1,5 +1,6 @@
 """What a path is that holds no network in a form that this package reads, and how to make one of it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from onestep.reading import check_file, open_tensors
@@ -34,6 +35,12 @@ def is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors" or (start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**27)
 
 
+def is_lora(path: Path) -> bool:
+    """True if the names in a safetensors file are those of a LoRA."""
+    with open_tensors(path) as file:
+        return _is_lora(file.keys())
+
+
 def describe(path: Path) -> str:
     """What ``path`` is, and how to use it, in one line. Tensors are not read."""
     if path.is_dir():
@@ -52,13 +59,14 @@ def describe(path: Path) -> str:
             names = list(file.keys())
     except ValueError as error:
         return str(error)
-    if any("lora" in name for name in names):
+    if _is_lora(names):
         return _describe_lora(path)
     if (path.parent / "config.json").is_file():
         return f"{path} is the weights of the network in {path.parent}: give that folder"
     return (
         f"{path} is a single file of {len(names)} tensors, such as {names[0] if names else 'none'}, without the config "
-        f"of its network: expected a folder, which for a diffusers checkpoint is made by {_single_file(path)}"
+        "of its network: expected a folder; a checkpoint of a text-to-image model is read by teacher=diffusers "
+        f"teacher.path={path} teacher.config=BASE, with BASE the folder of a pipeline of its kind"
     )
 
 
@@ -78,11 +86,14 @@ def _describe_folder(folder: Path) -> str:
     return f"{folder} holds {', '.join(file.name for file in files[:5]) or 'no files'}"
 
 
+def _is_lora(names: Iterable[str]) -> bool:
+    return any("lora" in name for name in names)
+
+
 def _describe_lora(path: Path) -> str:
     return (
-        f"{path} is a LoRA, a change of another network: merge it into its pipeline, by "
-        f'pipeline.load_lora_weights("{path}"); pipeline.fuse_lora(); pipeline.unload_lora_weights(); '
-        'pipeline.save_pretrained("FOLDER"), and give FOLDER'
+        f"{path} is a LoRA, a change of another network: give the pipeline of that network, with the LoRA merged into "
+        f"it, by teacher=diffusers teacher.path=BASE teacher.lora={path}"
     )
 
 

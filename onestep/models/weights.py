@@ -167,8 +167,8 @@ def save_network(network: nn.Module, folder: Path, config: str, base: str, name:
     write_text(folder / name, config + "\n")
 
 
-def load_network(make: Callable[[], Network], weights: Weights, dtype: torch.dtype = torch.float32) -> Network:
-    """The network that ``make`` builds from a config, with the ``weights`` in ``dtype``, in eval mode.
+def load_network(make: Callable[[], Network], weights: Weights, dtype: torch.dtype | None = torch.float32) -> Network:
+    """The network that ``make`` builds from a config, with the ``weights`` in ``dtype`` or their own, in eval mode.
 
     Raises:
         ValueError: if the config describes no network, or another one than that of the weights.

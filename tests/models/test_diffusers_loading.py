@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.loading import load_diffusers
-from tests.helpers.diffusers_models import build_denoiser, build_network
+from tests.helpers.diffusers_models import build_denoiser, build_network, text_unet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -116,12 +116,19 @@ def test_networks_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(
         ValueError,
-        match="a PixArtAlphaPipeline of PixArtTransformer2DModel.*not supported.*UNet2DMo",
+        match="a PixArtAlphaPipeline of PixArtTransformer2DModel.*not supported.*UNet2DMo.*CONTRIBUTING",
     ):
         load(tmp_path)
     (tmp_path / "model_index.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     with pytest.raises(ValueError, match="AutoencoderKL, which is not supported"):
+        load(tmp_path)
+
+
+def test_a_student_of_latent_consistency(tmp_path: Path) -> None:
+    text_unet(time_cond_proj_dim=8).save_pretrained(tmp_path)
+    diffusers.LCMScheduler().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="time_cond_proj_dim=8 is a student already, .*: .*give the model that it was"):
         load(tmp_path)
 
 

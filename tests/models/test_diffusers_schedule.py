@@ -84,6 +84,64 @@ def test_x0_of_flow_matching(name: str) -> None:
     assert relative_error(prediction, one_step) < 1e-5
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("scheduler_class", [diffusers.EDMEulerScheduler, diffusers.EDMDPMSolverMultistepScheduler])
+def test_x0_and_steps_of_edm(scheduler_class: Any, prediction_type: str) -> None:
+    """Playground 2.5's, with a sigma_data that is not its own; each step is Euler's from one level to the next."""
+    scheduler = scheduler_class(sigma_data=0.7, prediction_type=prediction_type)
+    denoiser = build_denoiser("unet", scheduler)
+    assert (denoiser.sigma_min, denoiser.sigma_max) == (0.002, 80.0)
+    scheduler.set_timesteps(8)
+    torch.testing.assert_close(torch.tensor(denoiser.schedule.sampling_sigmas(8, 0, False)), scheduler.sigmas)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for timestep, sigma, after in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:], strict=False):
+        x_sigma = sigma.hypot(torch.tensor(0.7)) * x
+        scaled = scheduler.scale_model_input(x_sigma, timestep)
+        prediction, raw = wrapped_and_raw(denoiser, scaled, x_sigma, sigma[None], timestep[None])
+        assert relative_error(prediction, scheduler.precondition_outputs(x_sigma, raw, sigma)) < 1e-5
+        step = scheduler.step(raw, timestep, x_sigma).prev_sample
+        if scheduler_class is diffusers.EDMEulerScheduler:
+            assert relative_error(x_sigma + (after - sigma) / sigma * (x_sigma - prediction), step) < 1e-5
+    levels = torch.tensor([0.002, 1.0, 80.0], dtype=torch.float64)
+    c_in, c_skip, c_out = denoiser.schedule.scalings(levels)
+    sample, output = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(scheduler.precondition_inputs(sample, levels), c_in * sample, rtol=1e-12, atol=0)
+    x0 = scheduler.precondition_outputs(sample, output, levels)
+    torch.testing.assert_close(c_skip * sample + c_out * output, x0, rtol=1e-12, atol=0)
+
+
+def test_x0_of_flow_matching_by_other_solvers() -> None:
+    """Sana's: a solver of flow matching, whose shift changes its levels alone."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    denoiser = build_denoiser("sd3", scheduler)
+    scheduler.set_timesteps(6)
+    x = torch.randn(1, *denoiser.image_shape, generator=torch.Generator().manual_seed(0))
+    for index, t in enumerate(scheduler.sigmas[1:-1], start=1):  # the first is 1, without image
+        scheduler._step_index = index
+        sigma = t / (1 - t)
+        timestep = 1000 * t[None]
+        prediction, raw = wrapped_and_raw(denoiser, x, x * (1 + sigma), sigma[None], timestep)
+        assert relative_error(prediction, scheduler.convert_model_output(raw, sample=x)) < 1e-5
+    levels = torch.tensor(denoiser.schedule.sampling_sigmas(1000, 16, False)[:-1])
+    t = torch.linspace(1, 1 / 1000, 1000)
+    torch.testing.assert_close(levels / (1 + levels), 3 * t / (1 + 2 * t), rtol=0, atol=0.01)
+
+
+def test_x0_of_the_scheduler_of_latent_consistency() -> None:
+    """Its betas are those of training; its boundary condition, which mixes in the sample, fades at once."""
+    scheduler = diffusers.LCMScheduler(clip_sample=False, original_inference_steps=1000)
+    denoiser = build_denoiser("sd", scheduler)
+    scheduler.set_timesteps(1000)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for timestep in (400, 700, 999):
+        kept = scheduler.alphas_cumprod[timestep]
+        sigma = ((1 - kept) / kept).sqrt()
+        prediction, raw = wrapped_and_raw(denoiser, x, x / kept.sqrt(), sigma[None], torch.tensor([timestep]))
+        assert relative_error(prediction, scheduler.step(raw, timestep, x).denoised) < 1e-5
+
+
 def test_euler_scheduler_without_terminal_signal() -> None:
     """A terminal signal of zero (arXiv 2305.08891) has a sigma of 4096 in diffusers' Euler scheduler."""
     scheduler = diffusers.EulerDiscreteScheduler(
@@ -160,7 +218,9 @@ def test_denoising_weight_of_flow_matching() -> None:
     "scheduler, message",
     [
         (diffusers.DDPMScheduler(prediction_type="flow"), "prediction_type='flow': expected one of epsilon, v_pred"),
-        (diffusers.EDMEulerScheduler(), "the schedule of EDMEulerScheduler is not supported"),
+        (diffusers.CMStochasticIterativeScheduler(), "the schedule of CMStochasticIterativeScheduler is not supported"),
+        (diffusers.EDMEulerScheduler(prediction_type="sample"), "EDM's schedulers have epsilon or v_prediction"),
+        (diffusers.EDMEulerScheduler(sigma_data=0.0), "sigma_data=0.0: expected positive numbers"),
         (diffusers.DDIMScheduler(rescale_betas_zero_snr=True), "prediction_type='epsilon' with rescale_betas_zero_snr"),
         (diffusers.EulerDiscreteScheduler(prediction_type="v_prediction", timestep_type="continuous"), "not supported"),
     ],

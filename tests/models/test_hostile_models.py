@@ -295,8 +295,8 @@ def test_what_is_no_folder_says_what_it_is(tmp_path: Path, monkeypatch: pytest.M
         load_edm,
     ]
     for path, message in (
-        ("single.safetensors", "a single file of 1 tensors, such as model.diffusion_model.x, .*from_single_file"),
-        ("lora", "is a LoRA, a change of another network: merge it .*fuse_lora"),
+        ("single.safetensors", "a single file of 1 tensors, such as model.diffusion_model.x, .*teacher.config=BASE"),
+        ("lora", "is a LoRA, a change of another network: .*teacher.lora=lora"),
         ("empty.ckpt", "is empty: copy or download it again"),
         ("large.ckpt", "3,221,225,472 bytes, and most of them were never written"),
         (f"own/{WEIGHTS}", "the weights of the network in own: give that folder"),

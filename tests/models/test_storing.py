@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from onestep.build.checks import check_steps
 from onestep.config import instantiate
 from onestep.models.diffusers.export import save_text_to_image
 from onestep.models.diffusers.folder import quiet
 from onestep.models.generator import Generator
 from tests.helpers.configs import configure
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.single_files import save_single_file
 
 WEIGHTS = "diffusion_pytorch_model"
 PROMPTS = ["a cat", "red"]
@@ -104,6 +107,13 @@ def moved_scheduler(folder: Path) -> None:
     shutil.rmtree(folder / "scheduler")
 
 
+def single(folder: Path) -> None:
+    """All weights in one file, and the folder with the configs and tokenizers alone."""
+    save_single_file(folder, folder.with_name("model.safetensors"))
+    for file in folder.glob("*/*.safetensors"):
+        file.unlink()
+
+
 HALF = "{root}/pipeline/unet: its weights are of the variant fp16 alone: read"
 ROWS = {
     "as diffusers saves it": Row(lambda _: None, kinds=("sd", "sdxl", "sd3", "flux")),
@@ -140,6 +150,17 @@ ROWS = {
         both(unindexed("text_encoder_3"), unindexed("tokenizer_3")), kinds=("sd3",), zeros=256
     ),
     "prefixes of compiled and wrapped networks": Row(wrapped),
+    "a single `.safetensors`, `teacher.config=...`": Row(
+        single, ("teacher.path={root}/model.safetensors", "teacher.config={root}/pipeline"), tolerance=1e-6
+    ),
+    "a single `.ckpt`": Row(
+        lambda folder: torch.save({"state_dict": {}}, folder.with_name("model.ckpt")),
+        ("teacher.path={root}/model.ckpt", "teacher.config={root}/pipeline"),
+        refused="becomes a folder, where it may run code, by python -c",
+    ),
+    "a single `.safetensors` alone": Row(
+        single, ("teacher.path={root}/model.safetensors",), refused="teacher.config=BASE"
+    ),
 }  # fmt: skip
 CASES = [
     pytest.param(name, kind, id=f"{name}, {kind}", marks=() if kind == row.kinds[0] else pytest.mark.slow)
@@ -220,6 +241,75 @@ def check_export(teacher: Any, output: Path) -> None:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(output, **absent)
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     assert set(networks) == {path.name for path in output.iterdir() if (path / "config.json").exists()}
+
+
+def save_lora(folder: Path, file: Path) -> Any:
+    """Write a random LoRA of the network and the text encoder; it is active in the pipeline that this returns."""
+    with quiet():
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    layers, random = {}, torch.Generator().manual_seed(0)
+    for name, targets in (("unet", ["to_q", "to_v"]), ("text_encoder", ["q_proj", "v_proj"])):
+        network = getattr(pipeline, name)
+        network.add_adapter(peft.LoraConfig(r=2, lora_alpha=2, target_modules=targets))
+        for parameter in (value for key, value in network.named_parameters() if "lora_B" in key):
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=random)
+        layers[f"{name}_lora_layers"] = peft.get_peft_model_state_dict(network)
+    pipeline.save_lora_weights(file.parent, weight_name=file.name, **layers)
+    return pipeline
+
+
+def test_a_lora_is_merged(
+    pipelines: Callable[[str], Path], plain: Callable[[str], list[Tensor]], tmp_path: Path
+) -> None:
+    folder, file = shutil.copytree(pipelines("sd"), tmp_path / "pipeline"), tmp_path / "style.safetensors"
+    pipeline = save_lora(folder, file)
+    with pytest.raises(ValueError, match=f"is a LoRA.*teacher.path=BASE teacher.lora={file}"):
+        read(file)
+    teacher = read(folder, f"teacher.lora={file}")
+    x0, _, text = predictions(teacher)
+    with torch.no_grad():
+        embeddings, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)
+        x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([10, 900])
+        expected = pipeline.unet(x, t, embeddings).sample
+        torch.testing.assert_close(teacher.network(x, t, text).sample, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(text, embeddings, rtol=1e-5, atol=1e-5)
+    assert (x0 - plain("sd")[0]).abs().max() > 1e-2 and (text - plain("sd")[2]).abs().max() > 1e-2
+    check_export(teacher, tmp_path / "export")
+    assert read(folder, f"teacher.lora={file}").pipeline.folder == teacher.pipeline.folder  # made once
+
+
+def test_a_lora_of_another_network(pipelines: Callable[[str], Path], tmp_path: Path) -> None:
+    save_file({"transformer.x.lora_A.weight": torch.ones(2, 4), "transformer.x.lora_B.weight": torch.ones(4, 2)},
+              tmp_path / "other.safetensors")  # fmt: skip
+    with pytest.raises(
+        ValueError, match="teacher.lora=.*other.safetensors: no pipeline could be made of it .*none of its"
+    ):
+        read(pipelines("sd"), f"teacher.lora={tmp_path / 'other.safetensors'}", f"teacher.pipeline.cache={tmp_path}")
+    assert not list(tmp_path.glob("pipelines/*"))
+
+
+@torch.no_grad()
+def test_a_student_of_edms_schedule_is_drawn_by_plain_diffusers(
+    pipelines: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As Playground 2.5's, an SDXL whose scheduler is EDM's."""
+    folder = shutil.copytree(pipelines("sdxl"), tmp_path / "pipeline")
+    diffusers.EDMEulerScheduler(sigma_schedule="exponential").save_pretrained(folder / "scheduler")
+    indexed(scheduler=["diffusers", "EDMEulerScheduler"])(folder)
+    teacher = read(folder)
+    with pytest.raises(ValueError, match="2 steps: EDM's schedulers .* set generator.later_sigmas="):
+        check_steps(Generator(teacher, 20.0, [1.0]))
+    generator = Generator(teacher, 20.0).eval()
+    check_export(teacher, tmp_path / "teacher")
+    (tmp_path / "export").mkdir()
+    save_text_to_image(generator, folder, tmp_path / "export")
+    with quiet():
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "export")
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    options = {"height": 16, "width": 16, "num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
+    theirs = pipeline(PROMPTS, latents=noise.clone(), **options).images
+    ours = generator(noise, teacher.pipeline.encode_prompts(PROMPTS)[[0, 1]])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

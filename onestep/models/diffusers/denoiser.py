@@ -143,8 +143,8 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
         return self
 
     def init_noise_sigma(self, sigma: float) -> float:
-        """The standard deviation for which the network's input has 1, as in diffusers' pipelines."""
-        return 1 / self.schedule.scalings(torch.tensor([sigma], dtype=torch.float64)).c_in.item()
+        """The standard deviation with which diffusers' pipelines start at ``sigma``."""
+        return self.schedule.init_noise_sigma(sigma)
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         c_in, c_skip, c_out = (expand_like(scale, x_sigma) for scale in self.schedule.scalings(sigma))

@@ -4,6 +4,7 @@ Plain diffusers then generates the same images as ``onestep sample`` from the sa
 
 - variance preserving: ``LCMScheduler`` adds noise to its x0-prediction at each later timestep, as the generator does.
   Its boundary scalings c_out and c_skip are 1 and 0 here, and its table of timesteps ends at the generator's first one.
+- EDM: ``EDMEulerScheduler``, whose one step from ``sigma_max`` to 0 is the prediction of x0.
 - flow matching: ``FlowMatchEulerDiscreteScheduler`` does the same with ``stochastic_sampling`` and no shift. Its
   pipelines pass it no rng: the noise of later steps comes from torch's global rng, which must be seeded.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
 from onestep.models.diffusers.folder import INDEX, PipelineIndex, part_files, required_parts
-from onestep.models.diffusers.schedule import build_scheduler, tabulated_timesteps
+from onestep.models.diffusers.schedule import EDMSchedule, build_scheduler, tabulated_timesteps
 from onestep.models.generator import Generator
 from onestep.reading import read_json
 
@@ -88,6 +89,11 @@ def match_scheduler(generator: Generator) -> tuple[Any, dict[str, Any]]:
     assert isinstance(denoiser, DiffusersDenoiser)
     sigmas = [generator.sigma_init, *generator.later_sigmas]
     timesteps = tabulated_timesteps(denoiser.schedule, sigmas)
+    if isinstance(denoiser.schedule, EDMSchedule):
+        config = denoiser.config["scheduler_config"] | {"sigma_max": generator.sigma_init}
+        # The exponential spacing of one step starts at sigma_min.
+        config |= {"sigma_schedule": "karras", "final_sigmas_type": "zero"}
+        return diffusers.EDMEulerScheduler.from_config(config), {}
     if timesteps is None:
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
             denoiser.config["scheduler_config"].get("num_train_timesteps", 1000),

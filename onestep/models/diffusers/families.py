@@ -182,6 +182,12 @@ class TextUNet(_UNet):
 
     def check(self, config: Mapping[str, Any]) -> None:
         super().check(config)
+        if config["time_cond_proj_dim"] is not None:
+            raise ValueError(
+                f"a UNet2DConditionModel with time_cond_proj_dim={config['time_cond_proj_dim']} is a student already, "
+                "as of latent consistency: it maps noise to images for a guidance, and has no score to match; give the "
+                "model that it was distilled from"
+            )
         others = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
         if config["addition_embed_type"] not in (None, "text_time") or any(config[key] is not None for key in others):
             found = {key: config[key] for key in ("addition_embed_type", *others)}
@@ -277,5 +283,8 @@ def find_family(network_class: str) -> Family:
         ValueError: for a class that is not supported.
     """
     if network_class not in FAMILIES:
-        raise ValueError(f"network_class={network_class!r} is not supported: choose one of {', '.join(FAMILIES)}")
+        raise ValueError(
+            f"network_class={network_class!r} is not supported: choose one of {', '.join(FAMILIES)}, or see "
+            "CONTRIBUTING.md, 'A new family of teachers', to add it"
+        )
     return FAMILIES[network_class]

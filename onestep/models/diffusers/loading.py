@@ -26,6 +26,8 @@ def load_diffusers(
     local_files_only: bool,
     pipeline: TeacherPipeline | None = None,
     scheduler: PathText | None = None,
+    config: PathText | None = None,
+    lora: PathText | None = None,
 ) -> DiffusersDenoiser:
     """A frozen teacher in eval mode, from a pipeline of diffusers or one of its networks; safetensors only.
 
@@ -45,11 +47,20 @@ def load_diffusers(
         pipeline: autoencoder and text encoders of a latent or text-to-image teacher; None for none.
         scheduler: file or folder of a scheduler's config, which has the noise schedule; None for the one that is with
             the network.
+        config, lora: of a single file, and a LoRA, as in the ``pipeline``, whose cache has the folder that they become;
+            see :func:`onestep.models.diffusers.prepared.find_pipeline`.
 
     Raises:
         ValueError: if the path holds no supported network or pipeline.
     """
-    found = _find(path, scheduler, local_files_only, revision, variant)
+    shared = pipeline if pipeline is not None and pipeline.path == path and not _is_network(Path(path)) else None
+    if (config, lora) != ((None, None) if shared is None else (shared.config, shared.lora)):
+        raise ValueError(
+            f"teacher.config={config}, teacher.lora={lora}: expected a pipeline as teacher.path, which is also that of "
+            "teacher.pipeline"
+        )
+    place = path if shared is None else str(shared.folder)
+    found = _find(place, scheduler, local_files_only, revision, variant)
     weights = Weights.find(found.folder, variant=variant)
     if variant not in (None, weights.variant):
         raise ValueError(f"teacher.variant={variant}: {found.folder} has no weights of it; set teacher.variant=null")
@@ -87,6 +98,10 @@ def outline_diffusers(
     return denoiser.requires_grad_(False).eval()
 
 
+def _is_network(folder: Path) -> bool:
+    return (folder.expanduser() / "config.json").is_file() and not (folder.expanduser() / INDEX).is_file()
+
+
 class _Found(NamedTuple):
     """The folder of a network, its class and configs; ``latent`` if its pipeline has an autoencoder."""
 
@@ -107,7 +122,7 @@ def _find(
     """The network at ``path``, see :func:`load_diffusers`; a download has its ``weights``, or configs alone."""
     folder, latent = Path(path).expanduser(), False
     places: tuple[Path, ...]
-    if (folder / "config.json").is_file() and not (folder / INDEX).is_file():
+    if _is_network(folder):
         network_class = str(read_json(folder / "config.json", dict[str, Any]).get("_class_name"))
         if network_class not in FAMILIES:
             raise _unsupported(path, f"a network {network_class[:80]}")
@@ -138,7 +153,8 @@ def _find_network(path: str, index: PipelineIndex) -> tuple[str, str]:
 
 def _unsupported(path: str, found: str) -> ValueError:
     return ValueError(
-        f"{path!r} holds {found}, which is not supported: expected a pipeline with a {', '.join(FAMILIES)}"
+        f"{path!r} holds {found}, which is not supported: expected a pipeline with a {', '.join(FAMILIES)}; "
+        "CONTRIBUTING.md, 'A new family of teachers', shows how to add one"
     )
 
 

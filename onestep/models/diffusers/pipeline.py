@@ -14,7 +14,8 @@ from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.denoiser import Condition
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.families import FAMILIES, find_family
-from onestep.models.diffusers.folder import PipelineIndex, autoencoder_folder, part_files, pipeline_folder
+from onestep.models.diffusers.folder import PipelineIndex, autoencoder_folder, part_files
+from onestep.models.diffusers.prepared import find_pipeline
 from onestep.models.diffusers.text_encoder import TextEncoder
 from onestep.models.weights import read_config
 from onestep.ranges import BatchSize, PathText, Side, Text, checked
@@ -41,6 +42,7 @@ class TeacherPipeline:
         variant: variant of the weights, such as "fp16", of the components that have it; None for the default.
         vae_config: None for a pipeline. Else ``path`` is of an autoencoder alone, and these values replace those of its
             config, see :class:`onestep.models.diffusers.autoencoder.Autoencoder`.
+        config, lora: of a single file, and a LoRA; see :func:`onestep.models.diffusers.prepared.find_pipeline`.
 
     Raises:
         ValueError: for another dtype, or a batch size below 1. Methods and properties raise it if the pipeline is
@@ -58,10 +60,12 @@ class TeacherPipeline:
         local_files_only: bool = False,
         variant: str | None = None,
         vae_config: dict[str, Any] | None = None,
+        config: PathText | None = None,
+        lora: PathText | None = None,
     ) -> None:
         self.path, self.size, self.dtype, self.batch_size, self.cache = path, size, dtype, batch_size, cache
         self.revision, self.local_files_only, self.variant = revision, local_files_only, variant
-        self.vae_config = vae_config
+        self.vae_config, self.config, self.lora = vae_config, config, lora
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -71,7 +75,9 @@ class TeacherPipeline:
         """The pipeline's folder on this machine."""
         if self.vae_config is not None:
             return autoencoder_folder(self.path, self.local_files_only, self.revision, self.variant)
-        return pipeline_folder(self.path, self.local_files_only, self.revision, self.variant)
+        return find_pipeline(
+            self.path, self.local_files_only, self.revision, self.variant, self.config, self.lora, self.cache
+        )
 
     @cached_property
     def autoencoder(self) -> Autoencoder:

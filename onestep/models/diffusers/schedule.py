@@ -9,16 +9,20 @@ epsilon        1 / sqrt(1 + sigma^2)    1                 -sigma
 v_prediction   1 / sqrt(1 + sigma^2)    1 / (1 + sigma^2) -sigma/sqrt(1+sigma^2)
 sample         1 / sqrt(1 + sigma^2)    0                 1
 flow           1 / (1 + sigma)          1 / (1 + sigma)   -sigma / (1 + sigma)
+EDM            1/sqrt(sigma^2 + s^2)    s^2 c_in^2        sigma s c_in
 ============== ======================== ================= ======================
 
 They follow from ``x_t = alpha (x0 + sigma noise)`` with ``alpha = 1/sqrt(1 + sigma^2)`` and
 ``v = alpha noise - alpha sigma x0`` (Salimans & Ho 2022, arXiv 2202.00512), and for flow matching from
 ``x_t = (1 - t) x0 + t noise`` with ``t = sigma / (1 + sigma)`` and ``v = noise - x0`` (Esser et al. 2024, arXiv
-2403.03206). The squared error of the output is that of x0 divided by ``c_out^2``, the training weight of the network.
+2403.03206). EDM's are those of Karras et al. 2022 (arXiv 2206.00364, table 1) with s = sigma_data; c_out of diffusers'
+"v_prediction" has the other sign. The squared error of the output is that of x0 divided by ``c_out^2``, the training
+weight of the network.
 
 The clipping or thresholding of x0 in a scheduler's steps is not part of the preconditioning.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +36,7 @@ from onestep.reading import one_line
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _TERMINAL_ALPHAS_CUMPROD = 2.0**-24  # in place of 0, where sigma would be infinite; as in diffusers' Euler scheduler
+_EDM_SIGNS = {"epsilon": 1.0, "v_prediction": -1.0}  # of c_out
 _FLOW_SIGMA_MAX = 2.0**30
 _MAX_TIMESTEPS = 100_000  # the published schedulers have 1,000
 
@@ -57,6 +62,10 @@ class NoiseSchedule(ABC):
     @abstractmethod
     def scalings(self, sigma: Tensor) -> Scalings:
         """The preconditioning [B] at ``sigma`` [B]."""
+
+    def init_noise_sigma(self, sigma: float) -> float:
+        """The standard deviation of noise with which diffusers' pipelines start at ``sigma``: the input's is then 1."""
+        return 1 / self.scalings(torch.tensor([sigma], dtype=torch.float64)).c_in.item()
 
     @abstractmethod
     def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
@@ -151,7 +160,8 @@ class FlowSchedule(NoiseSchedule):
     def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
         import diffusers
 
-        euler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config)
+        shifts = {"shift": self.scheduler.config["flow_shift"]} if "flow_shift" in self.scheduler.config else {}
+        euler: Any = diffusers.FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config, **shifts)
         config, shift = euler.config, None
         if config.use_dynamic_shifting:  # linear in the image's tokens, as in Flux's and SD3's pipelines
             slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
@@ -164,6 +174,46 @@ class FlowSchedule(NoiseSchedule):
     def scalings(self, sigma: Tensor) -> Scalings:
         remaining = 1 / (1 + sigma)
         return Scalings(remaining, remaining, -sigma * remaining)
+
+
+class EDMSchedule(NoiseSchedule):
+    """EDM's preconditioning with the ``sigma_data`` of a scheduler, as Playground 2.5 has it; any sigma is a level.
+
+    Raises:
+        ValueError: for another prediction type, or numbers that are not positive and increasing.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        config = scheduler.config
+        self.scheduler, self.sigma_data = scheduler, config.sigma_data
+        self.sigma_min, self.sigma_max = config.sigma_min, config.sigma_max
+        if config.prediction_type not in _EDM_SIGNS:
+            raise ValueError(
+                f"prediction_type={config.prediction_type!r}: EDM's schedulers have {' or '.join(_EDM_SIGNS)}"
+            )
+        self.sign = _EDM_SIGNS[config.prediction_type]
+        if not (0 < self.sigma_min < self.sigma_max < math.inf and 0 < self.sigma_data < math.inf):
+            raise ValueError(
+                f"an EDM scheduler with sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, "
+                f"sigma_data={self.sigma_data}: expected positive numbers, the first below the second"
+            )
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return sigma.float().log() / 4
+
+    def init_noise_sigma(self, sigma: float) -> float:
+        return math.hypot(sigma, 1.0)  # diffusers' for every sigma_data
+
+    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+        import diffusers
+
+        euler: Any = diffusers.EDMEulerScheduler.from_config(self.scheduler.config)
+        euler.set_timesteps(steps)
+        return euler.sigmas.tolist()
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        c_in = (sigma**2 + self.sigma_data**2).rsqrt()
+        return Scalings(c_in, (self.sigma_data * c_in) ** 2, self.sign * sigma * self.sigma_data * c_in)
 
 
 def build_scheduler(config: Mapping[str, Any]) -> Any:
@@ -197,12 +247,15 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """
     scheduler = build_scheduler(config)
     name = config["_class_name"]
-    if name.startswith("FlowMatch"):
+    if name.startswith("FlowMatch") or scheduler.config.get("prediction_type") == "flow_prediction":
         return FlowSchedule(scheduler)
+    if name.startswith("EDM"):
+        return EDMSchedule(scheduler)
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(
             f"the schedule of {name} is not supported: expected discrete variance-preserving timesteps "
-            "(DDPM, DDIM, PNDM, Euler, DPMSolver, ...) or flow matching (FlowMatchEulerDiscreteScheduler)"
+            "(DDPM, DDIM, PNDM, Euler, DPMSolver, LCM, ...), flow matching (FlowMatchEulerDiscreteScheduler) or EDM's "
+            "(EDMEulerScheduler)"
         )
     schedule = VariancePreservingSchedule(scheduler)
     levels = schedule.log_sigmas
@@ -217,11 +270,17 @@ def read_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 def tabulated_timesteps(schedule: NoiseSchedule, sigmas: Sequence[float]) -> list[int] | None:
     """The integer timesteps of noise levels, the only ones of diffusers' schedulers.
 
-    It is None for flow matching, whose timesteps are real numbers.
+    It is None for flow matching and EDM, whose timesteps are real numbers.
 
     Raises:
-        ValueError: for a level between two timesteps, or that of timestep 0, which is the image for schedulers.
+        ValueError: for a level between two timesteps, or that of timestep 0, which is the image for schedulers; for
+            several levels of EDM's, whose schedulers add no noise between steps.
     """
+    if isinstance(schedule, EDMSchedule) and len(sigmas) > 1:
+        raise ValueError(
+            f"{len(sigmas)} steps: EDM's schedulers of diffusers add no noise between steps, so that no pipeline could "
+            "draw from this generator: set generator.later_sigmas=[]"
+        )
     if not isinstance(schedule, VariancePreservingSchedule):
         return None
     timesteps = []

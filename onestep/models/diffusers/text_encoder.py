@@ -58,15 +58,30 @@ class TextEncoder:
         require_text_libraries()
         index = PipelineIndex.of(folder)
         self.kind = index.kind
-        if self.kind not in _ENCODE:
-            raise ValueError(
-                f"{folder}: prompts for a {self.kind} are not supported, expected one of {', '.join(_ENCODE)}"
-            )
+        self.check_kinds(folder, index)
         self.device = torch.device(device)
         with quiet():
             self.pipeline = _load_without_network(folder, index, dtype, variant)
         for name in self.encoders(index):
             getattr(self.pipeline, name).to(self.device)
+
+    @staticmethod
+    def check_kinds(folder: Path, index: PipelineIndex) -> None:
+        """Check that the pipeline, its text encoders and its tokenizers are of supported classes.
+
+        Raises:
+            ValueError: for another class.
+        """
+        if index.kind not in _ENCODE:
+            raise ValueError(
+                f"{folder}: prompts for a {index.kind} are not supported, expected one of {', '.join(_ENCODE)}"
+            )
+        for name, kind in index.components.items():
+            for part, kinds in (("tokenizer", _TOKENIZERS), ("text_encoder", _ENCODERS)):
+                if name.startswith(part) and kind not in kinds:
+                    raise ValueError(
+                        f"{folder / name}: a {part} {kind} is not supported: expected one of {', '.join(kinds)}"
+                    )
 
     @staticmethod
     def encoders(index: PipelineIndex) -> list[str]:
@@ -124,8 +139,6 @@ def _load_without_network(folder: Path, index: PipelineIndex, dtype: torch.dtype
 def _load_tokenizer(folder: Path, kind: str) -> Any:
     import transformers
 
-    if kind not in _TOKENIZERS:
-        raise ValueError(f"{folder}: a tokenizer {kind} is not supported: expected one of {', '.join(_TOKENIZERS)}")
     for file in folder.glob("*config.json"):
         read_config(file)  # refuses code of its own
     try:
@@ -137,8 +150,6 @@ def _load_tokenizer(folder: Path, kind: str) -> Any:
 def _load_encoder(folder: Path, kind: str, dtype: torch.dtype, variant: str | None) -> Any:
     import transformers
 
-    if kind not in _ENCODERS:
-        raise ValueError(f"{folder}: a text encoder {kind} is not supported: expected one of {', '.join(_ENCODERS)}")
     if (folder / "adapter_config.json").exists():
         raise ValueError(f"{folder} has an adapter_config.json, which names another model: merge the adapter first")
     encoder_class = getattr(transformers, kind)
