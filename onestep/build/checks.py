@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from onestep.data.augmentation import EDMAugmentation
 from onestep.data.dataset import NoData, TrainingDataset, contents
+from onestep.data.latents import LatentDataset
 from onestep.data.prompts import PromptDataset
 from onestep.denoiser import beyond_labels, check_condition, prompt_keys
 from onestep.distillation.settings import GeneratorSettings
@@ -55,10 +56,13 @@ def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher
         ("classes", network.label_dim, data.label_dim),
     ):
         if of_network != of_data:
-            fewer = name_of_value == "classes" and 0 < data.label_dim < network.label_dim
+            remedy = ""
+            if name_of_value == "classes" and of_data < of_network:
+                setting = "data.images" if isinstance(data, LatentDataset) else "data"
+                remedy = f", or {setting}.num_classes={of_network}" if of_data else ", or give each class a folder"
             raise ValueError(
                 f"the {name} does not fit the data: {name_of_value} {of_network} against {of_data}; use another {name} "
-                f"({name}=...), other data (data=...)" + (f", or data.num_classes={of_network}" if fewer else "")
+                f"({name}=...), other data (data=...){remedy}"
             )
 
 

@@ -89,10 +89,9 @@ def _write(run: Path, weights: str | None, output: Path) -> None:
 def _teacher_pipeline(record: dict[str, Any]) -> tuple[Path, str | None]:
     """The folder of the teacher's pipeline, as the run read it, and the variant of its weights."""
     options = _pipeline_options(record)
-    variant, local = options["variant"], bool(options["local_files_only"])
-    names = ("config", "lora", "cache")
-    place = (options["path"], local, options["revision"], variant, *(options[name] for name in names))
-    return find_pipeline(*place), variant
+    names = ("path", "revision", "variant", "config", "lora", "cache")
+    where = {name: options[name] for name in names} | {"local_files_only": bool(options["local_files_only"])}
+    return find_pipeline(**where), options["variant"]
 
 
 def _autoencoder(record: dict[str, Any]) -> Autoencoder:
@@ -111,8 +110,11 @@ def _pipeline_options(record: dict[str, Any]) -> dict[str, Any]:
     texts = ("path", "variant", "revision", "config", "lora", "cache")
     names = dict.fromkeys(texts, str) | {"vae_config": dict}
     values = {name: options.get(name) for name in (*names, "local_files_only")}
-    if values["path"] is None or not all(isinstance(values[name], kind | None) for name, kind in names.items()):
-        raise ValueError("the run's config.yaml has no teacher.pipeline.path: expected the pipeline of its teacher")
+    complete = None not in (values["path"], values["cache"])
+    if not complete or not all(isinstance(values[name], kind | None) for name, kind in names.items()):
+        raise ValueError(
+            "the run's config.yaml has no teacher.pipeline.path with its cache: expected the pipeline of its teacher"
+        )
     return values
 
 

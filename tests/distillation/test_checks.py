@@ -1,11 +1,15 @@
 """Incompatible parts are rejected with the setting's value and a remedy."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from accelerate import Accelerator
 
+from onestep.build.checks import check_fit
 from onestep.build.distillation import build_distillation, distill
+from onestep.data.dataset import ImageDataset, ImagesInMemory
+from onestep.data.latents import LatentDataset
 from onestep.models.edm.denoiser import EDMDenoiser
 from tests.helpers.configs import refused, tiny_config
 
@@ -138,6 +142,18 @@ def test_a_teacher_of_other_images(
     EDMDenoiser(image_shape, label_dim, options=options).save_pretrained(tmp_path / "teacher")
     message = refused(tiny_config(tmp_path, "teacher=local", f"teacher.path={tmp_path / 'teacher'}"))
     assert message.startswith(f"the teacher does not fit the data: {expected}; use another teacher (teacher=...)")
+
+
+@pytest.mark.parametrize(
+    "kind, label_dim, remedy",
+    [(ImagesInMemory, 7, "data.num_classes=10"), (LatentDataset, 7, "data.images.num_classes=10"),
+     (ImagesInMemory, 0, "give each class a folder")],
+)  # fmt: skip
+def test_images_of_fewer_classes_than_the_teachers(kind: type[ImageDataset], label_dim: int, remedy: str) -> None:
+    data = kind.__new__(kind)
+    data.image_shape, data.label_dim = (4, 8, 8), label_dim
+    with pytest.raises(ValueError, match=f"classes 10 against {label_dim}; .*, or {remedy}$"):
+        check_fit(SimpleNamespace(image_shape=(4, 8, 8), label_dim=10), data)
 
 
 def test_a_noise_level_that_the_teacher_does_not_know(tmp_path: Path) -> None:
