@@ -66,10 +66,14 @@ def _once(folder: Path, make: Callable[[Path], None], setting: str) -> Path:
             with atomic_folder(folder) as temporary, quiet():
                 make(temporary)
         except Exception as error:  # diffusers raises many types for weights that do not fit
+            if folder.is_dir():  # another machine with the same disk was first
+                return folder
             reason = one_line(
                 error if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}", 400
             )
-            raise ValueError(f"{setting}: no pipeline could be made of it in {folder}: {reason}") from error
+            raise ValueError(
+                f"{setting}: no pipeline could be made of it in {folder} (teacher.pipeline.cache): {reason}"
+            ) from error
     return folder
 
 
