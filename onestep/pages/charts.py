@@ -22,7 +22,7 @@ def chart(title: str, curves: Mapping[str, Points], logarithmic: bool = False) -
 
     Args:
         title: what they show.
-        curves: points (images seen, value), in order, by name. A single curve has no legend.
+        curves: points (images seen, value), in order, by name; one without points keeps its colour.
         logarithmic: a logarithmic scale, if all values are positive.
     """
     finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in curves.items()}
@@ -35,9 +35,10 @@ def chart(title: str, curves: Mapping[str, Points], logarithmic: bool = False) -
     across = _Axis(0.0, float(last) or 1.0, _LEFT, _RIGHT, False)
     up = _Axis(min(values), max(values), _BOTTOM, _TOP, logarithmic)
     parts = [_grid(across, up)]
-    for number, points in enumerate(shown.values()):
+    numbers = {name: number for number, name in enumerate(finite)}
+    for name, points in shown.items():
         places = [(across.place(x), up.place(y)) for x, y in thinned(points)]
-        style = _style(number)
+        style = _style(numbers[name])
         drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(element("polyline", points=drawn, class_=style))
         if len(places) < 30:
@@ -46,9 +47,9 @@ def chart(title: str, curves: Mapping[str, Points], logarithmic: bool = False) -
     label = f"{title} over images seen: {', '.join(ends)}"
     drawing = element("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=label)
     scale = element("small", " (logarithmic)") if logarithmic else None
-    legend = element("ul", *(_entry(name, number) for number, name in enumerate(shown)), class_="legend")
+    legend = element("ul", *(_entry(name, numbers[name]) for name in shown), class_="legend")
     return element(
-        "figure", element("figcaption", title, scale), drawing, legend if len(shown) > 1 else None, class_="chart"
+        "figure", element("figcaption", title, scale), drawing, legend if len(finite) > 1 else None, class_="chart"
     )
 
 

@@ -194,7 +194,9 @@ def curves(runs: Mapping[str, RunRecord]) -> Element | None:
         group, _, level = key.partition("/") if not key.startswith(PREFIX) else key.removeprefix(PREFIX).partition("/")
         of_one = len(runs) == 1 and key.startswith(PREFIX) and level
         panel = f"diagnosis: {group}, by noise level" if of_one else key.replace(PREFIX, "diagnosis: ")
-        panels.setdefault(panel, {}).update({level: of_key[key][""]} if of_one else of_key[key])
+        panels.setdefault(panel, {}).update(
+            {level: of_key[key][""]} if of_one else {name: of_key[key].get(name, []) for name in runs}
+        )
     charts = []
     for key, of_panel in list(panels.items())[:_CHARTS]:
         of = metrics.get(key)

@@ -195,6 +195,12 @@ def test_places_in_a_chart() -> None:
     assert drawn.get("points") == "52.0,160.0 310.0,8.0 310.0,84.0"
 
 
+def test_a_run_has_one_colour_in_all_charts() -> None:
+    figure = chart("loss", {"a": [], "b": [(0, 1.0), (50, 3.0)]})
+    assert [line.get("class") for line in figure.iter("polyline")] == ["colour1 dash0"]
+    assert [entry[0].tail for entry in figure.iter("li")] == ["b"]
+
+
 def test_a_peak_survives_thinning() -> None:
     points = [(float(place), 9.0 if place == 777 else 0.0) for place in range(5000)]
     assert (777.0, 9.0) in thinned(points) and len(thinned(points)) <= 240
