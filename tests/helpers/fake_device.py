@@ -221,6 +221,7 @@ def fake_device(kind: str) -> Iterator[_Operations]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(Accelerator, "device", property(lambda self: device))
+        patch.setattr(torch.cuda, "get_device_name", lambda where: f"a {where} of the tests")
         for name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
             patch.setattr(torch, name, partial(_of_cpu, getattr(torch, name)))
         with operations, _Calls(placement, operations):
