@@ -67,9 +67,8 @@ SETTINGS = {
                   "generator.gan_weight=0", "precision=no", "training.batch_size=16", "training.accumulation=2"]),
 }  # fmt: skip
 
-# Stable Diffusion 1.5 and FLUX.1-dev are the defaults of diffusers' classes but for what is given here. The others have
-# the numbers of their papers' networks as diffusers' single-file loader infers them; the parameters, 0.86, 2.57, 2.24,
-# 8.06 and 11.9 billion, are those that are published.
+# The parameters of Stable Diffusion 1.5 and SDXL are those that are published, 0.86 and 2.57 billion. The values of
+# SD3.5 and FLUX.1-dev were not compared with the published configs.
 _SD3 = {"_class_name": "SD3Transformer2DModel", "sample_size": 128, "joint_attention_dim": 4096,
         "pooled_projection_dim": 2048, "attention_head_dim": 64, "qk_norm": "rms_norm"}  # fmt: skip
 MODELS = {

@@ -31,7 +31,7 @@ class RunRecord:
         state: "finished", "running", or "stopped" for a run that ended before it was finished.
         summary: the content of ``summary.json``; empty before its end.
         lines: of its log.
-        machine: the machine and the versions by name; empty for a run of an older version.
+        machine: the machine and the versions by name; empty for a run without them.
         command: the words that started it; empty for a run from Python.
     """
 

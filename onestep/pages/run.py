@@ -115,13 +115,10 @@ def _results(run: RunRecord) -> Element | None:
 
 
 def _wipe(run: RunRecord) -> Element | None:
-    """The teacher's and the student's grid, one over the other; what a run of an older version has in their place."""
-    if run.state != "finished":
-        return None
+    """The teacher's and the student's grid, one over the other."""
     teacher, student = (run.folder / "samples" / f"{name}.png" for name in ("teacher", "student"))
-    both = run.folder / "side_by_side.png"
-    if not (teacher.is_file() and student.is_file()):
-        return picture(both, "Samples of teacher and student", _GRID) if both.is_file() else None
+    if run.state != "finished" or not (teacher.is_file() and student.is_file()):
+        return None
     pictures = [
         picture(path, f"Samples of the {name}", _GRID, draggable="false")
         for name, path in (("teacher", teacher), ("student", student))
