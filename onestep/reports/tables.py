@@ -88,13 +88,15 @@ def evaluated_sides(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def format_value(value: float | None, digits: int = 4) -> str:
-    """A float with ``digits``; an integer in full, with commas; "nan" for None, which a JSON file has in its place.
+    """A float with ``digits``, larger ones and integers in full; "nan" for None, which a JSON file has in its place.
 
     A float within 1e-12 of 0 is 0: the rounding of a distance between equal sets.
     """
     if value is None:
         return "nan"
-    return f"{value:,}" if isinstance(value, int) else f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
+    if isinstance(value, int) or 10**digits <= abs(value) < 1e15:
+        return f"{round(value):,}"
+    return f"{0 if abs(value) < 1e-12 else value:.{digits}g}"
 
 
 def to_cell(text: str) -> str:

@@ -14,7 +14,7 @@ TEN = {
     "fid": 12345.678, "fid50k": 1.234567, "is": 9.87654, "kid": 0.000123456, "precision": 0.711, "recall": 0.512,
     "density": 1.0321, "coverage": 0.9, "fd_dinov2": 101.5, "clip_score": 31.25,
 }  # fmt: skip
-SHOWN = ["1.235e+04", "1.235", "9.877", "0.0001235", "0.711", "0.512", "1.032", "0.9", "101.5", "31.25"]
+SHOWN = ["12,346", "1.235", "9.877", "0.0001235", "0.711", "0.512", "1.032", "0.9", "101.5", "31.25"]
 COSTS: dict[str, float] = {"network_evaluations": 1, "samples": 50000, "samples_per_second": 1234.5}
 RECORDS: list[dict[str, Any]] = [
     {"metric": key, "title": f"the title of {key}", "higher_is_better": key in ("is", "recall")} for key in TEN
