@@ -186,26 +186,17 @@ def build_outline(make: Callable[[], Network], weights: Weights) -> Network:
     Raises:
         ValueError: if the config describes none, or a larger one than that of the ``weights``.
     """
-    outline = build_on_meta(make, weights.folder, len(weights.shapes))
-    buffers = dict(outline.named_buffers())
-    computed = sum(value.numel() for name, value in buffers.items() if name not in weights.shapes)
-    if computed > _BUFFER_LIMIT + weights.count:
-        raise ValueError(f"the config.json of {str(weights.folder)!r} describes tables of {computed:,} numbers")
-    return outline
-
-
-def build_on_meta(make: Callable[[], Network], folder: Path, tensors: int) -> Network:
-    """The network of about as many ``tensors`` at most that ``make`` builds from the config in ``folder``, as shapes.
-
-    Raises:
-        ValueError: if the config describes none, or one of more tensors.
-    """
     try:
-        with _at_most(tensors), torch.device("meta"):
-            return make()
+        with _at_most(len(weights.shapes)), torch.device("meta"):
+            outline = make()
     except Exception as error:  # whatever a constructor of another package raises for a config's values
         reason = one_line(error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}", 400)
-        raise ValueError(f"the config.json of {str(folder)!r} describes no network: {reason}") from error
+        raise ValueError(f"the config.json of {str(weights.folder)!r} describes no network: {reason}") from error
+    buffers = dict(outline.named_buffers())
+    computed = sum(value.numel() for name, value in buffers.items() if name not in weights.shapes)
+    if weights.files and computed > _BUFFER_LIMIT + weights.count:  # without files, nothing is allocated
+        raise ValueError(f"the config.json of {str(weights.folder)!r} describes tables of {computed:,} numbers")
+    return outline
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -244,7 +235,7 @@ def _at_most(tensors: int) -> Iterator[None]:
         nonlocal registered
         registered += 1
         if registered > 2 * tensors + 64:  # some layers are made and replaced
-            raise ValueError(f"it has more layers than {tensors} tensors are for")
+            raise ValueError(f"it has more layers than the weights, which have {tensors} tensors")
 
     handle = register_module_parameter_registration_hook(register)
     try:

@@ -8,7 +8,7 @@ from onestep.models.diffusers.denoiser import DiffusersDenoiser, plain_config
 from onestep.models.diffusers.families import FAMILIES
 from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, pipeline_folder
 from onestep.models.diffusers.pipeline import DTYPES, DType, TeacherPipeline
-from onestep.models.weights import Weights, build_on_meta, load_network, read_config
+from onestep.models.weights import Weights, build_outline, load_network, read_config
 from onestep.ranges import Guidance, PathText, Side, Text, checked
 from onestep.reading import read_json
 
@@ -90,7 +90,9 @@ def outline_diffusers(
         ValueError: if the path holds no configs of a supported network or pipeline.
     """
     found = _find(path, scheduler, local_files_only, revision, weights=False)
-    denoiser = build_on_meta(lambda: found.denoiser(size), found.folder, _MOST_TENSORS)
+    # In place of the weights' names and shapes, which limit what a config can ask for.
+    most = Weights(found.folder, (), None, {str(number): () for number in range(_MOST_TENSORS)}, {})
+    denoiser = build_outline(lambda: found.denoiser(size), most)
     for parameter in denoiser.parameters():
         parameter.data = parameter.data.to(DTYPES[dtype])
     return denoiser.requires_grad_(False).eval()
