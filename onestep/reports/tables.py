@@ -1,6 +1,7 @@
 """Tables of a run's results, for the terminal and for Markdown pages."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -110,27 +111,15 @@ def to_markdown(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in ruled)
 
 
-def _table_of_views(views: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """What a classifier sees in the views of a scene, and in others: one class per row."""
-    table = Table("view of class", title="renders that the classifier names by their class, and its mean probability")
-    judged = {name: of for name, of in views.items() if all("accuracy" in one for one in of.values())}
-    for name in judged:
+def _table_of_views(views: dict[str, dict[str, dict[str, float]]], title: str, cells: Mapping[str, str]) -> Table:
+    """Values of a scene's views, and of others that have them, one class per row; ``cells`` has the format of each."""
+    table = Table("view of class", title=title)
+    having = {name: of for name, of in views.items() if all(cells.keys() <= one.keys() for one in of.values())}
+    for name in having:
         table.add_column(name, justify="right", no_wrap=True)
     for label in views["student"]:
-        found = [of[label] for of in judged.values()]
-        table.add_row(label, *(f"{one['accuracy']:.1%}, {one['probability']:.2f}" for one in found))
-    return table
-
-
-def _table_of_variety(views: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """How far two objects are from each other, as seen in a view: one class per row."""
-    table = Table("view of class", title="mean distance of two objects in a view: of pixels, of features")
-    several = {name: of for name, of in views.items() if all("pixel_distance" in one for one in of.values())}
-    for name in several:
-        table.add_column(name, justify="right", no_wrap=True)
-    for label in views["student"]:
-        found = [of[label] for of in several.values()]
-        table.add_row(label, *(f"{one['pixel_distance']:.3f}, {one['feature_distance']:.2f}" for one in found))
+        found = [of[label] for of in having.values()]
+        table.add_row(label, *(", ".join(format(one[key], cell) for key, cell in cells.items()) for one in found))
     return table
 
 
@@ -151,9 +140,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         table.add_row("diagnosis", *(count if side == "student" else "" for side in sides))
     Console().print(table)
     if views := summary.get("views"):
-        Console().print(_table_of_views(views))
+        title = "renders that the classifier names by their class, and its mean probability"
+        Console().print(_table_of_views(views, title, {"accuracy": ".1%", "probability": ".2f"}))
         if "teacher" in views:
-            Console().print(_table_of_variety(views))
+            title = "mean distance of two objects in a view: of pixels, of features"
+            Console().print(_table_of_views(views, title, {"pixel_distance": ".3f", "feature_distance": ".2f"}))
     if symptoms:
         print(f"symptoms of the last diagnosis: {', '.join(symptoms)}; see docs/diagnosis.md")
     print(f"files of this run: {shlex.quote(str(folder))}")  # as one pastes it into a shell
