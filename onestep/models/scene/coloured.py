@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from onestep.denoiser import NO_CONDITION, Condition
 from onestep.models.describe import describe
 from onestep.models.scene.render import blob, cast_rays, composite, rotations
-from onestep.models.scene.scene import GridSize, logits_of
+from onestep.models.scene.scene import GridSize, density_of, grids_of, logits_of
 from onestep.models.weights import Weights, arguments_of, load_network, save_network
 from onestep.ranges import NonNegative, Positive, Side, checked
 from onestep.reading import read_json
@@ -87,7 +87,7 @@ class ColouredScene(nn.Module):
     @property
     def density(self) -> Tensor:
         """The optical depth of all objects [objects, N, N, N] per unit of length, of which the cube's side has 2."""
-        return F.softplus(self.logits) * (self.logits.shape[1] / 2)
+        return density_of(self.logits)
 
     def forward(
         self, latents: Tensor, condition: Condition = NO_CONDITION, noises: Iterator[Tensor] | None = None
@@ -118,8 +118,8 @@ class ColouredScene(nn.Module):
         angles = F.pad(cameras[:, :2], (0, 1))  # no roll
         centred = cameras.new_zeros(len(cameras), 2)
         rays = cast_rays(rotations(angles), centred, side, self.logits.shape[1], cameras[:, 2])
-        behind = F.interpolate(_chosen(self.background, objects), (side, side), mode="bilinear")
-        image = composite(_chosen(self.density, objects), _chosen(self.features, objects), rays, behind)
+        behind = F.interpolate(grids_of(self.background, objects), (side, side), mode="bilinear")
+        image = composite(grids_of(self.density, objects), grids_of(self.features, objects), rays, behind)
         return F.avg_pool2d(image, self.oversampling)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -137,11 +137,6 @@ class ColouredScene(nn.Module):
             raise ValueError(f"{folder} holds no coloured scene: expected {_SETTINGS}; {describe(Path(folder))}")
         settings: Any = read_json(Path(folder) / _SETTINGS, arguments_of(ColouredScene))
         return load_network(lambda: cls(**settings.model_dump()), Weights.find(Path(folder), base=_WEIGHTS))
-
-
-def _chosen(grids: Tensor, objects: Tensor) -> Tensor:
-    """The grids [B, ...] of the ``objects`` [B]; a single one is expanded without a copy."""
-    return grids.expand(len(objects), *grids.shape[1:]) if len(grids) == 1 else grids.index_select(0, objects)
 
 
 def holds_coloured_scene(folder: str | Path) -> bool:

@@ -161,10 +161,7 @@ class Scene(nn.Module):
             objects: their numbers [B].
             resolution: of a picture with one ray for a pixel; None for the samples' resolution and rays.
         """
-        density = self.density
-        # One object is expanded without a copy.
-        chosen = density.expand(len(objects), -1, -1, -1) if len(density) == 1 else density.index_select(0, objects)
-        return self.show(chosen, degrees, shift, resolution)
+        return self.show(grids_of(self.density, objects), degrees, shift, resolution)
 
     def show(self, density: Tensor, degrees: Tensor, shift: Tensor, resolution: int | None = None) -> Tensor:
         """Renders [B, C, H, W] of any ``density`` [B, N, N, N]; the others are those of :meth:`render`."""
@@ -210,6 +207,11 @@ class Scene(nn.Module):
 def density_of(logits: Tensor) -> Tensor:
     """The optical depth per unit of length, of which a cube's side has 2, of logits [B, N, N, N]."""
     return F.softplus(logits) * (logits.shape[1] / 2)
+
+
+def grids_of(grids: Tensor, objects: Tensor) -> Tensor:
+    """The grids [B, ...] of the ``objects`` [B]; a single one is expanded without a copy."""
+    return grids.expand(len(objects), *grids.shape[1:]) if len(grids) == 1 else grids.index_select(0, objects)
 
 
 def logits_of(depths: Tensor) -> Tensor:
