@@ -36,6 +36,7 @@ def pretrain(config: DictConfig) -> dict[str, Any]:
 def pretrain_invertible(config: DictConfig) -> dict[str, Any]:
     """Build and run the training of :func:`onestep.pretraining.invertible.pretrain_invertible`."""
     settings = InvertibleSettings(**config.invertible_training)
+    _check_layout(config)
     with started_run(config) as run:
         data, held_out = instantiate(config.data), instantiate(config.held_out)
         if not isinstance(data, ImageDataset):
@@ -49,10 +50,23 @@ def pretrain_features(config: DictConfig) -> dict[str, Any]:
     """Build and run the training of a feature network, see :func:`onestep.pretraining.classifier.pretrain_features`."""
     options = config.features_training
     settings = ClassifierSettings(**{field.name: options[field.name] for field in fields(ClassifierSettings)})
+    _check_layout(config)
     with started_run(config) as run:
         data, held_out = instantiate(config.data), instantiate(config.held_out)
         torch.manual_seed(config.seed)  # for the initialisation and the training
         return classifier.pretrain_features(run, instantiate(config.classifier), data, held_out, settings)
+
+
+def _check_layout(config: DictConfig) -> None:
+    """Check that a training of a small network is eager and in float32, the only way that there is."""
+    if config.precision == "auto":
+        config.precision = "no"  # which is recorded
+    plain = {"precision": "no", "channels_last": False, "gradient_checkpointing": False, "shard": False}
+    for name, value in {**plain, "compile": False}.items():
+        if config[name] != value:
+            raise ValueError(
+                f"{name}={config[name]}: this training of a small network is in float32 and eager: leave out {name}"
+            )
 
 
 def build_pretraining(config: DictConfig, run: Run) -> Pretraining:

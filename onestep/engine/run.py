@@ -61,7 +61,7 @@ class Run:
         self.signals = StopSignals()
         self._writer = CheckpointWriter(self.folder)
         self._saved_iteration = -1
-        self._recorded = False
+        self.has_started = False  # True once its configuration is written; a run that is refused leaves none
 
     @contextmanager
     def claimed(self) -> Iterator[Self]:
@@ -78,7 +78,7 @@ class Run:
     def write_config(self) -> None:
         """Write the configuration and the machine into the run's folder, and the former to the trackers."""
         self._folder.write_config()
-        self._recorded = True
+        self.has_started = True
         if self.accelerator.is_main_process:
             self.write_json(MACHINE, describe_machine(self.device, self.accelerator.num_processes))
         if self.settings.trackers:
@@ -231,11 +231,6 @@ class Run:
         """Close the trackers."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-    @property
-    def has_started(self) -> bool:
-        """True once its configuration is written; a run that is refused leaves none."""
-        return self._recorded
 
     @property
     def device(self) -> torch.device:

@@ -23,7 +23,7 @@ from onestep.ranges import UpscaleFactor
 from onestep.reading import one_line, read_json
 from onestep.seeding import check_classes, noise_from_latents
 
-_SETTINGS = "generator.json"
+SETTINGS = "generator.json"
 #: The modules of the classes in a config; imported at first use, as diffusers takes longer to import than torch.
 _CLASSES = {
     "EDMDenoiser": "onestep.models.edm.denoiser",
@@ -185,7 +185,7 @@ class Generator(nn.Module):
         settings |= {} if self.classes is None else {"classes": list(self.classes)}
         settings |= {} if self.start == "noise" else {"start": self.start}
         settings |= {} if self.upscale_factor is None else {"upscale_factor": self.upscale_factor}
-        write_text(Path(folder) / _SETTINGS, json.dumps(settings) + "\n")
+        write_text(Path(folder) / SETTINGS, json.dumps(settings) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, denoiser: DenoiserNetwork | None = None) -> Self:
@@ -206,7 +206,7 @@ class Generator(nn.Module):
                 network, settings.sigma_init, settings.later_sigmas, settings.classes, settings.start
             ).eval()
         except ValueError as error:
-            raise ValueError(f"{Path(folder) / _SETTINGS}: {error}") from error
+            raise ValueError(f"{Path(folder) / SETTINGS}: {error}") from error
         generator.upscale_factor = settings.upscale_factor
         return generator
 
@@ -217,10 +217,10 @@ def read_generator_record(folder: str | Path) -> GeneratorRecord:
     Raises:
         ValueError: if the folder holds no generator.
     """
-    settings = Path(folder) / _SETTINGS
+    settings = Path(folder) / SETTINGS
     if not settings.is_file():
         raise ValueError(
-            f"{folder} holds no one-step generator: expected {_SETTINGS} next to its weights; {describe(Path(folder))}"
+            f"{folder} holds no one-step generator: expected {SETTINGS} next to its weights; {describe(Path(folder))}"
         )
     return read_json(settings, GeneratorRecord)
 

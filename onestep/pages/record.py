@@ -17,9 +17,6 @@ from onestep.metrics.result import Description
 from onestep.reading import read_bytes, read_json, read_yaml
 from onestep.reports.tables import descriptions_of, read_summary
 
-#: The trainings by the names of their primary files, as commands.
-_COMMANDS = ("train", "pretrain", "pretrain_features", "pretrain_invertible")
-
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -134,7 +131,7 @@ def _command(folder: Path) -> list[str]:
         return []
     record = read_yaml(path)
     name, words = select(record, "hydra.job.config_name"), select(record, "hydra.overrides.task")
-    if name not in _COMMANDS or not isinstance(words, list):
+    if not isinstance(name, str) or not isinstance(words, list):
         return []
     words = [word for word in words if isinstance(word, str) and not word.startswith("resume=")]
     return ["onestep", *name.split("_"), *words]

@@ -9,6 +9,9 @@ from xml.etree.ElementTree import Element
 from onestep.distillation.diagnosis import PREFIX
 from onestep.distillation.report import count_evaluations, last_diagnosis
 from onestep.distillation.symptoms import symptoms_of
+from onestep.models import generator
+from onestep.models.scene import coloured, scene
+from onestep.models.scene import generator as scene_generator
 from onestep.pages.charts import chart
 from onestep.pages.markup import code, element, picture, section, table, write_page
 from onestep.pages.record import RunRecord, read_run
@@ -22,6 +25,13 @@ _GRID, _FRAME, _PICTURE = 250_000, 64_000, 400_000
 _FRAMES = 16
 _CHARTS = 60
 _EVENTS = ("iteration", "images_seen", "skipped_step", "samples", "rollback", "changed_settings", "symptoms")
+#: The classes of students by the files of their settings.
+_STUDENTS = {
+    "Generator": generator.SETTINGS,
+    "Scene": scene.SETTINGS,
+    "SceneGenerator": scene_generator.SETTINGS,
+    "ColouredScene": coloured.SETTINGS,
+}
 _OF_SCENE = {"turntable.gif": "The object on a turntable", "views.png": "Its views", "objects.png": "Its objects"}
 
 
@@ -219,7 +229,8 @@ def _repeat(run: RunRecord) -> Iterator[Element]:
 
 def _use(run: RunRecord) -> Iterator[Element]:
     folder = str(run.folder)
-    if (run.folder / "generator" / "generator.json").is_file():
+    kind = next((name for name, file in _STUDENTS.items() if (run.folder / "generator" / file).is_file()), None)
+    if kind == "Generator":
         own = isinstance(run.config.get("teacher"), str)
         arguments = f"{folder + '/generator'!r}{', teacher' if own else ''}"
         yield element("p", "In Python" + (", with the teacher that the run was given:" if own else ":"))
@@ -231,8 +242,8 @@ def _use(run: RunRecord) -> Iterator[Element]:
                 f"{shlex.join(words)}\n{shlex.join(['onestep', 'export', folder, 'my-generator'])}", "Commands of use"
             )
             yield code('pipeline = onestep.OneStepPipeline.from_pretrained("my-generator")', "Python with diffusers")
-    elif (run.folder / "generator").is_dir():
-        yield code(f"import onestep\n\nscene = onestep.Scene.from_pretrained({folder + '/generator'!r})", "Python")
+    elif kind is not None:
+        yield code(f"import onestep\n\nscene = onestep.{kind}.from_pretrained({folder + '/generator'!r})", "Python")
     elif (run.folder / "teacher").is_dir():
         words = ["onestep", "train", "teacher=local", f"teacher.path={folder}/teacher"]
         yield code(shlex.join(words), "Command that distills the teacher")

@@ -1,6 +1,7 @@
 """The page of a run: what it says of the run's files, and that nothing in them becomes markup."""
 
 import base64
+import importlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import onestep
 from onestep.commands import main
 from onestep.engine.folder import locked
 from onestep.engine.log import read_log
@@ -173,6 +175,14 @@ def test_a_failure_is_said(run: Path) -> None:
     (run / "summary.json").unlink()
     write_report(run, run / "report.html", "It ended with: the disk is full")
     assert "It ended with: the disk is full" in Page(run / "report.html").text
+
+
+@pytest.mark.parametrize("name", ["Scene", "SceneGenerator", "ColouredScene"])
+def test_a_scene_is_read_by_its_class(name: str, run: Path) -> None:
+    settings = importlib.import_module(getattr(onestep, name).__module__).SETTINGS
+    (run / "generator" / "generator.json").rename(run / "generator" / settings)
+    text = page_of(run).text
+    assert f"onestep.{name}.from_pretrained" in text and "onestep.Generator" not in text
 
 
 def test_what_the_user_set_is_marked() -> None:

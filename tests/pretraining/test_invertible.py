@@ -59,6 +59,7 @@ def test_it_reaches_the_likelihood_of_a_gaussian(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (("compile=true",), "compile=True: this training of a small network is in float32 and eager"),
         (("data=none",), "an invertible network needs images: use data=... other than none or prompts"),
         (("data=crops", "data.size=5"), "data has images of 5x5: the Haar transform needs even sides"),
         (("data=crops", "data.size=6", "data.crops=1", "data.max_size=1"), "data, .*: too few images to train and to"),

@@ -18,7 +18,7 @@ from onestep.models.weights import Weights, arguments_of, load_network, save_net
 from onestep.ranges import NonNegative, Positive, Side, checked
 from onestep.reading import read_json
 
-_SETTINGS, _WEIGHTS = "coloured_scene.json", "coloured_scene"
+SETTINGS, _WEIGHTS = "coloured_scene.json", "coloured_scene"
 
 
 @checked
@@ -124,7 +124,7 @@ class ColouredScene(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the grids as safetensors, and the settings as JSON, into ``folder``."""
-        save_network(self, Path(folder), json.dumps(self.config), _WEIGHTS, _SETTINGS)
+        save_network(self, Path(folder), json.dumps(self.config), _WEIGHTS, SETTINGS)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -134,11 +134,11 @@ class ColouredScene(nn.Module):
             ValueError: if the folder holds no coloured scene, or weights of another one.
         """
         if not holds_coloured_scene(folder):
-            raise ValueError(f"{folder} holds no coloured scene: expected {_SETTINGS}; {describe(Path(folder))}")
-        settings: Any = read_json(Path(folder) / _SETTINGS, arguments_of(ColouredScene))
+            raise ValueError(f"{folder} holds no coloured scene: expected {SETTINGS}; {describe(Path(folder))}")
+        settings: Any = read_json(Path(folder) / SETTINGS, arguments_of(ColouredScene))
         return load_network(lambda: cls(**settings.model_dump()), Weights.find(Path(folder), base=_WEIGHTS))
 
 
 def holds_coloured_scene(folder: str | Path) -> bool:
     """True for a folder of :meth:`ColouredScene.save_pretrained`."""
-    return (Path(folder) / _SETTINGS).is_file()
+    return (Path(folder) / SETTINGS).is_file()

@@ -22,7 +22,7 @@ from onestep.seeding import seeded_inputs
 
 _SOLIDS = 64  # of a generator, that a run judges and an export writes
 _GAIN = 1.676  # makes SiLU of numbers ~ N(0, 1) of mean square 1 again
-_SETTINGS, _WEIGHTS = "scene_generator.json", "scene_generator"
+SETTINGS, _WEIGHTS = "scene_generator.json", "scene_generator"
 
 
 @checked
@@ -101,7 +101,7 @@ class SceneGenerator(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the weights as safetensors, and the settings as JSON, into ``folder``."""
-        save_network(self, Path(folder), json.dumps(self.config), _WEIGHTS, _SETTINGS)
+        save_network(self, Path(folder), json.dumps(self.config), _WEIGHTS, SETTINGS)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -110,9 +110,9 @@ class SceneGenerator(nn.Module):
         Raises:
             ValueError: if the folder holds no generator of scenes, or weights of another one.
         """
-        if not (Path(folder) / _SETTINGS).is_file():
-            raise ValueError(f"{folder} holds no generator of scenes: expected {_SETTINGS}; {describe(Path(folder))}")
-        settings = read_json(Path(folder) / _SETTINGS, _Settings)
+        if not (Path(folder) / SETTINGS).is_file():
+            raise ValueError(f"{folder} holds no generator of scenes: expected {SETTINGS}; {describe(Path(folder))}")
+        settings = read_json(Path(folder) / SETTINGS, _Settings)
         weights = Weights.find(Path(folder), base=_WEIGHTS)
         return load_network(lambda: cls(**{**dict(settings), "scene": Scene(**settings.scene)}), weights)
 
@@ -132,7 +132,7 @@ AnyScene = Scene | SceneGenerator
 
 def holds_any_scene(folder: str | Path) -> bool:
     """True for a folder of :meth:`SceneGenerator.save_pretrained` or :meth:`Scene.save_pretrained`."""
-    return holds_scene(folder) or (Path(folder) / _SETTINGS).is_file()
+    return holds_scene(folder) or (Path(folder) / SETTINGS).is_file()
 
 
 def load_any_scene(folder: str | Path) -> AnyScene:

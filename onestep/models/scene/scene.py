@@ -18,7 +18,7 @@ from onestep.ranges import Count, NonNegative, NonNegativeInt, Positive, Side, c
 from onestep.reading import read_json
 from onestep.seeding import check_classes
 
-_SETTINGS, _WEIGHTS = "scene.json", "scene"
+SETTINGS, _WEIGHTS = "scene.json", "scene"
 #: A latent's entries: azimuth, elevation, roll, shift to the right, shift downwards, object.
 NUMBERS = 6
 
@@ -189,7 +189,7 @@ class Scene(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the logits as safetensors, and the settings as JSON, into ``folder``."""
-        save_network(self, Path(folder), json.dumps(self.config), _WEIGHTS, _SETTINGS)
+        save_network(self, Path(folder), json.dumps(self.config), _WEIGHTS, SETTINGS)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -199,8 +199,8 @@ class Scene(nn.Module):
             ValueError: if the folder holds no scene, or weights of another one.
         """
         if not holds_scene(folder):
-            raise ValueError(f"{folder} holds no scene: expected {_SETTINGS}; {describe(Path(folder))}")
-        settings: Any = read_json(Path(folder) / _SETTINGS, arguments_of(Scene))
+            raise ValueError(f"{folder} holds no scene: expected {SETTINGS}; {describe(Path(folder))}")
+        settings: Any = read_json(Path(folder) / SETTINGS, arguments_of(Scene))
         return load_network(lambda: cls(**settings.model_dump()), Weights.find(Path(folder), base=_WEIGHTS))
 
 
@@ -222,4 +222,4 @@ def logits_of(depths: Tensor) -> Tensor:
 
 def holds_scene(folder: str | Path) -> bool:
     """True for a folder of :meth:`Scene.save_pretrained`."""
-    return (Path(folder) / _SETTINGS).is_file()
+    return (Path(folder) / SETTINGS).is_file()
