@@ -59,7 +59,8 @@ def check_fit(network: Any, data: TrainingDataset | NoData, name: str = "teacher
             remedy = ""
             if name_of_value == "classes" and of_data < of_network:
                 setting = "data.images" if isinstance(data, LatentDataset) else "data"
-                remedy = f", or {setting}.num_classes={of_network}" if of_data else ", or give each class a folder"
+                remedy = f", or {setting}.num_classes={of_network}"
+                remedy += "" if of_data else f" with {setting}.classes=[N] for the class N of all images"
             raise ValueError(
                 f"the {name} does not fit the data: {name_of_value} {of_network} against {of_data}; use another {name} "
                 f"({name}=...), other data (data=...){remedy}"

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,7 +20,7 @@ from onestep.data.dataset import ImageDataset, cycle_of_classes
 from onestep.denoiser import Condition
 from onestep.files import hash_parts
 from onestep.images import DamagedImageError, decode_image, from_uint8
-from onestep.ranges import Count, PathText, Seed, Side
+from onestep.ranges import Count, NonNegativeInt, PathText, Seed, Side
 from onestep.reading import one_line
 
 
@@ -41,6 +42,8 @@ class StoredImages(ImageDataset):
         use_labels: False to ignore the labels.
         num_classes: number of classes, for a teacher with more of them than the images have; None for the highest label
             plus one.
+        classes: the teacher's class of each class of the images, in their order; one class for images without any. None
+            for equal numbers.
         max_size: size of a random subset, in the stored order, the same as EDM's; None for all images.
         random_seed: seed of the subset.
         xflip: append the mirror images after all images.
@@ -56,6 +59,7 @@ class StoredImages(ImageDataset):
     _: KW_ONLY
     use_labels: bool = True
     num_classes: Count | None = None
+    classes: Annotated[Sequence[NonNegativeInt], MinLen(1)] | None = None
     max_size: Count | None = None
     random_seed: Seed = 0
     xflip: bool = False
@@ -72,12 +76,24 @@ class StoredImages(ImageDataset):
         self.positions = self._intact(positions) if self.skip_damaged else positions
         if not len(self.positions):
             raise ValueError(f"{self.path}: it has no {'intact ' if len(positions) else ''}images")
-        self.labels = contents.labels if self.use_labels else None
-        self.label_dim = (
-            0 if self.labels is None else self._count_classes(self.labels[self.positions], contents.num_classes)
-        )
+        self.labels, found = (contents.labels, contents.num_classes) if self.use_labels else (None, 0)
+        if self.classes is not None:
+            self.labels, found = self._of_teacher(self.classes, self.labels, found), max(self.classes) + 1
+        self.label_dim = 0 if self.labels is None else self._count_classes(self.labels[self.positions], found)
         self.image_shape = self._named_pixels(self.positions[0]).shape
         self.copies = 2 if self.xflip else 1
+
+    def _of_teacher(self, classes: Sequence[int], labels: np.ndarray | None, found: int) -> np.ndarray:
+        """The images' labels by the teacher's numbers."""
+        expected = 1 if labels is None else found
+        if len(classes) != expected or len({*classes}) < expected:
+            has = "no classes" if labels is None else f"{found} classes"
+            raise ValueError(
+                f"data.classes={list(classes)}: {self.path} has {has}; expected {expected} different "
+                f"number{'s'[: expected - 1]}, the teacher's for each"
+            )
+        of = np.asarray(classes, dtype=np.int64)
+        return np.full(len(self.names), of[0]) if labels is None else of[labels]
 
     def _count_classes(self, labels: np.ndarray, found: int) -> int:
         if self.num_classes is not None and self.num_classes < found:

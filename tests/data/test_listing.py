@@ -105,6 +105,19 @@ def test_fewer_classes_than_the_teacher_has(tmp_path: Path) -> None:
         assert ImageFolder(folder, num_classes=100).label_dim == 100
 
 
+def test_the_classes_of_a_teacher(tmp_path: Path) -> None:
+    folder = str(write(tmp_path / "folders", "a/x.png", "b/x.png", "b/y.png"))
+    data = ImageFolder(folder, num_classes=4, classes=[3, 1])
+    assert data.__getitems__([0, 1, 2])[1]["labels"].argmax(1).tolist() == [3, 1, 1] and data.label_dim == 4
+    flat = ImageFolder(str(write(tmp_path / "flat", "x.png", "y.png")), num_classes=4, classes=[3])
+    assert flat.__getitems__([0, 1])[1]["labels"].argmax(1).tolist() == [3, 3] and flat.class_cycle == [3]
+    for classes, message in (([4], "has 2 classes; expected 2 different numbers"), ([4, 4], "expected 2 different")):
+        with pytest.raises(ValueError, match=rf"data\.classes=\[.*\]: .* {message}"):
+            ImageFolder(folder, classes=classes)
+    with pytest.raises(ValueError, match="has no classes; expected 1 different number, "):
+        ImageFolder(folder, use_labels=False, classes=[0, 1])
+
+
 IMAGES = {"a/0.png": PNG, "a/1.png": PNG}
 PAIRS = [["a/0.png", 0], ["a/1.png", 1]]
 

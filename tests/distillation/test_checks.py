@@ -147,7 +147,7 @@ def test_a_teacher_of_other_images(
 @pytest.mark.parametrize(
     "kind, label_dim, remedy",
     [(ImagesInMemory, 7, "data.num_classes=10"), (LatentDataset, 7, "data.images.num_classes=10"),
-     (ImagesInMemory, 0, "give each class a folder")],
+     (ImagesInMemory, 0, r"data\.num_classes=10 with data\.classes=\[N\] for the class N of all images")],
 )  # fmt: skip
 def test_images_of_fewer_classes_than_the_teachers(kind: type[ImageDataset], label_dim: int, remedy: str) -> None:
     data = kind.__new__(kind)
