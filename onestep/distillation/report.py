@@ -124,7 +124,6 @@ class DistillationReport:
             sides[side], records[side], failures[side] = self.of_student.final(side, generator, student_nfe)
         teacher_images = self._grid(self.of_teacher, sample_teacher)
         student_images = self._grid(self.of_student, evaluated[first])
-        self.run.finish()
         if not self.run.accelerator.is_main_process:
             return {}
         summary = {
@@ -141,7 +140,7 @@ class DistillationReport:
             summary["diagnosis"] = diagnosis
         if parts.views is not None:
             summary["views"] = parts.views(parts.averages.evaluated(parts.student)[first], folder)
-        self.run.write_json("summary.json", summary)
+        self.run.finish(summary)
         for name, images in (("teacher", teacher_images), ("student", student_images)):
             save_samples(images, folder / "samples" / f"{name}.png")
         titles = (f"teacher, {count_evaluations(teacher_nfe)}", f"student, {count_evaluations(student_nfe)}")

@@ -1,11 +1,10 @@
 """Launch of a run with several processes, and accelerate's state."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 #: Variables of a process that has been started as one of several: by torchrun, Open MPI, MPICH and MVAPICH.
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
@@ -40,21 +39,6 @@ def check_launch() -> None:
             "accelerate launch has started one process for --num_processes=2 or more, as it does without GPUs: use "
             "torchrun --nproc_per_node 2 -m onestep ..."
         )
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Check that the packages of accelerate's trackers are installed; accelerate leaves out those that are not.
-
-    Raises:
-        ValueError: naming the first that is unknown or not installed.
-    """
-    available, known = get_available_trackers(), sorted(LOGGER_TYPE_TO_CLASS)
-    for name in names:
-        if name != "all" and name not in known:
-            raise ValueError(f"trackers={name}: expected some of {', '.join(known)}, or all of those installed")
-        if name not in available and (name != "all" or not available):
-            package = "one of their packages" if name == "all" else f"the package {name}"
-            raise ValueError(f"trackers={name}: {package} is not installed: install it, or set trackers=[]")
 
 
 @contextmanager

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from onestep.engine.trackers import send_picture
 from onestep.files import atomic_file, sync, to_json
 from onestep.precision import double
 from onestep.reading import check_file, one_line, parse_json
@@ -129,14 +128,8 @@ class RunLog:
         self.show({key: numbers[key] for key in _SHOWN if key in numbers})
 
     def picture(self, iteration: int, name: str, path: Path) -> None:
-        """Send the image in the file ``path`` to the trackers that take images. The main process alone calls it."""
-        trackers = [tracker for tracker in self.accelerator.trackers if hasattr(tracker, "log_images")]
-        if not trackers:
-            return
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        for tracker in trackers:
-            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({name: pixels[None]}, step=iteration * self.batch_size, **options)
+        """Send the image in the file ``path`` to the trackers, see :func:`onestep.engine.trackers.send_picture`."""
+        send_picture(self.accelerator, name, path, iteration * self.batch_size)
 
     def show(self, numbers: dict[str, float]) -> None:
         """Put ``numbers`` on the progress bar; each replaces the last value of its name."""

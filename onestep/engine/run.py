@@ -17,12 +17,13 @@ from onestep.engine.checkpoint import CheckpointWriter, best_values, set_later_a
 from onestep.engine.course import Course, changes_since, describe
 from onestep.engine.failures import explain_failure
 from onestep.engine.folder import RunFolder
-from onestep.engine.launch import check_launch, check_trackers, join_submitit_job
+from onestep.engine.launch import check_launch, join_submitit_job
 from onestep.engine.log import RunLog
 from onestep.engine.machine import MACHINE, describe_machine
 from onestep.engine.settings import RunSettings, TrainingSettings
 from onestep.engine.signals import STOPPED, StopRequestedError, StopSignals
 from onestep.engine.state import TrainingState
+from onestep.engine.trackers import check_trackers, finish_trackers, start_trackers
 from onestep.metrics.result import Measurement
 from onestep.precision import autocast_of
 from onestep.seeding import SEEDS, BatchRandom
@@ -75,14 +76,14 @@ class Run:
             return torch.autocast(self.device.type, enabled=False)
         return self.accelerator.autocast()
 
-    def write_config(self) -> None:
-        """Write the configuration and the machine into the run's folder, and the former to the trackers."""
+    def write_config(self, images_seen: int = 0) -> None:
+        """Write the configuration and the machine into the run's folder, and start the trackers at ``images_seen``."""
         self._folder.write_config()
         self.has_started = True
         if self.accelerator.is_main_process:
             self.write_json(MACHINE, describe_machine(self.device, self.accelerator.num_processes))
         if self.settings.trackers:
-            self.accelerator.init_trackers("onestep", config={"config": self.settings.record})
+            start_trackers(self.accelerator, self.folder, self.settings.record, images_seen)
 
     def start(self, state: TrainingState, settings: TrainingSettings, parts: dict[str, str]) -> None:
         """Resume ``state`` from the run's checkpoint, if there is one; write the configuration and open the log.
@@ -110,7 +111,7 @@ class Run:
     def continue_from(self, checkpoint: Path | None, state: TrainingState, settings: TrainingSettings) -> None:
         """Load ``state`` from a ``checkpoint``, if it is not None, and open the log at its iteration."""
         pending = state.load(checkpoint) if checkpoint is not None else []
-        self.write_config()
+        self.write_config(state.iteration * settings.batch_size)
         if self.accelerator.is_main_process:
             set_later_aside(self.folder, state.iteration)  # before RunLog deletes their lines
         self.log = RunLog(
@@ -227,10 +228,10 @@ class Run:
         """Write ``values`` into the run's folder."""
         self._folder.write_json(name, values)
 
-    def finish(self) -> None:
-        """Close the trackers."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary into the run's folder and to the trackers, and close these. The main process calls it."""
+        self.write_json("summary.json", summary)
+        finish_trackers(self.accelerator, summary)
 
     @property
     def device(self) -> torch.device:

@@ -52,7 +52,7 @@ def pretrain_features(
         return {}
     network.save(run.folder / "features.safetensors")
     summary = {"held_out_accuracy": accuracy, "held_out_images": len(of_held_out[0]), "images": len(images)}
-    run.write_json("summary.json", summary)
+    run.finish(summary)
     print(f"held-out accuracy {accuracy:.4f}; {shlex.quote(str(run.folder / 'features.safetensors'))}")
     return summary
 

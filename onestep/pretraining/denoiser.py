@@ -128,7 +128,6 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
         if run.accelerator.is_main_process:
             teacher.save_pretrained(run.folder / "teacher")
     side, records, failures = parts.run_evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
-    run.finish()
     if not run.accelerator.is_main_process:
         return {}
     summary = {
@@ -138,7 +137,7 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
         "seconds": round(state.seconds, 1),
         "results": {"teacher": records},
     }
-    run.write_json("summary.json", summary)
+    run.finish(summary)
     metrics = parts.evaluator.descriptions
     save_curves(read_log(run.folder / "log.jsonl"), metrics, ("loss", "network_gradient"), run.folder / "curves.png")
     print_summary(summary, run.folder)

@@ -60,7 +60,7 @@ def pretrain_invertible(
         "held_out_images": len(away),
         "images": len(trained),
     }
-    run.write_json("summary.json", summary)
+    run.finish(summary)
     place = shlex.quote(str(run.folder / "invertible"))
     print(f"held-out bits for each detail {bits:.4f}, of a Gaussian of each band {gaussian:.4f}; {place}")
     return summary

@@ -1,11 +1,8 @@
 """What the launchers of processes leave in the environment."""
 
-from contextlib import nullcontext
-
 import pytest
 
-from onestep.engine import launch
-from onestep.engine.launch import check_launch, check_trackers
+from onestep.engine.launch import check_launch
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}
 
@@ -31,21 +28,3 @@ def test_one_process_for_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"started one process for --num_processes=2 or more.*torchrun"):
         check_launch()
-
-
-@pytest.mark.parametrize(
-    ("names", "installed", "message"),
-    [
-        (["tensorbord"], ["tensorboard"], "trackers=tensorbord: expected some of aim, .*tensorboard"),
-        (["tensorboard", "wandb"], ["tensorboard"], "trackers=wandb: the package wandb is not installed"),
-        (["all"], [], "trackers=all: one of their packages is not installed"),
-        (["all"], ["wandb"], None),
-        ([], [], None),
-    ],
-)
-def test_trackers_that_are_not_installed(
-    names: list[str], installed: list[str], message: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launch, "get_available_trackers", lambda: installed)
-    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
-        check_trackers(names)

@@ -4,14 +4,11 @@ import json
 import math
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
 from onestep.engine.log import RunLog, read_log
 
@@ -186,25 +183,3 @@ def test_numbers_that_are_not_finite_are_null_in_the_file(accelerator: Accelerat
     log.close()
     assert path.read_text() == '{"iteration": 1, "images_seen": 16, "loss": null, "samples": [{"sigma": null}]}\n'
     assert math.isnan(read_log(path)[0]["loss"])
-
-
-def test_pictures_reach_the_trackers_that_take_them(path: Path) -> None:
-    """TensorBoard's writer takes the order of the dimensions; a tracker without images gets none."""
-    sent: list[tuple[str, list[str], tuple[int, ...], int, dict[str, str]]] = []
-
-    def tracker(name: str) -> SimpleNamespace:
-        def log_images(values: dict[str, np.ndarray], step: int, **options: str) -> None:
-            sent.append((name, list(values), values["samples"].shape, step, options))
-
-        return SimpleNamespace(name=name, log_images=log_images)
-
-    Image.new("L", (6, 4)).save(path.with_name("grid.png"))
-    trackers = [tracker("tensorboard"), tracker("wandb"), SimpleNamespace(name="mlflow")]
-    log = RunLog.__new__(RunLog)
-    log.accelerator, log.batch_size = SimpleNamespace(trackers=trackers), 16
-    log.picture(3, "samples", path.with_name("grid.png"))
-    shape = (1, 4, 6, 3)
-    assert sent == [
-        ("tensorboard", ["samples"], shape, 48, {"dataformats": "NHWC"}),
-        ("wandb", ["samples"], shape, 48, {}),
-    ]
