@@ -18,7 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError
 
-from onestep.folders import cache_folder
+from onestep.folders import asset_path, cache_folder
 from onestep.ranges import check_arguments, parameters, unknown_key
 
 #: The folder of all configuration files.
@@ -26,6 +26,7 @@ CONF = Path(__file__).parent / "conf"
 
 OmegaConf.register_new_resolver("started", lambda pattern: datetime.now().strftime(pattern), use_cache=True)
 OmegaConf.register_new_resolver("cache", cache_folder)
+OmegaConf.register_new_resolver("asset", asset_path)
 OmegaConf.register_new_resolver("folder_name", lambda text: folder_name(text))
 
 _INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}

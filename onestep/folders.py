@@ -1,4 +1,4 @@
-"""Where files are kept between runs: the package's caches, and a folder of the process where they cannot be written."""
+"""Where files are: the bundled ones, the caches, and a folder of the process where caches cannot be written."""
 
 import atexit
 import os
@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from onestep.assets import ASSETS
 
 
 def cache_folder(name: str) -> str:
@@ -15,6 +17,11 @@ def cache_folder(name: str) -> str:
     """
     home = os.environ.get("XDG_CACHE_HOME", "")
     return f"{home if os.path.isabs(home) else '~/.cache'}/onestep/{name}"
+
+
+def asset_path(name: str) -> str:
+    """The file or folder ``name`` of the bundled ones."""
+    return str(ASSETS / name)
 
 
 def is_cache_folder(folder: str | Path) -> bool:

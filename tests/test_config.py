@@ -33,6 +33,7 @@ METHODS = [f for f in FILES if f.startswith("experiment/method/")]
 ON_ZIP = ("teacher=local", f"teacher.path={SID}", "data=edm_zip", "data.path={stores}/images.zip")
 GROUPS_OF_SAMPLE = ("teacher", "sampler", "data", "features", "metrics")
 TEXT = ("teacher=diffusers", "teacher.path={text}", "teacher.pipeline.cache={cache}")
+PROMPTS = ("data.path=[a cat]", "data.image_column=null")
 REQUIRED = {
     "experiment/none": ["teacher=digits"],
     "teacher/local": ["teacher.path=digits"],
@@ -66,6 +67,9 @@ REQUIRED = {
     ],
     "experiment/features/photographs": ["data.path={stores}/classes", "data.size=6"],
     "experiment/features/cifar10_5k": ["data.path={stores}/images.zip", "held_out.path={stores}/images.zip"],
+    "experiment/pretrain/emoji": [*PROMPTS, "network.path={text}", "network.pipeline.cache={cache}"],
+    "network/diffusers": ["experiment=pretrain/emoji", *PROMPTS, "network.path={text}"],
+    "experiment/emoji": [*PROMPTS, "teacher.pipeline.cache={cache}"],
     "teacher/diffusers": ["teacher.path={pipeline}"],
     **{f: [f"teacher.path={SID}"] for f in FILES if f.startswith(("teacher/edm_", "teacher/edm2_"))},
     **{
@@ -92,6 +96,7 @@ REQUIRED = {
     "features/inception": ["features.path={inception}", "features.sha256={sha256}"],
     "features/clean_fid": ["features.path={inception}", "features.sha256={sha256}"],
     "features/dinov2": ["features.path={dinov2}"],
+    "features/clip": ["features.path={clip}"],
     "metrics/fd_dinov2": ["metrics.fd_dinov2.features.path={dinov2}"],
     "metrics/clip_score": ["metrics.clip_score.features.path={clip}"],
     "metrics/clip_iqa_vit": ["metrics.clip_iqa_vit.features.path={clip}"],
@@ -189,7 +194,7 @@ def primary_of(file: str) -> str:
     for start, primary in commands.items():
         if file.startswith(f"experiment/{start}"):
             return primary
-    return "pretrain" if file.startswith(("augment/", "training/pretrain")) else "train"
+    return "pretrain" if file.startswith(("augment/", "network/", "training/pretrain")) else "train"
 
 
 def targets(node: Any) -> Iterator[Any]:

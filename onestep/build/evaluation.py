@@ -44,6 +44,8 @@ def reference_of(data: Any) -> Reference | None:
         return data.images
     if isinstance(data, PairedData):
         return data.evaluated.originals
+    if isinstance(data, PromptDataset):
+        return data.images
     return data if isinstance(data, ImageDataset) else None
 
 

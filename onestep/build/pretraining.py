@@ -10,10 +10,11 @@ from onestep.build.checks import check_augmented, check_conditions, check_fit
 from onestep.build.evaluation import build_evaluator, sample_space
 from onestep.build.image_conditions import check_image_conditions, check_takes_image
 from onestep.build.run import build_clips, build_layout, build_rules, started_run
-from onestep.build.use import check_use
+from onestep.build.use import check_use_in_pretraining
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import ImageDataset
+from onestep.data.dataset import ImageDataset, TrainingDataset, contents
+from onestep.data.prompts import PromptDataset
 from onestep.engine.averages import Averages
 from onestep.engine.optimizer import GuardedOptimizer
 from onestep.engine.prepare import prepare_networks
@@ -23,6 +24,7 @@ from onestep.evaluation.of_run import check_evaluation
 from onestep.models.base import DenoiserNetwork
 from onestep.pretraining import classifier, denoiser, invertible
 from onestep.pretraining.denoiser import Pretraining
+from onestep.pretraining.dropout import PromptDropout
 from onestep.pretraining.settings import ClassifierSettings, InvertibleSettings
 from onestep.seeding import seeded_rng
 
@@ -80,12 +82,15 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
     rules, clips = build_rules(config), build_clips(config)
     if not rules:
         raise ValueError("averages={}: a pretraining keeps the first of its averages; use averages=half_life")
-    data: ImageDataset | None = instantiate(config.data)
-    if not isinstance(data, ImageDataset):
-        raise ValueError("a pretraining needs a dataset of images: use data=... other than none or prompts")
-    check_use(config)
+    data: TrainingDataset | None = instantiate(config.data)
+    if not isinstance(data, TrainingDataset) or not contents(data)[0]:
+        raise ValueError(
+            "a pretraining needs a dataset of images: use data=... other than none; of data=prompts, set "
+            "data.image_column=..."
+        )
+    check_use_in_pretraining(config, data)
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
-    network: DenoiserNetwork = instantiate(config.network).to(run.device).train()
+    network: DenoiserNetwork = instantiate(config.network).to(run.device).requires_grad_(True).train()
     check_fit(network, data)
     check_conditions(data, network, "network")
     if check_image_conditions(config, data):
@@ -114,5 +119,13 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
         sampler=instantiate(config.sampler),
         evaluator=evaluator,
         augment=augment,
+        prompt_dropout=_prompt_dropout(config, data, network),
         space=sample_space(network, data),
     )
+
+
+def _prompt_dropout(config: DictConfig, data: TrainingDataset, network: DenoiserNetwork) -> PromptDropout | None:
+    if not isinstance(data, PromptDataset):
+        return None
+    empty = data.pipeline.unconditional()
+    return PromptDropout(config.prompt_dropout, {name: rows.to(network.device) for name, rows in empty.items()})

@@ -15,7 +15,7 @@ from onestep.build.evaluation import build_evaluator, classes_of
 from onestep.build.processes import separate_processes
 from onestep.build.recorded import Parts
 from onestep.build.use import check_use_in_sampling
-from onestep.config import instantiate, record_overrides
+from onestep.config import compose, instantiate, record_overrides
 from onestep.data.latents import LatentDataset
 from onestep.data.map_style import ItemConditions
 from onestep.data.paired import PairedFolders, PairedImages
@@ -30,7 +30,7 @@ from onestep.metrics.evaluator import Evaluator
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.generator import Generator
-from onestep.models.loading import load_generator
+from onestep.models.loading import BUNDLED, generator_path, load_generator
 from onestep.models.scene.coloured import ColouredScene, holds_coloured_scene
 from onestep.models.scene.generator import AnyScene, holds_any_scene, load_any_scene
 from onestep.precision import allow_tf32, choose_precision
@@ -149,7 +149,7 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: 
     takes_images = others == ["image"]
     takes_cameras = others == ["camera"]
     takes_prompts = bool(others) and not (takes_images or takes_cameras)
-    pipeline = (network.pipeline or _pipeline(parts)) if latent or takes_prompts else None
+    pipeline = (network.pipeline or _pipeline(config, parts)) if latent or takes_prompts else None
     if latent and pipeline is None:
         raise ValueError(
             f"these samples are latents of {channels} channels, and no autoencoder decodes them: set teacher=diffusers "
@@ -200,10 +200,15 @@ def _cameras(parts: Parts) -> Views:
     return Views(**settings)
 
 
-def _pipeline(parts: Parts) -> TeacherPipeline | None:
-    """The text encoders and the autoencoder of the teacher or, if it has none, of the data's latents."""
-    for name in ("teacher", "data"):
-        part = parts[name]
+def _pipeline(config: DictConfig, parts: Parts) -> TeacherPipeline | None:
+    """The text encoders and the autoencoder of the teacher or, if it has none, of the data's latents.
+
+    The teacher of a bundled generator is the bundled one of its name.
+    """
+    found = [parts["teacher"], parts["data"]]
+    if config.teacher is None and config.checkpoint is not None and generator_path(config.checkpoint).parent == BUNDLED:
+        found = [compose("sample", [f"teacher={config.checkpoint}"]).teacher]
+    for part in found:
         node = None if part is None else part.get("pipeline")
         if node is not None:
             return instantiate(node)

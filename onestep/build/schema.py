@@ -168,6 +168,7 @@ class _Pretrain(_Run):
     training: Part
     evaluation: Part
     network: Part
+    prompt_dropout: Decay
     optimizer: dict[Literal["teacher"], Part]
     averages: dict[str, Part | None]
     clip: _PretrainClip

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from onestep.annotations import shown
 from onestep.data.dataset import NoData, TrainingDataset
+from onestep.data.prompts import PromptDataset
 from onestep.objectives.base import Objective
 
 
@@ -49,6 +50,14 @@ def check_use_in_sampling(config: DictConfig) -> None:
         _Rule(of_generator, config.model == "teacher", "model=teacher", "set model=student"),
         _Rule(("sampler",), config.model == "student", "a generator needs none", "set model=teacher"),
         _Rule(("weights",), config.run is None, "they are those of a run", "set run=..."),
+    ))  # fmt: skip
+    check_use(config)
+
+
+def check_use_in_pretraining(config: DictConfig, data: TrainingDataset) -> None:
+    """Check that the settings of a pretraining that the user gave have an effect, as :func:`check_use`."""
+    _refuse(config, (
+        _Rule(("prompt_dropout",), not isinstance(data, PromptDataset), "the data have no prompts", "use data=prompts"),
     ))  # fmt: skip
     check_use(config)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from onestep.cache import CachedRows, ChunkCache, fingerprint
-from onestep.data.dataset import Batch, TrainingDataset
+from onestep.data.dataset import Batch, ImageDataset, TrainingDataset
+from onestep.denoiser import Condition
 from onestep.images import decode_image, from_uint8
 from onestep.models.diffusers.pipeline import DTYPES, TeacherPipeline
 from onestep.ranges import PathText, Text
@@ -48,7 +49,8 @@ class PromptDataset(TrainingDataset):
     ) -> None:
         self.pipeline, self.label_dim, self.image_shape = pipeline, 0, pipeline.latent_shape
         self.embeddings = pipeline.encode_prompts(read_prompts(path, column))
-        self.latents = None if image_column is None else self._encode_images(path, image_column)
+        self.images = None if image_column is None else PromptImages(path, image_column, pipeline.image_size)
+        self.latents = None if self.images is None else self._encode_images(self.images)
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -67,27 +69,58 @@ class PromptDataset(TrainingDataset):
         latents = {} if self.latents is None else {self.latents.cache.folder.name: self.latents.names}
         return fingerprint({"prompts": self.embeddings.fingerprint(), **latents})
 
-    def _encode_images(self, path: str | list[str], column: str) -> CachedRows:
-        images, pipeline = ParquetImages(path, column), self.pipeline
+    def _encode_images(self, images: "PromptImages") -> CachedRows:
+        pipeline, stored = self.pipeline, images.stored
         if len(images) != len(self):
-            raise ValueError(f"{path}: it has {len(images)} images for {len(self)} prompts, expected equally many")
+            raise ValueError(
+                f"{stored.path}: it has {len(images)} images for {len(self)} prompts, expected equally many"
+            )
         description = {
-            "format": _FORMAT, "dtype": pipeline.dtype, "image_size": pipeline.image_size, "column": column,
+            "format": _FORMAT, "dtype": pipeline.dtype, "image_size": pipeline.image_size, "column": stored.column,
             "rows": pipeline.batch_size,
         }  # fmt: skip
-        key = pipeline.latents_key(description, [Path(images.path)])
+        key = pipeline.latents_key(description, [Path(stored.path)])
         cache = ChunkCache(pipeline.cache, key, "latents", "teacher.pipeline.cache")
 
         def read(rows: range) -> dict[str, Tensor]:
-            pixels = np.stack([self._pixels(images[row], f"row {row} of {path}") for row in rows])
-            return {"images": from_uint8(torch.from_numpy(pixels))}
+            return {"images": images.__getitems__(rows)[0]}
 
         return pipeline.encode_images(read, len(images), cache, DTYPES[pipeline.dtype])
 
-    def _pixels(self, encoded: bytes, name: str) -> np.ndarray:
+
+class PromptImages(ImageDataset):
+    """The images of a parquet file's ``column`` in the size of a pipeline's; the reference of metrics.
+
+    Args:
+        path, column: see :class:`ParquetImages`.
+        size: height and width in pixels.
+
+    Raises:
+        ValueError: as :class:`ParquetImages`, and at access for an image that cannot be read.
+    """
+
+    label_dim = 0
+
+    def __init__(self, path: PathText | list[str], column: str, size: tuple[int, int]) -> None:
+        self.stored, self.image_shape = ParquetImages(path, column), (3, *size)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Condition]:
+        pixels = np.stack([self._pixels(row) for row in indices])
+        return from_uint8(torch.from_numpy(pixels)), {}
+
+    def fingerprint(self) -> str:
+        content = {"image_shape": self.image_shape, "column": self.stored.column}
+        return fingerprint(content, files=[Path(self.stored.path)])
+
+    def _pixels(self, row: int) -> np.ndarray:
+        encoded = self.stored[row]
         try:
-            return decode_image(encoded, self.pipeline.image_size, channels=3)
+            return decode_image(encoded, self.image_shape[1:], channels=3)
         except ValueError as error:
+            name = f"row {row} of {self.stored.path}"
             raise ValueError(f"{name}: the image cannot be read: {one_line(error, 500)}") from error
 
 

@@ -107,8 +107,8 @@ def check_inputs(evaluator: Evaluator, space: SampleSpace) -> None:
         ValueError: for a metric that compares them with prompts or degraded images, which its inputs have not.
     """
     for name, metric in evaluator.metrics.items():
-        if metric.reads == "similarities" and space.prompts is None:
-            raise ValueError(f"metrics: {name} compares images with prompts, and this data has none: remove {name}")
+        if metric.reads in ("similarities", "of_prompts") and space.prompts is None:
+            raise ValueError(f"metrics: {name} reads the prompts of images, and this data has none: remove {name}")
         if metric.reads == "pairs" and space.conditions is None:
             raise ValueError(
                 f"metrics: {name} compares samples with what they restore, and this network takes no degraded images: "

@@ -25,8 +25,8 @@ class Metric(Protocol):
 
     Attributes:
         reads: the metric's input. "vectors": features [N, D] of real and generated samples. "moments": their mean and
-            covariance, whose size does not depend on N. Of the generated samples alone: "logits" [N, K], or
-            "similarities" [N] to the prompts, or "pairs", see :class:`onestep.metrics.fidelity.PairMetric`.
+            covariance. Of the generated samples alone: "logits" [N, K], "similarities" [N] to the prompts, "of_prompts"
+            [N, 1 + D], or "pairs", see :data:`Kind` and :class:`onestep.metrics.fidelity.PairMetric`.
         features: the metric's feature network; None for the evaluator's.
         title: the value's name in tables and plots; for several values, the titles by key.
         higher_is_better: the direction of the value; for several values, one for all or a direction by key.

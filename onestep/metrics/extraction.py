@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -12,11 +13,13 @@ from onestep.metrics.features import FeatureNetwork
 from onestep.metrics.statistics import FeatureStatistics
 from onestep.processes import gather_rows, process_rows, rank_and_count
 
-#: What metrics read: features of a network, or "pairs", the samples with what they are to restore.
-Kind = Literal["moments", "vectors", "logits", "similarities", "pairs"]
+#: What metrics read: features of a network, or "pairs", the samples with what they are to restore. "of_prompts" are
+#: features after a number that is the same for samples of one prompt.
+Kind = Literal["moments", "vectors", "of_prompts", "logits", "similarities", "pairs"]
 #: The kinds that metrics read of generated samples alone.
-OF_SAMPLES: frozenset[Kind] = frozenset({"logits", "similarities"})
+OF_SAMPLES: frozenset[Kind] = frozenset({"of_prompts", "logits", "similarities"})
 
+_WITH_FEATURES: frozenset[Kind] = frozenset({"moments", "vectors", "of_prompts"})
 _BATCH = 250  # images in a forward pass of the network
 _READ = 1000  # images of the reference in a batch
 
@@ -47,6 +50,7 @@ class Extraction:
         self.kinds, self.device = kinds, device
         self.statistics: FeatureStatistics | None = None
         self.vectors: list[Tensor] = []
+        self.of_prompts: list[Tensor] = []
         self.logits: list[Tensor] = []
         self.similarities: list[Tensor] = []
 
@@ -66,21 +70,24 @@ class Extraction:
             )
         for start in range(0, len(samples), _BATCH):
             part = samples[start : start + _BATCH].to(self.device)
-            if self.kinds - OF_SAMPLES:
+            texts = None if prompts is None else prompts[start : start + _BATCH]
+            if self.kinds & _WITH_FEATURES:
                 features = part.flatten(1) if self.network is None else self.network(part)
                 if "moments" in self.kinds:
                     self.statistics = self.statistics or FeatureStatistics(features.shape[1], self.device)
                     self.statistics.update(features)
                 if "vectors" in self.kinds:
                     self.vectors.append(features.cpu())
+                if "of_prompts" in self.kinds:
+                    self.of_prompts.append(_numbered(features.cpu(), texts))
             if "logits" in self.kinds:
                 if self.network is None:
                     raise ValueError("this metric needs the class logits of a feature network, and points have none")
                 self.logits.append(self.network.classify(part).cpu())
             if "similarities" in self.kinds:
-                if self.network is None or prompts is None:
+                if self.network is None or texts is None:
                     raise ValueError("this metric compares images with prompts, and there are none: give data=prompts")
-                self.similarities.append(self.network.similarity(part, prompts[start : start + _BATCH]).cpu())
+                self.similarities.append(self.network.similarity(part, texts).cpu())
 
     def finish(self, distributed: bool = False) -> dict[Kind, Any]:
         """The collected outputs by kind; if ``distributed``, those of all processes in the order of the ranks.
@@ -91,7 +98,7 @@ class Extraction:
         found: dict[Kind, Any] = {}
         if self.statistics is not None:
             found["moments"] = (self.statistics.reduce() if distributed else self.statistics).moments()
-        for kind in ("vectors", "logits", "similarities"):
+        for kind in ("vectors", "of_prompts", "logits", "similarities"):
             parts = getattr(self, kind)
             if parts:
                 found[kind] = gather_rows(torch.cat(parts), self.device) if distributed else torch.cat(parts)
@@ -112,3 +119,11 @@ class Extraction:
         for batch in tqdm(reference.batches(_READ, rows), "features of the reference", total, leave=False, delay=2):
             self.add(batch if self.network is None else to_uint8(batch))
         return self.finish(distributed=divided)
+
+
+def _numbered(features: Tensor, prompts: Sequence[str] | None) -> Tensor:
+    """The ``features`` [B, D] after a checksum of their prompts, [B, 1 + D], which processes can exchange."""
+    if prompts is None:
+        raise ValueError("this metric compares the images of a prompt, and there are none: give data=prompts")
+    numbers = torch.tensor([crc32(prompt.encode()) for prompt in prompts], dtype=torch.float64)
+    return torch.cat([numbers[:, None], features.double()], 1)

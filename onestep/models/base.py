@@ -119,6 +119,10 @@ class DenoiserNetwork(nn.Module, ABC):
         config = json.dumps({"_class_name": type(self).__name__, **self.config})
         save_network(self, Path(folder), config, DIFFUSERS_BASE)
 
+    def save_teacher(self, folder: Path) -> None:
+        """Write what a distillation of this network as the teacher reads; by default :meth:`save_pretrained`."""
+        self.save_pretrained(folder)
+
     def load_weights(self, folder: str | Path) -> Self:
         """Load the weights that :meth:`save_pretrained` wrote into ``folder``; returns itself, in eval mode.
 

@@ -11,6 +11,9 @@ from onestep.models.generator import Generator, StepLevels, load_denoiser
 from onestep.ranges import Guidance, PathText, checked
 from onestep.reading import read_json
 
+#: The folder of the bundled generators.
+BUNDLED = ASSETS / "generators"
+
 
 @checked
 def load_teacher(path: PathText, guidance: Guidance = 1.0, pipeline: Any = None) -> DenoiserNetwork:
@@ -46,7 +49,8 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
 
     Args:
         path: a generator's folder; the folder of an exported pipeline; a one-step generator's file of EDM's format, as
-            SiD, SiDA, Uni-Instruct and DMD2 publish it; or the name of a bundled generator: "fashion", "photographs".
+            SiD, SiDA, Uni-Instruct and DMD2 publish it; or the name of a bundled generator: "emoji", "fashion",
+            "photographs".
         sigma_init: noise level of the first step, in data units. A file needs it; a folder contains it.
 
     Raises:
@@ -71,7 +75,7 @@ def load_generator(path: str | Path, sigma_init: float | None = None) -> Generat
 
 def generator_path(path: str | Path) -> Path:
     """The folder of a bundled generator for its name, else ``path``."""
-    bundled = {folder.parent.name: folder.parent for folder in ASSETS.glob("generators/*/config.json")}
+    bundled = {file.parent.name: file.parent for file in BUNDLED.glob("*/config.json")}
     return bundled.get(str(path), Path(path))
 
 

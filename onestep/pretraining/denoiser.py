@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from onestep.data.augmentation import EDMAugmentation
-from onestep.data.dataset import Batch, ImageDataset
+from onestep.data.dataset import Batch, TrainingDataset
 from onestep.denoiser import micro_batches
 from onestep.engine.averages import Averages
 from onestep.engine.checkpoint import best_checkpoint
@@ -29,6 +29,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.noise import SigmaDistribution, add_noise
 from onestep.objectives.denoising import denoising_loss
 from onestep.objectives.losses import Losses, Term
+from onestep.pretraining.dropout import PromptDropout
 from onestep.processes import from_main_process
 from onestep.reports.plots import save_curves
 from onestep.reports.tables import print_summary
@@ -43,7 +44,7 @@ class Pretraining:
     run: Run
     settings: TrainingSettings
     evaluation: EvaluationSettings
-    data: ImageDataset
+    data: TrainingDataset
     sigma: SigmaDistribution
     network: DenoiserNetwork
     averages: Averages[DenoiserNetwork]
@@ -51,6 +52,7 @@ class Pretraining:
     sampler: Sampler
     evaluator: Evaluator
     augment: EDMAugmentation | None
+    prompt_dropout: PromptDropout | None
     space: SampleSpace
     run_evaluator: RunEvaluator = field(init=False)
 
@@ -62,8 +64,8 @@ def pretrain(parts: Pretraining) -> dict[str, Any]:
     """Train a denoiser with EDM's loss (arXiv 2206.00364, eq. 8) and keep its best average; without metrics, the last.
 
     It is the first average, of the best checkpoint by ``evaluation.best``; the others are in the checkpoints. The run's
-    folder ``teacher`` loads with
-    ``teacher=local teacher.path=...``.
+    folder ``teacher`` loads with ``teacher=local teacher.path=...``; that of a pipeline is one, for
+    ``teacher=diffusers``.
 
     Returns:
         ``teacher``: metrics of the kept teacher, ``network_evaluations``, ``samples`` and ``samples_per_second``;
@@ -105,6 +107,8 @@ def _update(parts: Pretraining, iteration: int, data: Sequence[Batch]) -> None:
     torch.manual_seed(rng.initial_seed())
     sigma = parts.sigma.after(iteration / settings.iterations)
     sigma_and_noise = (random.sigma(sigma), random.normal(x_real.shape[1:]))
+    if parts.prompt_dropout is not None:
+        conditions = parts.prompt_dropout(conditions, random)
     images, labels = (x_real, None) if parts.augment is None else parts.augment(x_real, random)
     micro = (micro_batches(x, settings.accumulation) for x in (images, conditions, labels, *sigma_and_noise))
     for x0, condition, augment_labels, sigma, noise in zip(*micro, strict=True):
@@ -126,7 +130,7 @@ def _finish(run: Run, parts: Pretraining, state: TrainingState) -> dict[str, Any
     evaluations = parts.sampler.network_evaluations
     with full_state_dict(teacher):
         if run.accelerator.is_main_process:
-            teacher.save_pretrained(run.folder / "teacher")
+            teacher.save_teacher(run.folder / "teacher")
     side, records, failures = parts.run_evaluator.final("teacher", partial(parts.sampler, teacher), evaluations)
     if not run.accelerator.is_main_process:
         return {}

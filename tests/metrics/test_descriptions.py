@@ -17,6 +17,10 @@ DESCRIPTIONS = {
     "recall": {"recall": ("recall", True)},
     "prdc": {key: (key, True) for key in ("precision", "recall", "density", "coverage")},
     "clip_score": {"clip_score": ("CLIP score", True)},
+    "prompt_spread": {
+        "prompt_spread": ("spread of a prompt's images", True),
+        "prompt_vendi": ("Vendi score of a prompt's images", True),
+    },
     "psnr_y": {"psnr_y": ("PSNR of Y from 16 to 235, peak 255, border 4", True)},
     "psnr_rgb": {"psnr_rgb": ("PSNR of all channels, peak 255, border 0", True)},
     "ssim_y": {"ssim_y": ("SSIM of Y from 16 to 235, peak 255, border 4", True)},

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import diffusers
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from onestep.denoiser import NO_CONDITION, Condition, map_condition
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.families import find_family
-from onestep.models.diffusers.schedule import read_schedule
+from onestep.models.diffusers.saving import save_pipeline
+from onestep.models.diffusers.schedule import build_scheduler, read_schedule
 from onestep.noise import expand_like
 
 
@@ -145,6 +147,14 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
     def init_noise_sigma(self, sigma: float) -> float:
         """The standard deviation with which diffusers' pipelines start at ``sigma``."""
         return self.schedule.init_noise_sigma(sigma)
+
+    def save_teacher(self, folder: Path) -> None:
+        """Write its pipeline with this network; without one, the network as :meth:`save_pretrained`."""
+        if self.pipeline is None:
+            self.save_pretrained(folder)
+        else:
+            scheduler = build_scheduler(self.config["scheduler_config"])
+            save_pipeline(self.pipeline.folder, folder, self.network, scheduler, self.pipeline.variant)
 
     def denoise(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         c_in, c_skip, c_out = (expand_like(scale, x_sigma) for scale in self.schedule.scalings(sigma))

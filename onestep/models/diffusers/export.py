@@ -10,8 +10,6 @@ Plain diffusers then generates the same images as ``onestep sample`` from the sa
 """
 
 import copy
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ import numpy as np
 
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
-from onestep.models.diffusers.folder import INDEX, PipelineIndex, part_files, required_parts
+from onestep.models.diffusers.folder import PipelineIndex, required_parts
+from onestep.models.diffusers.saving import network_name, save_pipeline
 from onestep.models.diffusers.schedule import EDMSchedule, build_scheduler, tabulated_timesteps
 from onestep.models.generator import Generator
-from onestep.reading import read_json
 
 _LORA_USAGE = """
 
@@ -32,7 +30,6 @@ _LORA_USAGE = """
 # pipeline = DiffusionPipeline.from_pretrained("<the teacher>"{without})
 # pipeline.load_lora_weights("{name}")
 # pipeline.scheduler = diffusers.{scheduler}.from_pretrained("{name}", subfolder="scheduler")"""
-_COPIED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # neither pickles nor code
 
 
 def save_text_to_image(generator: Generator, teacher: Path, output: Path, variant: str | None = None) -> str:
@@ -56,19 +53,9 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path, varian
         arguments |= {"height": height, "width": width}
     index = PipelineIndex.of(teacher)
     pipeline_class: Any = getattr(diffusers, index.kind)
-    content = read_json(teacher / INDEX, dict[str, Any])
-    network = next(name for name, kind in index.components.items() if kind == type(denoiser.network).__name__)
-    for name in index.components:
-        if name not in (network, "scheduler"):
-            _copy(teacher / name, output / name, variant)
     if denoiser.config["lora"] is not None:
-        _save_lora(pipeline_class, network, denoiser, output)
-    _without_lora(denoiser).save_pretrained(output / network)
-    scheduler.save_pretrained(output / "scheduler")
-    absent = {name for name, entry in content.items() if isinstance(entry, list)} - set(index.components)
-    content |= {name: [None, None] for name in sorted(absent)}
-    content["scheduler"] = ["diffusers", type(scheduler).__name__]
-    (output / INDEX).write_text(json.dumps(content, indent=2) + "\n")
+        _save_lora(pipeline_class, network_name(index, type(denoiser.network).__name__), denoiser, output)
+    save_pipeline(teacher, output, _without_lora(denoiser), scheduler, variant)
     # Of an absent part that is not optional for diffusers, such as SD3's third encoder, it must be told.
     told = [name for name in required_parts(pipeline_class) if name not in {*index.components, "scheduler"}]
     told = [name for name in told if name not in pipeline_class._optional_components]
@@ -151,14 +138,6 @@ def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:
         timestep_scaling=1e4,  # c_skip = 0 and c_out = 1 to 1e-8
         **config,
     )
-
-
-def _copy(source: Path, target: Path, variant: str | None) -> None:
-    """Copy a component with its weights once, under the names of the default."""
-    target.mkdir(parents=True)
-    for file, name in part_files(source, variant).items():
-        if file.suffix in _COPIED_SUFFIXES:
-            shutil.copyfile(file, target / name)
 
 
 def _usage(name: str, generator: Generator, arguments: dict[str, Any], without: str) -> str:
