@@ -60,9 +60,9 @@ def sample(config: DictConfig) -> dict[str, Any]:
             raise ValueError(f"images={config.images}: expected metrics, such as metrics=[fid]")
         return evaluate_files(config.images, _evaluator(config, parts, accelerator.device))
     place = from_main_process(lambda: _place(config))
-    function, network, evaluations = _model(config, parts, accelerator.device)
+    function, network, evaluations = load_model(config, parts, accelerator.device)
     evaluator = _evaluator(config, parts, accelerator.device) if config.get("metrics") else None
-    space = _space(config, parts, network, _classes(config, function, network, evaluator))
+    space = sample_space(config, parts, network, _classes(config, function, network, evaluator))
     result = write_samples(
         function,
         evaluations,
@@ -89,7 +89,7 @@ def _place(config: DictConfig) -> Path:
     return Path(config.save_to)
 
 
-def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[SampleFunction, DenoiserNetwork, int]:
+def load_model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[SampleFunction, DenoiserNetwork, int]:
     """The function that samples, its network, and network evaluations per sample."""
     if config.model == "teacher":
         if parts["teacher"] is None or parts["sampler"] is None:
@@ -112,7 +112,7 @@ def _model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[Samp
 
 
 def _scene(config: DictConfig, scene: AnyScene | ColouredScene) -> tuple[SampleFunction, Any, int]:
-    """A scene as :func:`_model` returns it; it is its own network."""
+    """A scene as :func:`load_model` returns it; it is its own network."""
     if config.sigma_init is not None:
         raise ValueError(f"sigma_init={config.sigma_init}: a scene has no noise level: set sigma_init=null")
     if isinstance(scene, AnyScene) and (unseen := sorted({*(config.classes or ())} - {*scene.classes})):
@@ -140,7 +140,7 @@ def _classes(
     return None if found is None else list(found)
 
 
-def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: list[int] | None) -> SampleSpace:
+def sample_space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: list[int] | None) -> SampleSpace:
     """The classes or prompts, or the degraded images, which are read; and the decoder of latents."""
     channels, height, width = network.image_shape
     latent = network.denoises_latents or parts.describes("data", LatentDataset)
@@ -149,7 +149,7 @@ def _space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: 
     takes_images = others == ["image"]
     takes_cameras = others == ["camera"]
     takes_prompts = bool(others) and not (takes_images or takes_cameras)
-    pipeline = (network.pipeline or _pipeline(config, parts)) if latent or takes_prompts else None
+    pipeline = (network.pipeline or pipeline_of(config, parts)) if latent or takes_prompts else None
     if latent and pipeline is None:
         raise ValueError(
             f"these samples are latents of {channels} channels, and no autoencoder decodes them: set teacher=diffusers "
@@ -200,7 +200,7 @@ def _cameras(parts: Parts) -> Views:
     return Views(**settings)
 
 
-def _pipeline(config: DictConfig, parts: Parts) -> TeacherPipeline | None:
+def pipeline_of(config: DictConfig, parts: Parts) -> TeacherPipeline | None:
     """The text encoders and the autoencoder of the teacher or, if it has none, of the data's latents.
 
     The teacher of a bundled generator is the bundled one of its name.

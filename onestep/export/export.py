@@ -45,14 +45,23 @@ def export(run: str | Path, output: str | Path, weights: str | None = None) -> P
     for name in ("config.yaml", "summary.json"):
         if not (run / name).is_file():
             raise ValueError(f"{run} has no {name}: expected the folder of a finished run")
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise ValueError(f"{output} already exists: give a new folder")
+    check_output(output)
     try:
         with atomic_folder(output) as temporary:
             _write(run, weights, temporary)
     except (OSError, SafetensorError) as error:  # what is read raises ValueError
         raise ValueError(f"{output} could not be written, and nothing of it is left: {error}") from error
     return output
+
+
+def check_output(output: Path) -> None:
+    """Check that ``output`` is a new or an empty folder.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"{output} already exists: give a new folder")
 
 
 def _write(run: Path, weights: str | None, output: Path) -> None:

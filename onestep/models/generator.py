@@ -168,7 +168,7 @@ class Generator(nn.Module):
         return self._step(x, last_noise, last_sigma, condition)
 
     def _step(self, x: Tensor | None, noise: Tensor, sigma: float, condition: Condition) -> Tensor:
-        level = torch.full((len(noise),), sigma, device=noise.device)
+        level = torch.full(noise.shape[:1], sigma, device=noise.device)
         if x is not None:
             return self.denoiser(x + sigma * noise, level, condition)
         of_noise = self.denoiser.init_noise_sigma(sigma) * noise

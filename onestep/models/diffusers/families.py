@@ -171,7 +171,7 @@ class DiT(_Transformer):
 
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         classes = self.label_dim(network.config)
-        labels = torch.full((len(x),), classes, device=x.device)
+        labels = torch.full(x.shape[:1], classes, device=x.device)
         if condition:
             labels = torch.where(condition["labels"].any(1), condition["labels"].argmax(1), labels)
         return network(x, timestep=timestep, class_labels=labels).sample
@@ -251,7 +251,7 @@ class Flux(_Transformer):
         tokens = network(
             x.unflatten(3, (width, 2)).unflatten(2, (height, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2),
             timestep=timestep / 1000,  # the network multiplies it by 1000
-            guidance=x.new_full((len(x),), guidance) if self.embeds_guidance(network.config) else None,
+            guidance=x.new_full(x.shape[:1], guidance) if self.embeds_guidance(network.config) else None,
             img_ids=positions.to(text),
             txt_ids=text.new_zeros(text.shape[1], 3),
             **condition,

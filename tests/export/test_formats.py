@@ -1,0 +1,211 @@
+"""A generator leaves as files of other programs, which draw what it draws, or it does not leave."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from onestep.build.deployment import Deployment
+from onestep.commands import main
+from onestep.denoiser import Condition
+from onestep.evaluation.generate import SampleSpace
+from onestep.export import formats
+from onestep.export.compare import TOLERANCES, Tolerance, compare
+from onestep.export.formats import export_graph, onnx_runner
+from onestep.export.graph import GeneratorGraph
+from onestep.models.base import DenoiserNetwork
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.generator import Generator
+from onestep.models.loading import load_generator
+from onestep.seeding import seeded_inputs, seeded_noise
+from tests.helpers.diffusers_models import FLOWS, NETWORKS, build_denoiser, random_condition
+from tests.helpers.edm_models import randomized, tiny_denoiser
+
+EDM: dict[str, Any] = {
+    "SongUNet": {"attn_resolutions": [4]},
+    "DhariwalUNet": {"attn_resolutions": [4]},
+    "EDM2UNet": {"attn_resolutions": [4]},
+}
+
+
+@pytest.fixture(scope="module")
+def onnx() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs the extra onnx")
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a generator of points, of two steps and three classes, which is traced soon."""
+    folder = tmp_path_factory.mktemp("generator") / "tiny"
+    Generator(randomized(EDMDenoiser((2, 1, 1), 3, architecture="MLP")), 2.5, [0.5]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(onnx: None, two_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("export") / "tiny"
+    main(["export", str(two_steps), str(output), "--format", "onnx"])
+    return output
+
+
+def readme_code(folder: Path) -> str:
+    found = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
+    assert found is not None
+    return found[1]
+
+
+def test_a_seed_gives_the_image_of_the_generator(exported: Path, two_steps: Path) -> None:
+    seeds = [4, 5, 6, 7, 8]
+    latents, condition = seeded_inputs(seeds, (2, 1, 1), 3)
+    with torch.no_grad():
+        expected = load_generator(two_steps)(latents, condition, seeded_noise(seeds, (2, 1, 1), 3))
+    second = next(seeded_noise(seeds, (2, 1, 1), 3))
+    images = onnx_runner(exported / "model.onnx")({"noise": latents, "noise_2": second, **condition})
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+    other = onnx_runner(exported / "model.onnx")({"noise": latents, "noise_2": second * 0, **condition})
+    assert (other - expected).abs().max() > 0.1  # each step's noise is used
+
+
+def test_the_readme_draws_with_onnxruntime_alone(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(exported)
+    code, names = readme_code(exported), dict[str, Any]()
+    assert set(re.findall(r"import (.*)", code)) == {"numpy as np, onnxruntime"} and len(code.splitlines()) == 5
+    exec(code, names)
+    assert names["images"].shape == (4, 2, 1, 1) and np.isfinite(names["images"]).all()
+    text = (exported / "README.md").read_text()
+    assert "samples with 2 network evaluations, in the format onnx with weights in float32" in text
+    for row in ("| `noise_2` | batch x 2 x 1 x 1 | standard normal |",
+                "| `labels` | batch x 3 | one-hot of one of 3 classes; zeros for none |",
+                "| `images` | batch x 2 x 1 x 1 | about [-1, 1], black to white |"):  # fmt: skip
+        assert row in text.splitlines()
+    assert "(allowed\n0.0001)" in text
+
+
+@pytest.mark.parametrize("off", [2e-4, float("nan")])
+def test_other_images_are_refused(
+    off: float, two_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch of three alone, as of a graph that has the batch it was traced with."""
+    graph = Deployment(str(two_steps)).graph
+
+    def write(graph: GeneratorGraph, folder: Path, dtype: str) -> Any:
+        (folder / "model").touch()
+        return lambda inputs: graph(*inputs.values()) + (off if len(inputs["noise"]) == 3 else 0)
+
+    monkeypatch.setitem(formats.FORMATS, "onnx", formats.FileFormat(("float32",), write))  # type: ignore[arg-type]
+    message = r"tiny is not written: its images differ from the generator's by .*, and --dtype float32 allows 0.0001"
+    with pytest.raises(ValueError, match=message):
+        export_graph(graph, "onnx", "float32", tmp_path / "tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_the_size_within_the_tolerance(two_steps: Path, tmp_path: Path) -> None:
+    graph = Deployment(str(two_steps)).graph
+    found = {dtype: export_graph(graph, "safetensors", dtype, tmp_path / dtype) for dtype in ("float32", "float16")}
+    assert found["float32"] == Tolerance(0, 0) and 1e-5 < found["float16"].largest < 5e-2
+    sizes = [(tmp_path / dtype / "diffusion_pytorch_model.safetensors").stat().st_size for dtype in found]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_generator_without_a_run_becomes_a_pipeline(two_steps: Path, tmp_path: Path) -> None:
+    main(["export", str(two_steps), str(tmp_path / "tiny")])
+    assert (tmp_path / "tiny" / "model_index.json").is_file()
+    assert 'OneStepPipeline.from_pretrained(".")' in readme_code(tmp_path / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "torch-export", "--dtype", "int8"), "--dtype int8: the format torch-export has float32"),
+        (("classes=[3]", "--format", "onnx"), "this network has 3 classes"),
+        (("count=3", "--format", "onnx"), "count=3: expected one of the settings weights, sigma_init, prompts"),
+        (("--weights", "ema", "--format", "onnx"), "weights=ema: they are those of a run"),
+    ],
+)
+def test_what_is_refused(arguments: tuple[str, ...], message: str, two_steps: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        main(["export", str(two_steps), str(tmp_path / "new"), *arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra(two_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(SystemExit, match=r"--format onnx needs onnx: pip install 'onestep\[onnx\]'"):
+        main(["export", str(two_steps), str(tmp_path / "new"), "--format", "onnx"])
+
+
+class Conditions:
+    """The random conditions of a network."""
+
+    prompts = None
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, indices: Any) -> Condition:
+        rows = random_condition(self.network, 100)
+        return {name: value[list(indices)] for name, value in rows.items()}
+
+
+def graph_of(network: DenoiserNetwork, sigmas: list[float]) -> GeneratorGraph:
+    """A graph of several steps of a tiny network, with random conditions."""
+    needs = any(key != "labels" for key in network.condition_keys)
+    return GeneratorGraph(
+        Generator(network, sigmas[0], sigmas[1:]), SampleSpace.of(network, None, Conditions(network) if needs else None)
+    )
+
+
+def checked(graph: GeneratorGraph, folder: Path) -> None:
+    """Export ``graph``; compare a batch larger than those that the export compares, of which diffusers copies some."""
+    found = export_graph(graph, "onnx", "float32", folder)
+    assert found.largest <= TOLERANCES["float32"].largest == 1e-4
+    inputs = graph.inputs(range(70))
+    with torch.no_grad():
+        expected: Tensor = graph(*inputs.values())
+    images = onnx_runner(folder / "model.onnx")(inputs)
+    assert (images - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)
+    assert expected.std() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", EDM)
+def test_networks_of_edm(architecture: str, onnx: None, tmp_path: Path) -> None:
+    network = tiny_denoiser(architecture=architecture, **EDM[architecture])
+    checked(graph_of(network, [2.5, 0.5]), tmp_path / "new")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_diffusers(name: str, onnx: None, tmp_path: Path) -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler() if name in FLOWS else diffusers.DDPMScheduler()
+    network = build_denoiser(name, scheduler)
+    checked(graph_of(network, [3.0, 0.7]), tmp_path / "new")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fashion", "photographs"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_bundled_generators(name: str, dtype: Any, onnx: None, tmp_path: Path) -> None:
+    graph = Deployment(name).graph
+    found = export_graph(graph, "onnx", dtype, tmp_path / name)
+    assert found == compare(graph, onnx_runner(tmp_path / name / "model.onnx"))
+    assert dtype == "float32" or found.rms > 1e-5  # the weights are others
+
+
+@pytest.mark.slow
+def test_a_program_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = export_graph(Deployment("fashion").graph, "torch-export", "float32", tmp_path / "fashion")
+    assert found.largest <= 1e-6
+    monkeypatch.chdir(tmp_path / "fashion")
+    names: dict[str, Any] = {}
+    exec(readme_code(Path()), names)
+    assert names["images"].shape == (4, 1, 32, 32)
