@@ -153,7 +153,8 @@ def test_bash_completes(typed: str, expected: list[str], path: str) -> None:
 @pytest.mark.parametrize(
     "typed, expected",
     [
-        ("onestep ", ["train", "pretrain", "sample", "upscale", "export", "convert", "report", "compare", "profile"]),
+        ("onestep ", ["train", "pretrain", "sample", "upscale", "export", "demo", "convert", "report", "compare",
+                      "profile"]),
         ("onestep pretrain f", ["features", "features.", "features=", "features_cache="]),
         ("onestep train features=null objective=sid", ["objective=sid", "objective=sid_lsg", "objective=sida"]),
         ("onestep train training.total", ["training.total_images="]),

@@ -13,6 +13,7 @@ from onestep.denoiser import Condition, keys_of_data, prompt_keys
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.export.graph import GeneratorGraph
 from onestep.models.generator import Generator
+from onestep.models.loading import generator_path
 from onestep.seeding import seeded_rng
 
 #: Of a network of prompts that is given none: their embeddings are compared, and no one sees them.
@@ -40,6 +41,11 @@ class Deployment:
         for word in overrides:
             if word.lstrip("+").partition("=")[0].partition(".")[0] not in _SETTINGS:
                 raise ValueError(f"{word}: expected one of the settings {', '.join(_SETTINGS)}, as KEY=VALUE")
+        if not generator_path(source).exists():
+            raise ValueError(
+                f"{source}: no such file or folder: expected the folder of a finished run, a generator's folder or "
+                "file, or the name of a bundled generator"
+            )
         own = "run" if (Path(source) / "config.yaml").is_file() else "checkpoint"
         given = [*_bundled_teacher(source, overrides), "device=cpu", *overrides, "save_to=."]
         self._config = compose("sample", given)
@@ -56,8 +62,8 @@ class Deployment:
         self.prompts = self._config.prompts
         space = self._space(generator)
         pipeline = network.pipeline or pipeline_of(self._parts)
-        decodes = space.decode is not None and pipeline is not None
-        self.graph = GeneratorGraph(generator, space, pipeline.autoencoder if decodes else None)
+        autoencoder = None if space.decode is None or pipeline is None else pipeline.autoencoder
+        self.graph = GeneratorGraph(generator, space, autoencoder)
 
     def _space(self, generator: Generator) -> SampleSpace:
         if keys_of_data(generator.denoiser) == ["image"]:
@@ -85,7 +91,7 @@ def _bundled_teacher(source: str, overrides: Sequence[str]) -> list[str]:
 class RandomImages:
     """Random conditions ``image``, for a network that takes any image."""
 
-    prompts = None
+    prompts: Sequence[str] | None = None
 
     def __init__(self, image_shape: tuple[int, ...]) -> None:
         self.image_shape = image_shape

@@ -123,6 +123,7 @@ def onnx_runner(path: Path, threads: int = 0) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns of what its own optimisation leaves as it is
     options.intra_op_num_threads = threads or torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -190,4 +191,3 @@ def _quiet() -> Iterator[None]:
         finally:
             logging.disable(before)
             logger.setLevel(level)
-

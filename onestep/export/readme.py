@@ -1,6 +1,7 @@
 """The README of an exported generator: its inputs, their ranges, how exact it is, and code that draws with it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -69,20 +70,22 @@ def write_readme(
     inputs = graph.inputs(list(range(_COUNT)))
     condition = {key: inputs[key] for key in graph.condition_names}
     if set(condition) - {"labels"}:
+        arrays: Any = {key: value.numpy() for key, value in condition.items()}
         with atomic_file(folder / CONDITIONS) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{key: value.numpy() for key, value in condition.items()})
+            np.savez(file, **arrays)
     shape = tuple(graph.generator.noise_shape)
     steps, allowed = len(graph.noise_names), TOLERANCES[dtype]
     images = graph(*inputs.values())
     result = f"[{', '.join(map(str, images.shape))}] in about [-1, 1]"
+    given = _condition_code(name, condition)
     code = _CODE[name].format(
         shape=(_COUNT, *shape),
-        condition=_condition_code(name, condition),
+        condition=given,
         noises=", ".join(f'"{key}": noise()' for key in graph.noise_names),
         arguments=", ".join("noise()" for _ in graph.noise_names),
         sample=shape,
         label_dim=graph.generator.denoiser.label_dim,
-        reading="" if set(condition) <= {"labels"} else f"import numpy as np, torch\ngiven = {_condition_code(name, condition)}\n",
+        reading=f"import numpy as np, torch\ngiven = {given}\n" if set(condition) - {"labels"} else "",
         result=result if graph.autoencoder is None or name != "safetensors" else "latents",
     )
     text = _TEMPLATE.format(

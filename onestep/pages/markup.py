@@ -113,13 +113,18 @@ def _smaller(image: Image.Image, limit: int) -> bytes:
     return content
 
 
-def write_page(title: str, children: Sequence[Child], output: Path) -> None:
+def write_page(title: str, children: Sequence[Child], output: Path, application: str | None = None) -> None:
     """Write a page with the package's style and script, atomically.
 
-    The page's policy lets no other script run, and nothing be fetched.
+    The page's policy lets no other script run, and nothing be fetched. That of an ``application``, which has a style
+    and a script of its own, lets it fetch and run files of its own folder.
     """
-    style, script = (files("onestep.pages").joinpath(f"page.{suffix}").read_text("utf-8") for suffix in ("css", "js"))
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    style, script = _read("page.css"), _read("page.js" if application is None else f"{application}.js")
+    policy = f"default-src 'none'; img-src data:; script-src {_hash(script)}"
+    if application is not None:
+        style += _read(f"{application}.css")
+        policy += " 'self' blob: 'wasm-unsafe-eval'; connect-src 'self'; worker-src 'self' blob:"
+    policy += f"; style-src {_hash(style)}"
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -129,10 +134,16 @@ def write_page(title: str, children: Sequence[Child], output: Path) -> None:
         element("title", title),
         element("style", style),
     )
-    body = element("body", element("main", *children), element("script", script))
+    body = element(
+        "body", element("main", *children), element("script", script, type=None if application is None else "module")
+    )
     text = f"<!DOCTYPE html>\n{tostring(element('html', head, body, lang='en'), 'unicode', method='html')}\n"
     with atomic_file(output) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # a lone surrogate of a file's name
+
+
+def _read(name: str) -> str:
+    return files("onestep.pages").joinpath(name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

@@ -154,7 +154,7 @@ def test_the_cards_code_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere", "new"), "has no config.yaml: expected the folder of a finished run"),
+        (("nowhere", "new"), "nowhere: no such file or folder: expected the folder of a finished run, a"),
         (("RUN", "RUN"), "already exists: give a new folder"),
     ],
 )

@@ -1,6 +1,7 @@
 """A generator leaves as files of other programs, which draw what it draws, or it does not leave."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from onestep.build.deployment import Deployment
+from onestep.build.distillation import distill
+from onestep.build.sampling import sample
 from onestep.commands import main
 from onestep.denoiser import Condition
 from onestep.evaluation.generate import SampleSpace
@@ -18,11 +22,13 @@ from onestep.export import formats
 from onestep.export.compare import TOLERANCES, Tolerance, compare
 from onestep.export.formats import export_graph, onnx_runner
 from onestep.export.graph import GeneratorGraph
+from onestep.images import to_uint8
 from onestep.models.base import DenoiserNetwork
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator
 from onestep.seeding import seeded_inputs, seeded_noise
+from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
 from tests.helpers.diffusers_models import FLOWS, NETWORKS, build_denoiser, random_condition
 from tests.helpers.edm_models import randomized, tiny_denoiser
 
@@ -88,9 +94,7 @@ def test_the_readme_draws_with_onnxruntime_alone(exported: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("off", [2e-4, float("nan")])
-def test_other_images_are_refused(
-    off: float, two_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_images_are_refused(off: float, two_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a batch of three alone, as of a graph that has the batch it was traced with."""
     graph = Deployment(str(two_steps)).graph
 
@@ -98,7 +102,7 @@ def test_other_images_are_refused(
         (folder / "model").touch()
         return lambda inputs: graph(*inputs.values()) + (off if len(inputs["noise"]) == 3 else 0)
 
-    monkeypatch.setitem(formats.FORMATS, "onnx", formats.FileFormat(("float32",), write))  # type: ignore[arg-type]
+    monkeypatch.setitem(formats.FORMATS, "onnx", formats.FileFormat(("float32",), write))
     message = r"tiny is not written: its images differ from the generator's by .*, and --dtype float32 allows 0.0001"
     with pytest.raises(ValueError, match=message):
         export_graph(graph, "onnx", "float32", tmp_path / "tiny")
@@ -143,7 +147,7 @@ def test_without_the_extra(two_steps: Path, tmp_path: Path, monkeypatch: pytest.
 class Conditions:
     """The random conditions of a network."""
 
-    prompts = None
+    prompts: Sequence[str] | None = None
 
     def __init__(self, network: Any) -> None:
         self.network = network
@@ -209,3 +213,29 @@ def test_a_program_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names: dict[str, Any] = {}
     exec(readme_code(Path()), names)
     assert names["images"].shape == (4, 1, 32, 32)
+
+
+@pytest.mark.slow
+def test_latents_of_prompts(
+    onnx: None, pipelines: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder is in the graph; the teacher's text encoders give the other input."""
+    (tmp_path / "prompts.txt").write_text("a cat\nred\n")
+    run, output = tmp_path / "run", tmp_path / "exported"
+    distill(tiny_config(
+        run, "experiment=text_to_image", f"teacher.path={pipelines('sd')}", f"data.path={tmp_path / 'prompts.txt'}",
+        f"teacher.pipeline.cache={tmp_path / 'cache'}", "teacher.size=8", "generator.sigma_init=14.6146",
+        "generator.later_sigmas=[1.998015]", *TWO_ITERATIONS, "divergence=reverse_kl", "discriminator=none",
+        "generator.gan_weight=0",
+    ))  # fmt: skip
+    main(["export", str(run), str(output), "--format", "onnx"])
+    sample(configure("sample", f"run={run}", "count=2", "seed=1", "prompts=[red]", f"save_to={tmp_path / 'drawn'}"))
+    expected = [np.asarray(Image.open(tmp_path / "drawn" / f"{seed:06d}.png")).astype(int) for seed in (1, 2)]
+    inputs = Deployment(str(run), ["prompts=[red]"]).graph.inputs([1, 2])
+    assert list(inputs) == ["noise", "noise_2", "encoder_hidden_states"]
+    pixels = to_uint8(onnx_runner(output / "model.onnx")(inputs)).permute(0, 2, 3, 1).numpy().astype(int)
+    assert pixels.shape == (2, 16, 16, 3) and np.abs(pixels - expected).max() <= 1
+    monkeypatch.chdir(output)
+    names: dict[str, Any] = {}
+    exec(readme_code(Path()), names)
+    assert names["images"].shape == (4, 3, 16, 16)

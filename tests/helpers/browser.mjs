@@ -1,63 +1,11 @@
-// Opens a page in headless Chromium at a width and in a colour scheme; prints what is wrong with it as JSON.
+// Opens a report in headless Chromium at a width and in a colour scheme; prints what is wrong with it as JSON.
 // node --experimental-websocket browser.mjs CHROMIUM PAGE WIDTH SCHEME PICTURE [AXE]
-import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { readFileSync } from "node:fs";
+import { LAYOUT, openPage } from "./chromium.mjs";
 
-const [chromium, page, width, scheme, picture, axe] = process.argv.slice(2);
-const profile = mkdtempSync(join(tmpdir(), "browser-"));
-const options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"];
-const browser = spawn(chromium, [...options, `--user-data-dir=${profile}`, "about:blank"]);
-const endpoint = await new Promise((found) => {
-  let text = "";
-  browser.stderr.on("data", (chunk) => {
-    text += chunk;
-    const match = text.match(/ws:\/\/127\.0\.0\.1:(\d+)/);
-    if (match) found(`http://127.0.0.1:${match[1]}`);
-  });
-});
-const [target] = (await (await fetch(`${endpoint}/json`)).json()).filter((one) => one.type === "page");
-const socket = new WebSocket(target.webSocketDebuggerUrl);
-await new Promise((open) => socket.addEventListener("open", open));
-const pending = new Map(), errors = [], requests = [];
-let last = 0, loaded;
-const whenLoaded = new Promise((done) => { loaded = done; });
-socket.addEventListener("message", ({ data }) => {
-  const { id, method, params, result } = JSON.parse(data);
-  if (id) pending.get(id)(result);
-  if (method === "Runtime.exceptionThrown") errors.push(params.exceptionDetails.text);
-  if (method === "Log.entryAdded" && params.entry.level !== "info") errors.push(params.entry.text);
-  if (method === "Network.requestWillBeSent") requests.push(params.request.url);
-  if (method === "Page.loadEventFired") loaded();
-});
-const send = (method, params = {}) => new Promise((done) => {
-  pending.set(++last, done);
-  socket.send(JSON.stringify({ id: last, method, params }));
-});
-const evaluate = async (expression) =>
-  (await send("Runtime.evaluate", { expression, returnByValue: true, awaitPromise: true })).result.value;
-
-for (const domain of ["Page", "Runtime", "Log", "Network"]) await send(`${domain}.enable`);
-const metrics = { width: Number(width), height: 900, deviceScaleFactor: 1, mobile: Number(width) < 600 };
-await send("Emulation.setDeviceMetricsOverride", metrics);
-await send("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
-await send("Page.navigate", { url: `file://${page}` });
-await whenLoaded;
-const found = await evaluate(`(() => {
-  const name = (node) => node.tagName + "." + (node.getAttribute("class") ?? "") + " " + node.textContent.slice(0, 40);
-  const inside = (node) => node.closest(".layers, svg");
-  const nodes = [...document.querySelectorAll("h1, h2, p, figure, table, pre, input, label, summary, .layers, .ends, .warning")]
-    .filter((node) => !inside(node) || node.matches(".layers")).filter((node) => node.getClientRects().length);
-  const boxes = nodes.map((node) => (node.closest(".scroll") ?? node).getBoundingClientRect());
-  const overlaps = [];
-  nodes.forEach((one, i) => nodes.slice(i + 1).forEach((other, j) => {
-    if (one.contains(other) || other.contains(one)) return;
-    const a = boxes[i], b = boxes[i + 1 + j];
-    const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-    const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-    if (across > 1 && down > 1) overlaps.push(name(one) + " / " + name(other));
-  }));
+const [chromium, path, width, scheme, picture, axe] = process.argv.slice(2);
+const page = await openPage(chromium, `file://${path}`, width, scheme);
+const found = await page.evaluate(`(() => {
   const slide = (id, value) => {
     const input = document.getElementById(id);
     if (!input) return null;
@@ -67,16 +15,15 @@ const found = await evaluate(`(() => {
   };
   const time = slide("time", 0), wipe = slide("wipe", 30);
   const shown = document.querySelectorAll(".time .layers img:not([hidden])").length;
-  return { overlaps, wider: document.documentElement.scrollWidth - innerWidth, time, wipe, shown,
+  return { time, wipe, shown,
     broken: [...document.images].filter((image) => !image.naturalWidth).length,
     ground: getComputedStyle(document.body).backgroundColor };
 })()`);
 if (axe) {
-  await evaluate(`${readFileSync(axe, "utf8")}; 0`);
-  found.axe = await evaluate("axe.run().then((it) => it.violations.map((one) => [one.impact, one.id, one.nodes[0].html]))");
+  await page.evaluate(`${readFileSync(axe, "utf8")}; 0`);
+  found.axe = await page.evaluate("axe.run().then((it) => it.violations.map((one) => [one.impact, one.id, one.nodes[0].html]))");
 }
-const { data } = await send("Page.captureScreenshot", { captureBeyondViewport: true });
-writeFileSync(picture, Buffer.from(data, "base64"));
-console.log(JSON.stringify({ ...found, errors, requests: requests.filter((url) => !url.startsWith("data:")) }));
-browser.once("exit", () => { rmSync(profile, { recursive: true, force: true, maxRetries: 3 }); process.exit(0); });
-await send("Browser.close");
+const layout = await page.evaluate(LAYOUT);
+await page.close(picture);
+const requests = page.requests.filter((url) => !url.startsWith("data:"));
+console.log(JSON.stringify({ ...found, ...layout, errors: page.errors, requests }));
