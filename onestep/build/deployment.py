@@ -10,13 +10,14 @@ from onestep.build.recorded import Parts
 from onestep.build.sampling import load_model, pipeline_of, sample_space
 from onestep.config import CONF, check_config, compose
 from onestep.denoiser import Condition, keys_of_data, prompt_keys
+from onestep.entry import quote_values
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.export.graph import GeneratorGraph
 from onestep.models.generator import Generator
 from onestep.models.loading import generator_path
 from onestep.seeding import seeded_rng
 
-#: Of a network of prompts that is given none: their embeddings are compared, and no one sees them.
+#: Of a network of prompts that is given none.
 _PROMPTS = ("a photo of a cat", "a landscape")
 #: The settings of ``onestep sample`` that say what is drawn and with what.
 _SETTINGS = ("weights", "sigma_init", "prompts", "classes", "teacher", "sampler", "mixture")
@@ -31,7 +32,6 @@ class Deployment:
 
     Attributes:
         graph: the generator.
-        prompts: those of its condition; None for a generator of another kind.
 
     Raises:
         ValueError: as :func:`onestep.build.sampling.sample`, for other settings, and for a scene, which is no network.
@@ -48,7 +48,7 @@ class Deployment:
             )
         own = "run" if (Path(source) / "config.yaml").is_file() else "checkpoint"
         given = [*_bundled_teacher(source, overrides), "device=cpu", *overrides, "save_to=."]
-        self._config = compose("sample", given)
+        self._config = compose("sample", quote_values(given))
         self._config[own] = source
         check_config(self._config)
         if own == "checkpoint" and self._config.weights is not None:
@@ -59,7 +59,6 @@ class Deployment:
             raise ValueError(f"{source}: a scene is no network of images: export it with --format diffusers")
         if self._config.prompts is None and prompt_keys(keys_of_data(network)):
             self._config.prompts = list(_PROMPTS)
-        self.prompts = self._config.prompts
         space = self._space(generator)
         pipeline = network.pipeline or pipeline_of(self._parts)
         autoencoder = None if space.decode is None or pipeline is None else pipeline.autoencoder

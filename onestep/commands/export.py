@@ -17,8 +17,8 @@ formats:
   onnx           one graph with the noise of each step and the condition as inputs, the decoder included
   torch-export   the same graph for torch.export.load
 
-Of the last three, the README.md has the inputs, the code that draws with them, and the difference from the original.
-An export that differs by more than is allowed is refused."""
+The README.md has the inputs, code that draws with them, and the difference from the original. An export that differs
+by more than is allowed is refused."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from onestep.evaluation.generate import check_finite
 from onestep.export.graph import GeneratorGraph
 
 DType = Literal["float32", "float16", "int8"]
@@ -38,14 +39,19 @@ TOLERANCES: dict[DType, Tolerance] = {
 
 @torch.no_grad()
 def compare(graph: GeneratorGraph, run: Runner) -> Tolerance:
-    """The largest differences between the images of ``run`` and of ``graph``, of two batch sizes; NaN is infinite."""
+    """The largest differences between the images of ``run`` and of ``graph``, of two batch sizes; NaN is infinite.
+
+    Raises:
+        ValueError: for images of another shape, or an original that is not finite.
+    """
     largest = rms = 0.0
     for seeds in _BATCHES:
         inputs = graph.inputs(seeds)
         expected = graph(*inputs.values())
+        check_finite(expected, seeds)
         images = run(inputs)
         if images.shape != expected.shape:
-            raise ValueError(f"the images of {len(seeds)} seeds are {tuple(images.shape)}: {tuple(expected.shape)}")
+            raise ValueError(f"{len(seeds)} images have the shape {tuple(images.shape)}, not {tuple(expected.shape)}")
         difference = (images - expected).nan_to_num(torch.inf) / expected.abs().max().clamp(min=1)
         largest = max(largest, float(difference.abs().max()))
         rms = max(rms, float(difference.square().mean().sqrt()))

@@ -7,10 +7,12 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from onestep.denoiser import beyond_labels
@@ -20,6 +22,7 @@ from onestep.export.pipeline import OneStepPipeline
 from onestep.export.readme import write_readme
 from onestep.files import atomic_folder
 from onestep.models.generator import Generator
+from onestep.reading import one_line
 
 _LARGEST_ONNX = 2**31 - 2**24  # bytes of weights in one file: protobuf ends at 2 GiB
 _GRAPH = "model.onnx"
@@ -58,23 +61,28 @@ def export_graph(graph: GeneratorGraph, name: str, dtype: DType, output: Path) -
     file_format = FORMATS[name]
     if dtype not in file_format.dtypes:
         raise ValueError(f"--dtype {dtype}: the format {name} has {', '.join(file_format.dtypes)}")
-    with atomic_folder(output) as temporary:
-        found, allowed = compare(graph, file_format.write(graph, temporary, dtype)), TOLERANCES[dtype]
-        if not (found.largest <= allowed.largest and found.rms <= allowed.rms):
-            raise ValueError(
-                f"{output} is not written: its images differ from the generator's by {found.largest:.2g} (root mean "
-                f"square {found.rms:.2g}), and --dtype {dtype} allows {allowed.largest:g} ({allowed.rms:g}): use "
-                f"another --dtype, of {', '.join(file_format.dtypes)}"
-            )
-        write_readme(graph, name, dtype, found, temporary)
+    try:
+        with atomic_folder(output) as temporary:
+            found, allowed = compare(graph, file_format.write(graph, temporary, dtype)), TOLERANCES[dtype]
+            if not (found.largest <= allowed.largest and found.rms <= allowed.rms):
+                raise ValueError(
+                    f"{output} is not written: its images differ from the generator's by {found.largest:.2g} (root "
+                    f"mean square {found.rms:.2g}), and --dtype {dtype} allows {allowed.largest:g} "
+                    f"({allowed.rms:g}): use another --dtype, of {', '.join(file_format.dtypes)}"
+                )
+            write_readme(graph, name, dtype, found, temporary)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{output} could not be written, and nothing of it is left: {error}") from error
+    except RuntimeError as error:  # of torch.export and torch.onnx
+        raise ValueError(f"torch cannot write this network as {name}: {one_line(error, 300)}") from error
     return found
 
 
 def _write_diffusers(graph: GeneratorGraph, folder: Path, dtype: DType) -> Runner:
     if others := beyond_labels(graph.condition_names):
         raise ValueError(
-            f"--format diffusers of a generator of {', '.join(others)} needs the run's folder, whose record names the "
-            "pipeline of its teacher; the other formats do not"
+            f"--format diffusers: this generator takes {', '.join(others)}, for which the pipeline has no place. Use "
+            "another format; or for prompts the run's folder, whose record names the pipeline of its teacher"
         )
     vae = None if graph.autoencoder is None else graph.autoencoder.vae
     OneStepPipeline.from_generator(graph.generator, vae).save_pretrained(folder)
@@ -102,7 +110,7 @@ def _write_torch_export(graph: GeneratorGraph, folder: Path, dtype: DType) -> Ru
 def _write_onnx(graph: GeneratorGraph, folder: Path, dtype: DType) -> Runner:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
-            __import__(package)
+            import_module(package)
         except ImportError as error:
             raise ValueError(f"--format onnx needs {package}: pip install 'onestep[onnx]' ({error})") from error
     program = _traced(graph)
@@ -113,18 +121,19 @@ def _write_onnx(graph: GeneratorGraph, folder: Path, dtype: DType) -> Runner:
         converted: Any = torch.onnx.export(
             program.run_decompositions(places), dynamo=True, verbose=False, input_names=names, output_names=[OUTPUT]
         )
-        converted.save(folder / _GRAPH, external_data=_size(graph) > _LARGEST_ONNX)
-        _CONVERSIONS[dtype](folder / _GRAPH, _size(graph) > _LARGEST_ONNX)
+        large = sum(one.numel() * one.element_size() for one in graph.parameters()) > _LARGEST_ONNX
+        converted.save(folder / _GRAPH, external_data=large)
+        _CONVERSIONS[dtype](folder / _GRAPH, large)
     return onnx_runner(folder / _GRAPH)
 
 
-def onnx_runner(path: Path, threads: int = 0) -> Runner:
-    """Runs an ONNX file on the CPU, on ``threads``; 0 for onnxruntime's choice."""
+def onnx_runner(path: Path) -> Runner:
+    """Runs an ONNX file on the CPU, on as many threads as torch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; it warns of what its own optimisation leaves as it is
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(inputs: dict[str, Tensor]) -> Tensor:
@@ -140,10 +149,6 @@ def _traced(graph: GeneratorGraph) -> Any:
     first, *others = ({0: torch.export.Dim.AUTO} for _ in inputs)
     with torch.no_grad(), _quiet():
         return torch.export.export(graph, inputs, dynamic_shapes=(first, tuple(others)))
-
-
-def _size(graph: GeneratorGraph) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in graph.parameters())
 
 
 def _keep(path: Path, large: bool) -> None:
@@ -181,13 +186,11 @@ FORMATS = {
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch.onnx and onnxruntime print and warn of their own parts."""
-    logger = logging.getLogger()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        level, before = logger.level, logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            logging.disable(before)
-            logger.setLevel(level)
+    finally:
+        logging.disable(before)

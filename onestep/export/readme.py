@@ -26,7 +26,7 @@ images = program({arguments}, *given.values())  # {result}"""
 _SAFETENSORS = """import onestep
 from onestep.seeding import seeded_inputs, seeded_noise
 generator = onestep.Generator.from_pretrained(".")
-latents, given = seeded_inputs([0, 1, 2, 3], {sample}, {label_dim})
+latents, given = seeded_inputs([0, 1, 2, 3], {sample}, {label_dim}, {classes})
 {reading}images = generator(latents, given, seeded_noise([0, 1, 2, 3], {sample}, {label_dim}))  # {result}"""
 _DIFFUSERS = """import onestep
 pipeline = onestep.OneStepPipeline.from_pretrained(".")
@@ -52,13 +52,7 @@ Compared with the original on batches of one and of three images: the largest di
 """
 
 
-def write_readme(
-    graph: GeneratorGraph,
-    name: str,
-    dtype: DType,
-    found: Tolerance,
-    folder: Path,
-) -> None:
+def write_readme(graph: GeneratorGraph, name: str, dtype: DType, found: Tolerance, folder: Path) -> None:
     """Write ``README.md`` into ``folder``; for conditions other than classes also four of them, ``conditions.npz``.
 
     Args:
@@ -77,7 +71,8 @@ def write_readme(
     steps, allowed = len(graph.noise_names), TOLERANCES[dtype]
     images = graph(*inputs.values())
     result = f"[{', '.join(map(str, images.shape))}] in about [-1, 1]"
-    given = _condition_code(name, condition)
+    classes = graph.generator.classes
+    given = _condition_code(name, condition, classes)
     code = _CODE[name].format(
         shape=(_COUNT, *shape),
         condition=given,
@@ -85,22 +80,24 @@ def write_readme(
         arguments=", ".join("noise()" for _ in graph.noise_names),
         sample=shape,
         label_dim=graph.generator.denoiser.label_dim,
+        classes=classes,
         reading=f"import numpy as np, torch\ngiven = {given}\n" if set(condition) - {"labels"} else "",
         result=result if graph.autoencoder is None or name != "safetensors" else "latents",
     )
     text = _TEMPLATE.format(
         title=folder.name, name=name, dtype=dtype, code=f"```python\n{code}\n```",
         evaluations="one network evaluation" if steps == 1 else f"{steps} network evaluations",
-        inputs="\n".join(_row(key, value) for key, value in inputs.items()),
+        inputs="\n".join(_row(key, value, classes) for key, value in inputs.items()),
         outputs=_line(OUTPUT, images.shape[1:], "about [-1, 1], black to white"),
         largest=found.largest, rms=found.rms, largest_allowed=allowed.largest, rms_allowed=allowed.rms,
     )  # fmt: skip
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _row(name: str, value: Tensor) -> str:
+def _row(name: str, value: Tensor, classes: list[int] | None) -> str:
+    trained = "zeros for none" if classes is None else f"trained for {', '.join(map(str, classes))}"
     ranges = {
-        "labels": f"one-hot of one of {value.shape[-1]} classes; zeros for none",
+        "labels": f"one-hot of one of {value.shape[-1]} classes; {trained}",
         "image": "the image to restore, enlarged to this size, in [-1, 1]",
     }
     own = "standard normal" if name.startswith("noise") else f"of the text encoders, as in `{CONDITIONS}`"
@@ -111,14 +108,15 @@ def _line(name: str, shape: tuple[int, ...], text: str) -> str:
     return f"| `{name}` | batch x {' x '.join(map(str, shape))} | {text} |"
 
 
-def _condition_code(name: str, condition: dict[str, Tensor]) -> str:
+def _condition_code(name: str, condition: dict[str, Tensor], classes: list[int] | None) -> str:
     if not condition:
         return "{}"
     if set(condition) == {"labels"}:
         count = condition["labels"].shape[1]
-        classes = [number % count for number in range(_COUNT)]
+        cycle = classes or range(count)
+        drawn = [cycle[number % len(cycle)] for number in range(_COUNT)]
         one_hot = {"onnx": f"np.eye({count}, dtype=np.float32)", "torch-export": f"torch.eye({count})"}
-        return f'{{"labels": {one_hot.get(name, "")}[{classes}]}}'
+        return f'{{"labels": {one_hot.get(name, "")}[{drawn}]}}'
     if name == "onnx":
         return f'np.load("{CONDITIONS}")'
     return f'{{key: torch.from_numpy(value) for key, value in np.load("{CONDITIONS}").items()}}'

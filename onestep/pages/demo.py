@@ -57,16 +57,20 @@ def write_demo(
         output: the folder to write, new or empty.
 
     Raises:
-        ValueError: for a generator that takes an image, a ``runtime`` that is not this package, or as
+        ValueError: for a generator that takes an image or draws none, a ``runtime`` that is not this package, or as
             :func:`onestep.export.formats.export_graph`. Nothing is written then.
     """
     if "image" in graph.condition_names:
         raise ValueError(f"{title}: its generator takes an image, use onestep upscale: a demo draws from noise alone")
+    shape = graph(*graph.inputs([0]).values()).shape[1:]
+    if shape[0] not in (1, 3):
+        raise ValueError(f"{title}: samples of {shape[0]} channels are no pictures: expected 1 or 3")
     space = graph.space
     if space.conditions is None and space.classes is None and space.label_dim > _LISTED:
         space = replace(space, classes=range(_LISTED))
         graph = GeneratorGraph(graph.generator, space, graph.autoencoder)
     names, conditions, own = _choices(space, seeds)
+    size = {"height": str(shape[1]), "width": str(shape[2])}
     with atomic_folder(output) as folder:
         _copy_runtime(runtime, folder / "runtime")
         export_graph(graph, "onnx", "float32", folder / "model")
@@ -76,7 +80,7 @@ def write_demo(
         (folder / "noise.bin").write_bytes(noise.numpy().astype("<f4").tobytes())
         rows = b"".join(value.numpy().astype("<f4").tobytes() for value in conditions.values())
         (folder / "conditions.bin").write_bytes(rows)
-        drawn = min(seeds, teacher_seeds) if teacher is not None else 0
+        drawn = 0 if teacher is None else min(seeds, teacher_seeds)
         if teacher is not None and drawn:
             _draw_teacher(teacher[0], space, conditions, max(1, len(names)), drawn, folder / "teacher.png")
         settings = {
@@ -88,7 +92,8 @@ def write_demo(
             "teacher_seeds": drawn,
         }
         write_text(folder / SETTINGS, json.dumps(settings) + "\n")
-        write_page(title, _page(title, graph, names, seeds, teacher, drawn), folder / "index.html", "demo")
+        page = _page(title, graph, size, names, seeds, teacher[1] if teacher is not None and drawn else 0)
+        write_page(title, page, folder / "index.html", "demo")
 
 
 def _choices(space: SampleSpace, seeds: int) -> tuple[list[str], Condition, list[int]]:
@@ -153,17 +158,18 @@ def _member(archive: tarfile.TarFile, name: str) -> BinaryIO:
     return opened  # type: ignore[return-value]
 
 
-def _page(title: str, graph: GeneratorGraph, names: Sequence[str], seeds: int, teacher: Any, drawn: int) -> list[Child]:
+def _page(
+    title: str, graph: GeneratorGraph, size: dict[str, str], names: Sequence[str], seeds: int, of_teacher: int
+) -> list[Child]:
+    """The page's elements; ``of_teacher`` are the evaluations of the teacher, 0 where it has no pictures."""
     steps = len(graph.noise_names)
-    shape = graph(*graph.inputs([0]).values()).shape
-    size = {"height": str(shape[2]), "width": str(shape[3])}
     student = element(
         "figure", element("figcaption", f"Student, {_evaluations(steps)}, drawn here: ", element("output", id="drawn")),
         element("canvas", id="student", role="img", aria_label="Picture of the student", **size),
     )  # fmt: skip
     beside = None
-    if drawn:
-        caption = f"Teacher, {_evaluations(teacher[1])}, drawn beforehand: "
+    if of_teacher:
+        caption = f"Teacher, {_evaluations(of_teacher)}, drawn beforehand: "
         beside = element(
             "figure", element("figcaption", caption, element("output", id="beside")),
             element("canvas", id="teacher", role="img", aria_label="Picture of the teacher", **size),

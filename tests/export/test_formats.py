@@ -109,6 +109,41 @@ def test_other_images_are_refused(off: float, two_steps: Path, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_original_that_is_not_finite(two_steps: Path, tmp_path: Path) -> None:
+    graph = Deployment(str(two_steps)).graph
+    next(graph.generator.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        export_graph(graph, "safetensors", "float32", tmp_path / "tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("an operation\nis unknown"), "torch cannot write this network as onnx: an operation is unknown"),
+        (OSError(28, "No space left"), "tiny could not be written, and nothing of it is left: .*No space left"),
+    ],
+)
+def test_a_format_that_fails(
+    error: Exception, message: str, two_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setitem(formats.FORMATS, "onnx", formats.FileFormat(("float32",), fail))
+    with pytest.raises(ValueError, match=message):
+        export_graph(Deployment(str(two_steps)).graph, "onnx", "float32", tmp_path / "tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_generator_of_some_classes(tmp_path: Path) -> None:
+    """The code of its README draws those."""
+    Generator(tiny_denoiser(), 2.5, classes=[0, 2]).save_pretrained(tmp_path / "own")
+    export_graph(Deployment(str(tmp_path / "own")).graph, "safetensors", "float32", tmp_path / "new")
+    assert "seeded_inputs([0, 1, 2, 3], (1, 8, 8), 3, [0, 2])" in readme_code(tmp_path / "new")
+    assert "one-hot of one of 3 classes; trained for 0, 2 |" in (tmp_path / "new" / "README.md").read_text()
+
+
 def test_half_the_size_within_the_tolerance(two_steps: Path, tmp_path: Path) -> None:
     graph = Deployment(str(two_steps)).graph
     found = {dtype: export_graph(graph, "safetensors", dtype, tmp_path / dtype) for dtype in ("float32", "float16")}

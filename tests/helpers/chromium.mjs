@@ -48,7 +48,7 @@ export const openPage = async (chromium, url, width, scheme) => {
     const { data } = await send("Page.captureScreenshot", { captureBeyondViewport: true });
     writeFileSync(picture, Buffer.from(data, "base64"));
     const ended = new Promise((end) => browser.once("exit", end));
-    await send("Browser.close");
+    send("Browser.close"); // the browser may end before it answers
     await ended;
     rmSync(profile, { recursive: true, force: true, maxRetries: 3 });
   };

@@ -19,6 +19,8 @@ from PIL import Image
 
 from onestep.build.sampling import sample
 from onestep.commands import main
+from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.generator import Generator
 from onestep.pages import demo
 from onestep.pages.demo import demo_server
 from onestep.seeding import seeded_inputs, seeded_noise
@@ -123,6 +125,13 @@ def test_a_runtime_that_is_refused(
     with pytest.raises(SystemExit, match=message):
         main(["demo", str(few_step_run), "-o", "page", "--no-serve", "--teacher-seeds", "0", *options])
     assert {path.name for path in tmp_path.iterdir()} == {"part.tgz", "link.tgz"}
+
+
+def test_points_are_no_pictures(tmp_path: Path) -> None:
+    Generator(EDMDenoiser((2, 1, 1), architecture="MLP"), 2.5).save_pretrained(tmp_path / "points")
+    words = ["-o", str(tmp_path / "page"), "--no-serve", "--runtime", str(package(tmp_path / "x.tgz"))]
+    with pytest.raises(SystemExit, match="points: samples of 2 channels are no pictures: expected 1 or 3"):
+        main(["demo", str(tmp_path / "points"), *words])
 
 
 def test_a_port_that_is_in_use(page: Path) -> None:
