@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from onestep.assets import ASSETS
 from onestep.build.recorded import Parts
 from onestep.build.sampling import load_model, pipeline_of, sample_space
 from onestep.config import CONF, check_config, compose
@@ -14,7 +13,7 @@ from onestep.entry import quote_values
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.export.graph import GeneratorGraph
 from onestep.models.generator import Generator
-from onestep.models.loading import generator_path
+from onestep.models.loading import BUNDLED, generator_path
 from onestep.seeding import seeded_rng
 
 #: Of a network of prompts that is given none.
@@ -60,7 +59,7 @@ class Deployment:
         if self._config.prompts is None and prompt_keys(keys_of_data(network)):
             self._config.prompts = list(_PROMPTS)
         space = self._space(generator)
-        pipeline = network.pipeline or pipeline_of(self._parts)
+        pipeline = network.pipeline or pipeline_of(self._config, self._parts)
         autoencoder = None if space.decode is None or pipeline is None else pipeline.autoencoder
         self.graph = GeneratorGraph(generator, space, autoencoder)
 
@@ -82,7 +81,7 @@ class Deployment:
 
 def _bundled_teacher(source: str, overrides: Sequence[str]) -> list[str]:
     """The teacher of the bundled generator of that name, unless another one is given."""
-    known = (ASSETS / "generators" / source).is_dir() and (CONF / "teacher" / f"{source}.yaml").is_file()
+    known = (BUNDLED / source).is_dir() and (CONF / "teacher" / f"{source}.yaml").is_file()
     given = any(word.startswith("teacher=") for word in overrides)
     return [f"teacher={source}", "sampler=heun"] if known and not given else []
 
