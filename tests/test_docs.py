@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -46,6 +47,13 @@ def test_quoted_lines_are_the_code() -> None:
     lines = [line.strip() for block in quoted for line in block.splitlines() if line.strip()]
     assert len(lines) == 7
     assert [line for line in lines if line not in code] == []
+
+
+def test_every_python_block_compiles() -> None:
+    blocks = [block for page in PAGES for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)]
+    assert len(blocks) >= 10
+    for block in blocks:
+        compile("def block():\n" + indent(block, "    "), block[:80], "exec")  # quoted bodies of functions return
 
 
 @pytest.mark.parametrize("group, page", DESCRIBED.items())
