@@ -144,13 +144,17 @@ def test_a_port_that_is_in_use(page: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_in_a_browser(width: int, scheme: str, fashion: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "width", "scheme"), [("fashion", 1280, "light"), ("run", 390, "dark")])
+def test_in_a_browser(source: str, width: int, scheme: str, few_step_run: Path, tmp_path: Path) -> None:
+    """The bundled student of one step, and a run's of three: each picture is that of ``onestep sample``."""
     chromium, node = shutil.which("chromium"), shutil.which("node")
-    if chromium is None or node is None:
-        pytest.skip("needs chromium and node")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    if chromium is None or node is None or PACKAGE is None:
+        pytest.skip("needs chromium, node, and ONNXRUNTIME_WEB, the .tgz of npm pack onnxruntime-web")
+    folder, place = tmp_path / "page", str(few_step_run) if source == "run" else source
+    main(["demo", place, "-o", str(folder), "--no-serve", "--runtime", PACKAGE, "--teacher-seeds", "8"])
     script = str(REPOSITORY / "tests" / "helpers" / "demo.mjs")
-    with served(fashion) as url:
+    with served(folder) as url:
         words = [node, "--experimental-websocket", "--no-warnings", script, chromium, url, str(width), scheme]
         finished = subprocess.run([*words, str(tmp_path / "page.png")], capture_output=True, text=True, timeout=300)
         assert finished.returncode == 0, finished.stderr
@@ -160,26 +164,16 @@ def test_in_a_browser(width: int, scheme: str, fashion: Path, tmp_path: Path) ->
     assert set(found["errors"]) <= {"No available adapters."}  # of a browser without WebGPU, which the page asks for
     assert len(found["requests"]) > 8 and all(one.startswith(url) for one in found["requests"])
     assert found["rate"] >= 20, found["speed"]
-    for name, seed, setting, place in (("own", 3, "classes=null", 3), ("chosen", 5, "classes=[7]", 5)):
-        words = ["checkpoint=fashion", "count=1", f"seed={seed}", setting]
+    grid = np.asarray(Image.open(folder / "teacher.png"))
+    for name, seed, setting in (("own", 3, "classes=null"), ("chosen", 5, "classes=[7]")):
+        words = [f"{'run' if source == 'run' else 'checkpoint'}={place}", "count=1", f"seed={seed}", setting]
         sample(configure("sample", *words, f"save_to={tmp_path / name}"))
         expected = np.asarray(Image.open(tmp_path / name / f"{seed:06d}.png")).astype(int)
-        picture = found["pictures"][name]
-        assert np.abs(np.reshape(picture["student"], (32, 32)) - expected).max() <= 1 and expected.std() > 30
-        choice = {"own": int(seeded_inputs([3], (1, 32, 32), 10)[1]["labels"].argmax()), "chosen": 7}[name]
-        grid = np.asarray(Image.open(fashion / "teacher.png"))
-        of_teacher = grid[32 * place : 32 * place + 32, 32 * choice : 32 * choice + 32]
-        np.testing.assert_array_equal(np.reshape(picture["teacher"], (32, 32)), of_teacher)
+        picture, side = found["pictures"][name], len(expected)
+        assert np.abs(np.reshape(picture["student"], expected.shape) - expected).max() <= 1 and expected.std() > 10
+        choice = {"own": int(seeded_inputs([3], (1, side, side), 10)[1]["labels"].argmax()), "chosen": 7}[name]
+        of_teacher = grid[side * seed : side * (seed + 1), side * choice : side * (choice + 1)]
+        np.testing.assert_array_equal(np.reshape(picture["teacher"], expected.shape), of_teacher)
         assert picture["drawn"] == picture["beside"] == f"seed {seed}, class {choice}"
     between = found["pictures"]["between"]
-    assert between["drawn"] == "50 % of the way from seed 5 to 1, class 7" and np.std(between["student"]) > 30
-
-
-@pytest.fixture(scope="module")
-def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("onnxscript", reason="needs the extra onnx")
-    if PACKAGE is None:
-        pytest.skip("needs ONNXRUNTIME_WEB, the .tgz of npm pack onnxruntime-web")
-    folder = tmp_path_factory.mktemp("fashion") / "page"
-    main(["demo", "fashion", "-o", str(folder), "--no-serve", "--runtime", PACKAGE, "--teacher-seeds", "8"])
-    return folder
+    assert between["drawn"] == "50 % of the way from seed 5 to 1, class 7" and np.std(between["student"]) > 10
