@@ -12,7 +12,7 @@ from torch import Tensor
 from onestep.denoiser import map_condition
 from onestep.images import to_uint8
 from onestep.models.base import DenoiserNetwork
-from onestep.models.diffusers.autoencoder import Autoencoder
+from onestep.models.diffusers.autoencoder import Autoencoder, wrap
 from onestep.models.diffusers.folder import INDEX, pipeline_folder
 from onestep.models.generator import Generator, StepLevels, load_denoiser
 from onestep.reading import read_json
@@ -51,7 +51,7 @@ class OneStepPipeline(DiffusionPipeline):
         self.register_modules(denoiser=denoiser, vae=vae)
         self.register_to_config(sigma_init=sigma_init, later_sigmas=list(later_sigmas or []), classes=classes)
         self.generator = Generator(denoiser, sigma_init, later_sigmas or [], classes).eval()
-        self.autoencoder = None if vae is None else Autoencoder(vae)
+        self.autoencoder = None if vae is None else wrap(vae)
 
     @classmethod
     def from_generator(cls, generator: Generator, vae: Any = None) -> Self:

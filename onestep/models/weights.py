@@ -265,7 +265,8 @@ def _shapes(path: Path, floats: bool) -> dict[str, tuple[int, ...]]:
     with open_tensors(path) as file:
         for name in file.keys():  # noqa: SIM118
             view = file.get_slice(name)
-            if floats and (dtype := view.get_dtype()) not in _FLOATS:
+            counter = name.endswith(".num_batches_tracked")  # of a batch norm, as in FLUX.2's autoencoder
+            if floats and not counter and (dtype := view.get_dtype()) not in _FLOATS:
                 raise ValueError(f"{path}: {name} is of dtype {dtype}, expected floating-point numbers")
             shapes[name] = tuple(view.get_shape())
     return shapes

@@ -17,7 +17,7 @@ from onestep.data.dataset import contents
 from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.evaluation.generate import SampleSpace
 from onestep.images import decode_image, from_uint8
-from onestep.models.diffusers.autoencoder import Autoencoder
+from onestep.models.diffusers.autoencoder import Autoencoder, wrap
 from onestep.models.diffusers.folder import quiet
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.text_encoder import TextEncoder
@@ -150,13 +150,13 @@ def test_the_tiny_autoencoder() -> None:
         encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1),
     )  # fmt: skip
-    autoencoder, images = Autoencoder(vae), torch.randn(2, 3, 16, 16).clamp(-1, 1)
+    autoencoder, images = wrap(vae), torch.randn(2, 3, 16, 16).clamp(-1, 1)
     latents = autoencoder.encode(images)
     assert latents.shape[2] == 16 // autoencoder.downsampling
     torch.testing.assert_close(latents, vae.encode(images).latents)
     torch.testing.assert_close(autoencoder.decode(latents), vae.decode(latents).sample)
-    with pytest.raises(ValueError, match="of class Linear is not supported: expected AutoencoderKL or AutoencoderTiny"):
-        Autoencoder(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="of class Linear is not supported: expected one of AutoencoderKL, A"):
+        wrap(torch.nn.Linear(1, 1))
 
 
 # What the cache keeps.

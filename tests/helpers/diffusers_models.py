@@ -18,10 +18,10 @@ def unet(**options: Any) -> Any:
     return diffusers.UNet2DModel(8, *channels, **UNET_BLOCKS, **blocks, **options)
 
 
-def dit() -> Any:
+def dit(out_channels: int = 8) -> Any:
     return diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        norm_num_groups=4, num_embeds_ada_norm=10,
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=out_channels, num_layers=2,
+        sample_size=8, norm_num_groups=4, num_embeds_ada_norm=10,
     )  # fmt: skip
 
 
@@ -56,13 +56,14 @@ NETWORKS: dict[str, Callable[..., Any]] = {
     "unet": unet,
     "class unet": lambda: unet(num_class_embeds=10),
     "dit": dit,
+    "sit": lambda: dit(4),
     "sd": text_unet,
     "sdxl": sdxl,
     "sd3": sd3,
     "flux": flux,
     "flux dev": lambda: flux(guidance_embeds=True),
 }
-FLOWS = ("sd3", "flux", "flux dev")
+FLOWS = ("sit", "sd3", "flux", "flux dev")
 
 
 def randomize(network: Any) -> Any:

@@ -65,11 +65,11 @@ def t5_encoder() -> Any:
     )
 
 
-def vae(shift: float | None = None, scale: float = 0.18215) -> Any:
-    """An autoencoder of 2 x 2 pixels to one latent."""
+def vae(shift: float | None = None, scale: float = 0.18215, levels: int = 2) -> Any:
+    """An autoencoder that halves the sides of images once less than it has ``levels``."""
     return diffusers.AutoencoderKL(
-        3, 3, ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2, (4, 4), latent_channels=4, norm_num_groups=2,
-        scaling_factor=scale, shift_factor=shift, sample_size=16, use_quant_conv=shift is None,
+        3, 3, ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels, (4,) * levels, latent_channels=4,
+        norm_num_groups=2, scaling_factor=scale, shift_factor=shift, sample_size=16, use_quant_conv=shift is None,
         use_post_quant_conv=shift is None,
     )  # fmt: skip
 

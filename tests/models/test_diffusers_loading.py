@@ -112,13 +112,23 @@ def test_truncated_weights(pipeline: Path) -> None:
 
 
 def test_networks_of_other_kinds(tmp_path: Path) -> None:
-    index = {"_class_name": "PixArtAlphaPipeline", "transformer": ["diffusers", "PixArtTransformer2DModel"]}
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(
-        ValueError,
-        match="a PixArtAlphaPipeline of PixArtTransformer2DModel.*not supported.*UNet2DMo.*CONTRIBUTING",
+    for kind, network, message in (
+        (
+            "HunyuanDiTPipeline",
+            "HunyuanDiT2DModel",
+            "a HunyuanDiTPipeline of HunyuanDiT2DModel.*UNet2D.*CONTRIBUTING",
+        ),
+        ("WanPipeline", "WanTransformer3DModel", "a WanPipeline of WanTransformer3DModel, .*control or video"),
+        ("FluxKontextPipeline", "FluxTransformer2DModel", "a FluxKontextPipeline.*FluxPipeline.*not of editing"),
+        ("QwenImageEditPipeline", "QwenImageTransformer2DModel", "a QwenImageEditPipeline.*QwenImagePipeline.*editing"),
+        ("StableDiffusionInpaintPipeline", "UNet2DConditionModel", "a StableDiffusionInpaintPipeline.*inpainting"),
+        ("StableDiffusionControlNetPipeline", "UNet2DConditionModel", "a StableDiffusionControlNetPipeline.*control"),
+        ("Flux2Pipeline", "Flux2Transformer2DModel", "a Flux2Pipeline, .*, expected a Flux2KleinPipeline"),
     ):
-        load(tmp_path)
+        index = {"_class_name": kind, "transformer": ["diffusers", network]}
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
     (tmp_path / "model_index.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     with pytest.raises(ValueError, match="AutoencoderKL, which is not supported"):

@@ -74,6 +74,20 @@ def test_trajectory_with_classes_is_that_of_the_ddim_scheduler() -> None:
     assert_same(sampled(denoiser, latents * (1 + sigma**-2) ** 0.5, {"labels": torch.eye(10)[classes]}), x)
 
 
+@torch.no_grad()
+def test_trajectory_of_a_dit_with_flow_matching_is_that_of_its_scheduler() -> None:
+    """SiT, for which diffusers has no pipeline."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
+    denoiser = build_denoiser("sit", scheduler)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler.set_timesteps(STEPS)
+    x, classes = latents, torch.tensor([7, 2])
+    for timestep in scheduler.timesteps:
+        velocity = denoiser.network(x, timestep=timestep.expand(2), class_labels=classes).sample
+        x = scheduler.step(velocity, timestep, x).prev_sample
+    assert_same(sampled(denoiser, latents, {"labels": torch.eye(10)[classes]}), x)
+
+
 @pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
 def test_trajectory_is_that_of_the_dit_pipeline(guidance: float) -> None:
     """Whose null class is number 1000: of a network with 1000 classes it is the one behind them."""

@@ -238,7 +238,7 @@ def test_text_encoders(name: str, pipelines: Callable[[str], Path], tmp_path: Pa
 @pytest.mark.parametrize(
     "change, message",
     [
-        (edited("model_index.json", vae=["diffusers", "AutoencoderDC"]), "found AutoencoderDC"),
+        (edited("model_index.json", vae=["diffusers", "AutoencoderOobleck"]), "found AutoencoderOobleck"),
         (edited("vae/config.json", scaling_factor=0), "scaling_factor=0"),
         (edited("vae/config.json", layers_per_block=10**6), "more layers than the weights"),
     ],

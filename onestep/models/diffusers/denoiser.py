@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, map_condition
 from onestep.models.base import DenoiserNetwork
-from onestep.models.diffusers.families import find_family
+from onestep.models.diffusers.families import diffusers_class, find_family
 from onestep.models.diffusers.saving import save_pipeline
 from onestep.models.diffusers.schedule import build_scheduler, read_schedule
 from onestep.noise import expand_like
@@ -54,7 +54,7 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
     ) -> None:
         super().__init__()
         self.family = find_family(network_class)
-        self.network: Any = getattr(diffusers, network_class).from_config(dict(network_config))
+        self.network: Any = diffusers_class(network_class).from_config(dict(network_config))
         config = self.network.config
         self.family.check(config)
         with torch.device("cpu"):  # has values also where the network is built without memory
@@ -160,7 +160,8 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
         c_in, c_skip, c_out = (expand_like(scale, x_sigma) for scale in self.schedule.scalings(sigma))
         x = (c_in * x_sigma).to(self.network.dtype)
         # Half precision would round sizes of thousands of pixels.
-        condition = {name: value if name == "time_ids" else value.to(x.dtype) for name, value in condition.items()}
+        exact = self.family.exact
+        condition = {name: value if name in exact else value.to(x.dtype) for name, value in condition.items()}
         raw = self.family.call(self.network, x, self.schedule.timestep(sigma), condition, self.guidance)
         return c_skip * x_sigma + c_out * raw[:, : x.shape[1]].to(x_sigma.dtype)
 
@@ -178,7 +179,8 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
         """The noise levels of diffusers' Euler scheduler with ``steps`` steps, as in the family's pipeline."""
         _, height, width = self.image_shape
         # The schedules of Flux and SD3 may depend on the number of tokens, one per two by two latent pixels.
-        return self.schedule.sampling_sigmas(steps, height * width // 4, self.family.spaces_steps_equally)
+        shift = self.family.flow_shift(self.image_shape, steps)
+        return self.schedule.sampling_sigmas(steps, height * width // 4, self.family.spaces_steps_equally, shift)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """The weight [B] that converts the squared x0-error to that of the network's output, such as epsilon."""

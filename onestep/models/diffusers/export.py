@@ -47,13 +47,16 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path, varian
     denoiser = generator.denoiser
     assert isinstance(denoiser, DiffusersDenoiser)
     scheduler, arguments = match_scheduler(generator)
+    arguments = {**denoiser.family.call_options, **arguments}
     if denoiser.config["size"] is not None:
         factor = Autoencoder.from_pretrained(teacher, variant).downsampling
         height, width = (side * factor for side in denoiser.image_shape[1:])
         arguments |= {"height": height, "width": width}
     index = PipelineIndex.of(teacher)
     pipeline_class: Any = getattr(diffusers, index.kind)
-    if denoiser.config["lora"] is not None:
+    # PixArt's pipelines read no LoRA: of its students there are the merged weights alone.
+    change = denoiser.config["lora"] is not None and hasattr(pipeline_class, "save_lora_weights")
+    if change:
         _save_lora(pipeline_class, network_name(index, type(denoiser.network).__name__), denoiser, output)
     save_pipeline(teacher, output, _without_lora(denoiser), scheduler, variant)
     # Of an absent part that is not optional for diffusers, such as SD3's third encoder, it must be told.
@@ -61,7 +64,7 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path, varian
     told = [name for name in told if name not in pipeline_class._optional_components]
     without = "".join(f", {name}=None" for name in told)
     usage = _usage(output.name, generator, arguments, without)
-    if denoiser.config["lora"] is not None:
+    if change:
         usage += _LORA_USAGE.format(name=output.name, scheduler=type(scheduler).__name__, without=without)
     return usage
 
@@ -141,7 +144,7 @@ def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:
 
 
 def _usage(name: str, generator: Generator, arguments: dict[str, Any], without: str) -> str:
-    given: dict[str, Any] = {"num_inference_steps": generator.network_evaluations, "guidance_scale": 1.0} | arguments
+    given: dict[str, Any] = {"num_inference_steps": generator.network_evaluations} | arguments
     seeding = ""
     if "sigmas" in arguments:  # pipelines of flow matching pass no rng to the scheduler
         seeding = "torch.manual_seed(0)\n"
@@ -153,5 +156,5 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{name}"{without})  # this folder, or its id on the hub
 {seeding}images = pipeline(
-    "a photo of a cat",
+    prompt="a photo of a cat",
 {lines}).images"""

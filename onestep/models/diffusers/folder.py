@@ -126,7 +126,7 @@ def pipeline_folder(
     with downloading(expected):
         index = PipelineIndex.read(Path(hf_hub_download(path, INDEX, **options)))
         names = list(index.components)
-        plain = [INDEX, *(f"{name}/{file}" for name in names for file in ("*.json", "*.txt", "*.model"))]
+        plain = [INDEX, *(f"{name}/{file}" for name in names for file in ("*.json", "*.txt", "*.model", "*.jinja"))]
 
         def download(patterns: list[str]) -> Path:
             return Path(snapshot_download(path, allow_patterns=[*plain, *patterns], **options))

@@ -12,6 +12,7 @@ from onestep.models.weights import Weights, build_outline, load_network, read_co
 from onestep.ranges import Guidance, PathText, Side, Text, checked
 from onestep.reading import read_json
 
+_REFUSED = "pipelines that make images of prompts, and not of editing, inpainting, control or video"
 _MOST_TENSORS = 2**14  # of a network without weights; FLUX.1 has 1,700
 
 
@@ -147,14 +148,20 @@ def _find_network(path: str, index: PipelineIndex) -> tuple[str, str]:
     """The folder and the class of a pipeline's denoising network."""
     for name, network_class in index.components.items():
         if network_class in FAMILIES:
+            pipelines = FAMILIES[network_class].pipelines
+            if pipelines and index.kind not in pipelines:
+                raise ValueError(
+                    f"{path!r} holds a {index.kind}, which is not supported: of a {network_class}, expected a "
+                    f"{' or '.join(pipelines)} ({_REFUSED})"
+                )
             return name, network_class
     raise _unsupported(path, f"a {index.kind} of {', '.join(sorted(index.components.values()))}")
 
 
 def _unsupported(path: str, found: str) -> ValueError:
     return ValueError(
-        f"{path!r} holds {found}, which is not supported: expected a pipeline with a {', '.join(FAMILIES)}; "
-        "CONTRIBUTING.md, 'A new family of teachers', shows how to add one"
+        f"{path!r} holds {found}, which is not supported: expected a pipeline with a {', '.join(FAMILIES)} "
+        f"({_REFUSED}); CONTRIBUTING.md, 'A new family of teachers', shows how to add one"
     )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from onestep.cache import CachedRows, ChunkCache, fingerprint
 from onestep.denoiser import Condition
 from onestep.models.diffusers.autoencoder import Autoencoder
-from onestep.models.diffusers.families import FAMILIES, find_family
+from onestep.models.diffusers.families import FAMILIES
+from onestep.models.diffusers.families.base import Family
 from onestep.models.diffusers.folder import PipelineIndex, autoencoder_folder, part_files
 from onestep.models.diffusers.prepared import find_pipeline
 from onestep.models.diffusers.text_encoder import TextEncoder
@@ -93,10 +94,15 @@ class TeacherPipeline:
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the latents or images of the pipeline's network."""
+        family, network = self._family
+        return family.image_shape(read_config(self.folder / network / "config.json"), self.size)
+
+    @cached_property
+    def _family(self) -> tuple[Family, str]:
+        """The family of the pipeline's network, and the network's folder."""
         for name, network_class in self._index.components.items():
             if network_class in FAMILIES:
-                config = read_config(self.folder / name / "config.json")
-                return find_family(network_class).image_shape(config, self.size)
+                return FAMILIES[network_class], name
         raise ValueError(f"{self.folder}: expected a pipeline with one of the networks {', '.join(FAMILIES)}")
 
     @property
@@ -174,8 +180,8 @@ class TeacherPipeline:
 
     def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``tensors`` in the dtype of the cache; image sizes stay in float32, which half precision would round."""
-        dtype = DTYPES[self.dtype]
-        return {name: tensor if name == "time_ids" else tensor.to(dtype) for name, tensor in tensors.items()}
+        dtype, exact = DTYPES[self.dtype], self._family[0].exact
+        return {name: tensor if name in exact else tensor.to(dtype) for name, tensor in tensors.items()}
 
     def _fill_unconditional(self, encoder: Callable[[], TextEncoder]) -> Condition:
         rows = CachedRows(self._text_cache, ["empty"], 1)

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from onestep.cache import fingerprint
 from onestep.files import atomic_folder
 from onestep.models.describe import describe, is_lora, is_safetensors
-from onestep.models.diffusers.families import FAMILIES
+from onestep.models.diffusers.families import FAMILIES, diffusers_class
 from onestep.models.diffusers.folder import INDEX, PipelineIndex, pipeline_folder, quiet
 from onestep.models.diffusers.text_encoder import TextEncoder, require_text_libraries
 from onestep.models.weights import Weights, load_network, read_config
@@ -119,7 +119,6 @@ def _check_parts(base: Path, index: PipelineIndex) -> None:
 
 def _with_lora(root: Path, lora: Path, variant: str | None, cache: Path) -> Path:
     """The pipeline in ``root`` with the weights of ``lora`` merged into its network and text encoders."""
-    import diffusers
 
     if importlib.util.find_spec("peft") is None:
         raise ValueError(f"teacher.lora={lora} needs the package peft: pip install 'onestep[lora]'")
@@ -134,7 +133,9 @@ def _with_lora(root: Path, lora: Path, variant: str | None, cache: Path) -> Path
 
     def make(folder: Path) -> None:
         network: Any = load_network(
-            lambda: getattr(diffusers, kind).from_config(read_config(root / name / "config.json")), weights, None
+            lambda: diffusers_class(kind).from_config(read_config(root / name / "config.json")),
+            weights,
+            None,
         )
         encoder = TextEncoder(root, dtype=network.dtype, variant=variant)
         pipeline = encoder.pipeline

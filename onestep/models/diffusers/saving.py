@@ -8,7 +8,7 @@ from typing import Any
 from onestep.models.diffusers.folder import INDEX, PipelineIndex, part_files
 from onestep.reading import read_json
 
-_COPIED_SUFFIXES = (".safetensors", ".json", ".txt", ".model")  # neither pickles nor code
+_COPIED_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")  # neither pickles nor code
 
 
 def save_pipeline(source: Path, output: Path, network: Any, scheduler: Any, variant: str | None) -> None:

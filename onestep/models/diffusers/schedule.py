@@ -18,7 +18,6 @@ They follow from ``x_t = alpha (x0 + sigma noise)`` with ``alpha = 1/sqrt(1 + si
 2403.03206). EDM's are those of Karras et al. 2022 (arXiv 2206.00364, table 1) with s = sigma_data; c_out of diffusers'
 "v_prediction" has the other sign. The squared error of the output is that of x0 divided by ``c_out^2``, the training
 weight of the network.
-
 The clipping or thresholding of x0 in a scheduler's steps is not part of the preconditioning.
 """
 
@@ -68,13 +67,14 @@ class NoiseSchedule(ABC):
         return 1 / self.scalings(torch.tensor([sigma], dtype=torch.float64)).c_in.item()
 
     @abstractmethod
-    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool, shift: float | None = None) -> list[float]:
         """The noise levels of diffusers' Euler scheduler with ``steps`` steps, including the last, 0.
 
         Args:
             steps: number of steps.
             tokens: number of an image's tokens in a transformer, for a dynamic shift.
             equal_spacing: True if the pipeline spaces t equally; False for the scheduler's spacing.
+            shift: a dynamic shift of the pipeline's own; None for one linear in the tokens.
         """
 
 
@@ -124,7 +124,7 @@ class VariancePreservingSchedule(NoiseSchedule):
         low, high = table[above - 1], table[above]
         return (above - 1 + (log_sigma - low) / (high - low)).float().to(sigma.device)
 
-    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool, shift: float | None = None) -> list[float]:
         import diffusers
 
         euler = diffusers.EulerDiscreteScheduler.from_config(self.scheduler.config)
@@ -157,13 +157,13 @@ class FlowSchedule(NoiseSchedule):
     def timestep(self, sigma: Tensor) -> Tensor:
         return (sigma / (1 + sigma)).float() * self.num_train_timesteps
 
-    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool, shift: float | None = None) -> list[float]:
         import diffusers
 
         shifts = {"shift": self.scheduler.config["flow_shift"]} if "flow_shift" in self.scheduler.config else {}
         euler: Any = diffusers.FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config, **shifts)
-        config, shift = euler.config, None
-        if config.use_dynamic_shifting:  # linear in the image's tokens, as in Flux's and SD3's pipelines
+        config = euler.config
+        if config.use_dynamic_shifting and shift is None:  # linear in the tokens, as in Flux's and SD3's pipelines
             slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
             shift = config.base_shift + slope * (tokens - config.base_image_seq_len)
         equal = np.linspace(1, 1 / steps, steps) if equal_spacing else None
@@ -204,7 +204,7 @@ class EDMSchedule(NoiseSchedule):
     def init_noise_sigma(self, sigma: float) -> float:
         return math.hypot(sigma, 1.0)  # diffusers' for every sigma_data
 
-    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool) -> list[float]:
+    def sampling_sigmas(self, steps: int, tokens: int, equal_spacing: bool, shift: float | None = None) -> list[float]:
         import diffusers
 
         euler: Any = diffusers.EDMEulerScheduler.from_config(self.scheduler.config)

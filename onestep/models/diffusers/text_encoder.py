@@ -14,15 +14,15 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 
-from onestep.models.diffusers.families import FAMILIES
+from onestep.models.diffusers.families import FAMILIES, diffusers_class
+from onestep.models.diffusers.families.base import Encode, Family
 from onestep.models.diffusers.folder import PipelineIndex, part_files, quiet, required_parts
 from onestep.models.weights import TRANSFORMERS_BASE, Weights, build_outline, read_config
 from onestep.reading import one_line
 
-_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 _TOKENIZERS = (
     "CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast",
-    "TokenizersBackend",
+    "TokenizersBackend", "GemmaTokenizer", "GemmaTokenizerFast", "Qwen2Tokenizer", "Qwen2TokenizerFast",
 )  # fmt: skip
 
 
@@ -35,8 +35,7 @@ def require_text_libraries() -> None:
 class TextEncoder:
     """Encodes prompts to the condition of a text-to-image network, by the pipeline's ``encode_prompt``.
 
-    It supports Stable Diffusion 1.5 and 2.x (CLIP), SDXL (two encoders and the image sizes), SD3 (three encoders) and
-    Flux (CLIP and T5). It does not load the pipeline's network.
+    Which pipelines it supports, and how, is said by the families of their networks. It does not load the network.
 
     Args:
         folder: the pipeline's folder.
@@ -57,31 +56,34 @@ class TextEncoder:
     ) -> None:
         require_text_libraries()
         index = PipelineIndex.of(folder)
+        self.family = self.check_kinds(folder, index)
         self.kind = index.kind
-        self.check_kinds(folder, index)
         self.device = torch.device(device)
         with quiet():
-            self.pipeline = _load_without_network(folder, index, dtype, variant)
+            self.pipeline = _load_without_network(folder, index, self.family, dtype, variant)
         for name in self.encoders(index):
             getattr(self.pipeline, name).to(self.device)
 
     @staticmethod
-    def check_kinds(folder: Path, index: PipelineIndex) -> None:
-        """Check that the pipeline, its text encoders and its tokenizers are of supported classes.
+    def check_kinds(folder: Path, index: PipelineIndex) -> Family:
+        """The family of the pipeline, whose text encoders and tokenizers are of supported classes.
 
         Raises:
             ValueError: for another class.
         """
-        if index.kind not in _ENCODE:
+        family = next((family for family in FAMILIES.values() if index.kind in family.pipelines), None)
+        if family is None:
+            supported = [name for known in FAMILIES.values() for name in known.pipelines]
             raise ValueError(
-                f"{folder}: prompts for a {index.kind} are not supported, expected one of {', '.join(_ENCODE)}"
+                f"{folder}: prompts for a {index.kind} are not supported, expected one of {', '.join(supported)}"
             )
         for name, kind in index.components.items():
-            for part, kinds in (("tokenizer", _TOKENIZERS), ("text_encoder", _ENCODERS)):
+            for part, kinds in (("tokenizer", _TOKENIZERS), ("text_encoder", family.text_encoders)):
                 if name.startswith(part) and kind not in kinds:
                     raise ValueError(
                         f"{folder / name}: a {part} {kind} is not supported: expected one of {', '.join(kinds)}"
                     )
+        return family
 
     @staticmethod
     def encoders(index: PipelineIndex) -> list[str]:
@@ -98,38 +100,43 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[str], image_size: tuple[int, int]) -> dict[str, Tensor]:
         """The condition of ``prompts``: tensors [N, ...] on the CPU, with the names of the network's arguments.
 
-        ``image_size`` is the height and width of the images in pixels, an input of SDXL.
+        ``image_size`` is the height and width of the images in pixels, an input of some networks, such as SDXL's.
         """
-        condition = _ENCODE[self.kind](self.pipeline, list(prompts), self.device)
-        if self.kind == "StableDiffusionXLPipeline":
-            sizes = torch.tensor([*image_size, 0, 0, *image_size], dtype=torch.float32)  # original, crop, target
-            condition["time_ids"] = sizes.repeat(len(prompts), 1)
-        return {name: tensor.cpu().contiguous() for name, tensor in condition.items()}
+        return self._encode(self.family.pipelines[self.kind], list(prompts), image_size)
 
+    @torch.no_grad()
     def empty(self, image_size: tuple[int, int]) -> dict[str, Tensor]:
         """The pipeline's condition [1, ...] of the empty prompt, for guidance."""
-        condition = self([""], image_size)
+        condition = self._encode({**self.family.pipelines, **self.family.negatives}[self.kind], [""], image_size)
         if self.pipeline.config.get("force_zeros_for_empty_prompt"):  # SDXL
             zeros = {name: torch.zeros_like(condition[name]) for name in ("encoder_hidden_states", "text_embeds")}
             condition |= zeros
         return condition
 
+    def _encode(self, encode: Encode, prompts: list[str], image_size: tuple[int, int]) -> dict[str, Tensor]:
+        condition = encode(self.pipeline, prompts, self.device)
+        network: Any = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
+        for name, sizes in self.family.size_condition(network.config, image_size).items():
+            condition[name] = sizes.repeat(len(prompts), 1)
+        return {name: tensor.cpu().contiguous() for name, tensor in condition.items()}
 
-def _load_without_network(folder: Path, index: PipelineIndex, dtype: torch.dtype, variant: str | None) -> Any:
+
+def _load_without_network(
+    folder: Path, index: PipelineIndex, family: Family, dtype: torch.dtype, variant: str | None
+) -> Any:
     """The pipeline of text encoders and tokenizers alone, with its network's config but not its weights."""
-    import diffusers
-
     parts: dict[str, Any] = {"vae": None}
     for name, kind in index.components.items():
         place = folder / name
         if name in ("unet", "transformer") and kind in FAMILIES:
             with init_empty_weights():
-                parts[name] = getattr(diffusers, kind).from_config(read_config(place / "config.json"))
+                parts[name] = diffusers_class(kind).from_config(read_config(place / "config.json"))
         elif name.startswith("tokenizer"):
             parts[name] = _load_tokenizer(place, kind)
+            parts[name].chat_template = family.chat_template  # a template of the folder's own would be a program
         elif name.startswith("text_encoder"):
             parts[name] = _load_encoder(place, kind, dtype, variant)
-    pipeline_class = getattr(diffusers, index.kind)
+    pipeline_class = diffusers_class(index.kind)
     given = parts | index.settings | {"requires_safety_checker": False}
     names = inspect.signature(pipeline_class.__init__).parameters
     absent = dict.fromkeys(required_parts(pipeline_class))
@@ -175,31 +182,3 @@ def _load_encoder(folder: Path, kind: str, dtype: torch.dtype, variant: str | No
 def _unreadable(folder: Path, kind: str, error: Exception) -> ValueError:
     reason = one_line(error, 400) or type(error).__name__
     return ValueError(f"{folder} holds no {kind} that can be read: {reason}")
-
-
-def _encode_sd(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, _ = pipeline.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)
-    return {"encoder_hidden_states": embeds}
-
-
-def _encode_sdxl(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, _, pooled, _ = pipeline.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
-    return {"encoder_hidden_states": embeds, "text_embeds": pooled}
-
-
-def _encode_sd3(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, _, pooled, _ = pipeline.encode_prompt(prompts, None, None, device, do_classifier_free_guidance=False)
-    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
-
-
-def _encode_flux(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-    embeds, pooled, _ = pipeline.encode_prompt(prompts, None, device)
-    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
-
-
-_ENCODE = {
-    "StableDiffusionPipeline": _encode_sd,
-    "StableDiffusionXLPipeline": _encode_sdxl,
-    "StableDiffusion3Pipeline": _encode_sd3,
-    "FluxPipeline": _encode_flux,
-}
