@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from omegaconf import DictConfig
 from safetensors.torch import load_file
+from torch import Tensor
 
 from onestep.build.distillation import distill
 from onestep.build.sampling import sample
@@ -183,6 +184,45 @@ def test_an_older_diffusers_is_told_of_the_version(monkeypatch: pytest.MonkeyPat
 def test_networks_of_other_tasks_are_refused(family: Family, config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         family.check(config)
+
+
+def test_half_precision_keeps_the_length_of_a_prompt() -> None:
+    """In bfloat16 257 ones are 256, and 511 are 512: a word of Z-Image would be lost, or padding be read."""
+    lengths: list[int] = []
+
+    def network(x: list[Tensor], time: Tensor, text: list[Tensor], return_dict: bool) -> tuple[list[Tensor]]:
+        lengths.extend(len(states) for states in text)
+        return (x,)
+
+    mask = (torch.arange(512) < torch.tensor([[257], [511]])).bfloat16()
+    condition = {"encoder_hidden_states": torch.zeros(2, 512, 1), "encoder_attention_mask": mask}
+    ZImage().call(network, torch.zeros(2, 4, 8, 8), torch.zeros(2), condition, 1.0)
+    assert lengths == [257, 511]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_where_they_are_in_the_image(name: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """The feature in row 1 and column 2 changes most where a pixel there does, but for a U-Net's wide middle."""
+    folder, size = folder_of(name), size_of(name)
+    shared = TeacherPipeline(str(folder), size, "float32", 2, str(tmp_path / "cache"))
+    teacher = load_diffusers(str(folder), 1.0, size, "float32", None, None, False, shared)
+    outputs: list[Any] = []
+    teacher.feature_blocks[0].register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    before = torch.randn(2, *teacher.image_shape, generator=torch.Generator().manual_seed(0))
+    (shape,) = teacher.feature_shapes
+    pixels = before.shape[2] // shape[1]
+    after = before.clone()
+    after[:, :, pixels, 2 * pixels] += 1
+    with torch.no_grad():
+        for x in (before, after):
+            teacher(x, torch.ones(2), shared.encode_prompts(PROMPTS)[range(2)])
+    features = [teacher.read_features(output, before) for output in outputs]
+    assert [each.shape for each in features] == 2 * [(2, *shape)]
+    change = (features[1] - features[0]).abs().sum(1)
+    if name not in ("Stable Diffusion 1.5", "SDXL"):
+        assert (change.flatten(1).argmax(1) == shape[2] + 2).all()
+        assert (change.flatten(1).amax(1) > 5 * change.flatten(1).median(1).values).all()
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ class ZImage(TransformerFamily):
         return ("encoder_hidden_states", "encoder_attention_mask")
 
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
-        lengths = condition["encoder_attention_mask"].sum(1).int().tolist()
+        lengths = condition["encoder_attention_mask"].bool().sum(1).tolist()  # half precision would round a sum
         text = [states[:length] for states, length in zip(condition["encoder_hidden_states"], lengths, strict=True)]
         outputs = network(list(x[:, :, None].unbind()), 1 - timestep / 1000, text, return_dict=False)[0]
         return -torch.stack(list(outputs))[:, :, 0]  # without its axis of frames
