@@ -137,6 +137,28 @@ class KarrasSigma(SigmaDistribution):
         return ((sigma ** (1 / self.rho) - self.root_min) / (self.root_max - self.root_min)).clamp(0, 1)
 
 
+@checked
+class ShiftedSigma(SigmaDistribution):
+    """Flow matching's time uniform, then shifted: ``t' = shift t / (1 + (shift - 1) t)`` (arXiv 2403.03206, eq. 23).
+
+    With ``sigma = t / (1 - t)`` the shift multiplies sigma. For images of n times as many pixels as those of another
+    shift, sqrt(n) times that shift keeps the uncertainty of a level. The levels are those between ``sigma_min`` and
+    ``sigma_max``, after the shift.
+    """
+
+    def __init__(self, sigma_min: Positive | None, sigma_max: Positive | None, shift: Positive) -> None:
+        self.shift = shift
+        self.t_min, self.t_max = (level / (level + shift) for level in check_levels(sigma_min, sigma_max))
+        self.rest_max = shift / (shift + check_levels(sigma_min, sigma_max)[1])  # 1 - t_max, with its digits
+
+    def quantile(self, u: Tensor) -> Tensor:
+        rest = self.rest_max + (1 - u) * (self.t_max - self.t_min)
+        return self.shift * (self.t_min + u * (self.t_max - self.t_min)) / rest
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return ((sigma / (sigma + self.shift) - self.t_min) / (self.t_max - self.t_min)).clamp(0, 1)
+
+
 def res_shift_root(sigma: _Level, kappa: float) -> _Level:
     """``sqrt(eta)`` of ResShift (arXiv 2307.12348) at ``sigma = kappa sqrt(eta) / (1 - eta)``."""
     return ((kappa**2 + 4 * sigma**2) ** 0.5 - kappa) / (2 * sigma)

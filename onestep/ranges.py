@@ -41,10 +41,11 @@ Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Number = Annotated[float, Ge(-(10**12)), Le(10**12)]
 Positive = Annotated[float, Gt(0), Le(10**12)]
 NonNegative = Annotated[float, Ge(0), Le(10**12)]
-#: Learning rates and weights of a loss, from 0 and above 0; scales of classifier-free guidance.
+#: Learning rates and weights of a loss, from 0 and above 0; scales of classifier-free guidance, and of either sign.
 Rate = Annotated[float, Ge(0), Le(10**6)]
 PositiveRate = Annotated[float, Gt(0), Le(10**6)]
 Guidance = Annotated[float, Ge(0), Le(1000)]
+AnyGuidance = Annotated[float, Ge(-1000), Le(1000)]
 #: How many times larger a side becomes.
 UpscaleFactor = Annotated[float, Gt(0), Le(64)]
 #: [0, 1], (0, 1] and [0, 1).

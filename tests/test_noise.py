@@ -4,28 +4,35 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import integrate, stats
 
+from onestep.config import instantiate
 from onestep.noise import (
     AnnealedSigma,
     KarrasSigma,
     LogNormalSigma,
     LogUniformSigma,
     ResShiftSigma,
+    ShiftedSigma,
     SigmaDistribution,
     add_noise,
     expand_like,
     karras_sigmas,
     per_sample_sum,
 )
+from tests.helpers.configs import configure
 
 DISTRIBUTIONS = {
     "log_normal": (LogNormalSigma(-1.2, 1.2), stats.lognorm(s=1.2, scale=math.exp(-1.2))),
     "log_uniform": (LogUniformSigma(0.02, 80.0), stats.loguniform(0.02, 80.0)),
     "karras": (KarrasSigma(0.02, 80.0), None),
     "res_shift": (ResShiftSigma(0.04, 99.5), None),
+    "shifted": (ShiftedSigma(0.0204, 49.0, 3.0), None),
+    "shifted to t = 1": (ShiftedSigma(1e-3, 2.0**30, 3.0), None),
     "annealed": (AnnealedSigma(KarrasSigma, 0.02, 80.0, 5.0, 0.0, 1.0).after(0.5), None),
 }
 distributions = pytest.mark.parametrize(
@@ -88,8 +95,42 @@ def test_ends_of_the_uniform_give_finite_positive_levels(distribution: SigmaDist
     assert (ends > 0).all() and ends.isfinite().all()
 
 
+def test_shifted_levels_are_those_of_diffusers() -> None:
+    """Equal steps of t between the ends, shifted by SD3's scheduler; its ends are ours where they are not cut."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=np.linspace(0.9, 0.1, 9))
+    t = scheduler.sigmas[:-1].double()
+    # Their ends are sigma = shift t / (1 - t).
+    levels = ShiftedSigma(3 * 0.1 / 0.9, 3 * 0.9 / 0.1, 3.0).quantile(torch.linspace(1, 0, 9, dtype=torch.float64))
+    torch.testing.assert_close(levels, t / (1 - t), rtol=1e-5, atol=0)
+
+
+def test_density_of_the_shifted_time() -> None:
+    """The density of t' = s t / (1 + (s - 1) t) for uniform t is s / (s - (s - 1) t')^2."""
+    shift, t = 3.0, torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    distribution = ShiftedSigma(1e-9, 1e9, shift)
+    around = [distribution.cdf((t + step) / (1 - t - step)) for step in (1e-5, -1e-5)]
+    torch.testing.assert_close(
+        (around[0] - around[1]) / 2e-5, shift / (shift - (shift - 1) * t) ** 2, rtol=1e-6, atol=0
+    )
+
+
+def test_logit_normal_time() -> None:
+    """SD3's density of t (arXiv 2403.03206, eq. 19), integrated by scipy, for the location 0 and the scale 1."""
+    distribution = instantiate(configure("train", "sigma=logit_normal").sigma)
+
+    def density(t: float) -> float:
+        return math.exp(-0.5 * math.log(t / (1 - t)) ** 2) / math.sqrt(2 * math.pi) / (t * (1 - t))
+
+    for t in (0.1, 0.5, 0.7, 0.95):
+        expected, _ = integrate.quad(density, 0, t)
+        assert float(distribution.cdf(torch.tensor(t / (1 - t), dtype=torch.float64))) == pytest.approx(
+            expected, rel=1e-6
+        )
+
+
 def test_levels_outside_a_bounded_law_have_cdf_zero_or_one() -> None:
-    for distribution in (LogUniformSigma(0.02, 80.0), KarrasSigma(0.02, 80.0)):
+    for distribution in (LogUniformSigma(0.02, 80.0), KarrasSigma(0.02, 80.0), ShiftedSigma(0.02, 80.0, 3.0)):
         assert distribution.cdf(torch.tensor([0.001, 100.0])).tolist() == [0, 1]
 
 

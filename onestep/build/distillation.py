@@ -108,7 +108,7 @@ def build_distillation(
     check_use_in_distillation(config, objective, data, parts.given)
     if isinstance(teacher, DenoiserNetwork):
         # Encodes the empty prompt on the device, for guidance by text without an unconditional condition.
-        teacher.set_guidance(teacher.guidance, teacher.unconditional)
+        teacher.set_guidance(teacher.guidance, teacher.unconditional, teacher.guidance_rule)
 
     sigma = parts.sigma("sigma", teacher)
     # The seed precedes all initialisations: every process gets the same weights.
@@ -128,7 +128,7 @@ def build_distillation(
     fake_score = discriminator = pretrained = normalizer = None
     if objective.needs_fake_score:
         fake_score = initial_student(config, "fake_score", generator_settings.sigma_init, teacher, data).to(device)
-        fake_score.set_guidance(critics.guidance, fake_score.unconditional)
+        fake_score.set_guidance(critics.guidance, fake_score.unconditional, critics.guidance_rule)
     set_attention(config.attention, filter(None, [teacher, *student.networks, fake_score]))
     set_dropout(student.networks, generator_settings.dropout, "generator.dropout")
     if fake_score is not None:
@@ -249,20 +249,17 @@ def build_settings(config: DictConfig, teacher: Any) -> tuple[GeneratorSettings,
     generator: dict[str, Any] = OmegaConf.to_container(config.generator, resolve=True)  # type: ignore[assignment]
     if generator["sigma_init"] is None:
         generator["sigma_init"] = level_of(teacher, "sigma_max", "generator.sigma_init")
-    for name in ("network", "init"):  # of its network
-        del generator[name]
+    fake_score: dict[str, Any] = OmegaConf.to_container(config.fake_score, resolve=True)  # type: ignore[assignment]
+    for name in ("network", "init"):  # of their networks
+        del generator[name], fake_score[name]
     return (
         GeneratorSettings(**generator),
         CriticSettings(
-            steps=config.fake_score.steps,
-            guidance=config.fake_score.guidance,
-            error_weight=config.fake_score.error_weight,
-            error_sum=config.fake_score.error_sum,
+            **fake_score,
             discriminator_weight=config.discriminator.weight,
             discriminator_weighting=config.discriminator.weighting,
             real_noise=config.discriminator.real_noise,
             generated_noise=config.discriminator.generated_noise,
-            dropout=config.fake_score.dropout,
         ),
     )
 

@@ -97,7 +97,7 @@ def load_model(config: DictConfig, parts: Parts, device: torch.device) -> tuple[
         teacher: DenoiserNetwork = instantiate(parts["teacher"]).to(device)
         if isinstance(teacher, DenoiserNetwork):
             # Encodes the empty prompt on the device, for guidance by text without an unconditional condition.
-            teacher.set_guidance(teacher.guidance, teacher.unconditional)
+            teacher.set_guidance(teacher.guidance, teacher.unconditional, teacher.guidance_rule)
         sampler: Sampler = instantiate(parts["sampler"])
         return partial(sampler, teacher), teacher, sampler.network_evaluations * teacher.network_evaluations
     if (config.run is None) == (config.checkpoint is None):

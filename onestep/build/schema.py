@@ -14,9 +14,10 @@ from onestep.objectives.denoising import ErrorWeight
 from onestep.precision import DistillationPrecision, Precision
 from onestep.pretraining.settings import ClassifierSettings, InvertibleSettings
 from onestep.ranges import (
+    AnyGuidance,
     BatchSize,
     Decay,
-    Guidance,
+    Fraction,
     NonNegative,
     NonNegativeImages,
     NonNegativeInt,
@@ -92,7 +93,9 @@ class _FakeScore:
     network: Part | None
     init: PathText | None
     steps: Steps
-    guidance: Guidance
+    guidance: AnyGuidance
+    guidance_rescale: Fraction
+    guidance_interval: tuple[NonNegative, NonNegative] | None
     error_weight: ErrorWeight
     error_sum: bool
     dropout: Decay

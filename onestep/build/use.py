@@ -86,7 +86,16 @@ def check_use_in_distillation(
     add_term = "set generator.gan_weight above 0"
     another, with_classes = "use another objective", "use a teacher and data with classes"
     of_generator = tuple(f"generator.{name}" for name in ("network", "init", "sigma_init", "later_sigmas", "start"))
-    of_fake_score = ("network", "init", "guidance", "error_weight", "error_sum", "dropout")
+    of_fake_score = (
+        "network",
+        "init",
+        "guidance",
+        "guidance_rescale",
+        "guidance_interval",
+        "error_weight",
+        "error_sum",
+        "dropout",
+    )
     _refuse(config, (
         _Rule(("generator.objective_weight", "generator.objective_weight_before_gan", "normalizer", "weighting"),
               not objective.has_losses, "the objective has no losses of its own", another),

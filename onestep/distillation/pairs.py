@@ -20,6 +20,7 @@ from onestep.data.dataset import PositionSampler
 from onestep.denoiser import Condition, map_condition
 from onestep.evaluation.generate import SampleSpace, generate_batches
 from onestep.models.base import DenoiserNetwork
+from onestep.models.guidance import PLAIN
 from onestep.processes import meet
 from onestep.ranges import BatchSize, PathText, Samples, checked
 from onestep.samplers import Sampler
@@ -183,10 +184,12 @@ def _fingerprint(
     teacher: Teacher, sampler: Sampler, batch_size: int, precision: str, space: SampleSpace, conditions: str
 ) -> str:
     """A hash of everything that the images depend on; the batch size too, which affects rounding and the chunks."""
+    rule = getattr(teacher, "guidance_rule", PLAIN)
     description = {
         "format": _FORMAT,
         "teacher": {key: value for key, value in teacher.config.items() if not key.startswith("_")},
         "guidance": teacher.guidance,
+        **({} if rule == PLAIN else {"guidance_rule": vars(rule)}),
         "levels": [getattr(teacher, name, None) for name in ("sigma_min", "sigma_max")],  # the sampler's range
         "sampler": [type(sampler).__name__, vars(sampler)],
         "batch_size": batch_size,

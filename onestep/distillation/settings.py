@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from onestep.models.generator import Start
+from onestep.models.guidance import GuidanceRule
 from onestep.objectives.denoising import ErrorWeight
 from onestep.ranges import (
+    AnyGuidance,
     Decay,
-    Guidance,
+    Fraction,
+    NonNegative,
     NonNegativeImages,
     NonNegativeInt,
     Positive,
@@ -86,7 +89,9 @@ class CriticSettings:
     Args:
         steps: updates of the critics per update of the generator.
         guidance: classifier-free guidance of the fake score in its training and use; 1 for none. (The teacher's is
-            ``teacher.guidance``.)
+            ``teacher.guidance``.) With 0 it is trained without its condition, and a negative one turns it away from the
+            condition: Zero-CFG and Anti-CFG of few-step SiD (arXiv 2505.12674).
+        guidance_rescale, guidance_interval: see :class:`onestep.models.guidance.GuidanceRule`.
         error_weight, error_sum: see :class:`onestep.distillation.method.Method`.
         discriminator_weight: weight of the discriminator's loss in the critics' loss; the fake score's is 1.
         discriminator_weighting: factor of the discriminator's loss; "fake_score" is the batch mean of the weight of the
@@ -102,7 +107,9 @@ class CriticSettings:
     """
 
     steps: Steps
-    guidance: Guidance
+    guidance: AnyGuidance
+    guidance_rescale: Fraction
+    guidance_interval: tuple[NonNegative, NonNegative] | None
     error_weight: ErrorWeight
     error_sum: bool
     discriminator_weight: PositiveRate
@@ -110,6 +117,11 @@ class CriticSettings:
     real_noise: Literal["same", "own_noise", "own_level"]
     generated_noise: Literal["shared", "own_level"]
     dropout: Decay
+
+    @property
+    def guidance_rule(self) -> GuidanceRule:
+        """The rule of the fake score's guidance."""
+        return GuidanceRule(self.guidance_rescale, self.guidance_interval)
 
 
 @checked

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition, check_condition, concatenate_conditions
+from onestep.models.guidance import PLAIN, GuidanceRule
 from onestep.models.weights import DIFFUSERS_BASE, Weights, save_network
 from onestep.noise import karras_sigmas
 
@@ -46,6 +47,7 @@ class DenoiserNetwork(nn.Module, ABC):
     sigma_data: float = 0.5
     guidance = 1.0  # set by the user of the network, so it is not in the config
     unconditional: Condition = NO_CONDITION  # of one sample; empty for zeros
+    guidance_rule: GuidanceRule = PLAIN
     pipeline: "TeacherPipeline | None" = None  # the same object in students and teacher
     ignored_keys: Sequence[str] = ()  # of the conditions of data for a student that takes more than its teacher
 
@@ -190,25 +192,29 @@ class DenoiserNetwork(nn.Module, ABC):
         """The standard deviation of a generator's initial noise at ``sigma``, in data units."""
         return sigma
 
-    def set_guidance(self, guidance: float, unconditional: Condition = NO_CONDITION) -> Self:
+    def set_guidance(
+        self, guidance: float, unconditional: Condition = NO_CONDITION, rule: GuidanceRule = PLAIN
+    ) -> Self:
         """Set classifier-free guidance (arXiv 2207.12598) for all later predictions; returns itself.
 
         A conditional prediction becomes ``unconditional + guidance * (conditional - unconditional)``.
 
         Args:
-            guidance: the scale; 1 for no guidance.
+            guidance: the scale; 1 for no guidance, 0 for the unconditional prediction, negative for its opposite.
             unconditional: the condition [1, ...] of the unconditional prediction, such as the embeddings of the empty
                 prompt; empty for zeros.
+            rule: the levels that are guided, and the norm.
 
         Raises:
-            ValueError: if the network was not trained without a condition.
+            ValueError: if the network was not trained without a condition, or for a rule without guidance.
         """
         if guidance != 1 and not self.supports_guidance:
             raise ValueError(
                 f"guidance={guidance}: this network was trained without classes or without label dropout, or takes an "
                 "image as its condition, so it has no unconditional prediction; use guidance=1, or another teacher"
             )
-        self.guidance, self.unconditional = guidance, unconditional
+        self.guidance, self.unconditional, self.guidance_rule = guidance, unconditional, rule
+        rule.check(guidance, self.network_evaluations)
         return self
 
     @property
@@ -274,7 +280,7 @@ class DenoiserNetwork(nn.Module, ABC):
         )
         both, *features = result if outputs == "both" else (result,)
         conditional, unconditional = both.chunk(2)
-        prediction = torch.lerp(unconditional, conditional, self.guidance)
+        prediction = self.guidance_rule(conditional, unconditional, sigma, self.guidance)
         return (prediction, *(one[: len(x_sigma)] for one in features)) if outputs == "both" else prediction
 
     def _unconditional_like(self, condition: Condition) -> Condition:

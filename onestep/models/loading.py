@@ -8,7 +8,8 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.describe import describe, is_safetensors
 from onestep.models.edm.checkpoint import load_edm
 from onestep.models.generator import Generator, StepLevels, load_denoiser
-from onestep.ranges import Guidance, PathText, checked
+from onestep.models.guidance import GuidanceRule
+from onestep.ranges import Fraction, Guidance, NonNegative, PathText, checked
 from onestep.reading import read_json
 
 #: The folder of the bundled generators.
@@ -16,7 +17,13 @@ BUNDLED = ASSETS / "generators"
 
 
 @checked
-def load_teacher(path: PathText, guidance: Guidance = 1.0, pipeline: Any = None) -> DenoiserNetwork:
+def load_teacher(
+    path: PathText,
+    guidance: Guidance = 1.0,
+    pipeline: Any = None,
+    guidance_rescale: Fraction = 0.0,
+    guidance_interval: tuple[NonNegative, NonNegative] | None = None,
+) -> DenoiserNetwork:
     """A frozen teacher in eval mode.
 
     Args:
@@ -26,6 +33,7 @@ def load_teacher(path: PathText, guidance: Guidance = 1.0, pipeline: Any = None)
         guidance: scale of classifier-free guidance; 1 for none.
         pipeline: the autoencoder of a network of latents, a
             :class:`onestep.models.diffusers.pipeline.TeacherPipeline`; None for none.
+        guidance_rescale, guidance_interval: see :class:`onestep.models.guidance.GuidanceRule`.
 
     Raises:
         ValueError: if the checkpoint is absent or unreadable, its weights do not fit its config, or the network
@@ -41,7 +49,7 @@ def load_teacher(path: PathText, guidance: Guidance = 1.0, pipeline: Any = None)
         )
     network = load_edm(place) if place.is_file() else load_denoiser(place)
     network.pipeline = pipeline
-    return network.requires_grad_(False).set_guidance(guidance)
+    return network.requires_grad_(False).set_guidance(guidance, rule=GuidanceRule(guidance_rescale, guidance_interval))
 
 
 def load_generator(path: str | Path, sigma_init: float | None = None) -> Generator:

@@ -17,6 +17,7 @@ from torch import Tensor
 from onestep.distillation.pairs import PairCache, PairSettings, TeacherPairs, prepare_pairs
 from onestep.evaluation.generate import SampleSpace
 from onestep.models.edm.denoiser import EDMDenoiser
+from onestep.models.guidance import GuidanceRule
 from onestep.models.loading import load_teacher
 from onestep.samplers import HeunSampler
 from onestep.seeding import seeded_inputs
@@ -260,9 +261,12 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: 
     other_sigma_data.load_state_dict(tiny_denoiser(seed=1).state_dict())
     guided = tiny_denoiser(seed=1)
     guided.guidance = 1.5
+    rescaled = tiny_denoiser(seed=1)
+    rescaled.guidance, rescaled.guidance_rule = 1.5, GuidanceRule(rescale=0.5, interval=None)
     others = [
         folder(tiny_denoiser(seed=2)),
         folder(guided),
+        folder(rescaled),
         folder(tiny_denoiser(seed=1), classes=[0, 2]),
         folder(tiny_denoiser(seed=1), conditions="of these data"),
         folder(one_weight),
@@ -273,7 +277,7 @@ def test_everything_that_the_images_depend_on_has_a_folder_of_its_own(tmp_path: 
         folder(tiny_denoiser(seed=1), batch_size=5),
         folder(tiny_denoiser(seed=1), precision="bf16"),
     ]
-    assert len({usual, *others}) == 12 and {path.parent for path in others} == {tmp_path}
+    assert len({usual, *others}) == 13 and {path.parent for path in others} == {tmp_path}
     assert folder(tiny_denoiser(seed=1), count=1000, sampler=HeunSampler(3, 0.1, 10.0)) == usual
 
 

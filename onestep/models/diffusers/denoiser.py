@@ -16,6 +16,7 @@ from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.families import diffusers_class, find_family
 from onestep.models.diffusers.saving import save_pipeline
 from onestep.models.diffusers.schedule import build_scheduler, read_schedule
+from onestep.models.guidance import PLAIN, GuidanceRule
 from onestep.noise import expand_like
 
 
@@ -136,9 +137,11 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
         """Evaluations of the raw network per prediction: one if guidance is an input of the network."""
         return 1 if self.family.embeds_guidance(self.network.config) else super().network_evaluations
 
-    def set_guidance(self, guidance: float, unconditional: Condition = NO_CONDITION) -> Self:
+    def set_guidance(
+        self, guidance: float, unconditional: Condition = NO_CONDITION, rule: GuidanceRule = PLAIN
+    ) -> Self:
         """See the base class; for text the default is :attr:`pipeline`'s empty prompt."""
-        super().set_guidance(guidance, unconditional)
+        super().set_guidance(guidance, unconditional, rule)
         if not self.unconditional and self.pipeline and self.requires_condition and self.network_evaluations > 1:
             self.unconditional = self.pipeline.unconditional()
         self.unconditional = map_condition(lambda tensor: tensor.to(self.device), self.unconditional)

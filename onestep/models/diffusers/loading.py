@@ -8,8 +8,9 @@ from onestep.models.diffusers.denoiser import DiffusersDenoiser, plain_config
 from onestep.models.diffusers.families import FAMILIES
 from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, pipeline_folder
 from onestep.models.diffusers.pipeline import DTYPES, DType, TeacherPipeline
+from onestep.models.guidance import GuidanceRule
 from onestep.models.weights import Weights, build_outline, load_network, read_config
-from onestep.ranges import Guidance, PathText, Side, Text, checked
+from onestep.ranges import Fraction, Guidance, NonNegative, PathText, Side, Text, checked
 from onestep.reading import read_json
 
 _REFUSED = "pipelines that make images of prompts, and not of editing, inpainting, control or video"
@@ -29,6 +30,8 @@ def load_diffusers(
     scheduler: PathText | None = None,
     config: PathText | None = None,
     lora: PathText | None = None,
+    guidance_rescale: Fraction = 0.0,
+    guidance_interval: tuple[NonNegative, NonNegative] | None = None,
 ) -> DiffusersDenoiser:
     """A frozen teacher in eval mode, from a pipeline of diffusers or one of its networks; safetensors only.
 
@@ -50,6 +53,7 @@ def load_diffusers(
             the network.
         config, lora: of a single file, and a LoRA, as in the ``pipeline``, whose cache has the folder that they become;
             see :func:`onestep.models.diffusers.prepared.find_pipeline`.
+        guidance_rescale, guidance_interval: see :class:`onestep.models.guidance.GuidanceRule`.
 
     Raises:
         ValueError: if the path holds no supported network or pipeline.
@@ -70,7 +74,7 @@ def load_diffusers(
     )
     denoiser.register_to_config(network_config=plain_config(denoiser.network.config))  # with diffusers' defaults
     denoiser.pipeline = pipeline
-    return denoiser.requires_grad_(False).set_guidance(guidance)
+    return denoiser.requires_grad_(False).set_guidance(guidance, rule=GuidanceRule(guidance_rescale, guidance_interval))
 
 
 @checked
