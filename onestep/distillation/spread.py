@@ -1,4 +1,4 @@
-"""The spread of a generator's samples of one condition across seeds, against the teacher's."""
+"""The spread of a generator's samples of one condition across seeds, and their appearance, against the teacher's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from onestep.denoiser import Condition
+from onestep.distillation.appearance import appearance_of
 from onestep.distillation.parts import Distillation
 from onestep.evaluation.generate import Conditions, SampleFunction, SampleSpace, generate_all
 
 _SAMPLES, _SEEDS = 128, 16  # all samples, and those of one condition at least
+_OF_PICTURES = ("saturation", "contrast", "sharpness")
+_NONE = 1e-6  # of values in units of images: rounding
 
 
 @dataclass
@@ -30,7 +33,7 @@ class _First:
 
 
 class Spread:
-    """Measures the spread of a student's samples relative to the teacher's of the same seeds and conditions.
+    """Measures a student's samples relative to the teacher's of the same seeds and conditions.
 
     The teacher's samples are drawn once.
     """
@@ -49,20 +52,32 @@ class Spread:
             chosen = drawn[:: -(-len(drawn) // conditions)]
             self.count, space = len(chosen), replace(space, classes=chosen)
         self.space = space
-        self._of_teacher: tuple[Tensor, Tensor] | None = None
+        self._of_teacher: dict[str, Tensor] | None = None
 
     def __call__(self) -> dict[str, float]:
-        """``spread`` and ``diversity`` of the student over those of the teacher, see :func:`spread_of`."""
+        """The student's values over the teacher's: see :func:`spread_of`, and for pictures :func:`appearance_of`.
+
+        A value of which the teacher's pictures have none, such as the saturation of grey ones, is left out.
+        """
         parts = self.parts
         if self._of_teacher is None:
             self._of_teacher = self._measure(partial(parts.sampler, parts.method.teacher), self.space)
         found = self._measure(parts.drawing(parts.student), replace(self.space, noise_shape=parts.student.noise_shape))
-        values = [float(ours / theirs) for ours, theirs in zip(found, self._of_teacher, strict=True)]
-        return dict(zip(("spread", "diversity"), values, strict=True))
+        theirs = self._of_teacher
+        return {
+            name: float(ours / theirs[name])
+            for name, ours in found.items()
+            if name not in _OF_PICTURES or theirs[name] > _NONE
+        }
 
-    def _measure(self, sample: SampleFunction, space: SampleSpace) -> tuple[Tensor, Tensor]:
+    def _measure(self, sample: SampleFunction, space: SampleSpace) -> dict[str, Tensor]:
         accelerator, batch_size = self.parts.run.accelerator, self.parts.evaluation.batch_size
-        return spread_of(generate_all(sample, range(self.samples), batch_size, space, accelerator), self.count)
+        samples = generate_all(sample, range(self.samples), batch_size, space, accelerator)
+        found = dict(zip(("spread", "diversity"), spread_of(samples, self.count), strict=True))
+        decode = self.parts.space.decode
+        images = samples if decode is None else torch.cat([decode(part.cpu()) for part in samples.split(batch_size)])
+        is_picture = images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) >= 3
+        return found | appearance_of(images.clamp(-1, 1)) if is_picture else found
 
 
 def spread_of(samples: Tensor, conditions: int) -> tuple[Tensor, Tensor]:

@@ -53,8 +53,9 @@ def test_a_training_is_the_same_with_and_without_a_diagnosis(tiny_run: Callable[
 
 CRITIC = {"jensen_shannon", "forward_kl", "reverse_kl", "ratio_mean", "inverse_ratio_mean", "overfitting",
           "overfitting_error"}  # fmt: skip
-ALL = CRITIC | {"log_ratio_size", "effective_samples", "weight_10", "weight_90", "score_gap", "fake_score_lag",
-                "spread", "diversity"}  # fmt: skip
+OF_SAMPLES = {"spread", "diversity", "contrast", "sharpness"}  # of grey pictures
+ALL = CRITIC | OF_SAMPLES | {"log_ratio_size", "effective_samples", "weight_10", "weight_90", "score_gap",
+                             "fake_score_lag"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,8 @@ ALL = CRITIC | {"log_ratio_size", "effective_samples", "weight_10", "weight_90",
         ((), set[str]()),
         (("diagnosis.held_out=0",), CRITIC),
         (("divergence=reverse_kl",), {"effective_samples", "weight_10", "weight_90"}),
-        (("objective=sid", "data=none"), ALL - {"score_gap", "fake_score_lag", "spread", "diversity"}),
-        (("objective=sds",), ALL - {"spread", "diversity"}),
+        (("objective=sid", "data=none"), ALL - OF_SAMPLES - {"score_gap", "fake_score_lag"}),
+        (("objective=sds",), ALL - OF_SAMPLES),
         (
             ("objective=adversarial",),
             {"effective_samples", "weight_10", "weight_90", "score_gap", "fake_score_lag"},
