@@ -60,7 +60,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
                         "each class or prompt (default 16)")  # fmt: skip
     parser.add_argument("--runtime", type=Path, help="the npm package onnxruntime-web: its .tgz, or its folder; "
                         "default: onnxruntime-web-*.tgz in the current folder")  # fmt: skip
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # settings on either side of the options
     if options.seeds < 2 or options.teacher_seeds < 0:
         parser.error(f"--seeds {options.seeds} --teacher-seeds {options.teacher_seeds}: expected at least 2 and 0")
     if not options.serve and options.output is None:

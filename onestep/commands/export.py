@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--weights", help="an average of the run, such as ema, or raw: the last iterate; default: the first"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # settings on either side of the options
     if options.format == "diffusers" and (Path(options.run) / "config.yaml").is_file():  # with what the run measured
         if options.settings or options.dtype != "float32":
             parser.error("--format diffusers of a run is in float32, and takes no settings")

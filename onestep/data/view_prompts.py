@@ -119,7 +119,7 @@ class ViewPrompts(PromptDataset):
         views = Views(prompt, front, back, overhead, elevation, distance)
         self.pipeline, self.label_dim, self.image_shape = pipeline, 0, pipeline.latent_shape
         self.embeddings = ViewEmbeddings(views, pipeline.encode_prompts(views.texts))
-        self.latents = None
+        self.images = self.latents = None
 
     @property
     def description(self) -> str:

@@ -18,6 +18,7 @@ from onestep.data.prompts import PromptDataset, read_prompts
 from onestep.evaluation.generate import SampleSpace
 from onestep.images import decode_image, from_uint8
 from onestep.models.diffusers.autoencoder import Autoencoder, wrap
+from onestep.models.diffusers.families.base import Encode
 from onestep.models.diffusers.folder import quiet
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.text_encoder import TextEncoder
@@ -65,15 +66,17 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    seen, encode = Calls(), TextEncoder.__call__
+    seen, encoded = Calls(), TextEncoder._encode
 
-    def watched(self: TextEncoder, prompts: list[str], image_size: tuple[int, int]) -> dict[str, Tensor]:
+    def watched(
+        self: TextEncoder, encode: Encode, prompts: list[str], image_size: tuple[int, int]
+    ) -> dict[str, Tensor]:
         if len(seen.sizes) == seen.dies_at:
             raise KeyboardInterrupt
         seen.sizes.append(len(prompts))
-        return encode(self, prompts, image_size)
+        return encoded(self, encode, prompts, image_size)
 
-    monkeypatch.setattr(TextEncoder, "__call__", watched)
+    monkeypatch.setattr(TextEncoder, "_encode", watched)
     return seen
 
 

@@ -98,7 +98,7 @@ def test_the_card_says_what_was_measured(exported: Path, finished_run: Path) -> 
         values = " | ".join(f"{summary[side][key]:.4g}" for side in ("teacher", "student"))
         assert f"| {title} | {values} | digits classifier | Digits, 1,797 images |" in table
     assert "| network evaluations | 3 | 1 |  |  |" in table and "| samples | 32 | 32 |  |  |" in table
-    assert "| teacher | digits, guidance 1 |" in lines
+    assert "| teacher | digits, guidance 1, guidance rescale 0 |" in lines
     assert "| teacher's sampler | HeunSampler, steps 2, sigma min 0.002, sigma max 80, rho 7 |" in lines
     assert "| objective | FDistill, normalize weight true |" in lines and "| divergence | JensenShannon |" in lines
     assert "| discriminator | PooledHead, features from teacher, hidden 64, projection false |" in lines
