@@ -9,7 +9,7 @@ import pytest
 CELLS = ("load", "distil", "lora", "resume", "export", "elsewhere")
 _ROOT = Path(__file__).parents[2]
 _TABLE = re.compile(r"(?<=<!-- families -->\n).*?(?=<!-- end of families -->)", re.DOTALL)
-_TEST = re.compile(r"test_families\.py::test_(\w+)\[(.+)\]$")
+_TEST = re.compile(rf"test_families\.py::test_({'|'.join(CELLS)})\[(.+)\]$")
 
 
 class _Results:

@@ -288,3 +288,32 @@ def test_elsewhere(name: str, exported: Callable[[str], Path], lora_run: Callabl
     ours, theirs = next(iter(np.load(file).values()))[0], np.load(exported(name).parent / "theirs.npy")
     assert ours.shape == theirs.shape and ours.std() > 5
     assert np.abs(ours.astype(float) - (theirs * 255).round()).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "SDXL", "SD3", "FLUX.1"])
+def test_a_lora_combines_with_another(
+    name: str, exported: Callable[[str], Path], folder_of: Callable[[str], Path]
+) -> None:
+    """In plain diffusers: the weights of both adapters are the teacher's with the sum of both changes."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder_of(name))
+    network, part = (pipeline.unet, "unet") if hasattr(pipeline, "unet") else (pipeline.transformer, "transformer")
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    merged = dict(getattr(diffusers.DiffusionPipeline.from_pretrained(exported(name)), part).named_parameters())
+    ours = load_file(exported(name) / "pytorch_lora_weights.safetensors")
+    rng = torch.Generator().manual_seed(0)
+    other = {key: 0.1 * torch.randn(value.shape, generator=rng) for key, value in ours.items()}
+    pipeline.load_lora_weights(ours, adapter_name="steps")
+    pipeline.load_lora_weights(dict(other), adapter_name="style")
+    pipeline.set_adapters(["steps", "style"])
+    pipeline.fuse_lora(adapter_names=["steps", "style"])
+    pipeline.unload_lora_weights()
+    fused = dict(network.named_parameters())
+    layers = [key.removesuffix(".lora_A.weight").removeprefix(f"{part}.") for key in ours if ".lora_A." in key]
+    assert layers
+    for layer in layers:
+        key, place = f"{layer}.weight", f"{part}.{layer}"
+        style = other[f"{place}.lora_B.weight"] @ other[f"{place}.lora_A.weight"]
+        steps = merged[key] - before[key]
+        assert steps.abs().max() > 1e-4 and style.abs().max() > 1e-2
+        torch.testing.assert_close(fused[key], before[key] + steps + style, rtol=0, atol=1e-5)
