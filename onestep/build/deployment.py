@@ -6,14 +6,15 @@ from pathlib import Path
 import torch
 
 from onestep.build.recorded import Parts
-from onestep.build.sampling import load_model, pipeline_of, sample_space
+from onestep.build.sampling import has_bundled_teacher, load_model, pipeline_of, sample_space
 from onestep.config import CONF, check_config, compose
 from onestep.denoiser import Condition, keys_of_data, prompt_keys
 from onestep.entry import quote_values
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.export.graph import GeneratorGraph
 from onestep.models.generator import Generator
-from onestep.models.loading import BUNDLED, generator_path
+from onestep.models.loading import generator_path
+from onestep.reading import read_yaml
 from onestep.seeding import seeded_rng
 
 #: Of a network of prompts that is given none.
@@ -80,10 +81,11 @@ class Deployment:
 
 
 def _bundled_teacher(source: str, overrides: Sequence[str]) -> list[str]:
-    """The teacher of the bundled generator of that name, unless another one is given."""
-    known = (BUNDLED / source).is_dir() and (CONF / "teacher" / f"{source}.yaml").is_file()
-    given = any(word.startswith("teacher=") for word in overrides)
-    return [f"teacher={source}", "sampler=heun"] if known and not given else []
+    """The teacher of the bundled generator of that name with its sampler, unless another one is given."""
+    if not has_bundled_teacher(source) or any(word.startswith("teacher=") for word in overrides):
+        return []
+    of_diffusers = "diffusers" in read_yaml(CONF / "teacher" / f"{source}.yaml").get("defaults", [])
+    return [f"teacher={source}", f"sampler={'euler' if of_diffusers else 'heun'}"]
 
 
 class RandomImages:

@@ -15,7 +15,7 @@ from onestep.build.evaluation import build_evaluator, classes_of
 from onestep.build.processes import separate_processes
 from onestep.build.recorded import Parts
 from onestep.build.use import check_use_in_sampling
-from onestep.config import compose, instantiate, record_overrides
+from onestep.config import CONF, compose, instantiate, record_overrides
 from onestep.data.latents import LatentDataset
 from onestep.data.map_style import ItemConditions
 from onestep.data.paired import PairedFolders, PairedImages
@@ -200,13 +200,18 @@ def _cameras(parts: Parts) -> Views:
     return Views(**settings)
 
 
+def has_bundled_teacher(source: str) -> bool:
+    """True for a bundled generator's name, if there is a bundled teacher of that name."""
+    return generator_path(source).parent == BUNDLED and (CONF / "teacher" / f"{source}.yaml").is_file()
+
+
 def pipeline_of(config: DictConfig, parts: Parts) -> TeacherPipeline | None:
     """The text encoders and the autoencoder of the teacher or, if it has none, of the data's latents.
 
     The teacher of a bundled generator is the bundled one of its name.
     """
     found = [parts["teacher"], parts["data"]]
-    if config.teacher is None and config.checkpoint is not None and generator_path(config.checkpoint).parent == BUNDLED:
+    if config.teacher is None and config.checkpoint is not None and has_bundled_teacher(config.checkpoint):
         found = [compose("sample", [f"teacher={config.checkpoint}"]).teacher]
     for part in found:
         node = None if part is None else part.get("pipeline")

@@ -156,6 +156,7 @@ def test_summary_of_known_columns() -> None:
     assert not {"ratio_mean/low", "log_ratio_size/high", "score_gap/0.25"} & one.keys()
 
 
+@pytest.mark.slow
 def test_the_cost_is_below_two_percent_of_a_training(tmp_path: Path) -> None:
     """By FLOPs, in the settings of CIFAR-10: two batches of samples and the teacher's, at every evaluation."""
     parts = build_distillation(tiny_config(tmp_path, "diagnosis.samples=32", "sampler.steps=18", "metrics=[]"))

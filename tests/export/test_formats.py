@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onestep.build.deployment import Deployment
 from onestep.build.distillation import distill
-from onestep.build.sampling import sample
+from onestep.build.sampling import has_bundled_teacher, sample
 from onestep.commands import main
 from onestep.denoiser import Condition
 from onestep.evaluation.generate import SampleSpace
@@ -274,3 +274,16 @@ def test_latents_of_prompts(
     names: dict[str, Any] = {}
     exec(readme_code(Path()), names)
     assert names["images"].shape == (4, 3, 16, 16)
+
+
+def test_which_generators_have_a_bundled_teacher(tmp_path: Path) -> None:
+    names = ("fashion", "emoji", "photographs", "digits", str(tmp_path))
+    assert [has_bundled_teacher(name) for name in names] == [True, True, False, False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "evaluations"), [("fashion", 35), ("emoji", 100)])
+def test_a_bundled_generator_has_the_teacher_of_its_name(name: str, evaluations: int) -> None:
+    """With Heun's sampler, or Euler's as the pipelines of diffusers."""
+    teacher = Deployment(name).teacher()
+    assert teacher is not None and teacher[1] == evaluations
