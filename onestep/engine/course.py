@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from onestep.engine.records import flatten
 from onestep.engine.shard import full_tensor
 from onestep.files import hash_tensors
 from onestep.reading import one_line, read_json
@@ -52,7 +53,7 @@ class Course:
 def course_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The ``settings``, a resolved configuration, that decide a training's course, by their full keys."""
     left_out = set(_WITHOUT_INFLUENCE) - ({"sampler"} if settings.get("pairs") else set())  # it generates the pairs
-    return {key: value for key, value in _flatten(settings).items() if not _is_in(key, left_out)}
+    return {key: value for key, value in flatten(settings).items() if not _is_in(key, left_out)}
 
 
 def changes_since(checkpoint: Path, course: Course) -> Changes:
@@ -94,13 +95,6 @@ def describe(changes: Changes) -> str:
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
     keys = [*new, *(key for key in old if key not in new)]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _may_change(key: str) -> bool:

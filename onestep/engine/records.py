@@ -1,5 +1,6 @@
 """The records that a run's folder keeps, read as plain data."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +22,12 @@ def select(record: dict[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def flatten(values: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their full keys; an empty mapping has none."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        full = f"{prefix}{key}"
+        flat |= flatten(value, separator, f"{full}{separator}") if isinstance(value, Mapping) else {full: value}
+    return flat

@@ -1,6 +1,6 @@
 """Accelerate's trackers, such as TensorBoard and W&B: a run is one of theirs, also after it was resumed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from PIL import Image
 
+from onestep.engine.records import flatten
 from onestep.files import to_json, write_text
 from onestep.reading import read_json
 
@@ -67,7 +68,10 @@ def start_trackers(accelerator: Accelerator, folder: Path, record: str, images_s
         options["tensorboard"] = {"purge_step": images_seen + 1}
     started = {str(name) for name in accelerator.log_with}
     accelerator.init_trackers(_PROJECT, init_kwargs={name: options[name] for name in options.keys() & started})
-    settings = {key.replace("@", ":"): value for key, value in _leaves(yaml.safe_load(record), ".")}
+    settings = {  # of the types that trackers take, under names that MLflow takes
+        key.replace("@", ":"): value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flatten(yaml.safe_load(record)).items()
+    }
     for tracker in accelerator.trackers:
         if tracker.name not in known:
             tracker.store_init_configuration(settings)
@@ -90,16 +94,7 @@ def send_picture(accelerator: Accelerator, name: str, path: Path, images_seen: i
 
 def finish_trackers(accelerator: Accelerator, summary: Mapping[str, Any]) -> None:
     """Send the numbers of a run's summary, such as ``final/student/fid``, and close the trackers."""
-    numbers = {f"final/{key}": value for key, value in _leaves(summary, "/") if type(value) in (int, float)}
+    numbers = {f"final/{key}": value for key, value in flatten(summary, "/").items() if type(value) in (int, float)}
     accelerator.log(numbers, step=summary.get("images_seen"))
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def _leaves(values: Mapping[str, Any], separator: str, before: str = "") -> Iterator[tuple[str, Any]]:
-    """The scalars of nested mappings by their full keys; lists and null as text."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, separator, f"{before}{key}{separator}")
-        else:
-            yield f"{before}{key}", value if isinstance(value, bool | int | float | str) else str(value)
