@@ -5,8 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from onestep.export.export import check_output
-from onestep.pages.demo import SETTINGS, demo_server, write_demo
+from onestep.pages.server import SETTINGS, demo_server
 
 _EPILOG = """\
 The page runs the network by ONNX Runtime Web, whose files come from its npm package. Fetch it once:
@@ -24,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     """Make a demo, and serve it until it is interrupted.
 
     Raises:
-        ValueError: as :func:`onestep.pages.demo.write_demo`, :func:`onestep.pages.demo.demo_server` and
+        ValueError: as :func:`onestep.pages.demo.write_demo`, :func:`onestep.pages.server.demo_server` and
             :class:`onestep.build.deployment.Deployment`.
     """
     options = _parse(arguments)
@@ -70,6 +69,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _write(options: argparse.Namespace, output: Path) -> None:
     from onestep.build.deployment import Deployment
+    from onestep.export.export import check_output
+    from onestep.pages.demo import write_demo
 
     runtime = options.runtime or _found_runtime()
     check_output(output)

@@ -4,10 +4,8 @@ import json
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -22,6 +20,7 @@ from onestep.export.graph import GeneratorGraph
 from onestep.files import atomic_folder, write_text
 from onestep.images import to_uint8
 from onestep.pages.markup import Child, element, section, write_page
+from onestep.pages.server import SETTINGS
 
 #: The files of onnxruntime-web: with and without WebGPU.
 _RUNTIME = (
@@ -31,7 +30,6 @@ _RUNTIME = (
 _LARGEST_FILE = 2**26  # bytes of one of them
 _LISTED = 16  # classes in the list, where none are chosen
 _BATCH = 32  # pictures of the teacher
-SETTINGS = "demo.json"
 
 
 def write_demo(
@@ -206,34 +204,3 @@ def _field(name: str, label: str, control: Element, class_: str | None = None) -
 
 def _evaluations(count: int) -> str:
     return f"{count} network evaluation{'' if count == 1 else 's'}"
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    """Static files with the headers that let WebAssembly use several threads."""
-
-    extensions_map = {  # noqa: RUF012, the base class's
-        **SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm",
-    }  # fmt: skip
-
-    def end_headers(self) -> None:
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("Cache-Control", "no-cache")
-        super().end_headers()
-
-    def log_message(self, *arguments: Any) -> None:
-        """Nothing: a line for each file is of no use."""
-
-
-def demo_server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """A server of ``folder`` on the loopback address alone; port 0 is a free one.
-
-    Raises:
-        ValueError: for a folder that is no demo, or a port that is in use.
-    """
-    if not (folder / SETTINGS).is_file():
-        raise ValueError(f"{folder} holds no demo: expected the folder that onestep demo wrote")
-    try:
-        return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, directory=str(folder)))
-    except (OSError, OverflowError) as error:
-        raise ValueError(f"--port {port}: {error}; give another one, or 0 for a free one") from error

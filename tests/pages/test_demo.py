@@ -22,7 +22,7 @@ from onestep.commands import main
 from onestep.models.edm.denoiser import EDMDenoiser
 from onestep.models.generator import Generator
 from onestep.pages import demo
-from onestep.pages.demo import demo_server
+from onestep.pages.server import demo_server
 from onestep.seeding import seeded_inputs, seeded_noise
 from tests.helpers.configs import configure
 from tests.helpers.paths import REPOSITORY
