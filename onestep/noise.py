@@ -148,8 +148,9 @@ class ShiftedSigma(SigmaDistribution):
 
     def __init__(self, sigma_min: Positive | None, sigma_max: Positive | None, shift: Positive) -> None:
         self.shift = shift
-        self.t_min, self.t_max = (level / (level + shift) for level in check_levels(sigma_min, sigma_max))
-        self.rest_max = shift / (shift + check_levels(sigma_min, sigma_max)[1])  # 1 - t_max, with its digits
+        low, high = check_levels(sigma_min, sigma_max)
+        self.t_min, self.t_max = low / (low + shift), high / (high + shift)
+        self.rest_max = shift / (shift + high)  # 1 - t_max, with its digits
 
     def quantile(self, u: Tensor) -> Tensor:
         rest = self.rest_max + (1 - u) * (self.t_max - self.t_min)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from onestep.build.recorded import Parts
-from onestep.build.sampling import has_bundled_teacher, load_model, pipeline_of, sample_space
+from onestep.build.sampling import has_bundled_teacher, load_model, pipeline_of, sampling_space
 from onestep.config import CONF, check_config, compose
 from onestep.denoiser import Condition, keys_of_data, prompt_keys
 from onestep.entry import quote_values
@@ -69,7 +69,7 @@ class Deployment:
             return SampleSpace.of(generator.denoiser, None, RandomImages(generator.noise_shape))
         given = self._config.classes
         classes = generator.classes if given is None else list(given)
-        return sample_space(self._config, self._parts, generator.denoiser, classes)
+        return sampling_space(self._config, self._parts, generator.denoiser, classes)
 
     def teacher(self) -> tuple[SampleFunction, int] | None:
         """The teacher's sampler, and its network evaluations per image; None if it is not known."""

@@ -63,9 +63,9 @@ def _check_layout(config: DictConfig) -> None:
     """Check that a training of a small network is eager and in float32, the only way that there is."""
     if config.precision == "auto":
         config.precision = "no"  # which is recorded
-    plain = {"precision": "no", "channels_last": False, "gradient_checkpointing": False, "shard": False}
-    for name, value in {**plain, "compile": False}.items():
-        if config[name] != value:
+    switches = ("channels_last", "gradient_checkpointing", "shard", "compile")
+    for name, plain in {"precision": "no", **dict.fromkeys(switches, False)}.items():
+        if config[name] != plain:
             raise ValueError(
                 f"{name}={config[name]}: this training of a small network is in float32 and eager: leave out {name}"
             )

@@ -62,7 +62,7 @@ def sample(config: DictConfig) -> dict[str, Any]:
     place = from_main_process(lambda: _place(config))
     function, network, evaluations = load_model(config, parts, accelerator.device)
     evaluator = _evaluator(config, parts, accelerator.device) if config.get("metrics") else None
-    space = sample_space(config, parts, network, _classes(config, function, network, evaluator))
+    space = sampling_space(config, parts, network, _classes(config, function, network, evaluator))
     result = write_samples(
         function,
         evaluations,
@@ -140,7 +140,9 @@ def _classes(
     return None if found is None else list(found)
 
 
-def sample_space(config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: list[int] | None) -> SampleSpace:
+def sampling_space(
+    config: DictConfig, parts: Parts, network: DenoiserNetwork, classes: list[int] | None
+) -> SampleSpace:
     """The classes or prompts, or the degraded images, which are read; and the decoder of latents."""
     channels, height, width = network.image_shape
     latent = network.denoises_latents or parts.describes("data", LatentDataset)

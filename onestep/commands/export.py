@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument(
         "run", help="a run's folder, such as outputs/digits_long/2026-01-31_12-00-00_123456; a generator's folder or "
-        "file; or the name of a bundled generator: fashion, photographs"
+        "file; or the name of a bundled generator: emoji, fashion, photographs"
     )  # fmt: skip
     parser.add_argument("output", help="the folder to write, which must not exist yet")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of onestep sample, such as "

@@ -119,7 +119,6 @@ def _check_parts(base: Path, index: PipelineIndex) -> None:
 
 def _with_lora(root: Path, lora: Path, variant: str | None, cache: Path) -> Path:
     """The pipeline in ``root`` with the weights of ``lora`` merged into its network and text encoders."""
-
     if importlib.util.find_spec("peft") is None:
         raise ValueError(f"teacher.lora={lora} needs the package peft: pip install 'onestep[lora]'")
     file = lora if lora.is_file() else lora / "pytorch_lora_weights.safetensors"
