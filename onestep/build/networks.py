@@ -35,7 +35,9 @@ def build_generator(
     network = initial_student(config, "generator", settings.sigma_init, teacher, data)
     drawn = classes_of(reference_of(data))
     classes = sorted({*drawn}) if drawn is not None and len({*drawn}) < network.label_dim else None
-    generator = Generator(network, settings.sigma_init, settings.later_sigmas, classes, settings.start)
+    generator = Generator(
+        network, settings.sigma_init, settings.later_sigmas, classes, settings.start, settings.renoise
+    )
     generator.upscale_factor = data.factor if isinstance(data, PairedData) else None
     check_steps(generator)
     return generator

@@ -9,7 +9,7 @@ from annotated_types import MinLen
 from onestep.distillation.schedule import ScheduleName
 from onestep.engine.settings import CompileMode, Device, Timeout, Trackers, Workers
 from onestep.evaluation.writing import Format
-from onestep.models.generator import Start
+from onestep.models.generator import Renoise, Start
 from onestep.objectives.denoising import ErrorWeight
 from onestep.precision import DistillationPrecision, Precision
 from onestep.pretraining.settings import ClassifierSettings, InvertibleSettings
@@ -75,6 +75,7 @@ class _Generator:
     sigma_init: Positive | None
     later_sigmas: Sequence[Positive]
     start: Start
+    renoise: Renoise
     labels: Literal["data", "uniform"]
     objective_weight: Rate
     gan_weight: Rate

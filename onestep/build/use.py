@@ -85,7 +85,9 @@ def check_use_in_distillation(
     built = {*(() if other else ("generator",)), *(("fake_score",) if fake else ())}
     add_term = "set generator.gan_weight above 0"
     another, with_classes = "use another objective", "use a teacher and data with classes"
-    of_generator = tuple(f"generator.{name}" for name in ("network", "init", "sigma_init", "later_sigmas", "start"))
+    of_generator = tuple(
+        f"generator.{name}" for name in ("network", "init", "sigma_init", "later_sigmas", "start", "renoise")
+    )
     of_fake_score = (
         "network",
         "init",
@@ -108,6 +110,8 @@ def check_use_in_distillation(
         _Rule(("generator.labels=uniform",), data.label_dim == 0, "there are no classes",
               with_classes),
         _Rule(of_generator, other, "student=... replaces the generator", "use student=none"),
+        _Rule(("generator.renoise=deterministic",), not generator.later_sigmas, "there is one step",
+              "set generator.later_sigmas, the levels of the others"),
         _Rule(("discriminator.real_noise=own_level", "discriminator.generated_noise=own_level",
                "generator.gan_level=own"), config.discriminator.noise_level is not None,
               f"discriminator.noise_level={config.discriminator.noise_level}", "set it to null"),

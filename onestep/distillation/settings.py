@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from onestep.models.generator import Start
+from onestep.models.generator import Renoise, Start
 from onestep.models.guidance import GuidanceRule
 from onestep.objectives.denoising import ErrorWeight
 from onestep.ranges import (
@@ -39,6 +39,7 @@ class GeneratorSettings:
         sigma_init: noise level of the first step, in data units.
         later_sigmas: noise levels of further steps, descending; empty for a one-step generator.
         start: input of the first step, see :class:`onestep.models.generator.Generator`.
+        renoise: noise between the steps, "stochastic" or "deterministic".
         labels: "uniform" draws the classes of generated samples; with "data" they are those of the data.
         objective_weight: weight of the objective in its loss.
         gan_weight: weight of the adversarial term in its loss; 0 for none.
@@ -59,6 +60,7 @@ class GeneratorSettings:
     sigma_init: Positive
     later_sigmas: Sequence[Positive]
     start: Start
+    renoise: Renoise
     labels: Literal["data", "uniform"]
     objective_weight: Rate
     gan_weight: Rate

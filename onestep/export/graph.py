@@ -13,7 +13,7 @@ OUTPUT = "images"
 
 
 class GeneratorGraph(nn.Module):
-    """All steps of a ``generator``, with each step's noise as an input, and the decoder of latents behind them.
+    """All steps of a ``generator``, with the noise that they read as inputs, and the decoder of latents behind them.
 
     Args:
         generator: with weights in float32, on the CPU.
@@ -21,7 +21,8 @@ class GeneratorGraph(nn.Module):
         autoencoder: of the generator's latents; None for a generator of images.
 
     Attributes:
-        noise_names: the inputs of noise [B, C, H, W] ~ N(0, I): ``noise``, and ``noise_2`` and so on of later steps.
+        noise_names: the inputs of noise [B, C, H, W] ~ N(0, I): ``noise``, and ``noise_2`` and so on of the later steps
+            if they are stochastic.
         condition_names: the inputs of the condition [B, ...].
     """
 
@@ -29,7 +30,7 @@ class GeneratorGraph(nn.Module):
         super().__init__()
         self.generator = generator.eval().requires_grad_(False)
         self.space, self.autoencoder = space, autoencoder
-        later = range(2, generator.network_evaluations + 1)
+        later = range(2, generator.noises + 1)
         self.noise_names = ["noise", *(f"noise_{step}" for step in later)]
         self.condition_names = list(space.inputs([0])[1])
 
@@ -37,7 +38,7 @@ class GeneratorGraph(nn.Module):
         """Images [B, C, H, W] in about [-1, 1], of the inputs in the order of :meth:`inputs`."""
         later = len(self.noise_names) - 1
         condition = dict(zip(self.condition_names, others[later:], strict=True))
-        samples = self.generator.simulate([noise, *others[:later]], condition)
+        samples = self.generator(noise, condition, iter(others[:later]))
         return samples if self.autoencoder is None else self.autoencoder.decode(samples)
 
     def inputs(self, seeds: Sequence[int]) -> dict[str, Tensor]:

@@ -148,6 +148,7 @@ def _facts(
         ("images seen in training", f"{summary['images_seen']:,}"),
         ("seconds of training", f"{summary['seconds']:,.0f}"),
         ("noise levels of the steps", ", ".join(f"{sigma:g}" for sigma in sigmas)),
+        *([("noise between the steps", generator.renoise)] if generator.later_sigmas else []),
         ("weights", _describe_weights(weights, weights_of(config))),
     ]
 

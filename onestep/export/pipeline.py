@@ -14,7 +14,7 @@ from onestep.images import to_uint8
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.autoencoder import Autoencoder, wrap
 from onestep.models.diffusers.folder import INDEX, pipeline_folder
-from onestep.models.generator import Generator, StepLevels, load_denoiser
+from onestep.models.generator import Generator, Renoise, StepLevels, load_denoiser
 from onestep.reading import read_json
 from onestep.seeding import seeded_inputs, seeded_noise
 
@@ -32,6 +32,7 @@ class OneStepPipeline(DiffusionPipeline):
         vae: autoencoder of diffusers for a generator of latents; None for one of images.
         sigma_init, later_sigmas: noise levels of the steps, see :class:`onestep.models.generator.Generator`.
         classes: the classes that it draws, if they are fewer than the network's.
+        renoise: noise between the steps, see :class:`onestep.models.generator.Generator`.
 
     Raises:
         ValueError: without ``sigma_init``, or for noise levels that the generator does not support.
@@ -44,19 +45,23 @@ class OneStepPipeline(DiffusionPipeline):
         sigma_init: float | None = None,
         later_sigmas: list | None = None,
         classes: list | None = None,
+        renoise: Renoise = "stochastic",
     ) -> None:
         super().__init__()  # for diffusers, an argument with a default is a setting, and one without is a network
         if sigma_init is None:
             raise ValueError("sigma_init is missing: expected the noise level of the generator's first step")
         self.register_modules(denoiser=denoiser, vae=vae)
-        self.register_to_config(sigma_init=sigma_init, later_sigmas=list(later_sigmas or []), classes=classes)
-        self.generator = Generator(denoiser, sigma_init, later_sigmas or [], classes).eval()
+        self.register_to_config(
+            sigma_init=sigma_init, later_sigmas=list(later_sigmas or []), classes=classes, renoise=renoise
+        )
+        self.generator = Generator(denoiser, sigma_init, later_sigmas or [], classes, renoise=renoise).eval()
         self.autoencoder = None if vae is None else wrap(vae)
 
     @classmethod
     def from_generator(cls, generator: Generator, vae: Any = None) -> Self:
         """The pipeline of a ``generator``."""
-        return cls(generator.denoiser, vae, generator.sigma_init, generator.later_sigmas, generator.classes)
+        steps = generator.sigma_init, generator.later_sigmas, generator.classes, generator.renoise
+        return cls(generator.denoiser, vae, *steps)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:

@@ -68,7 +68,7 @@ def write_readme(graph: GeneratorGraph, name: str, dtype: DType, found: Toleranc
         with atomic_file(folder / CONDITIONS) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     shape = tuple(graph.generator.noise_shape)
-    steps, allowed = len(graph.noise_names), TOLERANCES[dtype]
+    steps, allowed = graph.generator.network_evaluations, TOLERANCES[dtype]
     images = graph(*inputs.values())
     result = f"[{', '.join(map(str, images.shape))}] in about [-1, 1]"
     classes = graph.generator.classes

@@ -33,15 +33,18 @@ _MAX_STEPS = 8  # few-step students use fewer; more indicate a mistake
 
 #: The input of a generator's first step: noise, the condition's image and noise, or that image alone.
 Start = Literal["noise", "image", "image_alone"]
+#: The noise between the steps of a generator: new noise, or that which the network's prediction leaves.
+Renoise = Literal["stochastic", "deterministic"]
 
 
 @dataclass
 class StepLevels:
-    """The noise levels of a generator's steps and its classes in a file, as :class:`Generator` takes them."""
+    """A generator's steps and its classes in a file, as :class:`Generator` takes them."""
 
     sigma_init: FiniteFloat
     later_sigmas: list[FiniteFloat] = field(default_factory=list)
     classes: list[int] | None = None
+    renoise: Renoise = "stochastic"
 
 
 @dataclass
@@ -63,8 +66,10 @@ class Generator(nn.Module):
 
     A network of diffusers gets ``z`` itself in the first step, as in its pipelines, see its ``init_noise_sigma``.
 
-    Each later step adds noise to the image and predicts again, ``x = D(x + sigma * z, sigma, condition)`` with a fresh
-    ``z`` (DMD2, arXiv 2405.14867, sec. 4.4).
+    Each later step adds noise to the image x and predicts again, ``x = D(x + sigma * z, sigma, condition)``. The noise
+    ``z`` is fresh (DMD2, arXiv 2405.14867, sec. 4.4), or deterministic: that of the step before, ``(x_sigma - x) /
+    sigma`` of its input, level and output. The latter is Euler's step for the network's ODE, which is DDIM's (arXiv
+    2010.02502, eq. 13); a generator equal to its teacher then draws as ``EulerSampler``.
 
     Args:
         denoiser: the network, usually initialised as a copy of the teacher.
@@ -75,6 +80,7 @@ class Generator(nn.Module):
             ``y + sigma_init * z`` (ResShift, SinSR), or "image_alone", y (OSEDiff): ``sigma_init`` is then the level
             that the network is told, and the latents have no effect on a generator of one step. A network without an
             image condition sees y there alone; its ``ignored_keys`` are set.
+        renoise: "stochastic" for fresh noise between the steps, or "deterministic".
 
     Attributes:
         upscale_factor: see :class:`GeneratorRecord`.
@@ -93,6 +99,7 @@ class Generator(nn.Module):
         later_sigmas: Sequence[float] = (),
         classes: Sequence[int] | None = None,
         start: Start = "noise",
+        renoise: Renoise = "stochastic",
     ) -> None:
         super().__init__()
         if start != "noise" and "image" not in denoiser.condition_keys:
@@ -119,11 +126,17 @@ class Generator(nn.Module):
         self.later_sigmas = list(later_sigmas)
         self.classes = None if classes is None else list(classes)
         self.start = start
+        self.renoise = renoise
 
     @property
     def network_evaluations(self) -> int:
         """Network evaluations per sample: the number of steps."""
         return 1 + len(self.later_sigmas)
+
+    @property
+    def noises(self) -> int:
+        """The noises that a sample is a function of: the latents, and those of stochastic later steps."""
+        return 1 if self.renoise == "deterministic" else self.network_evaluations
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -140,11 +153,11 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Images [B, C, H, W] in data units from ``latents`` [B, C, H, W] ~ N(0, I), after all steps.
 
-        The later steps use ``noises`` [B, C, H, W]. If it is None, a sample's noise is a function of its latent, so
-        that an image does not depend on the rest of the batch.
+        Stochastic later steps use ``noises`` [B, C, H, W]. If it is None, a sample's noise is a function of its latent,
+        so that an image does not depend on the rest of the batch.
         """
         later = noise_from_latents(latents) if noises is None else (noise.to(latents) for noise in noises)
-        return self.simulate([latents, *islice(later, len(self.later_sigmas))], condition)
+        return self._run([latents, *islice(later, self.noises - 1)], self.network_evaluations, condition)
 
     def simulate(self, noises: Sequence[Tensor], condition: Condition = NO_CONDITION) -> Tensor:
         """Images [B, C, H, W] after the first ``len(noises)`` steps, with a graph of the last of these alone.
@@ -153,37 +166,51 @@ class Generator(nn.Module):
         it, as in sampling; those steps run without a graph and without dropout.
 
         Args:
-            noises: noise [B, C, H, W] ~ N(0, I) of each step, the latents first; at most one per step.
+            noises: noise [B, C, H, W] ~ N(0, I) of each step, the latents first; at most one per step. Deterministic
+                steps read the latents alone.
             condition: condition of the images; empty for none.
+
+        Raises:
+            ValueError: for more noises than steps.
         """
-        sigmas = (self.sigma_init, *self.later_sigmas)[: len(noises)]
-        *earlier, (last_sigma, last_noise) = zip(sigmas, noises, strict=True)
-        x: Tensor | None = None
+        return self._run(noises, len(noises), condition)
+
+    def _run(self, noises: Sequence[Tensor], steps: int, condition: Condition) -> Tensor:
+        """Images after the first ``steps`` steps, as :meth:`simulate`; of ``noises`` only those that they read."""
+        if steps > self.network_evaluations:
+            raise ValueError(f"noise for {steps} steps: this generator has {self.network_evaluations}")
+        latents, *fresh = noises
+        sigma, *later = (self.sigma_init, *self.later_sigmas)[:steps]
+        x_sigma = self._start(latents, condition)
         with torch.no_grad(), dropout([self.denoiser], active=False):
-            for sigma, noise in earlier:
-                x = self._step(x, noise, sigma, condition)
+            for index, below in enumerate(later):
+                x = self._predict(x_sigma, sigma, condition)
+                noise = fresh[index] if self.renoise == "stochastic" else (x_sigma - x) / sigma
+                x_sigma, sigma = x + below * noise, below
         # Autocast of older versions of torch reuses the weights that it cast without a graph (pytorch issue 112583):
         # the last step would have no gradient.
         torch.clear_autocast_cache()
-        return self._step(x, last_noise, last_sigma, condition)
+        return self._predict(x_sigma, sigma, condition)
 
-    def _step(self, x: Tensor | None, noise: Tensor, sigma: float, condition: Condition) -> Tensor:
-        level = torch.full(noise.shape[:1], sigma, device=noise.device)
-        if x is not None:
-            return self.denoiser(x + sigma * noise, level, condition)
-        of_noise = self.denoiser.init_noise_sigma(sigma) * noise
+    def _predict(self, x_sigma: Tensor, sigma: float, condition: Condition) -> Tensor:
+        return self.denoiser(x_sigma, torch.full(x_sigma.shape[:1], sigma, device=x_sigma.device), condition)
+
+    def _start(self, latents: Tensor, condition: Condition) -> Tensor:
+        """The input of the first step."""
+        of_noise = self.denoiser.init_noise_sigma(self.sigma_init) * latents
         if self.start == "noise":
-            return self.denoiser(of_noise, level, condition)
+            return of_noise
         check_condition(condition, [*self.denoiser.condition_keys, *self.denoiser.ignored_keys], required=True)
-        image = condition["image"].to(noise)
-        return self.denoiser(image if self.start == "image_alone" else image + of_noise, level, condition)
+        image = condition["image"].to(latents)
+        return image if self.start == "image_alone" else image + of_noise
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the network's weights as safetensors, its config, and the noise levels into ``folder``."""
+        """Write the network's weights as safetensors, its config, and the steps into ``folder``."""
         self.denoiser.save_pretrained(folder)
         settings: dict[str, Any] = {"sigma_init": self.sigma_init, "later_sigmas": self.later_sigmas}
         settings |= {} if self.classes is None else {"classes": list(self.classes)}
         settings |= {} if self.start == "noise" else {"start": self.start}
+        settings |= {} if self.renoise == "stochastic" else {"renoise": self.renoise}
         settings |= {} if self.upscale_factor is None else {"upscale_factor": self.upscale_factor}
         write_text(Path(folder) / SETTINGS, json.dumps(settings) + "\n")
 
@@ -203,7 +230,7 @@ class Generator(nn.Module):
         network = load_denoiser(folder) if denoiser is None else copy.deepcopy(denoiser).load_weights(folder)
         try:
             generator = cls(
-                network, settings.sigma_init, settings.later_sigmas, settings.classes, settings.start
+                network, settings.sigma_init, settings.later_sigmas, settings.classes, settings.start, settings.renoise
             ).eval()
         except ValueError as error:
             raise ValueError(f"{Path(folder) / SETTINGS}: {error}") from error

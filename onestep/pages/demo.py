@@ -160,7 +160,7 @@ def _page(
     title: str, graph: GeneratorGraph, size: dict[str, str], names: Sequence[str], seeds: int, of_teacher: int
 ) -> list[Child]:
     """The page's elements; ``of_teacher`` are the evaluations of the teacher, 0 where it has no pictures."""
-    steps = len(graph.noise_names)
+    steps = graph.generator.network_evaluations
     student = element(
         "figure", element("figcaption", f"Student, {_evaluations(steps)}, drawn here: ", element("output", id="drawn")),
         element("canvas", id="student", role="img", aria_label="Picture of the student", **size),

@@ -16,7 +16,8 @@ from onestep.build.sampling import sample
 from onestep.commands import main
 from onestep.export.export import export
 from onestep.export.pipeline import OneStepPipeline
-from onestep.models.generator import Generator
+from onestep.models.generator import Generator, Renoise
+from onestep.models.loading import load_generator
 from onestep.seeding import seeded_inputs, seeded_noise
 from tests.helpers.configs import configure
 from tests.helpers.edm_models import tiny_denoiser
@@ -70,8 +71,9 @@ def test_the_other_output_types(exported: Path) -> None:
         pipeline([0], classes=[10])
 
 
-def test_a_few_step_generator_keeps_its_levels_and_classes(tmp_path: Path) -> None:
-    generator = Generator(tiny_denoiser(seed=2), 2.5, [1.0, 0.5], classes=[0, 2])
+@pytest.mark.parametrize("renoise", ["stochastic", "deterministic"])
+def test_a_few_step_generator_keeps_its_steps_and_classes(renoise: Renoise, tmp_path: Path) -> None:
+    generator = Generator(tiny_denoiser(seed=2), 2.5, [1.0, 0.5], classes=[0, 2], renoise=renoise)
     OneStepPipeline.from_generator(generator).save_pretrained(tmp_path)
     pipeline = OneStepPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
@@ -80,7 +82,8 @@ def test_a_few_step_generator_keeps_its_levels_and_classes(tmp_path: Path) -> No
         expected = generator(latents, condition, seeded_noise([5], (1, 8, 8), 3))
     torch.testing.assert_close(pipeline([5], output_type="pt").images, expected, rtol=0, atol=1e-6)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert (index["sigma_init"], index["later_sigmas"]) == (2.5, [1.0, 0.5])
+    assert (index["sigma_init"], index["later_sigmas"], index["renoise"]) == (2.5, [1.0, 0.5], renoise)
+    assert load_generator(tmp_path).renoise == renoise
 
 
 def test_the_card_says_what_was_measured(exported: Path, finished_run: Path) -> None:

@@ -25,7 +25,7 @@ from onestep.export.graph import GeneratorGraph
 from onestep.images import to_uint8
 from onestep.models.base import DenoiserNetwork
 from onestep.models.edm.denoiser import EDMDenoiser
-from onestep.models.generator import Generator
+from onestep.models.generator import Generator, Renoise
 from onestep.models.loading import load_generator
 from onestep.seeding import seeded_inputs, seeded_noise
 from tests.helpers.configs import TWO_ITERATIONS, configure, tiny_config
@@ -195,12 +195,11 @@ class Conditions:
         return {name: value[list(indices)] for name, value in rows.items()}
 
 
-def graph_of(network: DenoiserNetwork, sigmas: list[float]) -> GeneratorGraph:
+def graph_of(network: DenoiserNetwork, sigmas: list[float], renoise: Renoise = "stochastic") -> GeneratorGraph:
     """A graph of several steps of a tiny network, with random conditions."""
     needs = any(key != "labels" for key in network.condition_keys)
-    return GeneratorGraph(
-        Generator(network, sigmas[0], sigmas[1:]), SampleSpace.of(network, None, Conditions(network) if needs else None)
-    )
+    space = SampleSpace.of(network, None, Conditions(network) if needs else None)
+    return GeneratorGraph(Generator(network, sigmas[0], sigmas[1:], renoise=renoise), space)
 
 
 def checked(graph: GeneratorGraph, folder: Path) -> None:
@@ -220,6 +219,19 @@ def checked(graph: GeneratorGraph, folder: Path) -> None:
 def test_networks_of_edm(architecture: str, onnx: None, tmp_path: Path) -> None:
     network = tiny_denoiser(architecture=architecture, **EDM[architecture])
     checked(graph_of(network, [2.5, 0.5]), tmp_path / "new")
+
+
+def test_a_graph_of_deterministic_steps_has_one_noise(onnx: None, two_steps: Path, tmp_path: Path) -> None:
+    stochastic = load_generator(two_steps)
+    graph = graph_of(stochastic.denoiser, [2.5, 0.5], renoise="deterministic")
+    checked(graph, tmp_path / "new")
+    inputs = graph.inputs([4, 5])
+    assert list(inputs) == ["noise", "labels"]
+    images = onnx_runner(tmp_path / "new" / "model.onnx")(inputs)
+    expected = graph.generator(inputs["noise"], {"labels": inputs["labels"]})
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+    assert (images - stochastic(inputs["noise"], {"labels": inputs["labels"]})).abs().max() > 0.1
+    assert "with 2 network evaluations" in (tmp_path / "new" / "README.md").read_text()
 
 
 @pytest.mark.slow

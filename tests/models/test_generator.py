@@ -3,6 +3,7 @@
 import json
 import math
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from onestep.denoiser import NO_CONDITION, Condition
-from onestep.models.generator import Generator, load_denoiser
+from onestep.models.generator import Generator, Renoise, load_denoiser
+from onestep.samplers import EulerSampler
 from tests.helpers.edm_models import tiny_denoiser
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -76,6 +78,52 @@ def test_steps_of_a_linear_denoiser_have_a_known_law(steps: int, training: bool)
     assert images.var().item() == pytest.approx(variance, rel=4 * math.sqrt(2 / count))
 
 
+DYADIC = [2.5, 1.0, 0.5, 0.125]  # exact in float32, as a network gets them
+
+
+class DoubleDenoiser(GaussianDenoiser):
+    """The same in float64."""
+
+    def forward(self, x_sigma: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        return super().forward(x_sigma, sigma.double(), condition)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("training", [False, True])
+def test_deterministic_steps_are_eulers(steps: int, training: bool) -> None:
+    """Euler's step multiplies x_sigma - MEAN by gain + (1 - gain) next / sigma; with 0 as the last level, by gain."""
+    sigmas = DYADIC[:steps]
+    generator = Generator(DoubleDenoiser(), sigmas[0], sigmas[1:], renoise="deterministic")  # type: ignore[arg-type]
+    noises = [noise.double() for noise in noise_like_images(steps)]
+    images = generator.simulate(noises) if training else generator(noises[0])
+    x = sigmas[0] * noises[0] - MEAN
+    for sigma, below in pairwise([*sigmas, 0.0]):
+        x = x * (gain(sigma) + (1 - gain(sigma)) * below / sigma)
+    torch.testing.assert_close(images, MEAN + x, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_deterministic_generator_equal_to_its_teacher_draws_as_its_sampler() -> None:
+    teacher, condition = tiny_denoiser(), {"labels": torch.eye(3)}
+    (latents,), sampler = noise_like_images(1), EulerSampler(4)
+    first, *later, last = sampler.sigmas(teacher)
+    assert last == 0
+    images = Generator(teacher, first, later, renoise="deterministic")(latents, condition)
+    torch.testing.assert_close(images, sampler(teacher, latents, condition), rtol=0, atol=2e-5)
+    fresh = Generator(teacher, first, later)(latents, condition)
+    assert (images - fresh).abs().max() > 0.1
+
+
+def test_deterministic_steps_read_the_latents_alone() -> None:
+    generator = Generator(tiny_denoiser(), 2.5, [0.9, 0.3], renoise="deterministic")
+    condition = {"labels": torch.eye(3)}
+    latents, *others = noise_like_images(3)
+    assert (generator.noises, generator.network_evaluations) == (1, 3)
+    images = generator(latents, condition, iter(()))
+    assert torch.equal(images, generator.simulate([latents, *others], condition))
+    assert torch.equal(images, generator.simulate([latents] * 3, condition))
+
+
 def test_forward_is_the_loop_by_hand() -> None:
     denoiser = tiny_denoiser()
     (latents,), labels = noise_like_images(1), torch.eye(3)
@@ -92,7 +140,8 @@ def test_forward_is_the_loop_by_hand() -> None:
 
 @pytest.mark.parametrize("exit_step", [0, 1, 2])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.dtype) -> None:
+@pytest.mark.parametrize("renoise", ["stochastic", "deterministic"])
+def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.dtype, renoise: Renoise) -> None:
     denoiser, sigmas, condition = tiny_denoiser(), [2.5, 0.9, 0.3], {"labels": torch.eye(3)}
     noises = noise_like_images(exit_step + 1)
 
@@ -105,15 +154,18 @@ def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.d
         return list(gradients)
 
     def by_hand(detached: bool) -> Tensor:
-        x = torch.zeros_like(noises[0])
-        for sigma, noise in zip(sigmas, noises, strict=False):
-            x = x.detach() if detached else x
+        x, noise = torch.zeros_like(noises[0]), noises[0]
+        for sigma, fresh in zip(sigmas, noises, strict=False):
+            noise = fresh if renoise == "stochastic" else noise
+            x_sigma = x + sigma * noise
+            x_sigma = x_sigma.detach() if detached else x_sigma
             with autocast():
-                x = denoiser(x + sigma * noise, torch.full((3,), sigma), condition)
+                x = denoiser(x_sigma, torch.full((3,), sigma), condition)
+            noise = (x_sigma - x) / sigma
         return x
 
     with autocast():
-        images = Generator(denoiser, sigmas[0], sigmas[1:]).simulate(noises, condition)
+        images = Generator(denoiser, sigmas[0], sigmas[1:], renoise=renoise).simulate(noises, condition)
     expected = by_hand(detached=True)
     assert torch.equal(images, expected)
     gradients = gradient_of(images)
@@ -125,7 +177,7 @@ def test_only_the_last_step_is_differentiated(exit_step: int, precision: torch.d
 
 
 def test_noise_for_more_steps_than_there_are() -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="noise for 3 steps: this generator has 2"):
         Generator(tiny_denoiser(), 2.5, [0.9]).simulate(noise_like_images(3), {"labels": torch.eye(3)})
 
 
@@ -157,7 +209,9 @@ def test_the_steps_come_back(tmp_path: Path) -> None:
     Generator(tiny_denoiser(), 2.5, [0.9, 0.3]).save_pretrained(tmp_path)
     restored = Generator.from_pretrained(tmp_path)
     assert (restored.sigma_init, restored.later_sigmas, restored.network_evaluations) == (2.5, [0.9, 0.3], 3)
-    assert restored.classes is None
+    assert restored.classes is None and restored.renoise == "stochastic"
+    Generator(tiny_denoiser(), 2.5, [0.9], renoise="deterministic").save_pretrained(tmp_path)
+    assert Generator.from_pretrained(tmp_path).renoise == "deterministic"
 
 
 def test_the_classes_come_back(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def stand_in(config: DictConfig) -> None:
     for parameter in denoiser.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=random)
     settings = config.generator
-    Generator(denoiser, settings.sigma_init, list(settings.later_sigmas)).save_pretrained(run / "generator")
+    steps = settings.sigma_init, list(settings.later_sigmas)
+    Generator(denoiser, *steps, renoise=settings.renoise).save_pretrained(run / "generator")
     side = {"network_evaluations": 1, "samples": 4, "samples_per_second": 1.0}
     summary = {"teacher": side, "student": side, "images_seen": 0, "seconds": 0, "results": {}}
     (run / "summary.json").write_text(json.dumps(summary))
@@ -171,6 +172,14 @@ def test_plain_diffusers_draws_what_sample_draws(
     assert (folder / "pytorch_lora_weights.safetensors").exists() == case[2]
     if case[2]:
         np.testing.assert_allclose(np.load(f"{folder}_lora.npy"), ours, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_plain_diffusers_takes_deterministic_steps(kind: str, text_config: Configure, tmp_path: Path) -> None:
+    stand_in(text_config(kind, tmp_path / "run", "generator.renoise=deterministic", sigmas=FOUR_STEPS[kind]))
+    export(tmp_path / "run", tmp_path / "exported")
+    ours, theirs = draw(tmp_path / "run"), draw_as_stranger(card_code(tmp_path / "exported"), tmp_path)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-4)
 
 
 def test_the_folder_is_a_pipeline_with_a_card(exported: dict[Case, tuple[Path, np.ndarray]]) -> None:

@@ -2,11 +2,13 @@
 
 Plain diffusers then generates the same images as ``onestep sample`` from the same seeds:
 
-- variance preserving: ``LCMScheduler`` adds noise to its x0-prediction at each later timestep, as the generator does.
-  Its boundary scalings c_out and c_skip are 1 and 0 here, and its table of timesteps ends at the generator's first one.
+- variance preserving: ``LCMScheduler`` adds noise to its x0-prediction at each later timestep, as a stochastic
+  generator does. Its boundary scalings c_out and c_skip are 1 and 0 here, and its table of timesteps ends at the
+  generator's first one. ``DPMSolverMultistepScheduler`` of order 1 is DDIM, the step of a deterministic generator;
+  ``DDIMScheduler`` itself takes no timesteps of a pipeline's call.
 - EDM: ``EDMEulerScheduler``, whose one step from ``sigma_max`` to 0 is the prediction of x0.
-- flow matching: ``FlowMatchEulerDiscreteScheduler`` does the same with ``stochastic_sampling`` and no shift. Its
-  pipelines pass it no rng: the noise of later steps comes from torch's global rng, which must be seeded.
+- flow matching: ``FlowMatchEulerDiscreteScheduler`` without a shift does both, the first with ``stochastic_sampling``.
+  Its pipelines pass it no rng: the noise of later steps comes from torch's global rng, which must be seeded.
 """
 
 import copy
@@ -89,11 +91,12 @@ def match_scheduler(generator: Generator) -> tuple[Any, dict[str, Any]]:
             denoiser.config["scheduler_config"].get("num_train_timesteps", 1000),
             shift=1.0,
             use_dynamic_shifting=False,
-            stochastic_sampling=True,
+            stochastic_sampling=generator.renoise == "stochastic",
         )
         t = [sigma / (1 + sigma) for sigma in sigmas]
         return scheduler, {"sigmas": t} if len(t) > 1 or t[0] < 1 - 1e-6 else {}
-    scheduler = _lcm_scheduler(denoiser, timesteps[0])
+    stochastic = generator.renoise == "stochastic"
+    scheduler = _lcm_scheduler(denoiser, timesteps[0]) if stochastic else _ddim_scheduler(denoiser)
     scheduler.set_timesteps(len(timesteps))
     return scheduler, {} if scheduler.timesteps.tolist() == timesteps else {"timesteps": timesteps}
 
@@ -143,10 +146,25 @@ def _lcm_scheduler(denoiser: DiffusersDenoiser, first: int) -> Any:
     )
 
 
+def _ddim_scheduler(denoiser: DiffusersDenoiser) -> Any:
+    """A scheduler of DDIM's steps over the teacher's timesteps."""
+    config = build_scheduler(denoiser.config["scheduler_config"]).config
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+             "rescale_betas_zero_snr")  # fmt: skip
+    return diffusers.DPMSolverMultistepScheduler(
+        solver_order=1,
+        final_sigmas_type="zero",
+        steps_offset=1,  # as for LCM
+        **{name: config[name] for name in names if name in config},
+    )
+
+
 def _usage(name: str, generator: Generator, arguments: dict[str, Any], without: str) -> str:
     given: dict[str, Any] = {"num_inference_steps": generator.network_evaluations} | arguments
     seeding = ""
-    if "sigmas" in arguments:  # pipelines of flow matching pass no rng to the scheduler
+    if (
+        "sigmas" in arguments and generator.renoise == "stochastic"
+    ):  # pipelines of flow matching pass no rng to the scheduler
         seeding = "torch.manual_seed(0)\n"
     else:
         given["generator"] = "torch.Generator().manual_seed(0)"

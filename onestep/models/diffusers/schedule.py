@@ -274,12 +274,12 @@ def tabulated_timesteps(schedule: NoiseSchedule, sigmas: Sequence[float]) -> lis
 
     Raises:
         ValueError: for a level between two timesteps, or that of timestep 0, which is the image for schedulers; for
-            several levels of EDM's, whose schedulers add no noise between steps.
+            several levels of EDM's, whose schedulers neither add noise between steps nor take a pipeline's levels.
     """
     if isinstance(schedule, EDMSchedule) and len(sigmas) > 1:
         raise ValueError(
-            f"{len(sigmas)} steps: EDM's schedulers of diffusers add no noise between steps, so that no pipeline could "
-            "draw from this generator: set generator.later_sigmas=[]"
+            f"{len(sigmas)} steps: EDM's schedulers of diffusers neither add noise between steps nor take levels, so "
+            "that no pipeline could draw from this generator: set generator.later_sigmas=[]"
         )
     if not isinstance(schedule, VariancePreservingSchedule):
         return None
