@@ -189,6 +189,26 @@ class ResShiftSigma(SigmaDistribution):
         return ((log_root - self.log_min) / (self.log_max - self.log_min)).clamp(0, 1) ** (1 / self.power)
 
 
+class SigmaBelow(SigmaDistribution):
+    """The part of another distribution below the level ``highest``, in data units.
+
+    Raises:
+        ValueError: if ``highest`` is below all its levels.
+    """
+
+    def __init__(self, whole: SigmaDistribution, highest: float) -> None:
+        self.whole = whole
+        self.share = float(whole.cdf(torch.tensor(highest, dtype=torch.float64)))
+        if self.share == 0:
+            raise ValueError(f"no noise level is below {highest:g}: use levels that begin lower")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return self.whole.quantile(u * self.share)
+
+    def cdf(self, sigma: Tensor) -> Tensor:
+        return (self.whole.cdf(sigma) / self.share).clamp(max=1)
+
+
 @checked
 class AnnealedSigma(SigmaDistribution):
     """A distribution that loses its highest levels during a training, as in ProlificDreamer (arXiv 2305.16213, sec. 4).

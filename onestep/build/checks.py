@@ -13,6 +13,7 @@ from onestep.denoiser import beyond_labels, check_condition, prompt_keys
 from onestep.distillation.settings import GeneratorSettings
 from onestep.models.diffusers.schedule import tabulated_timesteps
 from onestep.models.generator import Generator
+from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
 from onestep.objectives.divergences import Divergence, ReverseKL
 from onestep.objectives.terms import GeneratorTerm
@@ -268,15 +269,17 @@ def check_noise_of_pairs(config: DictConfig, teacher: Any, student: Any) -> None
         )
 
 
-def check_student_of_terms(terms: Mapping[str, GeneratorTerm], student: Any) -> None:
-    """Check that all ``terms`` are defined for the student.
+def check_term_fit(terms: Mapping[str, GeneratorTerm], student: Any, teacher: Any, sigma: SigmaDistribution) -> None:
+    """Check that all ``terms`` are defined for the student and its teacher, with the objective's levels ``sigma``.
 
     Raises:
         ValueError: naming one that is not.
     """
     for name, term in terms.items():
         try:
-            term.check_student(student)
+            term.check_student(student, teacher)
+            for step in range(student.network_evaluations):
+                term.levels(sigma, 0.0, student, step)
         except ValueError as error:
             raise ValueError(f"terms.{name}: {error}") from None
 

@@ -13,8 +13,8 @@ from onestep.build.checks import (
     check_data,
     check_fit,
     check_noise_of_pairs,
-    check_student_of_terms,
     check_teacher,
+    check_term_fit,
     check_terms,
     level_of,
 )  # fmt: skip
@@ -124,7 +124,7 @@ def build_distillation(
     student.to(device)
     freeze(student.networks, generator_settings.frozen, "generator.frozen")
     check_noise_of_pairs(config, teacher, student)
-    check_student_of_terms(terms, student)
+    check_term_fit(terms, student, teacher, sigma)
     fake_score = discriminator = pretrained = normalizer = None
     if objective.needs_fake_score:
         fake_score = initial_student(config, "fake_score", generator_settings.sigma_init, teacher, data).to(device)
@@ -190,6 +190,7 @@ def build_distillation(
             discriminator_weighting=critics.discriminator_weighting,
             error_weight=critics.error_weight,
             error_sum=critics.error_sum,
+            guided=not any(term.adds_guidance for term in terms.values()),
         ),
         student=student,
         averages=averages,

@@ -215,6 +215,7 @@ def update_generator(
     if parts.generator.gan_level == "own":
         noised_gan = _noise_at(parts, random, shape, random.sigma(parts.fake_sigma))
     pairs = (None, None, None) if parts.pairs is None else parts.pairs.batch(iteration)
+    noised_terms = parts.noise_of_terms(random, shape, iteration, step=len(batches[0].noises) - 1)
 
     scale = None
     if len(batches) > 1 and method.needs_batch_mean:  # the mean weight of all micro-batches
@@ -223,8 +224,9 @@ def update_generator(
         scale = method.objective.weight_scale(torch.cat(ratios))
 
     diagnostics, logits = [], []
-    micro_batches = zip(batches, noised, noised_gan, parts.split(*pairs), _numbers(parts, random), strict=True)
-    for number, (batch, noise, noise_gan, pair, numbers) in enumerate(micro_batches):
+    of_batches = noised, noised_gan, noised_terms, parts.split(*pairs), _numbers(parts, random)
+    micro_batches = zip(batches, *of_batches, strict=True)
+    for number, (batch, noise, noise_gan, noise_terms, pair, numbers) in enumerate(micro_batches):
         with _dropout(parts, iteration, position, number):
             x_generated = batch.x_generated
             if len(batches) > 1:  # the same samples, with a graph
@@ -238,9 +240,11 @@ def update_generator(
                     regression = regression_loss(x_student, of_teacher.x_teacher)
                     losses.terms["regression"] = Term(regression, parts.generator.regression_weight)
                     losses.diagnostics["regression_loss"] = regression
-                inputs = TermInputs(parts.student, x_generated, batch.x_real, batch.condition_real, of_teacher)
                 for name, term in parts.terms.items():
-                    of_term = term.losses(inputs)
+                    of_term = term.losses(TermInputs(
+                        parts.student, x_generated, batch.x_real, batch.condition_real, of_teacher, method.teacher,
+                        batch.condition, noise_terms.get(name),
+                    ))  # fmt: skip
                     losses.terms[name] = Term(of_term, term.weight)
                     losses.diagnostics[f"{name}_loss"] = of_term
             optimizer.backward(losses, noise.sigma)

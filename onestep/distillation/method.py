@@ -6,7 +6,7 @@ levels and noise. They use no random numbers, optimisers, processes or configura
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from onestep.denoiser import Condition, concatenate_conditions
 from onestep.distillation.view import View
 from onestep.models.base import DenoiserNetwork
 from onestep.models.discriminator import Discriminator
+from onestep.models.guidance import unguided
 from onestep.models.sample_networks import NOISED_SAMPLES
 from onestep.noise import Noised
 from onestep.objectives.adversarial import discriminator_loss, generator_loss, log_ratio_of
@@ -62,6 +63,7 @@ class Method:
         discriminator_weighting: "fake_score" multiplies that loss by the batch mean of the weight of the fake score's.
         error_weight: the weight of the fake score's error, see :func:`onestep.objectives.denoising.error_weight`.
         error_sum: sum the fake score's error over a sample's dimensions, instead of their mean.
+        guided: False if the objective's teacher is without its guidance.
 
     Raises:
         ValueError: if the objective needs a density ratio that the discriminator does not have, see :class:`View`.
@@ -82,6 +84,7 @@ class Method:
     discriminator_weighting: Literal["constant", "fake_score"] = "constant"
     error_weight: ErrorWeight = "network"
     error_sum: bool = False
+    guided: bool = True
 
     def __post_init__(self) -> None:
         self.view.check(self.objective)
@@ -224,7 +227,8 @@ class Method:
             x0_fake: Tensor | None = None
             features: Sequence[Tensor] = ()
             if self.objective.needs_teacher:
-                x0_teacher, features = self._predict(self.teacher, inputs, self.teacher is host, gan_here)
+                with nullcontext() if self.guided else unguided(self.teacher):
+                    x0_teacher, features = self._predict(self.teacher, inputs, self.teacher is host, gan_here)
             if self.fake_score is not None:
                 x0_fake, fake_features = self._predict(self.fake_score, inputs, self.fake_score is host, gan_here)
                 features = fake_features or features

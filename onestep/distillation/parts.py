@@ -21,7 +21,7 @@ from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.generate import SampleFunction, SampleSpace
 from onestep.metrics.evaluator import Evaluator
-from onestep.noise import SigmaDistribution
+from onestep.noise import Noised, SigmaDistribution
 from onestep.objectives.terms import GeneratorTerm
 from onestep.samplers import Sampler
 from onestep.seeding import BatchRandom
@@ -84,6 +84,19 @@ class Distillation:
             classes = getattr(self.student, "classes", None)
             return condition | {"labels": random.labels(condition["labels"].shape[1], classes)}
         return condition
+
+    def noise_of_terms(
+        self, random: BatchRandom, shape: Sequence[int], iteration: int, step: int
+    ) -> list[dict[str, Noised]]:
+        """New levels and noise for each term that reads noised samples of ``step``, by micro-batch and name."""
+        batches: list[dict[str, Noised]] = [{} for _ in range(self.settings.accumulation)]
+        for name, term in self.terms.items():
+            levels = term.levels(self.sigma, iteration / self.settings.iterations, self.student, step)
+            if levels is not None:
+                noised = self.split(random.sigma(levels), random.normal(shape))
+                for batch, of_batch in zip(batches, noised, strict=True):
+                    batch[name] = Noised(*of_batch)
+        return batches
 
     def simulate(self, noises: Sequence[Tensor], condition: Condition, keep_graph: bool) -> Tensor:
         """The student's samples after a step for each of ``noises``, as in training, with or without their graph."""

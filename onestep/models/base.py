@@ -268,14 +268,12 @@ class DenoiserNetwork(nn.Module, ABC):
         condition = {name: tensor for name, tensor in condition.items() if name not in self.ignored_keys}
         check_condition(condition, self.condition_keys, self.requires_condition, self.optional_keys)
         options: dict[str, Any] = {"outputs": outputs, "levels": levels, "prediction_grad": prediction_grad}
-        guiding = {name: condition[name] for name in self.condition_keys if name in condition}
-        if self.network_evaluations == 1 or not guiding or outputs == "features":
+        if self.network_evaluations == 1 or outputs == "features" or condition.keys().isdisjoint(self.condition_keys):
             return self.predict(x_sigma, sigma, condition, **options)
-        # Both predictions in one batch.
         result = self.predict(
             torch.cat([x_sigma, x_sigma]),
             torch.cat([sigma, sigma]),
-            concatenate_conditions(condition, condition | self._unconditional_like(guiding)),
+            concatenate_conditions(condition, self.without(condition)),
             **options,
         )
         both, *features = result if outputs == "both" else (result,)
@@ -283,16 +281,18 @@ class DenoiserNetwork(nn.Module, ABC):
         prediction = self.guidance_rule(conditional, unconditional, sigma, self.guidance)
         return (prediction, *(one[: len(x_sigma)] for one in features)) if outputs == "both" else prediction
 
-    def _unconditional_like(self, condition: Condition) -> Condition:
+    def without(self, condition: Condition) -> Condition:
+        """``condition`` with that of the unconditional prediction in place of its :attr:`condition_keys`."""
+        guiding = {name: condition[name] for name in self.condition_keys if name in condition}
         if self.unconditional:
             check_condition(self.unconditional, self.condition_keys, required=True)
-            return {name: self.unconditional[name].to(given).expand_as(given) for name, given in condition.items()}
+            return condition | {name: self.unconditional[name].to(one).expand_as(one) for name, one in guiding.items()}
         if self.requires_condition:
             raise ValueError(
                 f"guidance={self.guidance} by {', '.join(self.condition_keys)} needs an unconditional condition, "
                 "such as the embeddings of the empty prompt: set_guidance(guidance, unconditional={...})"
             )
-        return {name: torch.zeros_like(given) for name, given in condition.items()}
+        return condition | {name: torch.zeros_like(one) for name, one in guiding.items()}
 
 
 def copy_trained(network: Network) -> Network:

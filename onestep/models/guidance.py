@@ -1,6 +1,9 @@
 """How classifier-free guidance combines two x0-predictions: in an interval of noise levels, with a rescaled norm."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,3 +73,14 @@ def _std(x: Tensor) -> Tensor:
 
 #: Guidance at all levels, as it is.
 PLAIN = GuidanceRule(rescale=0.0, interval=None)
+
+
+@contextmanager
+def unguided(network: Any) -> Iterator[None]:
+    """Context in which a denoiser predicts without its guidance."""
+    kept = network.guidance, network.guidance_rule
+    network.guidance, network.guidance_rule = 1.0, PLAIN
+    try:
+        yield
+    finally:
+        network.guidance, network.guidance_rule = kept

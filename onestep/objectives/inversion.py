@@ -38,7 +38,7 @@ def latents_of(network: DenoiserNetwork, x: Tensor, condition: Condition) -> Ten
 class _Inversion(GeneratorTerm):
     """A term that reads noise from images."""
 
-    def check_student(self, student: Any) -> None:
+    def check_student(self, student: Any, teacher: Any) -> None:
         if not isinstance(student, Generator):
             raise ValueError(
                 f"it reads the noise of an image from the network of a Generator, and a {type(student).__name__} has "

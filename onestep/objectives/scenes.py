@@ -32,7 +32,7 @@ class _OfScene(GeneratorTerm):
     def __init__(self, weight: PositiveRate) -> None:
         self.weight = weight
 
-    def check_student(self, student: Any) -> None:
+    def check_student(self, student: Any, teacher: Any) -> None:
         if not isinstance(student, self.scenes):
             raise ValueError(
                 f"it is a regulariser of a {' or '.join(kind.__name__ for kind in self.scenes)}, and the student is a "

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
+from onestep.noise import Noised, SigmaDistribution
 from onestep.objectives.base import Objective, Predictions
 
 
@@ -29,6 +30,9 @@ class TermInputs:
         x_real: real samples [B, C, H, W], the ground truth of their conditions; None for data without samples.
         condition: that of ``x_real``.
         pair: noise and the teacher's samples; None without pairs.
+        teacher: the frozen denoiser, with its guidance.
+        condition_generated: that of ``x_generated``.
+        noised: levels of :meth:`GeneratorTerm.levels` and noise, for ``x_generated``; None for a term without levels.
     """
 
     student: Any
@@ -36,22 +40,27 @@ class TermInputs:
     x_real: Tensor | None
     condition: Condition
     pair: TeacherPair | None
+    teacher: Any
+    condition_generated: Condition
+    noised: Noised | None
 
 
 class GeneratorTerm(ABC):
     """A term of the generator's loss.
 
     Attributes:
-        weight: of the term, whose loss is a mean over a sample's dimensions.
+        weight: of the term, whose loss is a mean over a sample's dimensions unless it says otherwise.
         needs_ground_truth: True if real samples must be the ground truth of their conditions.
         needs_pairs: True for a term that reads pairs of noise and the teacher's sample.
         reads_pixels: True if samples must be pixels in [-1, 1], and no latents.
+        adds_guidance: True for a term that adds the teacher's guidance, so that the objective's teacher has none.
     """
 
     weight: float
     needs_ground_truth = True
     needs_pairs = False
     reads_pixels = False
+    adds_guidance = False
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -69,11 +78,22 @@ class GeneratorTerm(ABC):
             ValueError: for others.
         """
 
-    def check_student(self, student: Any) -> None:  # noqa: B027
-        """Check that the term is defined for a student; by default for all.
+    def levels(self, sigma: SigmaDistribution, progress: float, student: Any, step: int) -> SigmaDistribution | None:
+        """The noise levels at which it reads the samples of a step; by default None, for a term that adds no noise.
+
+        Args:
+            sigma: those of the objective at this time.
+            progress: the part of the training that has passed.
+            student: the trained module.
+            step: its step that is trained, counted from 0.
+        """
+        return None
+
+    def check_student(self, student: Any, teacher: Any) -> None:  # noqa: B027
+        """Check that the term is defined for a student and its teacher; by default for all.
 
         Raises:
-            ValueError: for another one.
+            ValueError: for others.
         """
 
 

@@ -211,7 +211,7 @@ def test_values_of_the_regularisers(term: GeneratorTerm, expected: list[float]) 
     depths = torch.zeros(1, 3, 3, 3)
     depths[..., 1] = 4.0
     opacities = torch.tensor([[[[0.0, 0.5], [1.0, 1.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
-    inputs = TermInputs(solid.with_depths(depths), 2 * opacities - 1, None, {}, None)
+    inputs = TermInputs(solid.with_depths(depths), 2 * opacities - 1, None, {}, None, None, {}, None)
     assert term.losses(inputs).tolist() == pytest.approx(expected, abs=2e-3)
 
 

@@ -107,7 +107,7 @@ def test_values_of_the_regularisers() -> None:
     scene = ColouredScene([3, 8, 8], 4, 1, 1, 1.0, 0.1, 0.0, 1).requires_grad_(False)
     scene.logits.fill_(-30.0)
     scene.logits[:, :, 1] = 0.0  # softplus is log 2
-    inputs = TermInputs(scene, torch.zeros(2, 3, 8, 8), None, {}, None)
+    inputs = TermInputs(scene, torch.zeros(2, 3, 8, 8), None, {}, None, None, {}, None)
     assert Emptiness(1.0).losses(inputs).tolist() == pytest.approx([math.log(6) / 4] * 2, rel=1e-5)
     assert TotalVariation(1.0).losses(inputs).tolist() == pytest.approx([2 / 3 * math.log(2)] * 2, rel=1e-5)
 

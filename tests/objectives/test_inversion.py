@@ -36,7 +36,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def inputs_of(student: Any, x_real: Tensor, y: Tensor, latents: Tensor, x_teacher: Tensor) -> TermInputs:
     condition = {"image": y}
-    return TermInputs(student, x_real, x_real, condition, TeacherPair(latents, condition, x_teacher))
+    return TermInputs(student, x_real, x_real, condition, TeacherPair(latents, condition, x_teacher), None, {}, None)
 
 
 @pytest.fixture
@@ -144,11 +144,11 @@ def test_the_three_terms_of_a_linear_student() -> None:
 )
 def test_students_of_which_no_noise_is_read(settings: Any, message: str) -> None:
     for term in (Inverse(1.0), Consistency(1.0, SQUARED)):
-        term.check_student(Generator(Linear(1.0, 1.0, 1.0, 1.0), 2.0))  # start=noise is a map of noise too
+        term.check_student(Generator(Linear(1.0, 1.0, 1.0, 1.0), 2.0), None)  # start=noise is a map of noise too
         with pytest.raises(ValueError, match=message):
-            term.check_student(Generator(Linear(1.0, 1.0, 1.0, 1.0), 2.0, **settings))
+            term.check_student(Generator(Linear(1.0, 1.0, 1.0, 1.0), 2.0, **settings), None)
         with pytest.raises(ValueError, match="it reads the noise of an image from the network of a Generator, and a I"):
-            term.check_student(nn.Identity())
+            term.check_student(nn.Identity(), None)
 
 
 def test_a_consistency_of_nothing() -> None:
