@@ -5,8 +5,8 @@ or several times, then the generator with :meth:`Method.generator_losses`. The l
 levels and noise. They use no random numbers, optimisers, processes or configuration.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition, concatenate_conditions
+from onestep.distillation.penalize import check_penalty, penalize
 from onestep.distillation.view import View
 from onestep.models.base import DenoiserNetwork
 from onestep.models.discriminator import Discriminator
+from onestep.models.freezing import frozen
 from onestep.models.guidance import unguided
 from onestep.models.sample_networks import NOISED_SAMPLES
 from onestep.noise import Noised
@@ -28,19 +30,6 @@ from onestep.objectives.gradient_penalty import GradientPenalty
 from onestep.objectives.losses import Losses, Term
 from onestep.objectives.weighting import mean_inverse_distance
 from onestep.precision import without_bf16
-
-
-@contextmanager
-def frozen(*networks: nn.Module | None) -> Iterator[None]:
-    """Context in which no parameter of ``networks`` requires a gradient."""
-    parameters = [p for network in networks if network is not None for p in network.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 @dataclass
@@ -57,7 +46,7 @@ class Method:
         objective_weight: weight of the objective in the generator's loss; without effect if that has no losses.
         gan_weight: weight of the adversarial term in the generator's loss; 0 for none.
         gan_weighting: "distance" multiplies that term by :func:`mean_inverse_distance`.
-        penalty: of the discriminator's gradient at noised real samples; None for none.
+        penalty: of the discriminator's gradient at noised real or generated samples; None for none.
         view: what the discriminator sees.
         discriminator_weight: weight of the discriminator's loss in the critics' loss.
         discriminator_weighting: "fake_score" multiplies that loss by the batch mean of the weight of the fake score's.
@@ -66,7 +55,8 @@ class Method:
         guided: False if the objective's teacher is without its guidance.
 
     Raises:
-        ValueError: if the objective needs a density ratio that the discriminator does not have, see :class:`View`.
+        ValueError: if the objective needs a density ratio that the discriminator does not have, see :class:`View`, or
+            the penalty scores that there are not, see :func:`check_penalty`.
     """
 
     teacher: Any
@@ -88,6 +78,7 @@ class Method:
 
     def __post_init__(self) -> None:
         self.view.check(self.objective)
+        check_penalty(self)
 
     @property
     def host(self) -> Any:
@@ -163,9 +154,12 @@ class Method:
             logistic = discriminator_loss(logits_real, logits_generated)
             losses.terms["discriminator"] = Term(logistic * factor, self.discriminator_weight)
             if self.penalty is not None:
-                # Of another sample than the one whose level it was drawn for, so independent of the real sample.
+                # Of another sample than the one whose level it was drawn for, so independent of both samples.
                 direction = noised.noise.roll(1, 0)
-                penalties = self._penalties(x_real_sigma, sigma_real, condition_real, direction)
+                at = (x_real_sigma, sigma_real, condition_real)
+                if self.penalty.matches_scores:
+                    at = (noised.add_to(x_generated), noised.sigma, condition)
+                penalties = penalize(self, self.penalty, at, direction)
                 losses.terms["penalty"] = Term(penalties, self.discriminator_weight * self.penalty.weight)
                 losses.diagnostics["gradient_penalty"] = penalties
             losses.diagnostics |= {
@@ -174,21 +168,7 @@ class Method:
             }  # fmt: skip
         return losses
 
-    def _penalties(self, x_sigma: Tensor, sigma: Tensor, condition: Condition, direction: Tensor) -> Tensor:
-        assert self.penalty is not None and self.discriminator is not None
-
-        def log_ratio(x_sigma: Tensor) -> Tensor:
-            times = len(x_sigma) // len(sigma)
-            return log_ratio_of(
-                self._logits(x_sigma, sigma.repeat(times), concatenate_conditions(*[condition] * times))
-            )
-
-        # In float32 where autocast is to bf16, which would round off differences of logits.
-        networks = nn.ModuleList([self.host, self.discriminator])
-        with frozen(self.teacher), without_bf16(networks, x_sigma.device):
-            return self.penalty(log_ratio, x_sigma, direction)
-
-    def _logits(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    def logits(self, x_sigma: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The discriminator's logits [B, P], from a pass of its own."""
         assert self.discriminator is not None
         logits: Tensor = self.discriminator(self._features(x_sigma, sigma, condition), sigma, condition)
@@ -263,7 +243,7 @@ class Method:
         if self.gan_weight == 0 or self.discriminator is None or self.host is None:
             return None
         if noised is not None:
-            logits = self._logits(*self.view(x_generated, noised, numbers), condition)
+            logits = self.logits(*self.view(x_generated, noised, numbers), condition)
         return None if logits is None else generator_loss(logits, self.discriminator.logit_bound)
 
     def log_ratio(self, x_generated: Tensor, condition: Condition, noised: Noised) -> Tensor:

@@ -1,12 +1,26 @@
-"""Parameters of a trained network that are not trained, by the patterns of their names."""
+"""Parameters that are not trained: of a trained network by the patterns of their names, or all for a while."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 _SHOWN = 3  # names in a message
+
+
+@contextmanager
+def frozen(*networks: nn.Module | None) -> Iterator[None]:
+    """Context in which no parameter of ``networks`` requires a gradient."""
+    parameters = [p for network in networks if network is not None for p in network.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def freeze(networks: Sequence[nn.Module], patterns: Sequence[str], setting: str) -> None:

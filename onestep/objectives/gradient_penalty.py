@@ -1,4 +1,7 @@
-"""Gradient penalties of a discriminator at noised real samples, per sample."""
+"""Penalties of a discriminator's gradient by the sample, per sample.
+
+Its logit estimates log p/q. The gradient of the exact log p/q of noised samples is the score of p minus that of q.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,50 +14,62 @@ from onestep.ranges import Positive, PositiveRate, checked
 
 
 class GradientPenalty(ABC):
-    """The squared norm of the gradient of a sample's log ratio by the sample, a term of the discriminator's loss.
+    """The squared distance of the log ratio's gradient from a target, a term of the discriminator's loss.
 
-    Attributes:
+    Args:
         weight: of the penalty in the discriminator's loss: gamma / 2 in Mescheder et al. 2018.
+        matches_scores: False for R1: the gradient by noised real samples, with the target 0 (Mescheder, Geiger, Nowozin
+            2018, arXiv 1801.04406, eq. 9). True for score matching of the ratio: the gradient by noised generated
+            samples, in units of their noise, with the target ``(x0_teacher - x0_fake) / sigma``.
     """
 
-    weight: float
+    def __init__(self, weight: PositiveRate, matches_scores: bool) -> None:
+        self.weight, self.matches_scores = weight, matches_scores
 
     @abstractmethod
-    def __call__(self, log_ratio: Callable[[Tensor], Tensor], x_sigma: Tensor, direction: Tensor) -> Tensor:
+    def __call__(
+        self, log_ratio: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, target: Tensor | None = None
+    ) -> Tensor:
         """The penalties [B], with a graph to the parameters of ``log_ratio``.
 
         Args:
-            log_ratio: the estimate [B] of log p/q as a function of noised samples.
-            x_sigma: noised real samples [B, ...], in data units.
-            direction: standard normal numbers [B, ...], independent of ``x_sigma``.
+            log_ratio: the estimate [B] of log p/q as a function of ``x``.
+            x: where it is differentiated, [B, ...].
+            direction: standard normal numbers [B, ...], independent of ``x``.
+            target: of the gradient, [B, ...]; None for 0.
         """
 
 
 @checked
-class R1(GradientPenalty):
-    """R1 exactly, with a second backward pass (Mescheder, Geiger, Nowozin 2018, arXiv 1801.04406, eq. 9)."""
+class ExactPenalty(GradientPenalty):
+    """The squared distance itself, with a second backward pass. For the arguments see :class:`GradientPenalty`."""
 
-    def __init__(self, weight: PositiveRate) -> None:
-        self.weight = weight
+    def __init__(self, weight: PositiveRate, matches_scores: bool) -> None:
+        super().__init__(weight, matches_scores)
 
-    def __call__(self, log_ratio: Callable[[Tensor], Tensor], x_sigma: Tensor, direction: Tensor) -> Tensor:
-        x_sigma = x_sigma.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(log_ratio(x_sigma).sum(), x_sigma, create_graph=True)
-        return per_sample_sum(gradient.square())
+    def __call__(
+        self, log_ratio: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, target: Tensor | None = None
+    ) -> Tensor:
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_ratio(x).sum(), x, create_graph=True)
+        return per_sample_sum((gradient if target is None else gradient - target).square())
 
 
 @checked
-class FiniteDifferenceR1(GradientPenalty):
-    """R1 by the squared difference along a random direction (Lin et al. 2025, arXiv 2501.08316, sec. 3.4).
+class FiniteDifferencePenalty(GradientPenalty):
+    """The squared distance along a random direction, by a difference (Lin et al. 2025, arXiv 2501.08316, sec. 3.4).
 
-    Its mean over directions is R1 in the limit of a small ``step``, in data units. It has no second backward pass,
-    which compiled and sharded networks and fused attention lack.
+    Its mean over directions is the exact penalty in the limit of a small ``step``, in the unit of x. It has no second
+    backward pass, which compiled and sharded networks and fused attention lack.
     """
 
-    def __init__(self, weight: PositiveRate, step: Positive) -> None:
-        self.weight, self.step = weight, step
+    def __init__(self, weight: PositiveRate, matches_scores: bool, step: Positive) -> None:
+        super().__init__(weight, matches_scores)
+        self.step = step
 
-    def __call__(self, log_ratio: Callable[[Tensor], Tensor], x_sigma: Tensor, direction: Tensor) -> Tensor:
-        both = log_ratio(torch.cat([x_sigma, x_sigma + self.step * direction]))
-        first, second = both.chunk(2)
-        return ((second - first) / self.step).square()
+    def __call__(
+        self, log_ratio: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, target: Tensor | None = None
+    ) -> Tensor:
+        first, second = log_ratio(torch.cat([x, x + self.step * direction])).chunk(2)
+        slope = (second - first) / self.step
+        return (slope if target is None else slope - per_sample_sum(target * direction)).square()

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from onestep.data.diff_augment import DifferentiableAugmentation
 from onestep.denoiser import micro_batches
-from onestep.distillation.method import Method, frozen
+from onestep.distillation.method import Method
 from onestep.distillation.view import View
 from onestep.metrics.classifier import load_classifier
 from onestep.models.discriminator import ChannelMean, Discriminator, PooledHead, StridedHeads
+from onestep.models.freezing import frozen
 from onestep.models.pretrained_features import PretrainedFeatures
 from onestep.models.sample_networks import NOISED_SAMPLES, ConvolutionalNetwork
 from onestep.noise import LogUniformSigma, Noised, add_noise
@@ -23,7 +24,7 @@ from onestep.objectives.base import Objective, Predictions
 from onestep.objectives.density_ratio import LinearBins, QuantileBins
 from onestep.objectives.divergences import ForwardKL, ReverseKL
 from onestep.objectives.f_distill import FDistill
-from onestep.objectives.gradient_penalty import R1, FiniteDifferenceR1, GradientPenalty
+from onestep.objectives.gradient_penalty import ExactPenalty, FiniteDifferencePenalty, GradientPenalty
 from onestep.objectives.losses import Losses, Term
 from onestep.objectives.uni_instruct import UniInstruct
 from onestep.objectives.weighting import UnitWeighting
@@ -295,7 +296,7 @@ def test_a_discriminator_without_real_samples_is_refused(world: World, absent: s
 
 
 @homes
-@pytest.mark.parametrize("penalty", [R1(0.5), FiniteDifferenceR1(0.5, step=1e-3)])
+@pytest.mark.parametrize("penalty", [ExactPenalty(0.5, False), FiniteDifferencePenalty(0.5, False, step=1e-3)])
 def test_a_penalty_is_of_the_logits_gradient_at_the_real_samples(world: World, penalty: GradientPenalty) -> None:
     losses = world.critic_losses(penalty=penalty, discriminator_weight=0.25)
     term = losses.terms["penalty"]
@@ -303,12 +304,47 @@ def test_a_penalty_is_of_the_logits_gradient_at_the_real_samples(world: World, p
     x = world.x_real_sigma.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(world.logits(x).sum(), x)
     along = (gradient * world.noise.roll(1, 0)).flatten(1).sum(1).square()
-    expected = gradient.square().flatten(1).sum(1) if isinstance(penalty, R1) else along
+    expected = gradient.square().flatten(1).sum(1) if isinstance(penalty, ExactPenalty) else along
     torch.testing.assert_close(term.losses, expected, rtol=0.05, atol=1e-2 * float(expected.mean()))
     term.mean.backward()
     trained = {name: any(p.grad is not None for p in own) for name, own in world.parameters().items()}
     assert trained["discriminator"] and not trained["teacher"]
     assert trained["fake"] == (world.host is world.fake_score)
+
+
+@homes
+@pytest.mark.parametrize("penalty", [ExactPenalty(0.5, True), FiniteDifferencePenalty(0.5, True, step=1e-3)])
+def test_a_penalty_matches_the_scores_at_the_generated_samples(world: World, penalty: GradientPenalty) -> None:
+    """In units of the noise: a shift of its u moves the noised sample by sigma u."""
+    with torch.no_grad():
+        inputs = (world.x_sigma, world.sigma, world.condition)
+        x0_teacher, x0_fake = (one(*inputs) for one in (world.teacher, world.fake_score))
+    world.teacher.guidance = 2.0  # which the samples of the discriminator do not have
+    term = world.critic_losses(penalty=penalty).terms["penalty"]
+    x, sigma = world.x_sigma.clone().requires_grad_(), world.sigma[:, None, None, None]
+    (gradient,) = torch.autograd.grad(world.logits(x).sum(), x)
+    offset = sigma * gradient - (x0_teacher - x0_fake) / sigma
+    along = (offset * world.noise.roll(1, 0)).flatten(1).sum(1).square()
+    expected = offset.square().flatten(1).sum(1) if isinstance(penalty, ExactPenalty) else along
+    torch.testing.assert_close(term.losses, expected, rtol=0.05, atol=1e-2 * float(expected.mean()))
+    term.mean.backward()
+    trained = {name: any(p.grad is not None for p in own) for name, own in world.parameters().items()}
+    assert trained == {"discriminator": True, "teacher": False, "fake": world.host is world.fake_score}
+
+
+FREE_OF_RATIO = FDistill(ReverseKL(), UnitWeighting(), normalize_weight=True)
+
+
+@pytest.mark.parametrize(
+    ("home", "options", "message"),
+    [
+        ("teacher", {"fake_score": None}, "matches the scores, and this objective has no fake score"),
+        ("samples", {"view": View(0.25), "objective": FREE_OF_RATIO}, "other ones, by discriminator.noise_level"),
+    ],
+)
+def test_scores_that_there_are_not(world: World, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        world.method(penalty=ExactPenalty(0.5, True), **options)
 
 
 @pytest.mark.parametrize("home", ["teacher", "fake_score", "samples", "pretrained"])

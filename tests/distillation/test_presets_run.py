@@ -98,7 +98,7 @@ def test_terms_alone_are_the_whole_loss_without_the_teacher(tmp_path: Path) -> N
             torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * gradient)
 
 
-@pytest.mark.parametrize("penalty", ["r1", "finite_difference_r1"])
+@pytest.mark.parametrize("penalty", ["r1", "finite_difference_r1", "scores", "finite_difference_scores"])
 def test_a_discriminator_of_its_own_with_a_penalty(penalty: str, tmp_path: Path) -> None:
     overrides = ("experiment=digits", "discriminator=convolutional", f"penalty={penalty}", f"output={tmp_path}")
     parts = build_distillation(configure("train", *TINY, *overrides))

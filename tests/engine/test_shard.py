@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from onestep.distillation.method import frozen
 from onestep.engine.shard import checkpoint_activations
+from onestep.models.freezing import frozen
 from tests.helpers.edm_models import tiny_denoiser
 
 
