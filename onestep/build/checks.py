@@ -279,7 +279,7 @@ def check_term_fit(terms: Mapping[str, GeneratorTerm], student: Any, teacher: An
         try:
             term.check_student(student, teacher)
             for step in range(student.network_evaluations):
-                term.levels(sigma, 0.0, student, step)
+                term.levels_of_step(sigma, 0.0, student, step)
         except ValueError as error:
             raise ValueError(f"terms.{name}: {error}") from None
 

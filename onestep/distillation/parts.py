@@ -91,7 +91,7 @@ class Distillation:
         """New levels and noise for each term that reads noised samples of ``step``, by micro-batch and name."""
         batches: list[dict[str, Noised]] = [{} for _ in range(self.settings.accumulation)]
         for name, term in self.terms.items():
-            levels = term.levels(self.sigma, iteration / self.settings.iterations, self.student, step)
+            levels = term.levels_of_step(self.sigma, iteration / self.settings.iterations, self.student, step)
             if levels is not None:
                 noised = self.split(random.sigma(levels), random.normal(shape))
                 for batch, of_batch in zip(batches, noised, strict=True):

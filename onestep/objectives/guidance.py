@@ -41,7 +41,7 @@ class GuidanceAugmentation(GeneratorTerm):
     ) -> None:
         self.weight, self.weighting, self.sigma, self.below_step = weight, weighting, sigma, below_step
 
-    def levels(self, sigma: SigmaDistribution, progress: float, student: Any, step: int) -> SigmaDistribution:
+    def levels_of_step(self, sigma: SigmaDistribution, progress: float, student: Any, step: int) -> SigmaDistribution:
         sigma = sigma if self.sigma is None else self.sigma.after(progress)
         return SigmaBelow(sigma, [student.sigma_init, *student.later_sigmas][step]) if self.below_step else sigma
 

@@ -32,7 +32,8 @@ class TermInputs:
         pair: noise and the teacher's samples; None without pairs.
         teacher: the frozen denoiser, with its guidance.
         condition_generated: that of ``x_generated``.
-        noised: levels of :meth:`GeneratorTerm.levels` and noise, for ``x_generated``; None for a term without levels.
+        noised: the levels of :meth:`GeneratorTerm.levels_of_step` and noise, for ``x_generated``; None for a term
+            without levels.
     """
 
     student: Any
@@ -78,7 +79,9 @@ class GeneratorTerm(ABC):
             ValueError: for others.
         """
 
-    def levels(self, sigma: SigmaDistribution, progress: float, student: Any, step: int) -> SigmaDistribution | None:
+    def levels_of_step(
+        self, sigma: SigmaDistribution, progress: float, student: Any, step: int
+    ) -> SigmaDistribution | None:
         """The noise levels at which it reads the samples of a step; by default None, for a term that adds no noise.
 
         Args:

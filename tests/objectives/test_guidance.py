@@ -133,7 +133,7 @@ def test_levels_are_below_the_input_of_the_trained_step(tmp_path: Path, monkeypa
     term = parts.terms["guidance_augmentation"]
     u = torch.linspace(0, 1, 5, dtype=torch.float64)
     for step, level in enumerate(inputs):
-        law = term.levels(parts.sigma, 0.0, parts.student, step)
+        law = term.levels_of_step(parts.sigma, 0.0, parts.student, step)
         expected = parts.sigma.quantile(u * parts.sigma.cdf(torch.tensor(level, dtype=torch.float64)))
         torch.testing.assert_close(law.quantile(u), expected)
         assert law.quantile(u)[-1] <= min(level, 5.0) + 1e-6
@@ -146,7 +146,7 @@ def test_levels_are_below_the_input_of_the_trained_step(tmp_path: Path, monkeypa
 def test_a_law_of_its_own() -> None:
     own = LogUniformSigma(0.1, 1.0)
     term = GuidanceAugmentation(1.0, UnitWeighting(), sigma=own, below_step=False)
-    assert term.levels(KarrasSigma(0.02, 80.0), 0.5, None, 0) is own
+    assert term.levels_of_step(KarrasSigma(0.02, 80.0), 0.5, None, 0) is own
 
 
 @pytest.mark.parametrize(
