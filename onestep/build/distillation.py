@@ -27,7 +27,7 @@ from onestep.build.image_conditions import (
 )  # fmt: skip
 from onestep.build.networks import build_discriminator, build_generator, build_pretrained, build_view, initial_student
 from onestep.build.run import build_clips, build_layout, build_rules, build_run, started_run
-from onestep.build.students import build_student, build_views, data_of_scene
+from onestep.build.students import build_student, build_views, check_alignment, data_of_scene
 from onestep.build.use import check_use, check_use_in_distillation
 from onestep.config import instantiate
 from onestep.data.augmentation import EDMAugmentation
@@ -133,6 +133,7 @@ def build_distillation(
     set_dropout(student.networks, generator_settings.dropout, "generator.dropout")
     if fake_score is not None:
         set_dropout([fake_score], critics.dropout, "fake_score.dropout")
+        check_alignment(critics.alignment, student, fake_score)
     augment: EDMAugmentation | None = instantiate(config.get("augment"))
     if objective.needs_ratio or generator_settings.gan_weight > 0:
         pretrained = build_pretrained(config, teacher)

@@ -100,6 +100,7 @@ class _FakeScore:
     error_weight: ErrorWeight
     error_sum: bool
     dropout: Decay
+    alignment: Decay
 
 
 @dataclass

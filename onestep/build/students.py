@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from onestep.build.checks import check_fit
 from onestep.config import instantiate
@@ -14,6 +14,7 @@ from onestep.evaluation.generate import SampleFunction
 from onestep.evaluation.orbit import OrbitReport
 from onestep.evaluation.views import ViewsReport
 from onestep.metrics.classifier import Classifier
+from onestep.models.base import DenoiserNetwork
 from onestep.models.scene.coloured import ColouredScene
 from onestep.models.scene.generator import AnyScene, SceneGenerator
 from onestep.objectives.base import Objective
@@ -81,3 +82,23 @@ def build_views(
     classifier = features if isinstance(features, Classifier) else None
     images = data if isinstance(data, ImageDataset) else None
     return ViewsReport(classifier, images, teacher)
+
+
+def check_alignment(alignment: float, student: Any, fake_score: DenoiserNetwork) -> None:
+    """Check that the fake score can be moved to the generator by the part ``alignment``, parameter by parameter.
+
+    Raises:
+        ValueError: if they have not the same trained parameters.
+    """
+    if not alignment:
+        return
+    theirs, ours = (
+        {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+        for network in (getattr(student, "denoiser", nn.Module()), fake_score)
+    )
+    if different := sorted(name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)):
+        raise ValueError(
+            f"fake_score.alignment={alignment}: the fake score and the {type(student).__name__} must train the same "
+            f"parameters, and {len(different)} differ, such as {different[0]}: give both the same network, lora and "
+            "frozen parameters, or set it to 0"
+        )

@@ -97,6 +97,7 @@ def check_use_in_distillation(
         "error_weight",
         "error_sum",
         "dropout",
+        "alignment",
     )
     _refuse(config, (
         _Rule(("generator.objective_weight", "generator.objective_weight_before_gan", "normalizer", "weighting"),

@@ -27,6 +27,7 @@ from onestep.distillation.parts import Distillation
 from onestep.distillation.report import DistillationReport
 from onestep.distillation.schedule import Update, batches_per_iteration
 from onestep.distillation.settings import Weights
+from onestep.engine.averages import move
 from onestep.engine.course import describe_weights
 from onestep.engine.loop import train
 from onestep.engine.optimizer import SkippedStepError
@@ -251,6 +252,8 @@ def update_generator(
         diagnostics.append(losses.diagnostics)
         logits += [] if losses.logit is None else [losses.logit]
     norms = optimizer.step(iteration)
+    if parts.critics.alignment and method.fake_score is not None:
+        move(method.fake_score, parts.student.denoiser, 1 - parts.critics.alignment)
     if method.normalizer is not None and logits:
         method.normalizer.update(torch.cat(logits), torch.cat([noise.sigma for noise in noised]))
     return _stack(diagnostics) | norms

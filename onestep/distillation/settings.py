@@ -103,6 +103,8 @@ class CriticSettings:
         generated_noise: noise of the generated images in the discriminator's loss: that of the fake score's loss
             ("shared"), or noise and levels of their own ("own_level").
         dropout: probability of the fake score's dropout in the critics' update; 0 for none.
+        alignment: the part, 1 - lambda, by which each update of the generator moves the fake score's parameters to the
+            generator's: SenseFlow's implicit distribution alignment (arXiv 2506.00523); 0 for none.
 
     Raises:
         ValueError: for a number out of its range.
@@ -119,6 +121,7 @@ class CriticSettings:
     real_noise: Literal["same", "own_noise", "own_level"]
     generated_noise: Literal["shared", "own_level"]
     dropout: Decay
+    alignment: Decay
 
     @property
     def guidance_rule(self) -> GuidanceRule:

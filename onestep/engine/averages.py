@@ -134,11 +134,10 @@ class Averages(Generic[Network]):
         """
         self._move(network, False, images_seen, batch_size)
 
-    @torch.no_grad()
     def _move(self, network: Network, after_each_update: bool, images_seen: int = 0, batch_size: int = 0) -> None:
         for name, rule in self.rules.items():
             if rule.after_each_update is after_each_update:
-                _move(self.networks[name], network, rule.decay(images_seen, batch_size))
+                move(self.networks[name], network, rule.decay(images_seen, batch_size))
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -160,8 +159,9 @@ def folder_of(names: Sequence[str], name: str) -> str:
     return "generator" if name == names[0] else f"generator_{name}"
 
 
-def _move(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the trained weights of ``average`` towards those of ``network``; its buffers become the network's."""
+@torch.no_grad()
+def move(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the weights of ``average`` by ``1 - decay`` towards those that ``network`` trains, and copy its buffers."""
     pairs = zip(average.parameters(), network.parameters(), strict=True)
     trained = [(ours, theirs) for ours, theirs in pairs if theirs.requires_grad]
     # FastGen's operation too: its recorded averages are equal to the last bit.
