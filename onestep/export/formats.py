@@ -113,18 +113,33 @@ def _write_onnx(graph: GeneratorGraph, folder: Path, dtype: DType) -> Runner:
             import_module(package)
         except ImportError as error:
             raise ValueError(f"--format onnx needs {package}: pip install 'onestep[onnx]' ({error})") from error
+    from onnxscript import optimizer
+
     program = _traced(graph)
-    # ONNX has no searchsorted: the place of a noise level in diffusers' tables.
-    places = {torch.ops.aten.searchsorted.Tensor: lambda table, values: (table < values[..., None]).sum(-1)}
     names = list(graph.inputs([0]))
     with _quiet():
         converted: Any = torch.onnx.export(
-            program.run_decompositions(places), dynamo=True, verbose=False, input_names=names, output_names=[OUTPUT]
-        )
+            program.run_decompositions(_WITHIN_ONNX), dynamo=True, verbose=False, input_names=names,
+            output_names=[OUTPUT], optimize=False,
+        )  # fmt: skip
+        # Its own optimisation drops a sum with less than 1e-8, such as Sana's with 1e-15 before a division.
+        for simplify in (optimizer.inline, optimizer.fold_constants, optimizer.remove_unused_nodes):
+            simplify(converted.model)
         large = sum(one.numel() * one.element_size() for one in graph.parameters()) > _LARGEST_ONNX
         converted.save(folder / _GRAPH, external_data=large)
         _CONVERSIONS[dtype](folder / _GRAPH, large)
     return onnx_runner(folder / _GRAPH)
+
+
+def _squeezed(x: Tensor, dim: int) -> Tensor:
+    return x.select(dim, 0) if x.shape[dim] == 1 else x.view_as(x)
+
+
+#: ONNX has no searchsorted, the place of a noise level in diffusers' tables, and squeezes no side but of 1.
+_WITHIN_ONNX = {
+    torch.ops.aten.searchsorted.Tensor: lambda table, values: (table < values[..., None]).sum(-1),
+    torch.ops.aten.squeeze.dim: _squeezed,
+}
 
 
 def onnx_runner(path: Path) -> Runner:

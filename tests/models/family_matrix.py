@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-CELLS = ("load", "distil", "lora", "resume", "export", "elsewhere")
+CELLS = ("load", "distil", "lora", "resume", "export", "elsewhere", "onnx")
 _ROOT = Path(__file__).parents[2]
 _TABLE = re.compile(r"(?<=<!-- families -->\n).*?(?=<!-- end of families -->)", re.DOTALL)
 _TEST = re.compile(rf"test_families\.py::test_({'|'.join(CELLS)})\[(.+)\]$")
@@ -26,7 +26,7 @@ class _Results:
 
 def table(passed: dict[tuple[str, str], bool]) -> str:
     """The table in Markdown."""
-    words = {True: "yes", False: "**no**", None: ""}
+    words = {True: "yes", False: "**no**", None: "refused"}
     lines = [f"| family | {' | '.join(CELLS)} |", "| --- " * (1 + len(CELLS)) + "|"]
     for family in dict.fromkeys(family for family, _ in passed):
         lines.append(f"| {family} | {' | '.join(words[passed.get((family, cell))] for cell in CELLS)} |")

@@ -19,9 +19,11 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
+from onestep.build.deployment import Deployment
 from onestep.build.distillation import distill
 from onestep.build.sampling import sample
 from onestep.export.export import export
+from onestep.export.formats import export_graph, onnx_runner
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.families import diffusers_class
 from onestep.models.diffusers.families.base import Family
@@ -51,6 +53,8 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 #: Of FLUX.1 guidance is an input, and Qwen-Image's pipeline scales what it has guided.
 UNGUIDED = ("FLUX.1", "Qwen-Image")
+#: These cut each prompt of a batch to its own length.
+WITHOUT_GRAPH = ("Lumina 2", "Z-Image")
 
 
 def size_of(name: str) -> int:
@@ -288,6 +292,31 @@ def test_elsewhere(name: str, exported: Callable[[str], Path], lora_run: Callabl
     ours, theirs = next(iter(np.load(file).values()))[0], np.load(exported(name).parent / "theirs.npy")
     assert ours.shape == theirs.shape and ours.std() > 5
     assert np.abs(ours.astype(float) - (theirs * 255).round()).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in WITHOUT_GRAPH])
+def test_onnx(name: str, lora_run: Callable[[str], Path], tmp_path: Path) -> None:
+    """One graph of student and decoder, for a batch larger than those that the export compares."""
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    graph = Deployment(str(lora_run(name)), [f"prompts={PROMPTS}"]).graph
+    export_graph(graph, "onnx", "float32", tmp_path / "new")
+    inputs = graph.inputs(range(70))
+    with torch.no_grad():
+        expected = graph(*inputs.values())
+    images = onnx_runner(tmp_path / "new" / "model.onnx")(inputs)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.05
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRAPH)
+def test_a_network_without_a_graph_is_refused(name: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    network = load_diffusers(str(folder_of(name)), 1.0, size_of(name), "float32", None, None, False)
+    mask = torch.ones(2, 5)
+    conditions: Any = {"encoder_hidden_states": torch.zeros(2, 5, 12), "encoder_attention_mask": mask}
+    inputs = (torch.zeros(2, *network.image_shape), torch.ones(2), conditions)
+    with pytest.raises(ValueError, match=r"Transformer2DModel cuts each prompt .* export it as diffusers or"):
+        torch.export.export(network, inputs)
 
 
 @pytest.mark.slow

@@ -179,6 +179,19 @@ class TransformerFamily(Family):
         return network.inner_dim
 
 
+def refuse_graph(network: Any) -> None:
+    """Refuse a ``network`` that handles the images of a batch one by one while it becomes a graph.
+
+    Raises:
+        ValueError: with the network's class, during :func:`torch.export.export`.
+    """
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            f"a {type(network).__name__} cuts each prompt of a batch to its own length, which a graph for any batch "
+            "cannot: export it as diffusers or as safetensors"
+        )
+
+
 def pack(x: Tensor) -> Tensor:
     """Tokens [B, H W / 4, 4 C] of two by two pixels of latents [B, C, H, W], row by row."""
     return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from onestep.denoiser import Condition
-from onestep.models.diffusers.families.base import TransformerFamily
+from onestep.models.diffusers.families.base import TransformerFamily, refuse_graph
 
 
 def _encode(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
@@ -36,6 +36,7 @@ class Lumina2(TransformerFamily):
         return ("encoder_hidden_states", "encoder_attention_mask")
 
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
+        refuse_graph(network)
         text, mask = condition["encoder_hidden_states"], condition["encoder_attention_mask"].bool()
         return -network(x, 1 - timestep / 1000, text, mask).sample
 

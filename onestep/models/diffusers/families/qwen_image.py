@@ -1,6 +1,7 @@
 """Qwen-Image."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -59,15 +60,51 @@ class QwenImage(TransformerFamily):
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         height, width = x.shape[2] // 2, x.shape[3] // 2
         mask = condition["encoder_hidden_states_mask"].bool()
-        longest = int(mask.sum(1).max())
-        tokens = network(
-            pack(x),
-            timestep=timestep / 1000,  # the network multiplies it by 1000
-            encoder_hidden_states=condition["encoder_hidden_states"][:, :longest],
-            encoder_hidden_states_mask=mask[:, :longest],
-            img_shapes=[[(1, height, width)]] * len(x),
-        ).sample
+        graph = torch.compiler.is_exporting()  # of one length for all batches; the words behind a prompt are masked
+        longest = mask.shape[1] if graph else int(mask.sum(1).max())
+        with _real_rotations(network.pos_embed) if graph else nullcontext():
+            tokens = network(
+                pack(x),
+                timestep=timestep / 1000,  # the network multiplies it by 1000
+                encoder_hidden_states=condition["encoder_hidden_states"][:, :longest],
+                encoder_hidden_states_mask=mask[:, :longest],
+                img_shapes=[[(1, height, width)]],  # that of the first image is read for all
+            ).sample
         return unpack(tokens, height)
 
     def patch_size(self, network: Any) -> int:
         return 2
+
+
+@contextmanager
+def _real_rotations(pos_embed: Any) -> Iterator[None]:
+    """With rotary embeddings in real numbers, which graphs of other programs need, in place of diffusers' complex ones.
+
+    The angle of a position p in a pair of channels k of an axis with d channels is p theta^(-2 k / d).
+    """
+    from diffusers.models.transformers import transformer_qwenimage
+
+    def angles(positions: Tensor) -> Tensor:
+        """Angles [S, D / 2] of ``positions`` [S, 3]."""
+        sizes = [torch.arange(0, size, 2) / size for size in pos_embed.axes_dim]
+        return torch.cat([positions[:, [axis]] * pos_embed.theta**-size for axis, size in enumerate(sizes)], 1)
+
+    def embed(shapes: Any, max_txt_seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        (_, height, width), *_ = shapes[0]
+        rows, columns = (torch.arange(side) - (side - side // 2) for side in (height, width))
+        words = max(height // 2, width // 2) + torch.arange(max_txt_seq_len)
+        return angles(torch.cartesian_prod(torch.arange(1), rows, columns)), angles(words[:, None].expand(-1, 3))
+
+    def rotate(x: Tensor, angle: Tensor, use_real: bool) -> Tensor:
+        """``x`` [B, S, heads, D], each pair of channels turned by its ``angle`` [S, D / 2]."""
+        real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2)
+
+    complex_rotation = transformer_qwenimage.apply_rotary_emb_qwen
+    transformer_qwenimage.apply_rotary_emb_qwen, pos_embed.forward = rotate, embed
+    try:
+        yield
+    finally:
+        transformer_qwenimage.apply_rotary_emb_qwen = complex_rotation
+        del pos_embed.forward  # that of the class again

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from onestep.denoiser import Condition
-from onestep.models.diffusers.families.base import QWEN3_CHAT, TransformerFamily
+from onestep.models.diffusers.families.base import QWEN3_CHAT, TransformerFamily, refuse_graph
 
 _DEFAULT_SIZE = 128  # of 1,024 pixels, ZImagePipeline's default; the config has no size
 _LENGTH = 512  # of prompts, the pipeline's
@@ -53,6 +53,7 @@ class ZImage(TransformerFamily):
         return ("encoder_hidden_states", "encoder_attention_mask")
 
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
+        refuse_graph(network)
         lengths = condition["encoder_attention_mask"].bool().sum(1).tolist()  # half precision would round a sum
         text = [states[:length] for states, length in zip(condition["encoder_hidden_states"], lengths, strict=True)]
         outputs = network(list(x[:, :, None].unbind()), 1 - timestep / 1000, text, return_dict=False)[0]
