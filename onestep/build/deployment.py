@@ -59,17 +59,24 @@ class Deployment:
             raise ValueError(f"{source}: a scene is no network of images: export it with --format diffusers")
         if self._config.prompts is None and prompt_keys(keys_of_data(network)):
             self._config.prompts = list(_PROMPTS)
-        space = self._space(generator)
+        self._generator = generator
+        space = self.space()
         pipeline = network.pipeline or pipeline_of(self._config, self._parts)
         autoencoder = None if space.decode is None or pipeline is None else pipeline.autoencoder
         self.graph = GeneratorGraph(generator, space, autoencoder)
 
-    def _space(self, generator: Generator) -> SampleSpace:
-        if keys_of_data(generator.denoiser) == ["image"]:
-            return SampleSpace.of(generator.denoiser, None, RandomImages(generator.noise_shape))
-        given = self._config.classes
-        classes = generator.classes if given is None else list(given)
-        return sampling_space(self._config, self._parts, generator.denoiser, classes)
+    def space(self, classes: list[int] | None = None, prompts: list[str] | None = None) -> SampleSpace:
+        """The inputs of seeds, with ``classes`` or ``prompts`` in place of those of the settings.
+
+        Raises:
+            ValueError: as :func:`onestep.build.sampling.sampling_space`.
+        """
+        network, config = self._generator.denoiser, self._config.copy()
+        if keys_of_data(network) == ["image"]:
+            return SampleSpace.of(network, None, RandomImages(self._generator.noise_shape))
+        config.prompts = config.prompts if prompts is None else prompts
+        known = self._generator.classes if config.classes is None else list(config.classes)
+        return sampling_space(config, self._parts, network, known if classes is None else classes)
 
     def teacher(self) -> tuple[SampleFunction, int] | None:
         """The teacher's sampler, and its network evaluations per image; None if it is not known."""

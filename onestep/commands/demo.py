@@ -1,4 +1,4 @@
-"""``onestep demo``: a page on which a generator draws in the browser, served on this machine."""
+"""``onestep demo``: a page on which a generator draws, in the browser or by an app, served on this machine."""
 
 import argparse
 import tempfile
@@ -16,6 +16,7 @@ The file stays where it is and is found in the current folder, or given by --run
   onestep demo outputs/RUN -o page --no-serve            a folder for any web server
   onestep demo page                                      serve it again
   onestep demo outputs/RUN 'prompts=["a cat","a dog"]'   the prompts to choose from
+  onestep demo outputs/RUN --gradio                      an app of gradio, which draws in this process
 """
 
 
@@ -23,11 +24,13 @@ def main(arguments: Sequence[str]) -> None:
     """Make a demo, and serve it until it is interrupted.
 
     Raises:
-        ValueError: as :func:`onestep.pages.demo.write_demo`, :func:`onestep.pages.server.demo_server` and
-            :class:`onestep.build.deployment.Deployment`.
+        ValueError: as :func:`onestep.pages.demo.write_demo`, :func:`onestep.pages.server.demo_server`,
+            :func:`onestep.pages.app.build_app` and :class:`onestep.build.deployment.Deployment`.
     """
     options = _parse(arguments)
-    if (Path(options.run) / SETTINGS).is_file():
+    if options.gradio:
+        _serve_app(options)
+    elif (Path(options.run) / SETTINGS).is_file():
         _serve(Path(options.run), options.port)
     elif options.output is not None:
         _write(options, options.output)
@@ -59,7 +62,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
                         "each class or prompt (default 16)")  # fmt: skip
     parser.add_argument("--runtime", type=Path, help="the npm package onnxruntime-web: its .tgz, or its folder; "
                         "default: onnxruntime-web-*.tgz in the current folder")  # fmt: skip
+    parser.add_argument("--gradio", action="store_true", help="an app of gradio with any seed, class or prompt, "
+                        "in place of the page; needs pip install 'onestep[gradio]'")  # fmt: skip
     options = parser.parse_intermixed_args(arguments)  # settings on either side of the options
+    if options.gradio and (options.output or options.runtime or not options.serve):
+        parser.error("--gradio serves an app and writes no page: remove -o, --no-serve and --runtime")
     if options.seeds < 2 or options.teacher_seeds < 0:
         parser.error(f"--seeds {options.seeds} --teacher-seeds {options.teacher_seeds}: expected at least 2 and 0")
     if not options.serve and options.output is None:
@@ -75,9 +82,23 @@ def _write(options: argparse.Namespace, output: Path) -> None:
     runtime = options.runtime or _found_runtime()
     check_output(output)
     deployment = Deployment(options.run, options.settings)
-    title = f"onestep: {Path(options.run).resolve().name}"
     teacher = deployment.teacher() if options.teacher_seeds else None
-    write_demo(deployment.graph, title, options.seeds, teacher, options.teacher_seeds, runtime, output)
+    write_demo(deployment.graph, _title(options), options.seeds, teacher, options.teacher_seeds, runtime, output)
+
+
+def _serve_app(options: argparse.Namespace) -> None:
+    from onestep.build.deployment import Deployment
+    from onestep.pages.app import build_app, serve_app
+
+    deployment = Deployment(options.run, options.settings)
+    teacher = deployment.teacher() if options.teacher_seeds else None
+    app = build_app(_title(options), deployment.graph, deployment.space, teacher)
+    print(f"open {serve_app(app, options.port)} (Ctrl-C ends it)", flush=True)
+    app.block_thread()
+
+
+def _title(options: argparse.Namespace) -> str:
+    return f"onestep: {Path(options.run).resolve().name}"
 
 
 def _found_runtime() -> Path:

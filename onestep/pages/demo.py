@@ -58,11 +58,7 @@ def write_demo(
         ValueError: for a generator that takes an image or draws none, a ``runtime`` that is not this package, or as
             :func:`onestep.export.formats.export_graph`. Nothing is written then.
     """
-    if "image" in graph.condition_names:
-        raise ValueError(f"{title}: its generator takes an image, use onestep upscale: a demo draws from noise alone")
-    shape = graph(*graph.inputs([0]).values()).shape[1:]
-    if shape[0] not in (1, 3):
-        raise ValueError(f"{title}: samples of {shape[0]} channels are no pictures: expected 1 or 3")
+    shape = check_pictures(graph, title)
     space = graph.space
     if space.conditions is None and space.classes is None and space.label_dim > _LISTED:
         space = replace(space, classes=range(_LISTED))
@@ -92,6 +88,20 @@ def write_demo(
         write_text(folder / SETTINGS, json.dumps(settings) + "\n")
         page = _page(title, graph, size, names, seeds, teacher[1] if teacher is not None and drawn else 0)
         write_page(title, page, folder / "index.html", "demo")
+
+
+def check_pictures(graph: GeneratorGraph, title: str) -> torch.Size:
+    """The shape [C, H, W] of the pictures that a generator draws from noise alone.
+
+    Raises:
+        ValueError: for a generator that takes an image, or samples that are no pictures.
+    """
+    if "image" in graph.condition_names:
+        raise ValueError(f"{title}: its generator takes an image, use onestep upscale: a demo draws from noise alone")
+    shape = graph(*graph.inputs([0]).values()).shape[1:]
+    if shape[0] not in (1, 3):
+        raise ValueError(f"{title}: samples of {shape[0]} channels are no pictures: expected 1 or 3")
+    return shape
 
 
 def _choices(space: SampleSpace, seeds: int) -> tuple[list[str], Condition, list[int]]:
