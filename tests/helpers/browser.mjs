@@ -1,10 +1,10 @@
-// Opens a report in headless Chromium at a width and in a colour scheme; prints what is wrong with it as JSON.
-// node --experimental-websocket browser.mjs CHROMIUM PAGE WIDTH SCHEME PICTURE [AXE]
+// Opens a page in headless Chromium at a width and in a colour scheme; prints what is wrong with it as JSON.
+// node --experimental-websocket browser.mjs CHROMIUM URL WIDTH SCHEME PICTURE [AXE]
 import { readFileSync } from "node:fs";
 import { LAYOUT, openPage } from "./chromium.mjs";
 
-const [chromium, path, width, scheme, picture, axe] = process.argv.slice(2);
-const page = await openPage(chromium, `file://${path}`, width, scheme);
+const [chromium, url, width, scheme, picture, axe] = process.argv.slice(2);
+const page = await openPage(chromium, url, width, scheme);
 const found = await page.evaluate(`(() => {
   const slide = (id, value) => {
     const input = document.getElementById(id);
@@ -21,9 +21,10 @@ const found = await page.evaluate(`(() => {
 })()`);
 if (axe) {
   await page.evaluate(`${readFileSync(axe, "utf8")}; 0`);
-  found.axe = await page.evaluate("axe.run().then((it) => it.violations.map((one) => [one.impact, one.id, one.nodes[0].html]))");
+  Object.assign(found, await page.evaluate(`axe.run().then(({ passes, violations }) => ({ rules: passes.length,
+    violations: violations.map((one) => [one.impact, one.id, one.nodes.map((node) => node.html)]) }))`));
 }
 const layout = await page.evaluate(LAYOUT);
 await page.close(picture);
-const requests = page.requests.filter((url) => !url.startsWith("data:"));
+const requests = page.requests.filter((one) => !one.startsWith("data:"));
 console.log(JSON.stringify({ ...found, ...layout, errors: page.errors, requests }));

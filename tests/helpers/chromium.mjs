@@ -5,9 +5,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 // A page at a width and in a colour scheme: what runs in it, its errors and requests, and its end with a picture.
-export const openPage = async (chromium, url, width, scheme) => {
+export const openPage = async (chromium, url, width, scheme, flags = ["--disable-gpu"]) => {
   const profile = mkdtempSync(join(tmpdir(), "browser-"));
-  const options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"];
+  const options = ["--headless=new", "--no-sandbox", "--no-first-run", "--remote-debugging-port=0", ...flags];
   const browser = spawn(chromium, [...options, `--user-data-dir=${profile}`, "about:blank"]);
   const endpoint = await new Promise((found) => {
     let text = "";

@@ -1,9 +1,9 @@
 // Uses a demo in headless Chromium: draws seeds and classes, measures, and prints the pixels and what is wrong as JSON.
-// node --experimental-websocket demo.mjs CHROMIUM URL WIDTH SCHEME PICTURE
+// node --experimental-websocket demo.mjs CHROMIUM URL WIDTH SCHEME PICTURE [FLAG ...]
 import { LAYOUT, openPage } from "./chromium.mjs";
 
-const [chromium, url, width, scheme, picture] = process.argv.slice(2);
-const page = await openPage(chromium, url, width, scheme);
+const [chromium, url, width, scheme, picture, ...flags] = process.argv.slice(2);
+const page = await openPage(chromium, url, width, scheme, flags.length ? flags : undefined);
 const found = await page.evaluate(`(async () => {
   const at = (id) => document.getElementById(id);
   const frame = () => new Promise(requestAnimationFrame);
