@@ -2,19 +2,20 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from torch import Tensor
 
-from onestep.denoiser import beyond_labels
+from onestep.denoiser import Condition, beyond_labels
 from onestep.evaluation.generate import SampleFunction, SampleSpace, check_finite, generate_local
 from onestep.export.graph import GeneratorGraph
 from onestep.images import to_uint8
-from onestep.models.generator import Generator
 from onestep.pages.demo import check_pictures
 from onestep.seeding import check_seeds
 
@@ -55,11 +56,14 @@ class Drawing:
             ValueError: for seeds, classes or prompts that there are not.
         """
         check_seeds(seed, seed + count - 1, f"seed {seed}")
-        seeds, whole = range(seed, seed + count), self.graph.generator
-        student = Generator(whole.denoiser, whole.sigma_init, whole.later_sigmas[: steps - 1], whole.classes)
+        seeds, generator = range(seed, seed + count), self.graph.generator
+
+        def student(latents: Tensor, condition: Condition, noises: Iterator[Tensor]) -> Tensor:
+            return generator.simulate([latents, *islice(noises, steps - 1)], condition)
+
         classes = [choice] if isinstance(choice, int) and choice != _OF_THE_SEED else None
         space = self.space_of(classes, [choice] if isinstance(choice, str) else None)
-        drawn, text = self._pictures(student, seeds, space, f"student, {_steps(student.network_evaluations)}")
+        drawn, text = self._pictures(student, seeds, space, f"student, {_steps(steps)}")
         if self.teacher is None or not beside:
             return drawn, [], text
         sample, evaluations = self.teacher
@@ -100,7 +104,7 @@ def build_app(title: str, graph: GeneratorGraph, space_of: SpaceOf, teacher: tup
             raise gradio.Error(str(error)) from error
         return drawn if teacher is not None else (drawn[0], drawn[2])
 
-    space, steps = graph.space, len(graph.noise_names)
+    space, steps = graph.space, graph.generator.network_evaluations
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 600)) as app:  # files of pictures
         gradio.Markdown(f"# {title}")
         with gradio.Row():
