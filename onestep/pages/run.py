@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from onestep.data.prompts import PromptDataset
 from onestep.distillation.diagnosis import PREFIX
 from onestep.distillation.report import count_evaluations, last_diagnosis
 from onestep.distillation.symptoms import symptoms_of
+from onestep.engine.records import select
 from onestep.models import generator
 from onestep.models.scene import coloured, scene
 from onestep.models.scene import generator as scene_generator
@@ -232,21 +234,28 @@ def _use(run: RunRecord) -> Iterator[Element]:
     kind = next((name for name, file in _STUDENTS.items() if (run.folder / "generator" / file).is_file()), None)
     if kind == "Generator":
         own = isinstance(run.config.get("teacher"), str)
-        arguments = f"{folder + '/generator'!r}{', teacher' if own else ''}"
+        arguments = f"{folder + '/generator'!r}{', teacher' * own}"
         yield element("p", "In Python" + (", with the teacher that the run was given:" if own else ":"))
         yield code(f"import onestep\n\ngenerator = onestep.Generator.from_pretrained({arguments})", "Python")
-        if not own:
-            yield element("p", "On the command line, and as a pipeline of diffusers:")
-            words = ["onestep", "sample", f"run={folder}", "format=grid"]
-            yield code(
-                f"{shlex.join(words)}\n{shlex.join(['onestep', 'export', folder, 'my-generator'])}", "Commands of use"
-            )
-            yield code('pipeline = onestep.OneStepPipeline.from_pretrained("my-generator")', "Python with diffusers")
+        yield from () if own else _commands(run, folder)
     elif kind is not None:
         yield code(f"import onestep\n\nscene = onestep.{kind}.from_pretrained({folder + '/generator'!r})", "Python")
     elif (run.folder / "teacher").is_dir():
         words = ["onestep", "train", "teacher=local", f"teacher.path={folder}/teacher"]
         yield code(shlex.join(words), "Command that distills the teacher")
+
+
+def _commands(run: RunRecord, folder: str) -> Iterator[Element]:
+    restores = generator.read_generator_record(run.folder / "generator").upscale_factor is not None
+    enlarge = ["upscale", "photo.jpg", f"checkpoint={folder}", "-o", "large.png"]
+    other = ["onestep", *(enlarge if restores else ["export", folder, "new"])]
+    sample = shlex.join(["onestep", "sample", f"run={folder}", "format=grid"])
+    yield element("p", "On the command line, " + ("also for photographs:" if restores else "and as a pipeline:"))
+    yield code(f"{sample}\n{shlex.join(other)}", "Commands of use")
+    if not restores:
+        prompts = select(dict(run.config), "data._target_") == f"{PromptDataset.__module__}.{PromptDataset.__name__}"
+        pipeline = "diffusers.DiffusionPipeline" if prompts else "onestep.OneStepPipeline"
+        yield code(f'pipeline = {pipeline}.from_pretrained("new")', "Python with diffusers")
 
 
 def _machine(run: RunRecord) -> Element | None:

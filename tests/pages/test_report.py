@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 import onestep
@@ -183,6 +184,25 @@ def test_a_scene_is_read_by_its_class(name: str, run: Path) -> None:
     (run / "generator" / "generator.json").rename(run / "generator" / settings)
     text = page_of(run).text
     assert f"onestep.{name}.from_pretrained" in text and "onestep.Generator" not in text
+
+
+@pytest.mark.parametrize(
+    ("record", "data", "expected", "other"),
+    [
+        ({"upscale_factor": 4.0}, "paired.PairedImages", "upscale photo.jpg", "export"),
+        ({}, "prompts.PromptDataset", "diffusers.DiffusionPipeline.from_pretrained", "OneStepPipeline"),
+        ({}, "digits.Digits", "onestep.OneStepPipeline.from_pretrained", "DiffusionPipeline"),
+    ],
+)
+def test_how_a_student_is_used(record: dict[str, Any], data: str, expected: str, other: str, run: Path) -> None:
+    """Super-resolution has no pipeline, and that of prompts is diffusers' own."""
+    config = OmegaConf.load(run / "config.yaml")
+    config.data = {"_target_": f"onestep.data.{data}"}
+    OmegaConf.save(config, run / "config.yaml")
+    settings = run / "generator" / "generator.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | record))
+    use = page_of(run).text.split("Use it")[1].split("Configuration")[0]
+    assert expected in use and other not in use
 
 
 def test_what_the_user_set_is_marked() -> None:
