@@ -220,10 +220,8 @@ def check_conditions(data: TrainingDataset | NoData, network: Any, name: str) ->
         check_condition(contents(data)[1], network.condition_keys, required=True)
 
 
-def check_augmentation(
-    config: DictConfig, augment: EDMAugmentation | None, fake_score: Any, teacher: Any, discriminator: Any
-) -> None:
-    """Check that the networks of the critics' updates take the labels of the augmentation.
+def check_augmentation(config: DictConfig, augment: EDMAugmentation | None, fake_score: Any, teacher: Any) -> None:
+    """Check that the networks of the critics' updates take the labels of the augmentation; ``teacher`` or None.
 
     Raises:
         ValueError: for one that does not, or a method without a fake score.
@@ -236,8 +234,10 @@ def check_augmentation(
     of_teacher = "use a teacher that was trained with augment=edm"
     remedy = of_teacher if config.fake_score.network is None else described
     check_augmented(augment, fake_score, "the fake score's ", remedy)
-    if discriminator is not None and discriminator.features_from == "teacher":
-        check_augmented(augment, teacher, "the teacher's ", f"{of_teacher}, discriminator=shared_encoder")
+    if teacher is not None:
+        check_augmented(
+            augment, teacher, "the teacher's ", f"{of_teacher}, discriminator=shared_encoder without penalty=scores"
+        )
 
 
 def check_augmented(augment: EDMAugmentation, network: Any, of: str, remedy: str) -> None:

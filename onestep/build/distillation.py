@@ -54,6 +54,7 @@ from onestep.models.scene.coloured import ColouredScene
 from onestep.models.scene.generator import AnyScene
 from onestep.noise import SigmaDistribution
 from onestep.objectives.base import Objective
+from onestep.objectives.gradient_penalty import GradientPenalty
 from onestep.objectives.terms import GeneratorTerm
 from onestep.precision import float64_device
 from onestep.samplers import Sampler
@@ -140,7 +141,10 @@ def build_distillation(
         discriminator = build_discriminator(config, teacher, fake_score, pretrained, with_image).to(device)
         make_normalizer = instantiate(config.normalizer)
         normalizer = make_normalizer(sigma).to(float64_device(device)) if make_normalizer is not None else None
-    check_augmentation(config, augment, fake_score, teacher, discriminator)
+    penalty: GradientPenalty | None = instantiate(config.get("penalty"))
+    of_teacher = discriminator is not None and discriminator.features_from == "teacher"
+    of_teacher = of_teacher or (penalty is not None and penalty.matches_scores)
+    check_augmentation(config, augment, fake_score, teacher if of_teacher else None)
     diagnosis = DiagnosisSettings(**config.diagnosis)
     if discriminator is not None and isinstance(data, TrainingDataset):
         data = hold_out(data, diagnosis.held_out, config.seed)
@@ -184,7 +188,7 @@ def build_distillation(
             discriminator=discriminator,
             pretrained=None if pretrained is None else pretrained.to(device),
             normalizer=normalizer,
-            penalty=instantiate(config.get("penalty")),
+            penalty=penalty,
             gan_weighting=generator_settings.gan_weighting,
             view=view,
             discriminator_weight=critics.discriminator_weight,

@@ -109,9 +109,12 @@ def test_what_it_needs(overrides: tuple[str, ...], message: str, tmp_path: Path)
     assert message in said and "\n" not in said
 
 
-def test_a_teacher_that_reads_the_features(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, *SMALL, *AUGMENTED, "discriminator=teacher_features", "generator.gan_weight=0.1",
+@pytest.mark.parametrize(
+    "discriminator", [("discriminator=teacher_features",), ("discriminator=convolutional", "penalty=scores")]
+)
+def test_a_teacher_that_sees_the_augmented_images(discriminator: tuple[str, ...], tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, *SMALL, *AUGMENTED, *discriminator, "generator.gan_weight=0.1",
                          "+fake_score.network._target_=tests.helpers.edm_models.tiny_denoiser",
                          "+fake_score.network.augment_dim=9", "+fake_score.network.label_dim=10")  # fmt: skip
-    with pytest.raises(ValueError, match=r"the teacher's augment_dim=0: .*discriminator=shared_encoder, or set"):
+    with pytest.raises(ValueError, match=r"the teacher's augment_dim=0: .*=shared_encoder without penalty=scores, or"):
         build_distillation(config, {"teacher": tiny_denoiser(label_dim=10)})
