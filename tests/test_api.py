@@ -90,9 +90,11 @@ def test_a_hand_written_teacher_reaches_the_same_fid(tmp_path: Path) -> None:
     """Of the same function, written by hand, the same training gives the same student but for rounding."""
     settings: dict[str, Any] = SMALL | {
         "experiment": "digits",
-        "training": {"total_images": 320, "batch_size": 32, "warmup_images": 0},
-        "averages": {"ema": {"halflife": 100}},
-        "evaluation": {"samples": 500, "evaluate_teacher": False},
+        "training": {"total_images": 160, "batch_size": 32, "warmup_images": 0},
+        "averages": {"ema": {"halflife": 40}},
+        "metrics": ["fid"],
+        "diagnosis": {"samples": 0},
+        "evaluation": {"samples": 200, "evaluate_teacher": False},
     }  # fmt: skip
     usual = onestep.load_teacher("digits")
     own = OwnTeacher(onestep.load_teacher("digits").model).requires_grad_(False).eval()
@@ -100,7 +102,7 @@ def test_a_hand_written_teacher_reaches_the_same_fid(tmp_path: Path) -> None:
     for name, teacher in (("usual", usual), ("own", own)):
         distilled = onestep.distill(teacher, digits(), output=tmp_path / name, **settings)
         fids.append(distilled.summary["student"]["fid"])
-    assert fids[1] == pytest.approx(fids[0], rel=1e-4) and fids[0] < 11  # untrained, it is 11.6
+    assert fids[1] == pytest.approx(fids[0], rel=1e-4) and fids[0] < 13.4  # after one iteration, it is 13.49
     generator = onestep.Generator.from_pretrained(tmp_path / "own" / "generator", own)
     latents, condition = seeded_inputs([0, 1], (1, 8, 8), 10)
     with torch.no_grad():

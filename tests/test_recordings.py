@@ -7,8 +7,11 @@ import pytest
 
 from tests.helpers.recordings import CASES, RECORDINGS, measure, run_case
 
-# Enough for every day are one case of two processes, and of micro-batches with a shared encoder.
-SLOW = ("sida_two_processes", "f_distill_accumulation", "f_distill_shared_encoder")
+# Enough for every day are a preset of each kind of objective, and one case of two processes and of micro-batches.
+SLOW = (
+    "diff_instruct", "dmd_accumulation", "f_distill_accumulation", "f_distill_forward_kl", "f_distill_shared_encoder",
+    "sida_separate", "sida_two_processes", "sim", "sid_lsg", "uni_instruct_published_gradient", "vsd",
+)  # fmt: skip
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
 
 

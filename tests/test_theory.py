@@ -126,6 +126,7 @@ def test_the_lab_learns_the_mixture(tmp_path: Path) -> None:
     assert abs(summary["student"]["energy"]) < 0.035
 
 
+@pytest.mark.slow
 def test_what_divergences_prefer() -> None:
     """Reverse KL finds one mode, forward KL the moments of both, Jensen-Shannon a solution between them."""
     best: dict[str, Any] = {}

@@ -30,8 +30,8 @@ OUT_OF_MEMORY = r"out of memory.*training\.batch_size.*training\.accumulation.*g
     ("batch", "stopped", "evaluated"),
     [
         (1, "iteration_00000003", False),
-        (2, "iteration_00000003", False),  # in the grid of images
-        (3, "iteration_00000006", False),
+        pytest.param(2, "iteration_00000003", False, marks=pytest.mark.slow),  # in the grid of images
+        pytest.param(3, "iteration_00000006", False, marks=pytest.mark.slow),
         (5, "iteration_00000006", True),  # in the final evaluation, of the teacher
         (8, "iteration_00000006", True),  # of the student
     ],

@@ -24,6 +24,7 @@ PASSES = {
     "uni_instruct": (13, 4), "adversarial": (3, 6),
 }  # fmt: skip
 BARS = {"f_distill": (4, 20.6), "dmd2": (4, 20.6), "sid": (1, 10.1), "sida": (1, 11.1), "uni_instruct": (1, 11.1)}
+QUICK = ("sds", "uni_instruct")  # without and with every kind of pass
 #: What has been counted, by overrides.
 COUNTED: dict[tuple[str, ...], Count] = {}
 
@@ -52,7 +53,9 @@ def counted(*overrides: str) -> Count:
     return COUNTED[overrides]
 
 
-@pytest.mark.parametrize("objective", PASSES)
+@pytest.mark.parametrize(
+    "objective", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PASSES]
+)
 def test_the_count_is_that_of_the_documentation(objective: str, small: float) -> None:
     found = counted(f"objective={objective}")
     full, encoders = PASSES[objective]
@@ -71,6 +74,7 @@ def test_the_count_is_that_of_the_documentation(objective: str, small: float) ->
     assert len(generator) == 1 and generator[0].backward == pytest.approx(2 * generator[0].forward, rel=0.02)
 
 
+@pytest.mark.slow
 def test_separate_samples_cost_a_forward_each(small: float) -> None:
     shared, fresh = (counted("objective=sid", *more).forward_equivalents for more in ([], ["schedule=separate"]))
     assert fresh - shared == pytest.approx(2, abs=1e-6)
@@ -85,6 +89,7 @@ def test_the_published_network_s_count(objective: str) -> None:
     assert most - 1 < counted.forward_equivalents <= most
 
 
+@pytest.mark.slow
 def test_two_presets_interleaved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
