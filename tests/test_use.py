@@ -28,6 +28,7 @@ IN_VAIN = [
     ((*NO_GAN, "generator.gan_starts_at=1000"), "{} has no effect: there is no adversarial term"),
     (("generator.objective_weight_before_gan=2.0",), "{} has no effect: generator.gan_starts_at=0; set "),
     (("generator.renoise=deterministic",), "{} has no effect: there is one step; set generator.later_sigmas, "),
+    (("fake_score.step_aware=true",), "{} has no effect: there is one step; set generator.later_sigmas, "),
     ((*NO_GAN, "normalizer=published"), "{} has no effect: no term of the loss needs a discriminator; set "),
     ((*NO_GAN, "penalty=r1"), "{} has no effect: no term of the loss needs a discriminator"),
     ((*NO_GAN, "diff_augment=published"), "{} has no effect: no term of the loss needs a discriminator"),

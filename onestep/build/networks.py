@@ -23,6 +23,7 @@ from onestep.models.generator import Generator
 from onestep.models.loading import load_generator, load_teacher
 from onestep.models.pretrained_features import PretrainedFeatures
 from onestep.models.spectral_norm import add_spectral_norm
+from onestep.models.steps import add_step_embedding
 from onestep.models.weights import Weights
 from onestep.objectives.base import Objective
 from onestep.reading import one_line, read_json
@@ -122,13 +123,18 @@ def initial_network(
 def trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> DenoiserNetwork:
     """A trainable copy of ``network``: all parameters, or LoRA if ``config.lora.students`` includes ``name``.
 
-    It is in eval mode, because dropout would make its two uses in an iteration disagree.
+    It is in eval mode, because dropout would make its two uses in an iteration disagree. A fake score may also know the
+    generator's step.
     """
     lora: LoRA | None = instantiate(config.get("lora"))
+    student: DenoiserNetwork
     if lora is not None and name in lora.students:
-        return lora.apply(network).set_guidance(1.0, network.unconditional).eval()
-    # Trained in float32, for every precision of the teacher.
-    return copy.deepcopy(network).float().requires_grad_(True).set_guidance(1.0, network.unconditional).eval()
+        student = lora.apply(network)
+    else:  # in float32, for every precision of the teacher
+        student = copy.deepcopy(network).float().requires_grad_(True)
+    if name == "fake_score" and config.fake_score.step_aware:
+        add_step_embedding(student, 1 + len(config.generator.later_sigmas), "fake_score.step_aware")
+    return student.set_guidance(1.0, network.unconditional).eval()
 
 
 def build_view(config: DictConfig, teacher: Any, objective: Objective) -> View:

@@ -101,6 +101,7 @@ class _FakeScore:
     error_sum: bool
     dropout: Decay
     alignment: Decay
+    step_aware: bool
 
 
 @dataclass

@@ -98,6 +98,7 @@ def check_use_in_distillation(
         "error_sum",
         "dropout",
         "alignment",
+        "step_aware",
     )
     _refuse(config, (
         _Rule(("generator.objective_weight", "generator.objective_weight_before_gan", "normalizer", "weighting"),
@@ -111,8 +112,8 @@ def check_use_in_distillation(
         _Rule(("generator.labels=uniform",), data.label_dim == 0, "there are no classes",
               with_classes),
         _Rule(of_generator, other, "student=... replaces the generator", "use student=none"),
-        _Rule(("generator.renoise=deterministic",), not generator.later_sigmas, "there is one step",
-              "set generator.later_sigmas, the levels of the others"),
+        _Rule(("generator.renoise=deterministic", "fake_score.step_aware"), not generator.later_sigmas,
+              "there is one step", "set generator.later_sigmas, the levels of the others"),
         _Rule(("discriminator.real_noise=own_level", "discriminator.generated_noise=own_level",
                "generator.gan_level=own"), config.discriminator.noise_level is not None,
               f"discriminator.noise_level={config.discriminator.noise_level}", "set it to null"),

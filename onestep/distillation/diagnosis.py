@@ -21,6 +21,7 @@ from onestep.distillation.refit import refitted
 from onestep.distillation.schedule import batches_per_iteration
 from onestep.distillation.spread import Spread
 from onestep.engine.batches import Batches
+from onestep.models.steps import set_step
 from onestep.noise import Noised
 from onestep.objectives.denoising import denoising_loss, error_weight
 from onestep.objectives.ratio_quality import effective_fraction, jensen_shannon_bound, kl_bounds, ratio_means
@@ -39,11 +40,12 @@ _REFIT_STEPS = 8  # of the fake score
 
 @dataclass
 class Samples:
-    """Samples [b, ...] of the generator, their condition, and the noise with which they are looked at."""
+    """Samples [b, ...] of the generator after a step, their condition, and the noise with which they are looked at."""
 
     x: Tensor
     condition: Condition
     noised: Noised
+    step: int  # counted from 0
 
 
 class Diagnosis:
@@ -134,17 +136,18 @@ class Diagnosis:
     def _generate(self, number: int, random: BatchRandom, sigma: Tensor, condition: Condition) -> list[Samples]:
         """Micro-batches of one of the generator's steps, by turns, as the critics are trained on all."""
         student = self.parts.student
-        steps = 1 + number % student.network_evaluations
-        noises = [random.normal(student.noise_shape) for _ in range(steps)]
+        step = number % student.network_evaluations
+        noises = [random.normal(student.noise_shape) for _ in range(step + 1)]
         condition = self.parts.condition_of_samples(condition, random)
         inputs = self.parts.split(condition, *noises)
         samples = [self.parts.simulate(latents, given, keep_graph=False) for given, *latents in inputs]
         noise = random.normal(samples[0].shape[1:])
         split = zip(samples, self.parts.split(condition, sigma, noise), strict=True)
-        return [Samples(x, given, Noised(*noised)) for x, (given, *noised) in split]
+        return [Samples(x, given, Noised(*noised), step) for x, (given, *noised) in split]
 
     def _look(self, samples: Samples) -> dict[str, Tensor]:
         """What the critics say of generated samples."""
+        set_step(self.method.fake_score, samples.step)
         found: dict[str, Tensor] = {}
         if self.method.fake_score is not None:
             found |= self._predict(samples)
@@ -164,6 +167,7 @@ class Diagnosis:
         """The fake score's x0-prediction, and its losses [b]."""
         fake_score, sigma = self.method.fake_score, samples.noised.sigma
         assert fake_score is not None
+        set_step(fake_score, samples.step)
         with self.run.generator_autocast(), without_bf16(fake_score, sigma.device):
             x0_fake = fake_score(samples.noised.add_to(samples.x), sigma, samples.condition)
         weight = error_weight(fake_score, sigma, self.method.error_weight)

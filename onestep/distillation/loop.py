@@ -35,6 +35,7 @@ from onestep.engine.state import TrainingState
 from onestep.metrics.result import Measurement
 from onestep.models.dropout import dropout
 from onestep.models.freezing import describe_trained
+from onestep.models.steps import set_step
 from onestep.noise import Noised
 from onestep.objectives.losses import Term
 from onestep.objectives.regression import regression_loss
@@ -104,6 +105,7 @@ def updates(
     progress = iteration / parts.settings.iterations
     parts = replace(parts, sigma=parts.sigma.after(progress), fake_sigma=parts.fake_sigma.after(progress))
     step = exit_step(parts.run.seed, iteration, parts.student.network_evaluations)
+    set_step(parts.method.fake_score, step)
     number, batches = -1, list[MicroBatch]()
     for position, update in enumerate(parts.updates):
         if update.of == "generator" and weights is None:

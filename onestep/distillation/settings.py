@@ -105,6 +105,8 @@ class CriticSettings:
         dropout: probability of the fake score's dropout in the critics' update; 0 for none.
         alignment: the part, 1 - lambda, by which each update of the generator moves the fake score's parameters to the
             generator's: SenseFlow's implicit distribution alignment (arXiv 2506.00523); 0 for none.
+        step_aware: tell the fake score which step of the generator its samples are of, see
+            :class:`onestep.models.steps.StepEmbedding`.
 
     Raises:
         ValueError: for a number out of its range.
@@ -122,6 +124,7 @@ class CriticSettings:
     generated_noise: Literal["shared", "own_level"]
     dropout: Decay
     alignment: Decay
+    step_aware: bool
 
     @property
     def guidance_rule(self) -> GuidanceRule:

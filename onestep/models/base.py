@@ -94,6 +94,11 @@ class DenoiserNetwork(nn.Module, ABC):
         return output
 
     @property
+    def level_embeddings(self) -> Sequence[nn.Module]:
+        """The layers with a weight [E, ...] whose outputs [B, E] embed the noise level; empty if they are not known."""
+        return ()
+
+    @property
     def supports_guidance(self) -> bool:
         """True if it was also trained without a condition, which guidance needs."""
         return False
@@ -152,16 +157,9 @@ class DenoiserNetwork(nn.Module, ABC):
         return sigma
 
     def predict(
-        self,
-        x_sigma: Tensor,
-        sigma: Tensor,
-        condition: Condition,
-        /,
-        *,
-        outputs: Outputs,
-        levels: Sequence[int],
+        self, x_sigma: Tensor, sigma: Tensor, condition: Condition, /, *, outputs: Outputs, levels: Sequence[int],
         prediction_grad: bool,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """:meth:`forward` without guidance: by default :meth:`denoise`, and the outputs of :attr:`feature_blocks`."""
         if outputs == "prediction":
             return self.denoise(x_sigma, sigma, condition)

@@ -39,6 +39,7 @@ class MLP(nn.Module):
     """
 
     feature_layers = (0,)
+    level_layer = "embedding"
     frequencies = (2.0, 4.0, 8.0)  # per unit of the input, whose variance is about 1
 
     def __init__(
@@ -85,6 +86,7 @@ class Affine(nn.Module):
     """
 
     feature_shapes: Sequence[tuple[int, int, int]] = ()  # no features
+    level_layer = None  # nor an embedding
 
     def __init__(
         self, img_resolution: Side, img_channels: Width, label_dim: Classes = 0, out_channels: Width | None = None

@@ -178,6 +178,11 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
         # such an input without gradient.
         return self.family.features(self.network, output, x_sigma).to(x_sigma.dtype).contiguous()
 
+    @property
+    def level_embeddings(self) -> Sequence[nn.Module]:
+        """The last layers of the network's embeddings of the timestep."""
+        return self.family.level_embeddings(self.network)
+
     def sampling_sigmas(self, steps: int) -> list[float]:
         """The noise levels of diffusers' Euler scheduler with ``steps`` steps, as in the family's pipeline."""
         _, height, width = self.image_shape

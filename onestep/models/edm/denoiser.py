@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onestep.denoiser import Condition
 from onestep.models.base import DenoiserNetwork, Outputs
@@ -131,6 +131,12 @@ class EDMDenoiser(DenoiserNetwork):
     def feature_shapes(self) -> Sequence[tuple[int, int, int]]:
         """Those of the encoder's last output at each resolution."""
         return self.model.feature_shapes
+
+    @property
+    def level_embeddings(self) -> Sequence[nn.Module]:
+        """The last layer of the raw network's embedding of the noise level."""
+        name = self.model.level_layer
+        return () if name is None else (getattr(self.model, name),)
 
     @property
     def optional_keys(self) -> tuple[str, ...]:

@@ -18,7 +18,10 @@ class UNet(nn.Module, ABC):
         enc, dec: the layers by name.
         feature_layers: positions in the encoder of its last layer at each resolution, the features of discriminators.
         feature_shapes: the shapes of these features.
+        level_layer: the name of the last linear layer of the embedding of the noise level.
     """
+
+    level_layer = "map_layer1"
 
     def build_encoder(
         self, levels: Sequence[tuple[int, int]], num_blocks: int, attends: Collection[int],

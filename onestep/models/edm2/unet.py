@@ -96,6 +96,8 @@ class EDM2UNet(UNet):
         out_channels: channels of the output; None for ``img_channels``.
     """
 
+    level_layer = "emb_noise"
+
     def __init__(
         self,
         img_resolution: Side,

@@ -117,6 +117,10 @@ class Family(ABC):
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         """The network's output [B, C or 2 C, H, W] for its input ``x`` [B, C, H, W] at ``timestep`` [B]."""
 
+    def level_embeddings(self, network: Any) -> list[nn.Module]:
+        """The last layers of its embeddings of the timestep; by default of one, the first, as others are of sizes."""
+        return timestep_layers(network)[:1]
+
     @abstractmethod
     def feature_block(self, network: Any) -> nn.Module:
         """The block whose output is the features."""
@@ -190,6 +194,13 @@ def refuse_graph(network: Any) -> None:
             f"a {type(network).__name__} cuts each prompt of a batch to its own length, which a graph for any batch "
             "cannot: export it as diffusers or as safetensors"
         )
+
+
+def timestep_layers(network: nn.Module) -> list[nn.Module]:
+    """The last layers of all its modules that are diffusers' embedding of a number, in order."""
+    from diffusers.models.embeddings import TimestepEmbedding
+
+    return [module.linear_2 for module in network.modules() if isinstance(module, TimestepEmbedding)]
 
 
 def pack(x: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onestep.denoiser import Condition
-from onestep.models.diffusers.families.base import TransformerFamily
+from onestep.models.diffusers.families.base import TransformerFamily, timestep_layers
 
 
 class DiT(TransformerFamily):
@@ -18,6 +18,9 @@ class DiT(TransformerFamily):
 
     def requires_condition(self, config: Mapping[str, Any]) -> bool:
         return False
+
+    def level_embeddings(self, network: Any) -> list[nn.Module]:
+        return timestep_layers(network)  # each block has its own
 
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         classes = self.label_dim(network.config)

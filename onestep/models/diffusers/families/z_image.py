@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from onestep.denoiser import Condition
@@ -58,6 +58,9 @@ class ZImage(TransformerFamily):
         text = [states[:length] for states, length in zip(condition["encoder_hidden_states"], lengths, strict=True)]
         outputs = network(list(x[:, :, None].unbind()), 1 - timestep / 1000, text, return_dict=False)[0]
         return -torch.stack(list(outputs))[:, :, 0]  # without its axis of frames
+
+    def level_embeddings(self, network: Any) -> list[nn.Module]:
+        return [network.t_embedder.mlp[-1]]
 
     def blocks(self, network: Any) -> Any:
         return network.layers
