@@ -73,6 +73,10 @@ class SigmaDistribution(ABC):
         """The distribution after the part ``progress`` in [0, 1] of a training; most do not change."""
         return self
 
+    def at_step(self, step: int) -> Self:
+        """The distribution for samples of a generator's ``step``, counted from 0; most are the same for all."""
+        return self
+
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
         """``count`` independent samples [count], float32, on the rng's device."""
         return self.quantile(torch.rand(count, generator=rng, device=rng.device))
@@ -209,6 +213,20 @@ class SigmaBelow(SigmaDistribution):
         return (self.whole.cdf(sigma) / self.share).clamp(max=1)
 
 
+def between(distribution: Callable[..., SigmaDistribution], lowest: float, highest: float) -> SigmaDistribution:
+    """The ``distribution`` of the levels from ``lowest`` to ``highest``.
+
+    Raises:
+        ValueError: if it is not one of two levels.
+    """
+    try:
+        return distribution(sigma_min=lowest, sigma_max=highest)
+    except TypeError as error:
+        raise ValueError(
+            f"distribution: expected one of two levels, such as onestep.noise.LogUniformSigma ({one_line(error)})"
+        ) from error
+
+
 @checked
 class AnnealedSigma(SigmaDistribution):
     """A distribution that loses its highest levels during a training, as in ProlificDreamer (arXiv 2305.16213, sec. 4).
@@ -243,12 +261,7 @@ class AnnealedSigma(SigmaDistribution):
             )
         if begins > ends:
             raise ValueError(f"begins={begins}, ends={ends}: expected begins <= ends, as parts of the training")
-        try:
-            self.whole = distribution(sigma_min=lowest, sigma_max=highest)
-        except TypeError as error:
-            raise ValueError(
-                f"distribution: expected one of two levels, such as onestep.noise.LogUniformSigma ({one_line(error)})"
-            ) from error
+        self.whole = between(distribution, lowest, highest)
         self.last = float(self.whole.cdf(torch.tensor(sigma_end, dtype=torch.float64)))
         self.begins, self.ends, self.share = begins, ends, 1.0
 

@@ -10,8 +10,8 @@ PACKAGE = Path(onestep.__file__).parent
 # From the bottom to the top. The parts of "kinds" never import each other; other ranks may within themselves.
 RANKS = {
     "ground": {
-        "noise", "denoiser", "seeding", "precision", "processes", "files", "folders", "reading", "images", "cache",
-        "assets", "annotations", "ranges", "haar",
+        "noise", "step_intervals", "denoiser", "seeding", "precision", "processes", "files", "folders", "reading",
+        "images", "cache", "assets", "annotations", "ranges", "haar",
     },
     "parts": {"models", "samplers", "toy.gaussian_mixture", "toy.networks", "toy.teacher", "toy"},
     "kinds": {"objectives", "data", "metrics"},

@@ -24,6 +24,7 @@ from onestep.noise import (
     karras_sigmas,
     per_sample_sum,
 )
+from onestep.step_intervals import StepIntervals
 from tests.helpers.configs import configure
 
 DISTRIBUTIONS = {
@@ -34,6 +35,8 @@ DISTRIBUTIONS = {
     "shifted": (ShiftedSigma(0.0204, 49.0, 3.0), None),
     "shifted to t = 1": (ShiftedSigma(1e-3, 2.0**30, 3.0), None),
     "annealed": (AnnealedSigma(KarrasSigma, 0.02, 80.0, 5.0, 0.0, 1.0).after(0.5), None),
+    "step_intervals": (StepIntervals(KarrasSigma, 0.02, 80.0, [5.0, 0.4]), None),
+    "one of step_intervals": (StepIntervals(KarrasSigma, 0.02, 80.0, [5.0, 0.4]).at_step(1), None),
 }
 distributions = pytest.mark.parametrize(
     "distribution", [distribution for distribution, _ in DISTRIBUTIONS.values()], ids=DISTRIBUTIONS
@@ -160,6 +163,31 @@ def test_the_highest_level_falls(distribution: type, root: Callable[[float], flo
     assert [root(highest) for _, highest in levels.values()] == pytest.approx(expected, rel=1e-9)
     assert torch.equal(annealed.quantile(ends), distribution(0.02, 80.0).quantile(ends))  # the object is of the start
     assert annealed.after(0.4).cdf(torch.tensor([80.0])) == 1
+
+
+@pytest.mark.parametrize("distribution", [KarrasSigma, LogUniformSigma])
+def test_each_step_has_the_levels_down_to_the_next(distribution: type) -> None:
+    """Its part of the whole law, restricted by the whole's own probabilities; the mixture has a third of each step."""
+    whole, ends = distribution(0.02, 80.0), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    law = StepIntervals(distribution, 0.02, 80.0, [5.0, 0.4])
+    for step, (high, low) in enumerate([(80.0, 5.0), (5.0, 0.4), (0.4, 0.02)]):
+        of_step = law.at_step(step)
+        middle = whole.quantile(whole.cdf(torch.tensor([low, high], dtype=torch.float64)).mean()).item()
+        levels = of_step.quantile(ends)
+        assert levels.tolist() == pytest.approx([low, middle, high], rel=1e-9)
+        torch.testing.assert_close(of_step.cdf(levels), ends, rtol=0, atol=1e-9)
+        torch.testing.assert_close(law.cdf(levels), (2 - step + ends) / 3, rtol=0, atol=1e-9)
+        torch.testing.assert_close(law.quantile((2 - step + ends) / 3)[1], levels[1])
+    drawn = law.at_step(1).sample(2000, torch.Generator().manual_seed(0))
+    assert 0.4 <= drawn.min() < 0.42 and 4.8 < drawn.max() <= 5.0
+    one_step, u = StepIntervals(distribution, 0.02, 80.0, []), torch.linspace(0, 1, 9, dtype=torch.float64)
+    torch.testing.assert_close(one_step.at_step(0).quantile(u), whole.quantile(u))
+
+
+@pytest.mark.parametrize("later", [[5.0, 5.0], [0.4, 5.0], [80.0], [0.01]])
+def test_intervals_of_steps_that_do_not_descend(later: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"later_sigmas=\[.*\]: expected descending levels between sigma_max=80.0"):
+        StepIntervals(KarrasSigma, 0.02, 80.0, later)
 
 
 def test_the_highest_level_falls_at_once() -> None:

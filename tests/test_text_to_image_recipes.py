@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from omegaconf import DictConfig
 from PIL import Image
+from safetensors.torch import load_file
 
 from onestep.build.distillation import build_settings, distill
 from onestep.build.sampling import sample
@@ -20,6 +21,7 @@ from onestep.models.diffusers.schedule import VariancePreservingSchedule, tabula
 from onestep.models.generator import Generator
 from tests.helpers.configs import Configure, configure, tiny_config
 from tests.helpers.diffusers_models import build_denoiser
+from tests.helpers.killed_run import assert_same_checkpoint, distill_until_iteration_5
 from tests.helpers.tiny_pipelines import SCHEDULERS
 
 RECIPES = {  # the tiny pipeline, and the generator's steps
@@ -29,7 +31,10 @@ RECIPES = {  # the tiny pipeline, and the generator's steps
     "sdxl_dmd2": ("sdxl", 4),
     "sd3_f_distill": ("sd3", 4),
     "sd3_dmd2": ("sd3", 4),
+    "sd15_tdm": ("sd", 4),
+    "sd3_tdm": ("sd3", 4),
 }
+FROM_PROMPTS = ("sd15_tdm", "sd3_tdm")  # without a discriminator
 Pipelines = Callable[[str], Path]
 
 
@@ -65,15 +70,38 @@ def test_a_recipe_takes_two_steps(experiment: str, recipe: Configure, tmp_path: 
     summary = distill(recipe(experiment, kind))
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     assert len(lines) == 2
-    assert {name for name in lines[1] if name.endswith("_loss")} == {
-        "fake_score_loss", "discriminator_loss", "adversarial_loss",
-    }  # fmt: skip
+    losses = {name for name in lines[1] if name.endswith("_loss")}
     assert all(line["generator_gradient"] > 0 for line in lines)
-    assert lines[0]["adversarial_loss"] == pytest.approx(np.log(2), rel=0.01)  # a fresh discriminator knows nothing
+    if experiment in FROM_PROMPTS:
+        assert losses == {"fake_score_loss"}
+    else:
+        assert losses == {"fake_score_loss", "discriminator_loss", "adversarial_loss"}
+        assert lines[0]["adversarial_loss"] == pytest.approx(np.log(2), rel=0.01)  # a fresh discriminator knows nothing
     assert summary["student"]["network_evaluations"] == steps
     generator = Generator.from_pretrained(tmp_path / "run" / "generator")
     match_scheduler(generator)  # diffusers can draw with it
     assert generator.denoiser.guidance == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", FROM_PROMPTS)
+def test_tdm_is_resumed_exported_and_drawn(experiment: str, recipe: Configure, tmp_path: Path) -> None:
+    """Its LoRA students, the fake score's vectors of the steps, and its deterministic steps."""
+    kind, _ = RECIPES[experiment]
+    options = ("training.total_images=12", "training.checkpoint_every=3")
+    straight, resumed = (recipe(experiment, kind, *options, f"output={tmp_path / name}") for name in ("whole", "parts"))
+    distill(straight)
+    with pytest.MonkeyPatch.context() as patch:
+        distill_until_iteration_5(patch, resumed)
+    distill(recipe(experiment, kind, *options, f"output={tmp_path / 'parts'}", "resume=auto"))
+    last = "checkpoints/iteration_00000006"
+    assert_same_checkpoint(tmp_path / "whole" / last, tmp_path / "parts" / last)
+    vectors = load_file(tmp_path / "whole" / last / "fake_score.safetensors")["step_embedding.weight"]
+    assert vectors.shape[0] == 4 and vectors.any()
+    generator = Generator.from_pretrained(tmp_path / "whole" / "generator")
+    assert (generator.renoise, generator.network_evaluations) == ("deterministic", 4)
+    scheduler, _ = match_scheduler(generator)
+    assert not scheduler.config.get("stochastic_sampling") and type(scheduler) is not diffusers.LCMScheduler
 
 
 # How the levels of a generator are those of a scheduler.

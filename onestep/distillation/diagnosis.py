@@ -92,7 +92,11 @@ class Diagnosis:
             random = self._random(iteration, number)
             place = (order[number, random.rows].to(self.run.device) + random.uniform(())) / order.numel()
             x_seen, condition = self._training_batch(iteration, number)
-            samples = self._generate(number, random, self.parts.sigma.quantile(place), condition)
+            of_step = self.parts.sigma.at_step(self._step(number))
+            sigma = of_step.quantile(place)
+            samples = self._generate(number, random, sigma, condition)
+            if of_step is not self.parts.sigma:  # the bins are of all steps' levels
+                place = self.parts.sigma.cdf(sigma)
             noise = random.normal(samples[0].x.shape[1:])
             held_out = self._images(range(number * batch_size, (number + 1) * batch_size)[random.rows])
             values = (place, x_seen, condition, noise, *held_out)
@@ -111,6 +115,10 @@ class Diagnosis:
 
     def _random(self, iteration: int, number: int) -> BatchRandom:
         return self.run.random(self.parts.settings, iteration, _STREAM, number)
+
+    def _step(self, number: int) -> int:
+        """The generator's step of a batch, counted from 0: by turns, as the critics are trained on all."""
+        return number % self.parts.student.network_evaluations
 
     def _training_batch(self, iteration: int, number: int) -> Batch:
         """One of the last batches of the training."""
@@ -134,9 +142,9 @@ class Diagnosis:
         return None if images is None else images.to(device), map_condition(lambda one: one.to(device), condition)
 
     def _generate(self, number: int, random: BatchRandom, sigma: Tensor, condition: Condition) -> list[Samples]:
-        """Micro-batches of one of the generator's steps, by turns, as the critics are trained on all."""
+        """Micro-batches of one of the generator's steps."""
         student = self.parts.student
-        step = number % student.network_evaluations
+        step = self._step(number)
         noises = [random.normal(student.noise_shape) for _ in range(step + 1)]
         condition = self.parts.condition_of_samples(condition, random)
         inputs = self.parts.split(condition, *noises)
@@ -181,7 +189,8 @@ class Diagnosis:
                 number = self.batches + step
                 random = self._random(iteration, number)
                 _, condition = self._training_batch(iteration, step)
-                yield self._generate(number, random, random.sigma(self.parts.sigma), condition)
+                sigma = random.sigma(self.parts.sigma.at_step(self._step(number)))
+                yield self._generate(number, random, sigma, condition)
 
         assert self.method.fake_score is not None
         with refitted(self.method.fake_score, fresh(), lambda samples: self._denoise(samples)[1]):

@@ -103,8 +103,9 @@ def updates(
     """
     weights = parts.generator.weights(iteration * parts.settings.batch_size)
     progress = iteration / parts.settings.iterations
-    parts = replace(parts, sigma=parts.sigma.after(progress), fake_sigma=parts.fake_sigma.after(progress))
     step = exit_step(parts.run.seed, iteration, parts.student.network_evaluations)
+    sigma, fake_sigma = (law.after(progress).at_step(step) for law in (parts.sigma, parts.fake_sigma))
+    parts = replace(parts, sigma=sigma, fake_sigma=fake_sigma)
     set_step(parts.method.fake_score, step)
     number, batches = -1, list[MicroBatch]()
     for position, update in enumerate(parts.updates):

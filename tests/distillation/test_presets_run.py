@@ -29,6 +29,7 @@ EXPECTED = {
     "sid_lsg": ({"fake_score_loss"}, 2),
     "uni_instruct": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
     "adversarial": ({"discriminator_loss", "adversarial_loss"}, 1),
+    "tdm": ({"fake_score_loss"}, 1),
     "terms_alone": ({"regression_loss"}, 0),
     "uni_instruct_code": ({"fake_score_loss", "discriminator_loss", "adversarial_loss"}, 2),
 }
@@ -56,6 +57,28 @@ def test_a_preset_trains_what_it_should(preset: str, tmp_path: Path) -> None:
     with_weights = {"fake_score"} if preset == "uni_instruct_code" else {"fake_score", "discriminator"}
     assert trained == {name for name in with_weights if f"{name}_loss" in losses}
     assert bool(trained) == (steps > 0)
+
+
+def test_each_step_is_trained_at_its_own_levels(tmp_path: Path) -> None:
+    """TDM's, of teacher and fake score."""
+    bounds = [f"{law}.sigma_{end}" for law in ("sigma", "fake_sigma") for end in ("min=0.02", "max=1.0")]
+    parts = build_distillation(configure(
+        "train", *TINY, "objective=tdm", "sigma=step_intervals", "sigma@fake_sigma=step_intervals", *bounds,
+        "generator.later_sigmas=[0.5]", f"output={tmp_path / 'run'}",
+    ))  # fmt: skip
+    seen = list[float]()
+    parts.method.teacher.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[1].tolist()))
+    assert parts.method.fake_score is not None
+    parts.method.fake_score.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[1].tolist()))
+    steps = set()
+    for iteration, _ in enumerate(take_updates(parts, iterations=2)):  # two updates in each
+        if iteration % 2:
+            step = loop.exit_step(0, iteration // 2, 2)
+            low, high = [(0.5, 1.0), (0.02, 0.5)][step]
+            assert low <= min(seen) and max(seen) <= high and seen
+            steps.add(step)
+            seen.clear()
+    assert steps == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from onestep.models.diffusers.families.z_image import ZImage
 from onestep.models.diffusers.loading import load_diffusers
 from onestep.models.diffusers.pipeline import TeacherPipeline
 from onestep.models.diffusers.text_encoder import TextEncoder
+from onestep.models.steps import StepEmbedding, add_step_embedding, set_step
 from onestep.samplers import EulerSampler
 from tests.helpers.configs import TWO_ITERATIONS, Configure, configure, tiny_config
 from tests.helpers.family_pipelines import FAMILIES, build_family
@@ -136,6 +137,14 @@ def test_load(name: str, folder_of: Callable[[str], Path], tmp_path: Path) -> No
     ours = (shared.decode(EulerSampler(STEPS)(teacher, start, condition)) / 2 + 0.5).clamp(0, 1)
     assert ours.shape == images.shape and images.std() > 0.05
     torch.testing.assert_close(ours, images, rtol=0, atol=5e-5)
+    with torch.no_grad():
+        before, level = teacher(noise, torch.ones(2), condition), torch.ones(2)
+        add_step_embedding(teacher, 2, "fake_score.step_aware")
+        assert isinstance(teacher.step_embedding, StepEmbedding)
+        teacher.step_embedding.weight[1] = 1.0
+        assert torch.equal(teacher(noise, level, condition), before)
+        set_step(teacher, 1)
+        assert (teacher(noise, level, condition) - before).abs().amax((1, 2, 3)).min() > 1e-4
 
 
 def test_latents_of_images_are_those_of_the_pipelines(folder_of: Callable[[str], Path]) -> None:

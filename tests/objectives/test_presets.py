@@ -21,6 +21,7 @@ EXPANSIONS = ["sim", "uni_instruct"]  # gradients of E_q[h |score_p - score_q|^2
 SID = ["sid", "sida", "sid_lsg", "uni_instruct_code"]  # the last is SiD without an adversarial term
 SDS = ["sds"]
 ADVERSARIAL = ["adversarial"]  # a GAN alone
+TDM = ["tdm"]  # reverse KL by another metric
 
 
 def random_law(random: torch.Generator) -> dict[str, list[float]]:
@@ -83,7 +84,7 @@ def assert_gradient(world: Any, objective: Objective, expected: Tensor) -> None:
 
 def test_every_preset_is_here() -> None:
     # DMD's term is f-distill's with reverse KL, and is tested as DMD2's. terms_alone has no losses of its own.
-    tested = {*MATCHING, *EXPANSIONS, *SID, *SDS, *ADVERSARIAL}
+    tested = {*MATCHING, *EXPANSIONS, *SID, *SDS, *ADVERSARIAL, *TDM}
     assert {file.stem for file in CONF_OBJECTIVE.glob("*.yaml")} - {"dmd", "terms_alone"} == tested
 
 
@@ -128,6 +129,20 @@ def test_sds_descends_the_cross_entropy(world: Any) -> None:
     """``E_q[-log p]``: reverse KL without the entropy term."""
     expected = expected_gradient(world, lambda p, q: -NoisedMixture.integral(q.log.exp() * p.log))
     assert_gradient(world, preset("sds"), expected)
+
+
+def test_tdm_descends_a_pseudo_huber_metric(world: Any) -> None:
+    """Towards ``x - (x0_fake - x0_teacher)``, which reverse KL asks for."""
+    predictions = world.predictions
+    objective = instantiate(configure("train", "objective=tdm").objective)
+    x = predictions.x_generated.detach().requires_grad_()
+    losses, _ = objective(replace(predictions, x_generated=x))
+    (ours,) = torch.autograd.grad(losses.sum(), x)
+    target = (x + predictions.x0_teacher - predictions.x0_fake).detach()
+    sizes = (x - predictions.x0_teacher).detach().abs().flatten(1).sum(1)
+    metric = ((x - target).square() + 1e-3**2).sqrt().flatten(1).sum(1) / sizes
+    (expected,) = torch.autograd.grad(metric.sum(), x)
+    torch.testing.assert_close(ours, expected, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
