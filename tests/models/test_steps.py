@@ -80,6 +80,7 @@ def noised(random: torch.Generator, step: int, count: int = 256) -> tuple[Tensor
     return x0, x0 + expand_like(sigma, x0) * torch.randn(x0.shape, generator=random), sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aware", [True, False])
 def test_what_a_fake_score_of_two_steps_learns(aware: bool) -> None:
     """Each step's own denoiser, or that of the mixture of both, which is another."""
