@@ -113,6 +113,7 @@ def _write_onnx(graph: GeneratorGraph, folder: Path, dtype: DType) -> Runner:
             import_module(package)
         except ImportError as error:
             raise ValueError(f"--format onnx needs {package}: pip install 'onestep[onnx]' ({error})") from error
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxscript import optimizer
 
     program = _traced(graph)
@@ -125,6 +126,7 @@ def _write_onnx(graph: GeneratorGraph, folder: Path, dtype: DType) -> Runner:
         # Its own optimisation drops a sum with less than 1e-8, such as Sana's with 1e-15 before a division.
         for simplify in (optimizer.inline, optimizer.fold_constants, optimizer.remove_unused_nodes):
             simplify(converted.model)
+        ClearMetadataAndDocStringPass()(converted.model)  # lines and paths of the code that was traced
         large = sum(one.numel() * one.element_size() for one in graph.parameters()) > _LARGEST_ONNX
         converted.save(folder / _GRAPH, external_data=large)
         _CONVERSIONS[dtype](folder / _GRAPH, large)

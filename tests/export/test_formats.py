@@ -78,6 +78,11 @@ def test_a_seed_gives_the_image_of_the_generator(exported: Path, two_steps: Path
     assert (other - expected).abs().max() > 0.1  # each step's noise is used
 
 
+def test_a_graph_names_no_path_of_this_machine(exported: Path) -> None:
+    content = (exported / "model.onnx").read_bytes()
+    assert [word for word in (b".py", b"site-packages", b"onestep") if word in content] == []
+
+
 def test_the_readme_draws_with_onnxruntime_alone(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(exported)
     code, names = readme_code(exported), dict[str, Any]()
