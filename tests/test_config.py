@@ -130,7 +130,7 @@ REQUIRED = {
             "teacher.pipeline.cache={cache}",
         ]
         for file in CONF.glob("experiment/*.yaml")
-        if file.stem.startswith(("sd", "text_to_image"))
+        if file.stem.startswith(("sd", "flux", "text_to_image"))
     },
     **{
         f"experiment/{file.stem}": [

@@ -35,6 +35,12 @@ RECIPES = {  # the tiny pipeline, and the generator's steps
     "sd3_tdm": ("sd3", 4),
 }
 FROM_PROMPTS = ("sd15_tdm", "sd3_tdm")  # without a discriminator
+ON_ONE_CARD = {
+    "sd15_sid_lsg": ("sd", 1),
+    "sdxl_dmd2_lora": ("sdxl", 4),
+    "sd35_dmd_lora": ("sd3", 4),
+    "flux_dmd_lora": ("flux", 4),
+}
 Pipelines = Callable[[str], Path]
 
 
@@ -102,6 +108,19 @@ def test_tdm_is_resumed_exported_and_drawn(experiment: str, recipe: Configure, t
     assert (generator.renoise, generator.network_evaluations) == ("deterministic", 4)
     scheduler, _ = match_scheduler(generator)
     assert not scheduler.config.get("stochastic_sampling") and type(scheduler) is not diffusers.LCMScheduler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ON_ONE_CARD)
+def test_a_recipe_of_one_card_takes_two_steps(experiment: str, recipe: Configure, tmp_path: Path) -> None:
+    kind, steps = ON_ONE_CARD[experiment]
+    summary = distill(recipe(experiment, kind, "training.accumulation=1", "gradient_checkpointing=false"))
+    lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
+    assert len(lines) == 2 and all(line["generator_gradient"] > 0 for line in lines)
+    adversarial = {"adversarial_loss", "discriminator_loss"} if experiment == "sdxl_dmd2_lora" else set()
+    assert {name for name in lines[1] if name.endswith("_loss")} == {"fake_score_loss", *adversarial}
+    assert summary["student"]["network_evaluations"] == steps
+    match_scheduler(Generator.from_pretrained(tmp_path / "run" / "generator"))
 
 
 # How the levels of a generator are those of a scheduler.

@@ -102,9 +102,8 @@ def build_distillation(
     with_image = check_image_conditions(config, data, teacher)
     ignore_conditions(teacher, data)
     check_ground_truth(terms, teacher, with_image)
-    for term in terms.values():
-        for network in term.networks.values():
-            network.to(device)
+    for network in (network for term in terms.values() for network in term.networks.values()):
+        network.to(device)
     check_use(config)
     check_use_in_distillation(config, objective, data, parts.given)
     if isinstance(teacher, DenoiserNetwork):
