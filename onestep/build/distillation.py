@@ -141,9 +141,8 @@ def build_distillation(
         make_normalizer = instantiate(config.normalizer)
         normalizer = make_normalizer(sigma).to(float64_device(device)) if make_normalizer is not None else None
     penalty: GradientPenalty | None = instantiate(config.get("penalty"))
-    of_teacher = discriminator is not None and discriminator.features_from == "teacher"
-    of_teacher = of_teacher or (penalty is not None and penalty.matches_scores)
-    check_augmentation(config, augment, fake_score, teacher if of_teacher else None)
+    sees = getattr(discriminator, "features_from", "") == "teacher" or getattr(penalty, "matches_scores", False)
+    check_augmentation(config, augment, fake_score, teacher if sees else None)
     diagnosis = DiagnosisSettings(**config.diagnosis)
     if discriminator is not None and isinstance(data, TrainingDataset):
         data = hold_out(data, diagnosis.held_out, config.seed)

@@ -78,7 +78,7 @@ class Method:
 
     def __post_init__(self) -> None:
         self.view.check(self.objective)
-        check_penalty(self)
+        check_penalty(self.penalty, self.fake_score, self.view)
 
     @property
     def host(self) -> Any:
@@ -159,7 +159,8 @@ class Method:
                 at = (x_real_sigma, sigma_real, condition_real)
                 if self.penalty.matches_scores:
                     at = (noised.add_to(x_generated), noised.sigma, condition)
-                penalties = penalize(self, self.penalty, at, direction)
+                read, scores = (self.host, self.discriminator), (self.teacher, self.fake_score)
+                penalties = penalize(self.penalty, self.logits, read, scores, at, direction)
                 losses.terms["penalty"] = Term(penalties, self.discriminator_weight * self.penalty.weight)
                 losses.diagnostics["gradient_penalty"] = penalties
             losses.diagnostics |= {
