@@ -8,7 +8,7 @@ import diffusers
 import torch
 import transformers
 
-from tests.helpers.diffusers_models import randomize
+from tests.helpers.diffusers_models import build_network, randomize
 from tests.helpers.tiny_pipelines import build_pipeline, t5_encoder, t5_tokenizer, vae
 
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2}
@@ -133,6 +133,14 @@ _NEWER: dict[str, tuple[str, Callable[[], dict[str, Any]], Callable[[], Any]]] =
 }  # fmt: skip
 _OLDER = {"Stable Diffusion 1.5": "sd", "SDXL": "sdxl", "SD3": "sd3", "FLUX.1": "flux"}
 FAMILIES = (*_OLDER, *_NEWER)
+
+
+def build_family_network(name: str) -> Any:
+    """The network of a family's pipeline."""
+    if name in _OLDER:
+        return build_network(_OLDER[name])
+    torch.manual_seed(0)
+    return randomize(_NEWER[name][1]()["transformer"])
 
 
 def build_family(name: str, folder: Path) -> Path:

@@ -278,6 +278,8 @@ def test_export(name: str, exported: Callable[[str], Path], folder_of: Callable[
         ".safetensors", ".json", ".md", ".txt", ".png", ".model", ".jinja",
     }  # fmt: skip
     assert (folder / "pytorch_lora_weights.safetensors").exists() != name.startswith("PixArt")
+    renamed = name in ("Stable Diffusion 1.5", "SDXL", "Lumina 2")
+    assert (folder / "comfyui_lora_weights.safetensors").exists() == renamed
 
 
 @pytest.mark.slow
@@ -355,3 +357,21 @@ def test_a_lora_combines_with_another(
         steps = merged[key] - before[key]
         assert steps.abs().max() > 1e-4 and style.abs().max() > 1e-2
         torch.testing.assert_close(fused[key], before[key] + steps + style, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Stable Diffusion 1.5", "SDXL"])
+def test_the_file_for_comfyui_is_the_same_change(
+    name: str, exported: Callable[[str], Path], folder_of: Callable[[str], Path]
+) -> None:
+    """By diffusers' converter of Kohya's names, and the folder alone is still read by diffusers' own."""
+    found = []
+    for weight_name in ("comfyui_lora_weights.safetensors", None):
+        pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(folder_of(name))
+        pipeline.load_lora_weights(exported(name), weight_name=weight_name)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+        found.append(dict(pipeline.unet.named_parameters()))
+    merged = dict(diffusers.DiffusionPipeline.from_pretrained(exported(name)).unet.named_parameters())
+    for weights in found:
+        torch.testing.assert_close(weights, merged, rtol=0, atol=1e-6)

@@ -17,6 +17,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+from safetensors.torch import save_file
 
 from onestep.models.diffusers.autoencoder import Autoencoder
 from onestep.models.diffusers.denoiser import DiffusersDenoiser
@@ -32,13 +33,16 @@ _LORA_USAGE = """
 # pipeline = DiffusionPipeline.from_pretrained("<the teacher>"{without})
 # pipeline.load_lora_weights("{name}")
 # pipeline.scheduler = diffusers.{scheduler}.from_pretrained("{name}", subfolder="scheduler")"""
+_COMFYUI_FILE = "comfyui_lora_weights.safetensors"
+_COMFYUI_USAGE = f"\n# The same change by ComfyUI's names: {_COMFYUI_FILE}"
 
 
 def save_text_to_image(generator: Generator, teacher: Path, output: Path, variant: str | None = None) -> str:
     """Write the pipeline in the folder ``teacher`` with the generator's network and scheduler into ``output``.
 
-    For a LoRA student it also writes the change alone, as ``pytorch_lora_weights.safetensors``. The teacher's weights
-    are copied once: those of the ``variant``, or of the default where it has none.
+    For a LoRA student it also writes the change alone, as ``pytorch_lora_weights.safetensors``; of a family of whose
+    ComfyUI knows the layers by other names, it does so by these as ``comfyui_lora_weights.safetensors``. The teacher's
+    weights are copied once: those of the ``variant``, or of the default where it has none.
 
     Returns:
         Python code that generates images with it.
@@ -58,8 +62,9 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path, varian
     pipeline_class: Any = getattr(diffusers, index.kind)
     # PixArt's pipelines read no LoRA: of its students there are the merged weights alone.
     change = denoiser.config["lora"] is not None and hasattr(pipeline_class, "save_lora_weights")
+    other_names = False
     if change:
-        _save_lora(pipeline_class, network_name(index, type(denoiser.network).__name__), denoiser, output)
+        other_names = save_lora(pipeline_class, network_name(index, type(denoiser.network).__name__), denoiser, output)
     save_pipeline(teacher, output, _without_lora(denoiser), scheduler, variant)
     # Of an absent part that is not optional for diffusers, such as SD3's third encoder, it must be told.
     told = [name for name in required_parts(pipeline_class) if name not in {*index.components, "scheduler"}]
@@ -68,6 +73,7 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path, varian
     usage = _usage(output.name, generator, arguments, without)
     if change:
         usage += _LORA_USAGE.format(name=output.name, scheduler=type(scheduler).__name__, without=without)
+        usage += _COMFYUI_USAGE if other_names else ""
     return usage
 
 
@@ -101,8 +107,12 @@ def match_scheduler(generator: Generator) -> tuple[Any, dict[str, Any]]:
     return scheduler, {} if scheduler.timesteps.tolist() == timesteps else {"timesteps": timesteps}
 
 
-def _save_lora(pipeline_class: Any, network: str, denoiser: DiffusersDenoiser, output: Path) -> None:
-    """Write a LoRA student's change alone, in the format of ``load_lora_weights`` on the teacher's pipeline."""
+def save_lora(pipeline_class: Any, network: str, denoiser: DiffusersDenoiser, output: Path) -> bool:
+    """Write a LoRA student's change alone, in the format of ``load_lora_weights`` on the teacher's pipeline.
+
+    Returns:
+        True if there is a second file, by the names of ComfyUI.
+    """
     from peft import get_peft_model_state_dict
 
     scale = denoiser.config["lora"]["alpha"] / denoiser.config["lora"]["rank"]
@@ -112,6 +122,11 @@ def _save_lora(pipeline_class: Any, network: str, denoiser: DiffusersDenoiser, o
         for name, value in get_peft_model_state_dict(denoiser.network).items()
     }
     pipeline_class.save_lora_weights(output, **{f"{network}_lora_layers": layers})
+    comfyui = denoiser.family.comfyui_lora(denoiser.network, layers)
+    if comfyui is None:
+        return False
+    save_file({name: value.contiguous() for name, value in comfyui.items()}, output / _COMFYUI_FILE)
+    return True
 
 
 def _without_lora(denoiser: DiffusersDenoiser) -> Any:

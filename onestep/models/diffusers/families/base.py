@@ -113,6 +113,15 @@ class Family(ABC):
         """The part of the condition [1, ...] that follows from the images' height and width in pixels."""
         return {}
 
+    def comfyui_lora(self, network: Any, layers: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The tensors of a LoRA by ComfyUI's names of the layers; None if it reads diffusers' own.
+
+        Args:
+            network: the network with the LoRA.
+            layers: its ``lora_A.weight`` and ``lora_B.weight`` by the names of the network's layers, of scale 1.
+        """
+        return None
+
     @abstractmethod
     def call(self, network: Any, x: Tensor, timestep: Tensor, condition: Condition, guidance: float) -> Tensor:
         """The network's output [B, C or 2 C, H, W] for its input ``x`` [B, C, H, W] at ``timestep`` [B]."""

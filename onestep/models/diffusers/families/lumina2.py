@@ -1,5 +1,6 @@
 """Lumina-Image 2.0."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -8,6 +9,13 @@ from torch import Tensor, nn
 
 from onestep.denoiser import Condition
 from onestep.models.diffusers.families.base import TransformerFamily, refuse_graph
+
+#: Names of the original code, by those of diffusers; those of attention's inputs are one layer there.
+_ORIGINAL = {
+    r"\.attn\.to_out\.0$": ".attention.out", r"\.feed_forward\.linear_([123])$": r".feed_forward.w\1",
+    r"\.norm1\.linear$": ".adaLN_modulation.1",
+}  # fmt: skip
+_INPUT = re.compile(r"(.*)\.attn\.to_[qkv]$")
 
 
 def _encode(pipeline: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
@@ -45,3 +53,20 @@ class Lumina2(TransformerFamily):
 
     def width(self, network: Any) -> int:
         return network.config["hidden_size"]
+
+    def comfyui_lora(self, network: Any, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The original code's names, whose ``qkv`` is a block-diagonal LoRA of the three layers of diffusers."""
+        found: dict[str, Tensor] = {}
+        for layer in dict.fromkeys(name.rpartition(".lora_")[0] for name in layers):
+            parts = [layer]
+            if inputs := _INPUT.match(layer):
+                layer, parts = f"{inputs[1]}.attention.qkv", [f"{inputs[1]}.attn.to_{name}" for name in "qkv"]
+            for pattern, name in _ORIGINAL.items():
+                layer = re.sub(pattern, name, layer)
+            down = torch.cat([layers[name] for part in parts if (name := f"{part}.lora_A.weight") in layers])
+            up = torch.block_diag(*(
+                layers.get(f"{part}.lora_B.weight", down.new_zeros(network.get_submodule(part).out_features, 0))
+                for part in parts
+            ))  # fmt: skip
+            found |= {f"diffusion_model.{layer}.lora_A.weight": down, f"diffusion_model.{layer}.lora_B.weight": up}
+        return found

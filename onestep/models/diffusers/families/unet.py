@@ -82,3 +82,9 @@ class TextUNet(UNetFamily):
         text, *added = self.condition_keys(network.config)
         micro_conditioning = {key: condition[key] for key in added}
         return network(x, timestep, condition[text], added_cond_kwargs=micro_conditioning).sample
+
+    def comfyui_lora(self, network: Any, layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Kohya's names: of diffusers' own ComfyUI reads those of layers other than attention alone."""
+        from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+
+        return convert_state_dict_to_kohya({f"unet.{name}": value for name, value in layers.items()})
