@@ -156,7 +156,7 @@ def build_distillation(
     averages = Averages(student, rules)
     # After all checks, and before the networks are sharded: each process generates its pairs alone.
     pairs: PairSettings | None = instantiate(config.get("pairs"))
-    layout, space = build_layout(config), sample_space(teacher, data)
+    layout, space = build_layout(config, teacher), sample_space(teacher, data)
     teacher_pairs = None
     if pairs is not None:
         conditions = "" if space.conditions is None or isinstance(data, NoData) else data.fingerprint()

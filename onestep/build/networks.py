@@ -18,6 +18,7 @@ from onestep.engine.checkpoint import damage, is_checkpoint
 from onestep.engine.course import Course
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.lora import LoRA
+from onestep.models.diffusers.quantized import is_quantized
 from onestep.models.discriminator import Discriminator
 from onestep.models.generator import Generator
 from onestep.models.loading import load_generator, load_teacher
@@ -130,6 +131,11 @@ def trainable(config: DictConfig, name: str, network: DenoiserNetwork) -> Denois
     student: DenoiserNetwork
     if lora is not None and name in lora.students:
         student = lora.apply(network)
+    elif is_quantized(network):
+        raise ValueError(
+            f"the {name} would train all weights of a teacher whose layers have 8 or 4 bits, which are frozen: set "
+            "lora=attention with lora.students=[generator,fake_score], or teacher.quantize=null"
+        )
     else:  # in float32, for every precision of the teacher
         student = copy.deepcopy(network).float().requires_grad_(True)
     if name == "fake_score" and config.fake_score.step_aware:

@@ -22,6 +22,7 @@ from onestep.engine.run import Run
 from onestep.engine.settings import EvaluationSettings, TrainingSettings
 from onestep.evaluation.of_run import check_evaluation
 from onestep.models.base import DenoiserNetwork
+from onestep.models.diffusers.quantized import is_quantized
 from onestep.pretraining import classifier, denoiser, invertible
 from onestep.pretraining.denoiser import Pretraining
 from onestep.pretraining.dropout import PromptDropout
@@ -90,7 +91,10 @@ def build_pretraining(config: DictConfig, run: Run) -> Pretraining:
         )
     check_use_in_pretraining(config, data)
     torch.manual_seed(seeded_rng(config.seed).initial_seed())
-    network: DenoiserNetwork = instantiate(config.network).to(run.device).requires_grad_(True).train()
+    network: DenoiserNetwork = instantiate(config.network)
+    if is_quantized(network):
+        raise ValueError("network.quantize: a pretraining trains all weights: set network.quantize=null")
+    network = network.to(run.device).requires_grad_(True).train()
     check_fit(network, data)
     check_conditions(data, network, "network")
     if check_image_conditions(config, data):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from onestep.build.processes import separate_processes
 from onestep.config import instantiate, record_overrides
@@ -16,6 +17,7 @@ from onestep.engine.course import course_of
 from onestep.engine.prepare import Layout
 from onestep.engine.run import Run
 from onestep.engine.settings import RunSettings
+from onestep.models.diffusers.quantized import is_quantized
 from onestep.pages.run import REPORT, write_report
 from onestep.precision import DistillationPrecision, allow_tf32, choose_precision, describe_precision
 
@@ -122,8 +124,18 @@ def _is_distillation(config: DictConfig) -> bool:
     return "objective" in config
 
 
-def build_layout(config: DictConfig) -> Layout:
-    """The layout of the run's networks."""
+def build_layout(config: DictConfig, teacher: Any = None) -> Layout:
+    """The layout of the run's networks, the ``teacher`` among them.
+
+    Raises:
+        ValueError: for sharded or compiled networks with a teacher whose layers have 8 or 4 bits.
+    """
     names = ("channels_last", "gradient_checkpointing", "shard", "compile")
     options: dict[str, Any] = {name: config[name] for name in names}
+    for key in ("shard", "compile"):
+        if config[key] and isinstance(teacher, nn.Module) and is_quantized(teacher):
+            raise ValueError(
+                f"{key}={str(config[key]).lower()} is not supported with layers of 8 or 4 bits: set {key}=false, or "
+                "teacher.quantize=null"
+            )
     return Layout(**options)

@@ -193,6 +193,10 @@ class Outline(Subject):
 def _outline_of_teacher(node: DictConfig) -> Any:
     if node.get("_target_") != f"{_LOADER}load_diffusers":
         return instantiate(node)
+    if node.get("quantize") is not None:
+        raise ValueError(
+            f"teacher.quantize={node.quantize} is not predicted: set teacher.quantize=null for that of teacher.dtype"
+        )
     taken = ("path", "size", "dtype", "revision", "local_files_only", "scheduler")
     described: dict[str, Any] = {"_target_": f"{_LOADER}outline_diffusers", **{name: node[name] for name in taken}}
     return instantiate(OmegaConf.create(described))

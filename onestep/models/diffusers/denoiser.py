@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onestep.denoiser import NO_CONDITION, Condition, map_condition
 from onestep.models.base import DenoiserNetwork
 from onestep.models.diffusers.families import diffusers_class, find_family
+from onestep.models.diffusers.quantized import dequantized
 from onestep.models.diffusers.saving import save_pipeline
 from onestep.models.diffusers.schedule import build_scheduler, read_schedule
 from onestep.models.guidance import PLAIN, GuidanceRule
@@ -150,6 +151,10 @@ class DiffusersDenoiser(diffusers.ModelMixin, DenoiserNetwork, diffusers.ConfigM
     def init_noise_sigma(self, sigma: float) -> float:
         """The standard deviation with which diffusers' pipelines start at ``sigma``."""
         return self.schedule.init_noise_sigma(sigma)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """See :class:`diffusers.ModelMixin`; layers of 8 or 4 bits are written dequantised, in their first dtype."""
+        super(DiffusersDenoiser, dequantized(self)).save_pretrained(folder, **options)
 
     def save_teacher(self, folder: Path) -> None:
         """Write its pipeline with this network; without one, the network as :meth:`save_pretrained`."""

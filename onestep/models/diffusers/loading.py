@@ -8,6 +8,7 @@ from onestep.models.diffusers.denoiser import DiffusersDenoiser, plain_config
 from onestep.models.diffusers.families import FAMILIES
 from onestep.models.diffusers.folder import INDEX, SCHEDULER_CONFIG, PipelineIndex, pipeline_folder
 from onestep.models.diffusers.pipeline import DTYPES, DType, TeacherPipeline
+from onestep.models.diffusers.quantized import Bits, quantize_layers
 from onestep.models.guidance import GuidanceRule
 from onestep.models.weights import Weights, build_outline, load_network, read_config
 from onestep.ranges import Fraction, Guidance, NonNegative, PathText, Side, Text, checked
@@ -32,6 +33,7 @@ def load_diffusers(
     lora: PathText | None = None,
     guidance_rescale: Fraction = 0.0,
     guidance_interval: tuple[NonNegative, NonNegative] | None = None,
+    quantize: Bits | None = None,
 ) -> DiffusersDenoiser:
     """A frozen teacher in eval mode, from a pipeline of diffusers or one of its networks; safetensors only.
 
@@ -54,6 +56,7 @@ def load_diffusers(
         config, lora: of a single file, and a LoRA, as in the ``pipeline``, whose cache has the folder that they become;
             see :func:`onestep.models.diffusers.prepared.find_pipeline`.
         guidance_rescale, guidance_interval: see :class:`onestep.models.guidance.GuidanceRule`.
+        quantize: bits of its linear layers, see :mod:`onestep.models.diffusers.quantized`; None for their dtype.
 
     Raises:
         ValueError: if the path holds no supported network or pipeline.
@@ -74,6 +77,8 @@ def load_diffusers(
     )
     denoiser.register_to_config(network_config=plain_config(denoiser.network.config))  # with diffusers' defaults
     denoiser.pipeline = pipeline
+    if quantize is not None:
+        quantize_layers(denoiser.network, quantize)
     return denoiser.requires_grad_(False).set_guidance(guidance, rule=GuidanceRule(guidance_rescale, guidance_interval))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import MinLen
 
 from onestep.models.base import DenoiserNetwork, copy_trained
+from onestep.models.diffusers.quantized import QuantizedLinear
 from onestep.ranges import Positive, Text, Width, checked
 
 if TYPE_CHECKING:
@@ -52,4 +53,7 @@ class LoRA:
             raise ValueError("lora supports networks of diffusers only: use another teacher, or lora=null")
         student = copy_trained(network.requires_grad_(False))
         student.add_lora(self.rank, self.alpha, list(self.targets))
+        for layer in student.modules():
+            if isinstance(layer, QuantizedLinear):
+                layer.in_state = False  # a checkpoint has the change alone
         return student
