@@ -77,10 +77,13 @@ PLAIN = GuidanceRule(rescale=0.0, interval=None)
 
 @contextmanager
 def unguided(network: Any) -> Iterator[None]:
-    """Context in which a denoiser predicts without its guidance."""
-    kept = network.guidance, network.guidance_rule
-    network.guidance, network.guidance_rule = 1.0, PLAIN
+    """Context in which a denoiser predicts without guidance, also one of one's own that has no such attributes."""
+    plain = {"guidance": 1.0, "guidance_rule": PLAIN}
+    kept = {name: getattr(network, name) for name in plain if hasattr(network, name)}
+    for name in kept:
+        setattr(network, name, plain[name])
     try:
         yield
     finally:
-        network.guidance, network.guidance_rule = kept
+        for name, value in kept.items():
+            setattr(network, name, value)

@@ -131,6 +131,13 @@ def test_a_discriminator_of_its_own_with_a_penalty(penalty: str, tmp_path: Path)
     assert generator["generator_gradient"] > 0 and "discriminator" in parts.trained_networks
 
 
+def test_the_scores_of_a_teacher_without_guidance(tmp_path: Path) -> None:
+    """The fake score of the mixture is not the teacher at the start, so the constant logit has a penalty."""
+    overrides = ("experiment=mixture", "discriminator=points", "penalty=scores", f"output={tmp_path}")
+    *critics, _ = take_updates(build_distillation(configure("train", *TINY, *overrides)))
+    assert critics and all(float(update["gradient_penalty"].min()) > 0 for update in critics)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
