@@ -177,9 +177,8 @@ def _ddim_scheduler(denoiser: DiffusersDenoiser) -> Any:
 def _usage(name: str, generator: Generator, arguments: dict[str, Any], without: str) -> str:
     given: dict[str, Any] = {"num_inference_steps": generator.network_evaluations} | arguments
     seeding = ""
-    if (
-        "sigmas" in arguments and generator.renoise == "stochastic"
-    ):  # pipelines of flow matching pass no rng to the scheduler
+    # Pipelines of flow matching pass no rng to the scheduler.
+    if "sigmas" in arguments and generator.renoise == "stochastic":
         seeding = "torch.manual_seed(0)\n"
     else:
         given["generator"] = "torch.Generator().manual_seed(0)"
