@@ -34,7 +34,7 @@ _LORA_USAGE = """
 # pipeline.load_lora_weights("{name}")
 # pipeline.scheduler = diffusers.{scheduler}.from_pretrained("{name}", subfolder="scheduler")"""
 _COMFYUI_FILE = "comfyui_lora_weights.safetensors"
-_COMFYUI_USAGE = f"\n# The same change by ComfyUI's names: {_COMFYUI_FILE}"
+_COMFYUI_USAGE = f"\n\n# For ComfyUI, by its names of the layers: {_COMFYUI_FILE}, the LoRA change"
 
 
 def save_text_to_image(generator: Generator, teacher: Path, output: Path, variant: str | None = None) -> str:
@@ -72,8 +72,8 @@ def save_text_to_image(generator: Generator, teacher: Path, output: Path, varian
     without = "".join(f", {name}=None" for name in told)
     usage = _usage(output.name, generator, arguments, without)
     if change:
-        usage += _LORA_USAGE.format(name=output.name, scheduler=type(scheduler).__name__, without=without)
         usage += _COMFYUI_USAGE if other_names else ""
+        usage += _LORA_USAGE.format(name=output.name, scheduler=type(scheduler).__name__, without=without)
     return usage
 
 
